@@ -1,0 +1,25 @@
+"""Test session setup: 8 virtual CPU devices, and a thread pool large enough that queued collectives cannot starve on few cores."""
+import os
+
+os.environ["NPROC"] = "16"  # the CPU client sizes its pool from this; 8 devices on 2 cores deadlock without it
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pathlib  # noqa: E402
+
+import pytest  # noqa: E402
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+def shared_data() -> pathlib.Path:
+    """Folder of public benchmark files; tests that need it skip where it is absent."""
+    return pathlib.Path(os.environ.get("GRM_JAX_DATA", REPO.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def data_dir() -> pathlib.Path:
+    path = shared_data()
+    if not path.is_dir():
+        pytest.skip(f"benchmark files not found at {path}; set GRM_JAX_DATA to their folder")
+    return path
