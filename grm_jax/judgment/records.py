@@ -1,0 +1,237 @@
+"""Preference records: their JSONL schema, and the seeded order in which a judge sees the responses.
+
+One JSON object a line:
+
+    {"id": str,                      unique in its file
+     "conversation": [{"role": "system" | "user" | "assistant", "content": str}, ...],   ends with a user turn
+     "responses": [str, ...],        n >= 1 candidate next turns
+     "rewards": [number] * n,        or "best": int, the index of the best response (one-hot rewards); neither for inference
+     "domain": str, "reference": str, "metadata": object}                                 these three are optional
+
+With n >= 2 exactly one reward is the largest (Eq 10 of arXiv 2504.02495 needs a single best response); with n = 1 the reward is 0 or 1
+(wrong or right). A field that is missing, misspelt or of the wrong type is an error that names file, line and field.
+"""
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference", "metadata")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation; `role` is one of ROLES."""
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One judged item: a conversation and n candidate responses, with gold `rewards` (n floats) where they are known."""
+    id: str
+    conversation: tuple[Turn, ...]
+    responses: tuple[str, ...]
+    rewards: tuple[float, ...] | None = None
+    domain: str = ""
+    reference: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def record_from_dict(d: Any, where: str) -> Record:
+    """Validates one decoded JSON object. `where` ("file:line") opens every error message. Raises ValueError."""
+    if not isinstance(d, dict):
+        raise ValueError(f"{where}: expected a JSON object with fields {', '.join(FIELDS)}, got {_short(d)}")
+    _reject_unknown(d, FIELDS, where)
+    record_id = _text(d, "id", where)
+    if not record_id:
+        raise ValueError(f'{where}: field "id": expected a non-empty string')
+    where = f"{where} (id {record_id!r})"
+    responses = d.get("responses")
+    if not isinstance(responses, list) or not responses:
+        raise ValueError(f'{where}: field "responses": expected a non-empty list of strings, got {_short(responses)}')
+    metadata = d.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f'{where}: field "metadata": expected an object, got {_short(metadata)}')
+    return Record(
+        id=record_id,
+        conversation=_conversation(d.get("conversation"), where),
+        responses=tuple(_checked_text(r, f"responses[{i}]", where) for i, r in enumerate(responses)),
+        rewards=_rewards(d, len(responses), where),
+        domain=_text(d, "domain", where) if "domain" in d else "",
+        reference=_text(d, "reference", where) if d.get("reference") is not None else None,
+        metadata=metadata,
+    )
+
+
+def record_to_dict(record: Record) -> dict[str, Any]:
+    """The JSON object of a record; `record_from_dict` gives the record back. A "best" index has become one-hot "rewards"."""
+    d: dict[str, Any] = {
+        "id": record.id,
+        "conversation": [{"role": turn.role, "content": turn.content} for turn in record.conversation],
+        "responses": list(record.responses),
+    }
+    if record.rewards is not None:
+        d["rewards"] = list(record.rewards)
+    if record.domain:
+        d["domain"] = record.domain
+    if record.reference is not None:
+        d["reference"] = record.reference
+    if record.metadata:
+        d["metadata"] = record.metadata
+    return d
+
+
+def read_records(path: str | os.PathLike) -> list[Record]:
+    """Reads a .jsonl or .jsonl.gz file (UTF-8, blank lines skipped). Raises ValueError at the first invalid line or repeated id."""
+    records: list[Record] = []
+    first_line: dict[str, int] = {}
+    opener = gzip.open if str(path).endswith(".gz") else open
+    number = 0
+    try:
+        with opener(path, "rb") as file:  # bytes: only \n ends a line, and a decoding error can name its line
+            for number, raw in enumerate(file, start=1):
+                if not raw.strip():
+                    continue
+                where = f"{path}:{number}"
+                try:
+                    decoded = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_reject_constant)
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+                    raise ValueError(f"{where}: not a line of UTF-8 JSON: {error}") from error
+                record = record_from_dict(decoded, where)
+                if record.id in first_line:
+                    raise ValueError(f'{where}: field "id": {record.id!r} was used on line {first_line[record.id]} already')
+                first_line[record.id] = number
+                records.append(record)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file after line {number}: {error}") from error
+    return records
+
+
+def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
+    """Writes .jsonl or .jsonl.gz that `read_records` accepts: every record is validated, the file appears whole or not at all.
+
+    The bytes depend on the records only (no time stamp in the gzip header). Raises ValueError as `read_records` would.
+    """
+    path = Path(path)
+    lines = []
+    seen: set[str] = set()
+    for number, record in enumerate(records, start=1):
+        d = record_to_dict(record)
+        record_from_dict(d, f"{path}:{number}")
+        if record.id in seen:
+            raise ValueError(f'{path}:{number}: field "id": {record.id!r} occurs twice')
+        seen.add(record.id)
+        lines.append(json.dumps(d, ensure_ascii=False, allow_nan=False) + "\n")
+    data = "".join(lines).encode("utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
+    os.replace(partial, path)
+
+
+def seeded_digest(purpose: str, seed: int, record_id: str, *numbers: int) -> bytes:
+    """32 pseudo-random bytes, a function of the arguments only: the same on every machine and Python version.
+
+    `purpose` (no NUL) keeps uses apart, so that for example tie breaks do not depend on the order of responses.
+    """
+    text = "\0".join([purpose, str(seed), *map(str, numbers), record_id])  # the id comes last, so no id can imitate a number
+    return hashlib.sha256(text.encode("utf-8")).digest()
+
+
+def response_order(seed: int, record_id: str, sample: int, n: int) -> tuple[int, ...]:
+    """order[p] = index in the record of the response shown at prompt position p; uniform over the n! permutations.
+
+    Every sample of a vote sees another order (paper, section 4). The order depends on the arguments only, never on batch or history.
+    """
+    return tuple(sorted(range(n), key=lambda i: seeded_digest("response_order", seed, record_id, sample, i)))
+
+
+def to_record_order(scores: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Scores in prompt order (n) -> scores in record order (n). Raises ValueError when the lengths differ."""
+    in_record_order = dict(zip(order, scores, strict=True))
+    return tuple(in_record_order[i] for i in range(len(order)))
+
+
+def _conversation(turns: Any, where: str) -> tuple[Turn, ...]:
+    if not isinstance(turns, list) or not turns:
+        raise ValueError(f'{where}: field "conversation": expected a non-empty list of turns, got {_short(turns)}')
+    result = []
+    for i, turn in enumerate(turns):
+        name = f"conversation[{i}]"
+        if not isinstance(turn, dict):
+            raise ValueError(f'{where}: field "{name}": expected an object with "role" and "content", got {_short(turn)}')
+        _reject_unknown(turn, ("role", "content"), where, name + ".")
+        if turn.get("role") not in ROLES:
+            raise ValueError(f'{where}: field "{name}.role": expected one of {", ".join(ROLES)}, got {_short(turn.get("role"))}')
+        result.append(Turn(turn["role"], _checked_text(turn.get("content"), f"{name}.content", where)))
+    if result[-1].role != "user":
+        raise ValueError(f'{where}: field "conversation": expected the last turn to be the user\'s, got {result[-1].role!r}')
+    return tuple(result)
+
+
+def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
+    if "rewards" in d and "best" in d:
+        raise ValueError(f'{where}: fields "rewards" and "best": expected one of them, got both')
+    if "best" in d:
+        best = d["best"]
+        if n == 1:
+            raise ValueError(f'{where}: field "best": says nothing about one response; expected "rewards": [0] or [1]')
+        if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < n:
+            raise ValueError(f'{where}: field "best": expected an integer from 0 to {n - 1}, got {_short(best)}')
+        return tuple(float(i == best) for i in range(n))
+    if "rewards" not in d:
+        return None
+    rewards = d["rewards"]
+    if not isinstance(rewards, list) or len(rewards) != n:
+        raise ValueError(f'{where}: field "rewards": expected a list of {n} numbers, one for each response, got {_short(rewards)}')
+    for i, value in enumerate(rewards):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(f'{where}: field "rewards[{i}]": expected a finite number, got {_short(value)}')
+    if n == 1 and rewards[0] not in (0, 1):
+        raise ValueError(f'{where}: field "rewards": expected [0] or [1] for a single response, got {_short(rewards)}')
+    if n > 1 and rewards.count(max(rewards)) > 1:
+        raise ValueError(f'{where}: field "rewards": expected exactly one largest value, got {_short(rewards)}')
+    return tuple(float(value) for value in rewards)
+
+
+def _text(d: dict, name: str, where: str) -> str:
+    if name not in d:
+        raise ValueError(f'{where}: field "{name}": missing')
+    return _checked_text(d[name], name, where)
+
+
+def _checked_text(value: Any, name: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{where}: field "{name}": expected a string, got {_short(value)}')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f'{where}: field "{name}": character {error.start} is half of a surrogate pair, not text') from error
+    return value
+
+
+def _reject_unknown(d: dict, known: Sequence[str], where: str, prefix: str = "") -> None:
+    for name in d:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+            raise ValueError(f'{where}: field "{prefix}{name}": unknown; {hint} (other data belongs under "metadata")')
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
