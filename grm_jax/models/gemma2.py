@@ -1,0 +1,203 @@
+"""Gemma-2 as pure-functional Flax Linen modules: one forward for trainer, sampler, reference policy and Meta RM.
+
+Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every mask follows from
+positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and pos_t - pos_s < window in local layers.
+So training (one segment of keys), prefill and decode (shared prefix + own suffix) are the same attention.
+
+Parameters are stacked over blocks: every leaf has a leading axis of cfg.n_blocks, scanned or not.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from grm_jax.models.config import LOCAL, Gemma2Config
+
+Segment = dict[str, jax.Array]  # k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
+
+
+def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding in float32, half-split pairing (x_i, x_{i + H/2})."""
+    half = x_BTNH.shape[-1] // 2
+    inverse_frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1h = (pos_BT.astype(jnp.float32)[..., None] * inverse_frequency)[:, :, None, :]
+    sin, cos = jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTNH.dtype)
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap * tanh(x / cap), elementwise; the identity where cap is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def attend(q_BTNH: jax.Array, pos_BT: jax.Array, segments: list[Segment], window: int | None, cap: float | None) -> jax.Array:
+    """Softmax attention of each query over the concatenation of several key segments. Returns BTNH in q's dtype.
+
+    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row i // fold of the
+    segment, without copying it (the fold is moved into the query axis). The softcap is elementwise, so joining the
+    logits of all segments before one softmax is exact. A query that sees no key gets the mean of all values (padding).
+    """
+    B, T, N, H = q_BTNH.shape
+    logits, sizes = [], []
+    for segment in segments:
+        k_bSKH = segment["k"]
+        b, S, K, _ = k_bSKH.shape
+        fold = B // b
+        q_bXKGH = q_BTNH.reshape(b, fold * T, K, N // K, H)
+        logits_bKGXS = jnp.einsum("bxkgh,bskh->bkgxs", q_bXKGH, k_bSKH, preferred_element_type=jnp.float32)
+        pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
+        visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
+        if window is not None:
+            visible_bXS &= pos_bX[..., None] - key_b1S < window
+        logits_bKGXS = jnp.where(visible_bXS[:, None, None], softcap(logits_bKGXS, cap), -1e30)
+        logits.append(logits_bKGXS.reshape(b, K, N // K, fold, T, S).transpose(0, 3, 1, 2, 4, 5).reshape(B, K, N // K, T, S))
+        sizes.append(S)
+    probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
+    out_BTNH, start = 0.0, 0
+    for segment, S in zip(segments, sizes):
+        b, K = segment["v"].shape[0], segment["v"].shape[2]
+        fold = B // b
+        part = probs_BKGTS[..., start : start + S].reshape(b, fold, K, N // K, T, S).transpose(0, 2, 3, 1, 4, 5)
+        part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
+        out_bXKGH = jnp.einsum("bkgxs,bskh->bxkgh", part_bKGXS, segment["v"])
+        out_BTNH += out_bXKGH.reshape(B, T, N, H)
+        start += S
+    return out_BTNH
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + w), statistics and product in float32, result in x's dtype."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        w_D = self.param("scale", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
+        return (x32 * (1.0 + w_D.astype(jnp.float32))).astype(x.dtype)
+
+
+def _linear(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, dtype) -> jax.Array:
+    return module.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32).astype(dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of one layer; see `Gemma2.__call__` for prefix and suffix."""
+
+    cfg: Gemma2Config
+    layer_type: str
+
+    @nn.compact
+    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B):
+        cfg, dtype = self.cfg, x_BTD.dtype
+        D, N, K, H = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, _linear(self, "q", (D, N, H), D, dtype))
+        k_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "k", (D, K, H), D, dtype))
+        v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "v", (D, K, H), D, dtype))
+        q_BTNH = rope(q_BTNH, pos_BT, cfg.rope_theta) * jnp.asarray(cfg.query_pre_attn_scalar**-0.5, dtype)
+        own = {"k": rope(k_BTKH, pos_BT, cfg.rope_theta), "v": v_BTKH, "pos": pos_BT}
+        if suffix is not None:  # decode: write this step into its (ring) slot, then read the slots of this block
+            rows = jnp.arange(x_BTD.shape[0])
+            slot = slot_B % suffix["pos"].shape[-1]
+            suffix = {name: cache.at[block, rows, slot].set(own[name][:, 0]) for name, cache in suffix.items()}
+            segments = [{name: cache[block] for name, cache in suffix.items()}]
+        else:
+            segments = [own]
+        window = cfg.sliding_window if self.layer_type == LOCAL else None
+        segments = ([prefix] if prefix is not None else []) + segments
+        out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
+        out_BTD = jnp.einsum("btnh,nhd->btd", out_BTNH, _linear(self, "o", (N, H, D), N * H, dtype))
+        return out_BTD, own, suffix
+
+
+class MLP(nn.Module):
+    """GeGLU with tanh-approximate gelu."""
+
+    cfg: Gemma2Config
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        D, F, dtype = self.cfg.d_model, self.cfg.d_ff, x_BTD.dtype
+        gate_BTF = jax.nn.gelu(x_BTD @ _linear(self, "gate", (D, F), D, dtype), approximate=True)
+        return (gate_BTF * (x_BTD @ _linear(self, "up", (D, F), D, dtype))) @ _linear(self, "down", (F, D), F, dtype)
+
+
+class Block(nn.Module):
+    """The repeating block of layers: pre- and post-norm around attention and MLP, residual after the post-norm."""
+
+    cfg: Gemma2Config
+    keep_kv: bool
+
+    @nn.compact
+    def __call__(self, carry, inputs):
+        x_BTD, pos_BT, slot_B, suffix = carry
+        block, prefix = inputs
+        eps, kept = self.cfg.norm_eps, {}
+        for i, layer_type in enumerate(self.cfg.block):
+            name = f"layer_{i}"
+            attended, own, layer_suffix = Attention(self.cfg, layer_type, name=f"{name}_attn")(
+                RMSNorm(eps, name=f"{name}_pre_attn")(x_BTD), pos_BT,
+                None if prefix is None else prefix[name], None if suffix is None else suffix[name], block, slot_B,
+            )  # fmt: skip
+            x_BTD = x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended)
+            mlp_out = MLP(self.cfg, name=f"{name}_mlp")(RMSNorm(eps, name=f"{name}_pre_mlp")(x_BTD))
+            x_BTD = x_BTD + RMSNorm(eps, name=f"{name}_post_mlp")(mlp_out)
+            if suffix is not None:
+                suffix = suffix | {name: layer_suffix}
+            if self.keep_kv:
+                kept[name] = own
+        return (x_BTD, pos_BT, slot_B, suffix), kept
+
+
+_REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
+
+
+class Gemma2(nn.Module):
+    """The Gemma-2 decoder. `Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives final hidden states."""
+
+    cfg: Gemma2Config
+
+    @nn.compact
+    def __call__(self, tokens_BT, pos_BT, prefix=None, suffix=None, slot_B=None, keep_kv=False):
+        """Run the decoder.
+
+        Args:
+          tokens_BT: int32 token ids; any id in padding.
+          pos_BT: int32 absolute positions, -1 for padding (never seen as a key).
+          prefix: read-only keys, {layer_i: Segment with a leading axis of n_blocks}; may be shared by several rows.
+          suffix: decode only (T = 1): cache that this step is written into, same layout with B rows.
+          slot_B: int32, the step number of each row; local layers use it modulo their ring size.
+          keep_kv: also return this call's keys and values (prefill).
+
+        Returns:
+          hidden_BTD after the final norm in cfg.dtype, and a dict with "kv" (keep_kv) and "suffix" (decode).
+        """
+        cfg = self.cfg
+        dtype = jnp.dtype(cfg.dtype)
+        embedding_VD = self.param("embedding", nn.initializers.normal(cfg.d_model**-0.5), (cfg.vocab_size, cfg.d_model), jnp.float32)
+        x_BTD = embedding_VD.astype(dtype)[tokens_BT] * jnp.asarray(cfg.d_model**0.5, dtype)  # scale rounded to dtype
+
+        block_cls = Block if cfg.remat == "none" else nn.remat(Block, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
+        stack = nn.scan(
+            block_cls, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.n_blocks,
+            unroll=1 if cfg.scan_layers else cfg.n_blocks,
+        )  # fmt: skip
+        carry = (x_BTD, pos_BT, slot_B, suffix)
+        (x_BTD, _, _, suffix), kv = stack(cfg, keep_kv, name="blocks")(carry, (jnp.arange(cfg.n_blocks), prefix))
+        hidden_BTD = RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD)
+        return hidden_BTD, {"kv": kv, "suffix": suffix}
+
+
+def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:
+    """Tied-embedding logits_BTV in float32 with the final softcap (which training and sampling must both include)."""
+    embedding_VD = params["embedding"].astype(hidden_BTD.dtype)
+    logits = jnp.einsum("...d,vd->...v", hidden_BTD, embedding_VD, preferred_element_type=jnp.float32)
+    return softcap(logits, cfg.final_softcap)
+
+
+def init_params(cfg: Gemma2Config, key: jax.Array) -> dict:
+    """Random float32 parameters: normal with std fan_in**-0.5, norms at w = 0 (scale 1)."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return Gemma2(cfg).init(key, tokens, jnp.zeros((1, 2), jnp.int32))["params"]
