@@ -17,7 +17,6 @@ import difflib
 import gzip
 import hashlib
 import json
-import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -195,13 +194,14 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
     if not isinstance(rewards, list) or len(rewards) != n:
         raise ValueError(f'{where}: field "rewards": expected a list of {n} numbers, one for each response, got {_short(rewards)}')
     for i, value in enumerate(rewards):
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not -1e300 < value < 1e300:  # NaN fails both
             raise ValueError(f'{where}: field "rewards[{i}]": expected a finite number, got {_short(value)}')
-    if n == 1 and rewards[0] not in (0, 1):
+    floats = tuple(float(value) for value in rewards)
+    if n == 1 and floats[0] not in (0.0, 1.0):
         raise ValueError(f'{where}: field "rewards": expected [0] or [1] for a single response, got {_short(rewards)}')
-    if n > 1 and rewards.count(max(rewards)) > 1:
+    if n > 1 and floats.count(max(floats)) > 1:
         raise ValueError(f'{where}: field "rewards": expected exactly one largest value, got {_short(rewards)}')
-    return tuple(float(value) for value in rewards)
+    return floats
 
 
 def _text(d: dict, name: str, where: str) -> str:
