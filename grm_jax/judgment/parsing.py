@@ -1,0 +1,178 @@
+r"""From a judge's completion to a Judgment, or to a named ParseFailure. Never a default score.
+
+Scores are strict. Only the LAST \boxed{...} counts: models print criterion scores and drafts before it. Its braces must balance, its
+content is split at commas, and each item must be an integer in ASCII digits, with blanks around it and a sign allowed ("8", " 8 ", "08",
+"-1"). Everything else is a failure, because leniency would hide drift of the format, and dropping an item would shift the rest:
+
+    no_box           no \boxed{ in the text, or the last one never closes
+    empty_box        nothing but blanks in it
+    wrong_count      not n items
+    not_a_number     an item such as "eight", "8/10", "\text{8}", "" or fullwidth digits
+    not_an_integer   an item such as "8.5", "8.0" or "1e1"
+    out_of_range     an integer below `low` or above `high`
+    truncated        the generation hit its length limit, whatever it contains
+
+Of several bad items the first one names the failure. Principles and critique are read on a best-effort basis and never fail a judgment:
+headings may be bare ("Analysis:"), Markdown ("### Scores:", "**Analysis**:") or numbered ("2. Analysis:").
+All functions take time linear in the length of the text.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+FAILURE_REASONS = ("no_box", "empty_box", "wrong_count", "not_a_number", "not_an_integer", "out_of_range", "truncated")
+
+BOX = r"\boxed{"
+INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+MAX_DIGITS = 18  # longer integers are out of range without being computed
+
+CRITERIA_HEADINGS = ("specific criteria", "evaluation criteria", "criteria", "principles")
+ANALYSIS_HEADINGS = ("analysis", "critique")
+SCORES_HEADINGS = ("final scores", "scores")
+OUTPUT_HEADINGS = ("output", "score")
+
+DECORATION = " \t#*_>`-"
+LIST_MARK = re.compile(r"(?P<indent>[ \t]*)(?P<mark>[-*•]|\(?[0-9]{1,3}[.)])[ \t]+(?=\S)")
+NAME_LIMIT = 80  # longer text before a weight or colon is prose, not a name
+_WEIGHT = r"(?<![0-9.])(?P<number>[0-9]{1,6}(?:\.[0-9]{1,6})?)[ \t]?"
+WEIGHTS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
+    r"\bweight(?:ing|age)?\b[^\w\n]{0,6}" + _WEIGHT + r"(?P<percent>%?)",                  # (Weight: 40%), weight 0.4, **Weight**: 3
+    r"[(\[][ \t]?" + _WEIGHT + r"(?P<percent>%?)[ \t]?[)\]]",                              # (40%), [3]
+    _WEIGHT + r"(?P<percent>%)",                                                           # 40%
+    r"(?<=[^\W\d_])[*_]{0,3}:?[ \t]" + _WEIGHT + r"(?P<percent>%?)[*_. \t]{0,6}$",         # order 7
+))
+NAME_END = re.compile(r"[(\[:：=]|[ \t][-–—][ \t]")
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """`principles`: (name, weight as a number, or None where none is stated; 40% is 0.4); `critique`: the text of the analysis;
+    `scores`: n integers in PROMPT order."""
+    principles: tuple[tuple[str, float | None], ...]
+    critique: str
+    scores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ParseFailure:
+    """Why a completion yields no scores; `reason` is one of FAILURE_REASONS."""
+    reason: str
+
+
+def parse_judgment(text: str, n: int, low: int = 1, high: int = 10, truncated: bool = False) -> Judgment | ParseFailure:
+    r"""Reads the n scores (low..high) in the last \boxed{...} of `text`, and principles and critique before it."""
+    if truncated:
+        return ParseFailure("truncated")
+    start = text.rfind(BOX)
+    content = _balanced(text, start + len(BOX)) if start >= 0 else None
+    if content is None:
+        return ParseFailure("no_box")
+    scores = _scores(content, n, low, high)
+    if isinstance(scores, ParseFailure):
+        return scores
+    principles, critique = _principles_and_critique(text[:start])
+    return Judgment(principles, critique, scores)
+
+
+def _balanced(text: str, start: int) -> str | None:
+    """The text from `start` to the brace that closes the one before it; None when it never closes."""
+    depth = 1
+    for brace in re.finditer(r"[{}]", text[start:]):
+        depth += 1 if brace.group() == "{" else -1
+        if depth == 0:
+            return text[start:start + brace.start()]
+    return None
+
+
+def _scores(content: str, n: int, low: int, high: int) -> tuple[int, ...] | ParseFailure:
+    if not content.strip():
+        return ParseFailure("empty_box")
+    items = [item.strip() for item in content.split(",")]
+    if len(items) != n:
+        return ParseFailure("wrong_count")
+    for item in items:
+        if not NUMBER.fullmatch(item):
+            return ParseFailure("not_a_number")
+        if not INTEGER.fullmatch(item):
+            return ParseFailure("not_an_integer")
+        if len(item) > MAX_DIGITS or not low <= int(item) <= high:
+            return ParseFailure("out_of_range")
+    return tuple(int(item) for item in items)
+
+
+def _principles_and_critique(text: str) -> tuple[tuple[tuple[str, float | None], ...], str]:
+    """Sections of the text before the final box: the criteria, and the analysis up to the last heading of scores."""
+    lines = text.split("\n")
+    headings = [(i, kind, rest) for i, line in enumerate(lines) for kind, rest in _heading(line)]
+    final = len(lines)  # no heading of scores: the analysis runs up to the box
+    for kind in (SCORES_HEADINGS, OUTPUT_HEADINGS):
+        of_kind = [i for i, heading_kind, _ in headings if heading_kind is kind]
+        if of_kind:
+            final = of_kind[-1]
+            break
+    headings = [heading for heading in headings if heading[0] < final]
+    criteria = next(((i, rest) for i, kind, rest in headings if kind is CRITERIA_HEADINGS), None)
+    analysis = next(((i, rest) for i, kind, rest in headings if kind is ANALYSIS_HEADINGS and (not criteria or i > criteria[0])), None)
+    principles: tuple[tuple[str, float | None], ...] = ()
+    if criteria:
+        end = analysis[0] if analysis else final
+        principles = _principles([criteria[1], *lines[criteria[0] + 1:end]])
+    critique = [analysis[1], *lines[analysis[0] + 1:final]] if analysis else lines[:final]
+    return principles, "\n".join(critique).strip()
+
+
+def _heading(line: str) -> list[tuple[tuple[str, ...], str]]:
+    """[(kind, rest of the line)] when the line is a heading, else []. A heading ends in a colon or stands alone."""
+    core = line.strip(DECORATION + "\r").lstrip("0123456789.)(").lstrip(DECORATION)
+    lowered = core[:30].lower()
+    for kind in (CRITERIA_HEADINGS, ANALYSIS_HEADINGS, SCORES_HEADINGS, OUTPUT_HEADINGS):
+        for label in kind:
+            if lowered.startswith(label):
+                rest = core[len(label):].lstrip("*_` \t")
+                if rest == "" or rest[0] in ":：":
+                    return [(kind, rest[1:].lstrip("*_ \t"))]
+    return []
+
+
+def _principles(lines: list[str]) -> tuple[tuple[str, float | None], ...]:
+    """Principles of a criteria section: a list's top-level entries, else the lines, else the parts of one line between commas."""
+    marked = [(LIST_MARK.match(line), line) for line in lines]
+    first = next((mark for mark, _ in marked if mark), None)
+    if first:
+        top_level = (first["indent"], first["mark"] in "-*•")
+        entries = [line[mark.end():] for mark, line in marked if mark and (mark["indent"], mark["mark"] in "-*•") == top_level]
+    else:
+        entries = [line for line in lines if line.strip()]
+        if len(entries) == 1:
+            entries = _outside_brackets(entries[0])
+    found = [_name_and_weight(entry) for entry in entries]
+    return tuple(principle for principle in found if principle)
+
+
+def _outside_brackets(line: str) -> list[str]:
+    """Parts of a line between commas or semicolons that stand outside brackets."""
+    parts, depth, start = [], 0, 0
+    for mark in re.finditer(r"[()\[\],;]", line):
+        if mark.group() in "([":
+            depth += 1
+        elif mark.group() in ")]":
+            depth = max(0, depth - 1)
+        elif depth == 0:
+            parts.append(line[start:mark.start()])
+            start = mark.end()
+    return [*parts, line[start:]]
+
+
+def _name_and_weight(entry: str) -> tuple[str, float | None] | None:
+    """("Accuracy", 0.4) from "**Accuracy** (Weight: 40%): ..."; None when no name of at most NAME_LIMIT characters stands first."""
+    match = next((match for pattern in WEIGHTS if (match := pattern.search(entry))), None)
+    head = entry[:match.start()] if match else entry
+    end = NAME_END.search(head)
+    name = (head[:end.start()] if end else head).strip(DECORATION + " .\r,;")
+    if not name or len(name) > NAME_LIMIT:
+        return None
+    if match is None:
+        return name, None
+    return name, float(match["number"]) / (100.0 if match["percent"] else 1.0)
