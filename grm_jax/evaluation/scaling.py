@@ -1,0 +1,254 @@
+"""Inference-time scaling: how accurate is a vote over k of the K judgments sampled for an item (Eq 14), plain or guided by the Meta RM.
+
+Every item has a pool of K samples. A vote over k < K of them is estimated on many subsets of the pool: each item's pool is
+shuffled several times, and every shuffle gives K // k disjoint subsets. The shuffles depend on (seed, item id) alone, so two
+systems, two aggregations or two values of k always meet the same subsets and their difference can be paired item by item.
+
+The arithmetic is that of `grm_jax.judgment.voting`, over whole arrays at once; a test compares the two.
+
+Letters: I items, K samples in a pool, N responses (padded to the longest list), V subsets of an item's pool, k judgments of a subset.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grm_jax.judgment.rules import best_index
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Judgments of one system on one split, K per item; items sorted by id, samples by index.
+
+    n_I: int, responses of the item. gold_I: int, index of the best response; where n = 1, the 0/1 reward itself.
+    scores_IKN: int, in record order, 0 where the judgment failed or the item has no such response. valid_IK: bool.
+    meta_IK: float, Meta RM logit, NaN where absent. tokens_IK: int, generated tokens.
+    """
+
+    ids: tuple[str, ...]
+    domains: tuple[str, ...]
+    n_I: np.ndarray
+    gold_I: np.ndarray
+    scores_IKN: np.ndarray
+    valid_IK: np.ndarray
+    meta_IK: np.ndarray
+    tokens_IK: np.ndarray
+
+    @property
+    def samples(self) -> int:
+        return self.valid_IK.shape[1]
+
+    @property
+    def chance_I(self) -> np.ndarray:
+        """Accuracy of a random guess: 1/n, and 1/2 for a single response scored 0 or 1."""
+        return np.where(self.n_I == 1, 0.5, 1.0 / self.n_I)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Per-item means, over the subsets of the pool, of everything that is known about one way of judging.
+
+    credit_I: expected 1/t credit. strict_I: a tie is wrong. tie_I: a top shared by several responses. lost_I: every judgment of
+    the vote failed, worth the guess of `Pool.chance_I`. failed_I: share of judgments that did not parse. tokens_I: per judgment.
+    """
+
+    key: dict  # system, split, aggregation (greedy, vote, meta), k, k_meta (None unless meta)
+    ids: tuple[str, ...]
+    credit_I: np.ndarray
+    strict_I: np.ndarray
+    tie_I: np.ndarray
+    lost_I: np.ndarray
+    failed_I: np.ndarray
+    tokens_I: np.ndarray
+    chance_I: np.ndarray
+
+
+def make_pool(rows: Iterable[dict]) -> Pool:
+    """The judgment rows of one system, split and temperature as arrays.
+
+    Raises ValueError naming the item where samples repeat, counts differ between items (an evaluation cut short), rewards are
+    absent, scores do not fit the responses, or the gold is not one maximum (n >= 2) or 0/1 (n = 1).
+    """
+    by_item: dict[str, list[dict]] = {}
+    for row in rows:
+        by_item.setdefault(row["id"], []).append(row)
+    if not by_item:
+        raise ValueError("no judgments: a pool needs at least one item")
+    ids = tuple(sorted(by_item))
+    samples = len(by_item[ids[0]])
+    firsts = [by_item[item][0] for item in ids]
+    n_I, gold_I = (np.array(column) for column in zip(*(_gold(row) for row in firsts)))
+    shape = (len(ids), samples)
+    scores_IKN = np.zeros((*shape, n_I.max()), np.int32)
+    valid_IK, meta_IK, tokens_IK = np.zeros(shape, bool), np.full(shape, np.nan), np.zeros(shape, np.int64)
+    for i, item in enumerate(ids):
+        group = sorted(by_item[item], key=lambda row: row["sample"])
+        if len(group) != samples:
+            raise ValueError(f"item {item!r} has {len(group)} judgments, item {ids[0]!r} has {samples}: every item needs the same number")
+        for j, row in enumerate(group):
+            if j and row["sample"] == group[j - 1]["sample"]:
+                raise ValueError(f"item {item!r} has sample {row['sample']} twice")
+            if row["scores"] is not None:
+                if len(row["scores"]) != n_I[i] or (n_I[i] == 1 and row["scores"][0] not in (0, 1)):
+                    raise ValueError(f"item {item!r}, sample {row['sample']}: scores {row['scores']} for {n_I[i]} response(s); one response is scored 0 or 1")
+                scores_IKN[i, j, : n_I[i]] = row["scores"]
+                valid_IK[i, j] = True
+            if row.get("meta_logit") is not None:
+                meta_IK[i, j] = row["meta_logit"]
+            tokens_IK[i, j] = row["tokens"]
+    domains = tuple(row.get("domain", "") for row in firsts)
+    return Pool(ids, domains, n_I, gold_I, scores_IKN, valid_IK, meta_IK, tokens_IK)
+
+
+def _gold(row: dict) -> tuple[int, int]:
+    """(n, gold): the index of the one best response, or the 0/1 reward of a single response."""
+    rewards = row.get("rewards")
+    if not rewards:
+        raise ValueError(f"item {row['id']!r} has no rewards: accuracy needs gold")
+    if len(rewards) == 1:
+        if rewards[0] not in (0, 1):
+            raise ValueError(f"item {row['id']!r}: the reward of a single response must be 0 or 1, not {rewards[0]}")
+        return 1, int(rewards[0])
+    try:
+        return len(rewards), best_index(rewards)
+    except ValueError as error:
+        raise ValueError(f"item {row['id']!r}: {error}") from None
+
+
+def subsets(ids: Sequence[str], samples: int, k: int, shuffles: int, seed: int) -> np.ndarray:
+    """index_IVk: `shuffles` x (samples // k) subsets of k sample indices for every item, a function of (seed, item id) alone.
+
+    Disjoint within a shuffle. For k = 1 and k = samples further shuffles would repeat the same votes, so one is taken.
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k = {k} judgments asked of a pool of {samples}")
+    groups = samples // k
+    if k in (1, samples):
+        return np.broadcast_to(np.arange(samples).reshape(groups, k), (len(ids), groups, k))
+    base_SK = np.tile(np.arange(samples), (shuffles, 1))
+    index_IVk = np.empty((len(ids), shuffles * groups, k), np.int64)
+    for i, item in enumerate(ids):
+        state = int.from_bytes(hashlib.sha256(f"{seed}|{item}".encode()).digest()[:8], "big")
+        shuffled_SK = np.random.default_rng(state).permuted(base_SK, axis=1)
+        index_IVk[i] = shuffled_SK[:, : groups * k].reshape(-1, k)
+    return index_IVk
+
+
+def _meta_first(pool: Pool, index_IVk: np.ndarray) -> np.ndarray:
+    """Each subset sorted by preference: parsed before failed, higher Meta RM logit first, then the lower sample index."""
+    missing = pool.valid_IK & ~np.isfinite(pool.meta_IK)
+    if missing.any():
+        raise ValueError(f"item {pool.ids[int(missing.any(1).argmax())]!r} has a parsed judgment without a finite Meta RM logit")
+    logits_IK = np.where(pool.valid_IK, pool.meta_IK, 0.0)
+    order_IK = np.lexsort((-logits_IK, ~pool.valid_IK), axis=-1)  # stable, so equal logits stay in sample order
+    rank_IK = np.argsort(order_IK, axis=-1)
+    rank_IVk = _gather(rank_IK, index_IVk)
+    return np.take_along_axis(index_IVk, np.argsort(rank_IVk, axis=-1), axis=-1)
+
+
+def _gather(values_IK: np.ndarray, index_IVk: np.ndarray) -> np.ndarray:
+    """values_IVk of the samples that a subset index names."""
+    items, votes, k = index_IVk.shape
+    return np.take_along_axis(values_IK, index_IVk.reshape(items, votes * k), axis=1).reshape(items, votes, k)
+
+
+def _votes(pool: Pool, index_IVk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(credit, strict, tie, lost), each float (I, V), of the vote of every subset."""
+    items, votes, k = index_IVk.shape
+    scores_IXN = np.take_along_axis(pool.scores_IKN, index_IVk.reshape(items, votes * k, 1), axis=1)
+    totals_IVN = scores_IXN.reshape(items, votes, k, -1).sum(axis=2)
+    valid_IV = _gather(pool.valid_IK, index_IVk).sum(axis=2)
+
+    responses_N = np.arange(totals_IVN.shape[-1])
+    totals_IVN = np.where(responses_N < pool.n_I[:, None, None], totals_IVN, -1)
+    top_IVN = totals_IVN == totals_IVN.max(axis=-1, keepdims=True)
+    tied_IV = top_IVN.sum(axis=-1)
+    hit_IV = np.take_along_axis(top_IVN, np.where(pool.n_I == 1, 0, pool.gold_I)[:, None, None], axis=-1)[..., 0]
+
+    # one response: the majority of the 0/1 scores against the 0/1 reward
+    single_I1 = (pool.n_I == 1)[:, None]
+    margin_IV = 2 * totals_IVN[..., 0] - valid_IV
+    tied_IV = np.where(single_I1, 1 + (margin_IV == 0), tied_IV)
+    hit_IV = np.where(single_I1, margin_IV * (2 * pool.gold_I[:, None] - 1) >= 0, hit_IV)
+
+    lost_IV = valid_IV == 0
+    credit_IV = np.where(lost_IV, pool.chance_I[:, None], hit_IV / tied_IV)
+    strict_IV = hit_IV & (tied_IV == 1) & ~lost_IV
+    return credit_IV, strict_IV, (tied_IV > 1) & ~lost_IV, lost_IV
+
+
+def estimate(pool: Pool, system: str, split: str, k: int, k_meta: int | None = None, *, greedy: bool = False,
+             shuffles: int = 8, seed: int = 0) -> Estimate:
+    """Judge with k samples; with `k_meta`, only the k_meta best of each k by the Meta RM vote. `greedy` only names the row."""
+    index_IVk = subsets(pool.ids, pool.samples, k, shuffles, seed)
+    chosen = index_IVk
+    if k_meta is not None:
+        if not 1 <= k_meta <= k:
+            raise ValueError(f"k_meta = {k_meta} of k = {k} judgments")
+        chosen = _meta_first(pool, index_IVk)[..., :k_meta]
+    credit_I, strict_I, tie_I, lost_I = (values.mean(axis=1) for values in _votes(pool, chosen))
+    failed_I = 1.0 - _gather(pool.valid_IK, index_IVk).mean(axis=(1, 2))  # all k were generated and paid for
+    tokens_I = _gather(pool.tokens_IK, index_IVk).mean(axis=(1, 2))
+    aggregation = "greedy" if greedy else "vote" if k_meta is None else "meta"
+    key = {"system": system, "split": split, "aggregation": aggregation, "k": k, "k_meta": k_meta}
+    return Estimate(key, pool.ids, credit_I, strict_I, tie_I, lost_I, failed_I, tokens_I, pool.chance_I)
+
+
+def item_stderr(values_I: np.ndarray) -> float:
+    """Standard error of the mean over items; 0 for one item, where it is not defined."""
+    return float(values_I.std(ddof=1) / np.sqrt(len(values_I))) if len(values_I) > 1 else 0.0
+
+
+def result_row(e: Estimate) -> dict:
+    """One row of results.json. Rates and accuracies are shares in 0..1."""
+    return {
+        **e.key,
+        "items": len(e.ids),
+        "accuracy": float(e.credit_I.mean()),
+        "stderr": item_stderr(e.credit_I),
+        "strict_accuracy": float(e.strict_I.mean()),
+        "tie_rate": float(e.tie_I.mean()),
+        "parse_failure_rate": float(e.failed_I.mean()),
+        "all_failed_rate": float(e.lost_I.mean()),
+        "tokens_per_judgment": float(e.tokens_I.mean()),
+        "chance": float(e.chance_I.mean()),
+    }
+
+
+def paired(a: Estimate, b: Estimate, claim: str) -> dict:
+    """Accuracy of a minus accuracy of b over the same items, with the standard error of the mean per-item difference."""
+    if a.ids != b.ids:
+        raise ValueError(f"{claim!r} on {a.key['split']!r}: the two sides were judged on different items")
+    difference_I = a.credit_I - b.credit_I
+    return {"claim": claim, "split": a.key["split"], "a": a.key, "b": b.key, "items": len(a.ids),
+            "difference": float(difference_I.mean()), "stderr": item_stderr(difference_I)}
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Area under the ROC curve, float in 0..1; a tie counts 0.5; None where only one class is present."""
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    midranks = np.cumsum(counts) - (counts - 1) / 2
+    return float((midranks[inverse][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def meta_auc(pool: Pool) -> dict:
+    """How well the logits tell right judgments from wrong ones (Eq 10), among those that parsed.
+
+    "auc": over all judgments of the split. "auc_within_item": mean over the items that have both, with its standard error; only
+    this one can help a vote, which compares judgments of one item.
+    """
+    used_IK = pool.valid_IK & np.isfinite(pool.meta_IK)
+    strict_IV = _votes(pool, subsets(pool.ids, pool.samples, 1, 1, 0))[1]
+    within = [auc(pool.meta_IK[i, used], strict_IV[i, used]) for i, used in enumerate(used_IK)]
+    within = np.array([value for value in within if value is not None])
+    return {"auc": auc(pool.meta_IK[used_IK], strict_IV[used_IK]),
+            "auc_within_item": float(within.mean()) if len(within) else None,
+            "auc_within_item_stderr": item_stderr(within) if len(within) else None,
+            "items_with_both": len(within), "judgments": int(used_IK.sum()), "correct_rate": float(strict_IV[used_IK].mean())}
