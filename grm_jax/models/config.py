@@ -110,8 +110,10 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) ->
 
 
 def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> dict[str, Any]:
-    """The `config.json` that `transformers` reads for this model (token ids are added by the tokenizer's owner)."""
+    """The `config.json` that `transformers` reads for this model; `checkpoint/huggingface.py` adds dtype and token ids."""
     hf = {key: getattr(cfg, field) for field, (key, _) in _HF_FIELDS.items()}
+    if cfg.query_pre_attn_scalar == int(cfg.query_pre_attn_scalar):
+        hf["query_pre_attn_scalar"] = int(cfg.query_pre_attn_scalar)  # transformers refuses a float here
     return hf | {
         "architectures": [architecture],
         "model_type": "gemma2",
@@ -121,7 +123,6 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
         "tie_word_embeddings": True,
         "rope_theta": cfg.rope_theta,
         "layer_types": list(cfg.layer_types),
-        "torch_dtype": "float32",
     }
 
 

@@ -200,4 +200,4 @@ def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Arr
 def init_params(cfg: Gemma2Config, key: jax.Array) -> dict:
     """Random float32 parameters: normal with std fan_in**-0.5, norms at w = 0 (scale 1)."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return Gemma2(cfg).init(key, tokens, jnp.zeros((1, 2), jnp.int32))["params"]
+    return jax.jit(Gemma2(cfg).init)(key, tokens, tokens)["params"]

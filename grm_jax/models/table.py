@@ -1,0 +1,123 @@
+"""The one table of parameters: how each is partitioned over the mesh, and its name and layout in a Hugging Face folder.
+
+Sharding, import, export and ahead-of-time compilation all read TABLE, so they cannot disagree. Shapes come from `abstract_params`.
+A parameter without a row is an error.
+
+Layout. A torch linear layer stores `weight` [out, in]; here the same map is stored [in..., out...] with heads kept as axes of their own.
+`inputs` says how many leading axes of the parameter (not counting the block axis) are the map's input:
+
+    q, k, v   [D, N, H]   inputs 1   torch [N*H, D]
+    o         [N, H, D]   inputs 2   torch [D, N*H]
+    gate, up  [D, F]      inputs 1   torch [F, D]
+    embedding, norms      inputs 0   stored as it is
+
+Partitioning. Heads, d_ff and vocabulary over `tensor` (Megatron: one all-reduce after attention and one after the MLP), the model width
+over `fsdp` (gathered layer by layer), norms replicated. The leading axis of blocks stays whole: the scan walks along it.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from grm_jax.models.config import Gemma2Config
+from grm_jax.models.gemma2 import init_params
+
+CAUSAL_LM = "Gemma2ForCausalLM"  # parameters as `init_params` makes them
+SCALAR = "Gemma2ForSequenceClassification"  # {"backbone": those, "score": [D, 1]}; see models/heads.py
+
+
+class Row(NamedTuple):
+    """`path` is a regular expression for the end of a "/"-joined parameter path; its group, if any, is the layer's place in the block."""
+
+    path: str
+    spec: P
+    hf_name: str
+    inputs: int
+
+
+_LAYER = "model.layers.{layer}"
+TABLE = (
+    Row(r"embedding", P("tensor", "fsdp"), "model.embed_tokens.weight", 0),
+    Row(r"blocks/layer_(\d+)_pre_attn/scale", P(), f"{_LAYER}.input_layernorm.weight", 0),
+    Row(r"blocks/layer_(\d+)_attn/q", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.q_proj.weight", 1),
+    Row(r"blocks/layer_(\d+)_attn/k", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.k_proj.weight", 1),
+    Row(r"blocks/layer_(\d+)_attn/v", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.v_proj.weight", 1),
+    Row(r"blocks/layer_(\d+)_attn/o", P(None, "tensor", None, "fsdp"), f"{_LAYER}.self_attn.o_proj.weight", 2),
+    Row(r"blocks/layer_(\d+)_post_attn/scale", P(), f"{_LAYER}.post_attention_layernorm.weight", 0),
+    Row(r"blocks/layer_(\d+)_pre_mlp/scale", P(), f"{_LAYER}.pre_feedforward_layernorm.weight", 0),
+    Row(r"blocks/layer_(\d+)_mlp/gate", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.gate_proj.weight", 1),
+    Row(r"blocks/layer_(\d+)_mlp/up", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.up_proj.weight", 1),
+    Row(r"blocks/layer_(\d+)_mlp/down", P(None, "tensor", "fsdp"), f"{_LAYER}.mlp.down_proj.weight", 1),
+    Row(r"blocks/layer_(\d+)_post_mlp/scale", P(), f"{_LAYER}.post_feedforward_layernorm.weight", 0),
+    Row(r"final_norm/scale", P(), "model.norm.weight", 0),
+    Row(r"score", P("fsdp", None), "score.weight", 1),
+)
+
+
+def find_row(path: str) -> Row:
+    """The row of a parameter. A prefix ("backbone/...", an optimiser's "0/mu/...") is allowed; no row raises KeyError."""
+    for row in TABLE:
+        if re.fullmatch(rf"(?:.*/)?{row.path}", path):
+            return row
+    raise KeyError(f"parameter {path!r} has no row in grm_jax/models/table.py; add its partitioning, Hugging Face name and layout")
+
+
+def hf_names(path: str, cfg: Gemma2Config) -> list[str]:
+    """Tensor names that make up one parameter: one for each block (index i of block position j is layer i * len(cfg.block) + j)."""
+    row = find_row(path)
+    position = re.fullmatch(rf"(?:.*/)?{row.path}", path).groups()
+    if not position:
+        return [row.hf_name]
+    return [row.hf_name.format(layer=i * len(cfg.block) + int(position[0])) for i in range(cfg.n_blocks)]
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter has a leading axis of blocks."""
+    return "{layer}" in find_row(path).hf_name
+
+
+def to_hf(array: np.ndarray, inputs: int) -> np.ndarray:
+    """One parameter (without its block axis) in torch's layout; a view where numpy allows it."""
+    return array if inputs == 0 else array.reshape(math.prod(array.shape[:inputs]), -1).T
+
+
+def from_hf(tensor: np.ndarray, shape: tuple[int, ...], inputs: int) -> np.ndarray:
+    """Inverse of `to_hf`; works on the slice that `hf_slice` names too, given the slice's shape."""
+    return tensor if inputs == 0 else tensor.T.reshape(shape)
+
+
+def hf_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
+    """Shape in torch's layout of a parameter of this shape (without its block axis)."""
+    return shape if inputs == 0 else (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+
+
+def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> tuple[slice, ...]:
+    """Where the part `index` of a parameter (without its block axis) lies in torch's layout.
+
+    Axes that torch joins (heads and head dimension) are contiguous only if the inner ones are whole; the table never splits those.
+    """
+    bounds = [piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True)]
+    if inputs == 0:
+        return tuple(slice(*bound) for bound in bounds)
+
+    def joined(axes: range) -> slice:
+        inner = math.prod(shape[axis] for axis in axes[1:])
+        if any(bounds[axis] != (0, shape[axis]) for axis in axes[1:]):
+            raise ValueError(f"index {index} splits an inner axis of shape {shape}; only axis {axes[0]} may be split")
+        return slice(bounds[axes[0]][0] * inner, bounds[axes[0]][1] * inner)
+
+    return joined(range(inputs, len(shape))), joined(range(inputs))
+
+
+def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
+    """Shapes and dtypes (float32) of all parameters, from `jax.eval_shape`: nothing is allocated."""
+    backbone = jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))
+    if architecture == CAUSAL_LM:
+        return backbone
+    if architecture == SCALAR:
+        return {"backbone": backbone, "score": jax.ShapeDtypeStruct((cfg.d_model, 1), np.float32)}
+    raise ValueError(f"architecture is {architecture!r}; expected {CAUSAL_LM!r} or {SCALAR!r}")

@@ -1,0 +1,72 @@
+"""Device meshes with the axes (replica, fsdp, tensor), and shardings read from the parameter table.
+
+Axis types are Auto: the compiler propagates shardings from the arguments. Parameters are split over fsdp and tensor and repeated over
+replica; the batch is split over (replica, fsdp).
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from grm_jax.models.table import find_row
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH = P(("replica", "fsdp"))
+
+
+def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh over all devices (or those given). One size may be -1: whatever remains. Raises ValueError unless the product fits."""
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = dict(zip(AXES, (replica, fsdp, tensor)))
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"mesh {sizes}: sizes must be positive, and at most one -1")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ValueError(f"mesh {sizes} does not cover the {len(devices)} devices exactly")
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def fit_spec(mesh: Mesh, spec: P, shape: tuple[int, ...], path: str) -> P:
+    """`spec` for an array of this shape.
+
+    `fsdp` must divide its dimension (ValueError otherwise): memory plans rest on it. `tensor` is dropped, with a log line, from a
+    dimension that it does not divide: fewer kv heads than tensor shards (they are repeated then) or an odd vocabulary.
+    """
+    if len(spec) > len(shape):
+        raise ValueError(f"{path}: shape {shape} has fewer axes than its {spec} in the parameter table")
+    fitted = []
+    for axis, size in zip(spec, shape):
+        if axis is not None and size % mesh.shape[axis]:
+            if axis == "fsdp":
+                raise ValueError(f"{path}: fsdp = {mesh.shape[axis]} does not divide {size} in shape {shape}; choose another mesh")
+            logging.getLogger(__name__).info("%s: %s does not divide %d in %s; not split over it", path, axis, size, shape)
+            axis = None
+        fitted.append(axis)
+    return P(*fitted)
+
+
+def param_shardings(mesh: Mesh, tree: Any) -> Any:
+    """NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees (an optimiser's moments).
+
+    Leaves are arrays or ShapeDtypeStructs, found in the table by the end of their path. Leaves of rank 0 are replicated.
+    """
+
+    def sharding(key_path, leaf):
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        spec = P() if leaf.ndim == 0 else fit_spec(mesh, find_row(path).spec, leaf.shape, path)
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over (replica, fsdp), the rest whole."""
+    return NamedSharding(mesh, BATCH)
