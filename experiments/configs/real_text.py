@@ -1,0 +1,38 @@
+"""python -m experiments.spct_rl --config=experiments/configs/real_text.py --workdir=runs/real_text \\
+    --config.data.train=TRAIN.json --config.data.eval.test=TEST.json --config.tokenizer.path=tokenizer.model
+
+Every stage on real conversations with a small, randomly initialised Gemma-2. Its accuracy is chance; what the run shows is that real
+lengths, languages, several turns and lists of responses go through. TRAIN and TEST are RMB or LLMBar files (or JSONL records); take two
+different categories, as a best-of-N file of RMB repeats the questions of the pairwise file of its category. The tokenizer is a SentencePiece
+model or a Hugging Face tokenizer.json.
+
+Hardware: 2 CPU cores.
+"""
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from experiments.configs import spct_gemma2_27b
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = spct_gemma2_27b.get_config()
+    config.model = ml_collections.ConfigDict(dict(
+        path=placeholder(str),
+        random_init=dict(  # sizes of Gemma2Config; the vocabulary is the tokenizer's
+            d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, query_pre_attn_scalar=16.0,
+            sliding_window=1024,  # shorter than the prompts, so that the local layer's ring buffer is at work
+        ),
+        dtype="float32", scan_layers=False, remat="none",
+    ))
+    config.mesh.tensor = 1
+    config.lengths.update(prompt=4096, completion=48, buckets=(1024, 2048, 4096))
+    config.data = ml_collections.ConfigDict(dict(train=(), general=(), eval=dict(test=placeholder(str))))
+    config.sampling.update(rows=8, sampler="jit")
+    config.optimizer.warmup_steps = 0
+    config.rft.update(general_fraction=0.0, batch_size=8, micro_batch=2, steps=4, learning_rate=1e-3)
+    config.rl.update(batch_size=8, micro_batch=2, steps=4, learning_rate=1e-4)
+    config.meta.update(batch_size=8, micro_batch=2, steps=4, learning_rate=1e-3, temperature=1.0)
+    config.eval.update(ks=(1, 2, 4), temperature=1.0, items=16)
+    config.checkpoint.every = 2
+    config.log.example_every = 2
+    return config

@@ -1,0 +1,126 @@
+"""python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_27b.py --workdir=runs/spct_27b \\
+    --config.model.path=FOLDER_OF_GEMMA_2_27B --config.data.general=GENERAL.jsonl
+
+SPCT on the pretrained Gemma-2-27B, as in "Inference-Time Scaling for Generalist Reward Modeling" (arXiv 2504.02495v3), here "the paper".
+
+Hardware: 64 TPU v5p chips, mesh 16 x 4 (fsdp x tensor). A train step of this shape (64 sequences of 4,096 tokens, full remat) compiles for
+that topology with a peak of 12.25 GiB of 95.74 GiB a chip; it has not run there.
+Result and time: not run here. The paper: 19.2 h RFT + 15.6 h RL on 128 A100; RewardBench 86.0 greedy, 88.5 voting @32, 90.4 with the Meta RM.
+
+Each value names its source: C.1, D.1, Tab 5, Eq ... are places in the paper. `# open:` marks what the paper leaves open, with the reason
+for the choice made here. Every other preset starts from this one and changes what differs.
+"""
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # open: no seed is given. Response order, sampling, data order and initialisation are functions of it
+    config.note = ""  # free text that goes into results.json
+
+    config.model = ml_collections.ConfigDict(dict(
+        path="checkpoints/gemma-2-27b",  # 3.2: starts from pretrained (base) weights, not chat; a Hugging Face folder, or "tiny"
+        random_init=placeholder(ml_collections.ConfigDict),  # sizes of a randomly initialised model instead of a path (real_text.py)
+        dtype="bfloat16",  # open: compute type; "float32" | "bfloat16". Norms, softmax and logits are fp32 either way
+        scan_layers=True,  # one compiled (local, global) layer pair, scanned 23 times
+        remat="full",  # "none" | "full" | "dots"; without remat a step of 64 x 4,096 tokens needs 230 GiB a chip
+    ))
+    config.tokenizer = ml_collections.ConfigDict(dict(path=placeholder(str)))  # None: the tokenizer in the folder model.path
+    config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))  # devices along each axis; -1: all that are left
+    config.templates = ml_collections.ConfigDict(dict(  # built-in names, or paths of Jinja files
+        pointwise="pointwise",  # App G, default GRM: criteria with weights, analysis, scores from 1 to 10
+        single="single",  # App G, single-response training: score 0 or 1
+        meta="meta",  # App G, Meta RM: plain; principles and critique are the assistant's turn
+    ))
+    config.lengths = ml_collections.ConfigDict(dict(  # in tokens
+        prompt=4096,  # open: longer prompts are reported by id and left out, never cut; prompt + completion fit Gemma-2's 8,192
+        completion=1024,  # open: Fig 7 shows means of 240 to 380 tokens, so this is nearly three times the longest of them
+        buckets=(512, 1024, 2048, 4096),  # prompts are padded to the smallest of these that holds them; each compiles once
+    ))
+
+    # Preference records. A source is {"path": file} or {"world": split}, with "format" where a file is not in the record schema and
+    # "items" to take only the first so many; a bare string is a path. On the command line: --config.data.train=a.jsonl,b.jsonl
+    config.data = ml_collections.ConfigDict(dict(
+        train=(  # C.1: these public sets and internal data, both stages from the same. open: shares, none is published
+            {"path": "data/spct/math_train.jsonl"},  # sampled solutions, checked by rule against the answer: pairs and single responses
+            {"path": "data/spct/ultrafeedback.jsonl"},  # part of the labels re-tagged for quality in the paper
+            {"path": "data/spct/offsetbias.jsonl"},
+            {"path": "data/spct/skywork_reward_preference_80k_v0.2.jsonl"},
+            {"path": "data/spct/helpsteer2_preference.jsonl"},  # open: its hint carries the preference strength in the paper, not here
+        ),
+        general=(  # C.1: 1,070K general instruction items, in-house; give your own, {"prompt", "response"} a line
+            {"path": "data/spct/general.jsonl"},
+        ),
+        eval=dict(test={"path": "data/spct/test.jsonl"}),  # split name -> source; the paper's benchmarks are not part of this run
+    ))
+    config.sampling = ml_collections.ConfigDict(dict(
+        top_p=1.0,  # open: 1.0 and 0 leave the distribution as it is, so sampler and trainer log-probabilities are of the same one
+        top_k=0,
+        rows=64,  # sequences decoded at once on each device
+        sampler="shard_map",  # "jit": one device; "pmap": a whole model on every device; "shard_map": the model lies over the mesh
+    ))
+    config.optimizer = ml_collections.ConfigDict(dict(  # AdamW, in all three stages. open: nothing but the learning rates is given
+        b1=0.9,  # open: common for fine-tuning language models, as are the next four
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=1.0,  # global norm of the gradient
+        schedule="constant",  # "constant" | "cosine" | "linear" (to zero at the last step). open: GRPO's own paper keeps it constant
+        warmup_steps=20,  # open: short beside 900 steps
+    ))
+
+    config.rft = ml_collections.ConfigDict(dict(  # rejective fine-tuning, 3.2
+        samples=3,  # C.1: N_RFT, unhinted samples of each record; wrong ones are dropped. The paper samples DeepSeek-V2.5, not the policy.
+        hinted_samples=1,  # C.1: with the index of the best response in the prompt; open: the hint is taken out before training
+        temperature=1.0,  # open: of the samples above; they have to differ for "3 of 3 correct" to mean easy
+        drop_too_easy=True,  # 3.2: a record with all unhinted samples correct is dropped
+        keep_hinted_of_too_easy=False,  # open: whether such a record keeps its hinted sample; it teaches least there
+        general_fraction=1070 / 1256,  # C.1: 1,070K general instruction items of 1,256K
+        learning_rate=5e-6,  # C.1, Tab 5
+        batch_size=1024,  # C.1, Tab 5: sequences a step
+        micro_batch=64,  # sequences on all devices at once; gradients are summed over batch_size / micro_batch of them
+        steps=900,  # C.1: 0.73 epochs of 1,256K
+    ))
+    config.rl = ml_collections.ConfigDict(dict(  # rule-based online RL, 3.2
+        loss="grpo",  # 3.2: GRPO in its original form; a name in grm_jax.losses.LOSSES or package.module:function
+        advantage="group",  # Eq 15: (r - mean) / std of the group. open: population std, zero advantage where all are equal
+        aggregation="sequence_mean",  # Eq 15: mean over the tokens of an output, then over outputs
+        kl="k3",  # open: the estimator of GRPO's own paper, unbiased and never negative
+        kl_in="loss",  # Eq 15: the KL is a term of the objective, not of the reward
+        beta=0.08,  # C.1: most stable of 0.00, 0.01, 0.02, 0.08. The reference is the RFT model (open: "further fine-tuned" implies it)
+        group_size=4,  # C.1: G rollouts of each prompt
+        batch_size=512,  # C.1, Tab 5. open: counts rollouts here, so 128 prompts a step (0.49 passes over 237K); the paper may mean prompts
+        micro_batch=64,
+        updates_per_rollout=1,  # open: optimiser steps on each batch of rollouts; at 1 the ratio is 1 and clipping never acts
+        learning_rate=4e-7,  # C.1, Tab 5
+        steps=900,  # C.1
+        clip_low=0.2,  # open: PPO's and GRPO's usual epsilon
+        clip_high=0.2,
+        temperature=1.0,  # open: of the rollouts; 1 makes the sampled distribution that of the policy gradient
+        zero_variance="keep",  # open: groups that are all right or all wrong: no policy gradient, the KL still acts; or "drop"
+        drop_easy_prompts=True,  # C.1: prompts that a filter model solves 3 of 3 times are left out.
+        # open: the filter model. DeepSeek-V2-Lite-Chat in the paper, the starting model's unhinted RFT samples here: they exist already
+    ))
+    config.meta = ml_collections.ConfigDict(dict(  # Meta RM: scalar head, BCE, labels by Eq 10
+        own_samples=3,  # C.1: N = 3 samples of each record by the judged policy, besides the unhinted RFT-stage trajectories
+        policies=("grm",),  # C.1: whose own samples are used, of "base", "rft", "grm"
+        learning_rate=1e-5,  # C.1
+        batch_size=512,  # C.1
+        micro_batch=64,
+        steps=900,  # open: as the other stages
+        temperature=0.5,  # open: of the own samples; that of inference, so that it learns from what it will judge
+    ))
+    config.eval = ml_collections.ConfigDict(dict(
+        ks=(1, 2, 4, 8, 16, 32),  # 5.1, Fig 1: samples in a vote. The Meta RM keeps k_meta = max(1, k // 2) of them (4; open: rounding)
+        k_metas=(),  # further k_meta for the largest k; Tab 4 has 1, 8 and 16 of 32
+        temperature=0.5,  # D.1: of every scaling result
+        greedy=True,  # D.1: temperature 0 for the default results
+        items=0,  # records of each split, from the front; 0: all
+        splits=("test",),  # names in data.eval
+        systems=("base", "rft", "grm"),
+        reshuffles=4,  # open: orders of the sample pool that @k is averaged over; @k with k below the largest has many choices
+    ))
+    config.checkpoint = ml_collections.ConfigDict(dict(every=50, keep=2))  # steps between train-state checkpoints, and how many stay
+    config.log = ml_collections.ConfigDict(dict(example_every=50))  # steps between printed judged examples
+    return config
