@@ -31,7 +31,7 @@ MAX_DIGITS = 18  # longer integers are out of range without being computed
 CRITERIA_HEADINGS = ("specific criteria", "evaluation criteria", "criteria", "principles")
 ANALYSIS_HEADINGS = ("analysis", "critique")
 SCORES_HEADINGS = ("final scores", "scores")
-OUTPUT_HEADINGS = ("output", "score")
+OUTPUT_HEADINGS = ("output", "score", "best")
 
 DECORATION = " \t#*_>`-"
 LIST_MARK = re.compile(r"(?P<indent>[ \t]*)(?P<mark>[-*•]|\(?[0-9]{1,3}[.)])[ \t]+(?=\S)")
