@@ -1,0 +1,369 @@
+"""Preference records and instruction pairs from files and data sets.
+
+A source is a plain dict (or ml_collections ConfigDict) with one of
+
+    path     a file (.jsonl, .json, also .gz; .parquet, .csv) or a folder of such files, or what `datasets` wrote with save_to_disk
+    hub      a data set name for `datasets.load_dataset`
+
+and, where they are needed,
+
+    format   "records" (the schema of grm_jax.judgment.records), "rmb", "llmbar" or "hh_rlhf"; read off the first row's fields if absent
+    columns  instead of a format: which column holds which field of a record, see `_from_columns`
+    config, split        of a data set ("train" if absent)
+    shuffle_seed, limit  take the first `limit` records, in an order that is a function of (shuffle_seed, id) if a seed is given
+
+Every error names file, line or item, field, and what was expected.
+"""
+from __future__ import annotations
+
+import difflib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
+
+SOURCE_KEYS = ("path", "hub", "format", "columns", "config", "split", "shuffle_seed", "limit")
+RECORD_COLUMNS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference")
+INSTRUCTION_COLUMNS = ("id", "prompt", "completion", "messages")
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as it was read: `where` opens error messages, `name` ("folder/file" or "data set/split") and `index` make a default id."""
+    where: str
+    name: str
+    index: int
+    data: dict[str, Any]
+
+
+def load_source(source: Mapping[str, Any]) -> list[Record]:
+    """Reads and validates the records of one source; ids are unique in it and the same on every reading.
+
+    Raises ValueError or FileNotFoundError. Ids: those of the file for "records"; "rmb/bon/<uid>" and "rmb/pair/<uid>"; otherwise
+    "<format>/<file>/<row>", which change when rows are inserted before.
+    """
+    spec = _checked_spec(source)
+    columns = spec.get("columns")
+    if columns is not None:
+        _check_names(columns, RECORD_COLUMNS, "columns")
+    convert: Callable[[Row], dict] | None = None
+    records, first_seen = [], {}
+    for row in _rows(spec):
+        if columns is not None:
+            d = _from_columns(row, columns)
+        else:
+            if convert is None:
+                convert = FORMATS[spec.get("format") or infer_format(row)]
+            d = convert(row)
+        record = record_from_dict(d, row.where)
+        if record.id in first_seen:
+            raise ValueError(f'{row.where}: field "id": {record.id!r} occurs twice, first at {first_seen[record.id]}')
+        first_seen[record.id] = row.where
+        records.append(record)
+    return _take(records, lambda record: record.id, spec)
+
+
+def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
+    """General instruction data: rows {"id", "prompt", "completion"}, all strings, from the same kinds of source.
+
+    A row has "prompt" and "completion", or "messages": a user and an assistant turn, a system turn may stand before them (it is put
+    in front of the user's text, as Gemma-2 has no system role). `columns` maps these names to others. "id" is optional in the file.
+    """
+    spec = _checked_spec(source)
+    columns = spec.get("columns") or {}
+    _check_names(columns, INSTRUCTION_COLUMNS, "columns")
+    if "format" in spec:
+        raise ValueError(f'source {_place(spec)}: field "format": instruction data has none; rename fields with "columns"')
+    items, first_seen = [], {}
+    for row in _rows(spec):
+        if columns.get("messages", "messages") in row.data:
+            prompt, completion = _single_exchange(row, columns.get("messages", "messages"))
+        else:
+            prompt, completion = (_text(row, columns.get(name, name)) for name in ("prompt", "completion"))
+        if not prompt.strip() or not completion.strip():
+            raise ValueError(f"{row.where}: expected a prompt and a completion that are not empty")
+        item_id = str(row.data.get(columns.get("id", "id"), f"{row.name}/{row.index}"))
+        if item_id in first_seen:
+            raise ValueError(f'{row.where}: field "id": {item_id!r} occurs twice, first at {first_seen[item_id]}')
+        first_seen[item_id] = row.where
+        items.append({"id": item_id, "prompt": prompt, "completion": completion})
+    return _take(items, lambda item: item["id"], spec)
+
+
+def infer_format(row: Row) -> str:
+    """The name in FORMATS whose fields this row has. Raises ValueError if there is none."""
+    fields = row.data.keys()
+    if {"conversation", "responses"} <= fields:
+        return "records"
+    if fields & {"bon_uid", "pair_uid"}:
+        return "rmb"
+    if {"input", "output_1", "output_2", "label"} <= fields:
+        return "llmbar"
+    if {"chosen", "rejected"} <= fields and str(row.data["chosen"]).startswith("\n\nHuman:"):
+        return "hh_rlhf"
+    raise ValueError(
+        f"{row.where}: cannot tell the format from the fields {sorted(fields)}; give the source a format ({', '.join(FORMATS)}) or columns")
+
+
+# ---- one converter a format: Row -> the JSON object of a record
+
+def _from_records(row: Row) -> dict:
+    return {field: value for field, value in row.data.items() if value is not None}  # tables fill absent fields with null
+
+
+def _from_rmb(row: Row) -> dict:
+    """RMB (Zhou-Zoey/RMB-Reward-Model-Benchmark), pairwise and best-of-N. The domain is the category path without the set's name."""
+    kind = "bon" if "bon_uid" in row.data else "pair"
+    best, others = ("bon_best", _value(row, "loser_list", list)) if kind == "bon" else ("chosen", [_value(row, "reject", dict)])
+    answers = [_value(row, best, dict), *others]
+    for answer in answers:
+        if not isinstance(answer, dict) or not isinstance(answer.get("answer"), str):
+            raise ValueError(f'{row.where}: field "{"loser_list" if kind == "bon" else "chosen/reject"}": expected objects with a text "answer"')
+    path = _text(row, "category_path")
+    return {
+        "id": f"rmb/{kind}/{_value(row, f'{kind}_uid', (str, int))}",
+        "conversation": _turns(row, "conversation_input"),
+        "responses": [answer["answer"] for answer in answers],
+        "best": 0,
+        "domain": path.removeprefix("BoN_set/").removeprefix("Pairwise_set/"),
+        "metadata": {"category_path": path, "llm_names": [answer.get("llm_name", "") for answer in answers]},
+    }
+
+
+def _from_llmbar(row: Row) -> dict:
+    """LLMBar (princeton-nlp/LLMBar). The domain is the name of the subset's folder."""
+    if row.data.get("label") not in (1, 2):
+        raise ValueError(f'{row.where}: field "label": expected 1 or 2, got {row.data.get("label")!r}')
+    subset = row.name.split("/")[0]
+    return {
+        "id": f"llmbar/{subset}/{row.index}",
+        "conversation": [{"role": "user", "content": _text(row, "input")}],
+        "responses": [_text(row, "output_1"), _text(row, "output_2")],
+        "best": row.data["label"] - 1,
+        "domain": subset,
+    }
+
+
+def _from_hh_rlhf(row: Row) -> dict:
+    """Dialogues of anthropics/hh-rlhf. The conversation is the shared turns, the responses are all that follows them.
+
+    Now and then one of the two goes on with turns of its own (assistant and human in turn); that text stays part of the response.
+    """
+    chosen, rejected = (_dialogue(row, field) for field in ("chosen", "rejected"))
+    shared = 0
+    for k, (a, b) in enumerate(zip(chosen, rejected)):
+        if k and chosen[k - 1][0] == "Human" and a[0] == b[0] == "Assistant":
+            shared = k
+        if a != b:
+            break
+    if not shared:
+        raise ValueError(f'{row.where}: fields "chosen" and "rejected": expected dialogues that share a human turn and then answer it')
+    return {
+        "id": f"hh_rlhf/{row.name}/{row.index}",
+        "conversation": [{"role": "user" if role == "Human" else "assistant", "content": text} for role, text in chosen[:shared]],
+        "responses": [
+            "\n\n".join([turns[shared][1], *(f"{role}: {text}" for role, text in turns[shared + 1:])]) for turns in (chosen, rejected)],
+        "best": 0,
+        "domain": row.name.split("/")[0],
+    }
+
+
+FORMATS: dict[str, Callable[[Row], dict]] = {
+    "records": _from_records, "rmb": _from_rmb, "llmbar": _from_llmbar, "hh_rlhf": _from_hh_rlhf}
+
+
+def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
+    """A row of any table. `columns` names, for each field of a record, the column(s) it is in:
+
+    conversation: a column of text (one user turn) or of [{"role", "content"}, ...]; may be left out if the responses are whole dialogues
+    responses:    a column of lists, or a list of columns; a response is a text or a dialogue [{"role", "content"}, ...] that it ends
+    rewards:      a column of lists, or a list of columns;   best: an int (always that response) or a column
+    id, domain, reference: a column
+    """
+    if "responses" not in columns:
+        raise ValueError(f'{row.where}: columns: expected an entry "responses"')
+    d: dict[str, Any] = {"id": f"{row.name}/{row.index}"}
+    for name in ("id", "domain", "reference"):
+        if name in columns:
+            d[name] = str(_value(row, columns[name], (str, int)))
+    for name in ("responses", "rewards"):
+        if name in columns:
+            where = columns[name]
+            d[name] = list(_value(row, where, list)) if isinstance(where, str) else [_value(row, column, object) for column in where]
+    if "best" in columns:
+        d["best"] = columns["best"] if isinstance(columns["best"], int) else _value(row, columns["best"], int)
+    prefixes = []
+    for i, response in enumerate(d["responses"]):
+        if isinstance(response, list):
+            *prefix, last = _checked_turns(row, f"responses[{i}]", response)
+            prefixes.append(prefix)
+            d["responses"][i] = last["content"]
+    if "conversation" in columns:
+        d["conversation"] = _turns(row, columns["conversation"])
+    elif prefixes and len(prefixes) == len(d["responses"]) and all(prefix == prefixes[0] for prefix in prefixes):
+        d["conversation"] = prefixes[0]
+    else:
+        raise ValueError(f'{row.where}: columns: expected an entry "conversation", or responses that are dialogues with the same beginning')
+    return d
+
+
+# ---- rows
+
+def _rows(spec: Mapping[str, Any]) -> Iterator[Row]:
+    if "hub" in spec:
+        yield from _dataset_rows(spec["hub"], spec)
+        return
+    path = Path(spec["path"])
+    if not path.exists():
+        raise FileNotFoundError(f'source: field "path": {path} does not exist')
+    if not path.is_dir():
+        yield from _file_rows(path, spec)
+        return
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        yield from _dataset_rows(path, spec)
+        return
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(_SUFFIXES))
+    if not files:
+        raise FileNotFoundError(f'source: field "path": no file {", ".join(_SUFFIXES)} in {path}')
+    for file in files:
+        yield from _file_rows(file, spec)
+
+
+def _file_rows(path: Path, spec: Mapping[str, Any]) -> Iterator[Row]:
+    if not path.name.endswith(_SUFFIXES):
+        raise ValueError(f'source: field "path": expected a file {", ".join(_SUFFIXES)}, or a folder, got {path}')
+    if path.suffix in (".parquet", ".csv"):
+        yield from _dataset_rows(path, spec)
+        return
+    name = f"{path.absolute().parent.name}/{path.name.split('.json')[0]}"
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            if ".jsonl" in path.suffixes:
+                values = ((f"{path}:{number}", _decode(raw, f"{path}:{number}")) for number, raw in enumerate(file, 1) if raw.strip())
+            else:
+                whole = _decode(file.read(), str(path))
+                if not isinstance(whole, list):
+                    raise ValueError(f"{path}: expected a JSON list of objects, got a {type(whole).__name__}")
+                values = ((f"{path}[{i}]", value) for i, value in enumerate(whole))
+            for index, (where, value) in enumerate(values):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+                yield Row(where, name, index, value)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file: {error}") from error
+
+
+def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
+    import datasets  # takes seconds, and most runs read plain files
+
+    split = spec.get("split", "train")
+    if isinstance(place, str):
+        table = datasets.load_dataset(place, spec.get("config"), split=split)
+    elif place.is_dir():
+        table = datasets.load_from_disk(str(place))
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise ValueError(f'{place}: field "split": expected one of {", ".join(table)}, got {split!r}')
+            table = table[split]
+    else:
+        table = datasets.load_dataset(place.suffix[1:], data_files=str(place), split="train")
+    name = f"{Path(place).stem}/{split}"
+    for index, data in enumerate(table):
+        yield Row(f"{place}:{split}[{index}]", name, index, data)
+
+
+def _decode(raw: bytes, where: str) -> Any:
+    def reject(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=reject)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not UTF-8 JSON: {error}") from error
+
+
+# ---- checked access
+
+def _value(row: Row, field: str, kind: Any) -> Any:
+    if field not in row.data:
+        raise ValueError(f'{row.where}: field "{field}": missing; the row has {", ".join(row.data)}')
+    value = row.data[field]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f'{row.where}: field "{field}": expected {names}, got {str(value)[:60]!r} ({type(value).__name__})')
+    return value
+
+
+def _text(row: Row, field: str) -> str:
+    return _value(row, field, str)
+
+
+def _turns(row: Row, field: str) -> list[dict[str, str]]:
+    value = _value(row, field, (str, list))
+    return [{"role": "user", "content": value}] if isinstance(value, str) else _checked_turns(row, field, value)
+
+
+def _checked_turns(row: Row, field: str, value: list) -> list[dict[str, str]]:
+    """Role and content of each turn (other keys, such as RMB's "language", are left out); `record_from_dict` checks what they are."""
+    for i, turn in enumerate(value):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise ValueError(f'{row.where}: field "{field}[{i}]": expected an object with "role" and "content"')
+    if not value:
+        raise ValueError(f'{row.where}: field "{field}": expected at least one turn')
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+
+
+def _single_exchange(row: Row, field: str) -> tuple[str, str]:
+    turns = _checked_turns(row, field, _value(row, field, list))
+    roles = [turn["role"] for turn in turns]
+    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+        raise ValueError(f'{row.where}: field "{field}": expected the turns (system,) user, assistant, got {", ".join(map(str, roles))}')
+    for i, turn in enumerate(turns):
+        if not isinstance(turn["content"], str):
+            raise ValueError(f'{row.where}: field "{field}[{i}].content": expected a string')
+    return "\n\n".join(turn["content"] for turn in turns[:-1]), turns[-1]["content"]
+
+
+def _dialogue(row: Row, field: str) -> list[tuple[str, str]]:
+    head, *parts = re.split(r"\n\n(Human|Assistant): ?", _text(row, field))
+    if head or not parts:
+        raise ValueError(f'{row.where}: field "{field}": expected a dialogue that begins with "\\n\\nHuman: "')
+    return list(zip(parts[::2], parts[1::2]))
+
+
+def _checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
+    spec = {key: value for key, value in (source.to_dict() if hasattr(source, "to_dict") else dict(source)).items() if value is not None}
+    _check_names(spec, SOURCE_KEYS, "source")
+    if ("path" in spec) == ("hub" in spec):
+        raise ValueError(f'source: expected one of the fields "path" and "hub", got {", ".join(spec) or "none"}')
+    if "format" in spec and ("columns" in spec or spec["format"] not in FORMATS):
+        raise ValueError(f'source {_place(spec)}: field "format": expected one of {", ".join(FORMATS)}, and no columns beside it')
+    for name, least in (("limit", 1), ("shuffle_seed", 0)):
+        if name in spec and (not isinstance(spec[name], int) or spec[name] < least):
+            raise ValueError(f'source {_place(spec)}: field "{name}": expected an integer >= {least}, got {spec[name]!r}')
+    return spec
+
+
+def _check_names(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f'{what}: field "{name}": unknown; ' + (f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"))
+
+
+def _place(spec: Mapping[str, Any]) -> str:
+    return str(spec.get("path", spec.get("hub")))
+
+
+def _take(items: list, id_of: Callable[[Any], str], spec: Mapping[str, Any]) -> list:
+    if "shuffle_seed" in spec:
+        items = sorted(items, key=lambda item: seeded_digest("load_source", spec["shuffle_seed"], id_of(item)))
+    return items[:spec.get("limit")]
