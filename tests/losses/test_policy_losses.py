@@ -1,0 +1,225 @@
+"""Every policy loss against a NumPy computation written token by token, with the gradient derived by hand."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grm_jax.losses import LOSSES, LossConfig, combine, count
+
+MAX_LENGTH = 16
+PUBLISHED = {  # loss: (clip_low, clip_high, aggregation)
+    "grpo": (0.2, 0.2, "sequence_mean"),
+    "dr_grpo": (0.2, 0.2, "constant"),
+    "dapo": (0.2, 0.28, "token_mean"),
+    "gspo": (3e-4, 4e-4, "sequence_mean"),
+    "rloo": (None, None, "constant"),
+    "reinforce_pp": (0.2, 0.2, "token_mean"),
+    "cispo": (1.0, 4.0, "token_mean"),
+}
+
+
+def batch(seed=0, rows=8, width=12, drift=0.5):
+    """Random arrays with ragged lengths; the padding holds garbage, -inf and nan, which must not leak."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, width + 1, rows)
+    lengths[0], lengths[1] = width, 1
+    mask = (np.arange(width) < lengths[:, None]).astype(np.float64)
+    mask[2, 0] = 0.0  # a hole at the start, as a masked prompt tail would leave
+    mask[2, 1:3] = 1.0
+    old = -rng.exponential(2.0, (rows, width))
+    logp = np.minimum(old + drift * rng.normal(size=(rows, width)), -1e-3)
+    ref = np.minimum(old + 0.5 * rng.normal(size=(rows, width)), -1e-3)
+    advantages = rng.normal(size=rows)
+    outside = mask == 0
+    logp[outside], old[outside], ref[outside] = -np.inf, np.nan, 1e30
+    return logp, old, ref, advantages, mask
+
+
+def token_weights(mask, aggregation):
+    """Weight of each token in the aggregate, so that aggregate(x) = sum(weights * x)."""
+    rows = mask.shape[0]
+    if aggregation == "token_mean":
+        return mask / mask.sum()
+    if aggregation == "sequence_mean":
+        return mask / mask.sum(axis=1, keepdims=True) / rows
+    return mask / (rows * MAX_LENGTH)
+
+
+def expected(name, logp, old, ref, advantages, mask, beta, kl):
+    """Loss, its gradient with respect to logp, and the tokens cut at each bound: loops over tokens, no shared code."""
+    low, high, aggregation = PUBLISHED[name]
+    weights = token_weights(mask, aggregation)
+    loss, grad = 0.0, np.zeros_like(logp)
+    cut_low, cut_high = np.zeros_like(mask), np.zeros_like(mask)
+    for b in range(mask.shape[0]):
+        tokens = np.flatnonzero(mask[b])
+        log_s = sum(logp[b, t] - old[b, t] for t in tokens) / len(tokens)
+        for t in tokens:
+            a, w = advantages[b], weights[b, t]
+            r = np.exp(log_s) if name == "gspo" else np.exp(logp[b, t] - old[b, t])
+            if name == "rloo":
+                loss -= w * a * logp[b, t]
+                grad[b, t] -= w * a
+            elif name == "cispo":
+                bounded = min(max(r, 1 - low), 1 + high)
+                loss -= w * bounded * a * logp[b, t]
+                grad[b, t] -= w * bounded * a
+                cut_low[b, t], cut_high[b, t] = r < 1 - low, r > 1 + high
+            else:
+                cut_high[b, t], cut_low[b, t] = (a > 0 and r > 1 + high), (a < 0 and r < 1 - low)
+                value = a * (1 + high) if cut_high[b, t] else a * (1 - low) if cut_low[b, t] else a * r
+                slope = 0.0 if cut_high[b, t] or cut_low[b, t] else a * r
+                loss -= w * value
+                if name == "gspo":  # one s for the sequence: each token moves log s by 1/|o|
+                    grad[b, tokens] -= w * slope / len(tokens)
+                else:
+                    grad[b, t] -= w * slope
+            d = ref[b, t] - logp[b, t]
+            loss += beta * w * {"k1": -d, "k2": d * d / 2, "k3": np.exp(d) - 1 - d}[kl]
+            grad[b, t] += beta * w * {"k1": 1.0, "k2": -d, "k3": 1 - np.exp(d)}[kl]
+    return loss, grad, cut_low, cut_high
+
+
+@pytest.mark.parametrize("name, kl", [(name, "k3") for name in sorted(LOSSES)] + [("grpo", "k1"), ("grpo", "k2"), ("rloo", "k2")])
+def test_value_and_gradient(name, kl):
+    logp, old, ref, advantages, mask = batch(seed=54, drift=1.0)
+    loss, grad, cut_low, cut_high = expected(name, logp, old, ref, advantages, mask, beta=0.08, kl=kl)
+    cfg = LossConfig(beta=0.08, kl=kl, max_length=MAX_LENGTH)
+    arrays = [jnp.asarray(x, jnp.float32) for x in (logp, old, ref, advantages, mask)]
+    (got, metrics), got_grad = jax.jit(jax.value_and_grad(LOSSES[name], has_aux=True))(*arrays, cfg)
+    np.testing.assert_allclose(got, loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got_grad, grad, rtol=1e-4, atol=1e-6)
+    inside = mask > 0
+    ratio = np.exp(logp[inside] - old[inside])
+    d = ref[inside] - logp[inside]
+    want = {
+        "loss": loss, "ratio_mean": ratio.mean(), "ratio_min": ratio.min(), "ratio_max": ratio.max(),
+        "abs_log_ratio": np.abs(np.log(ratio)).mean(), "ppo_kl": -np.log(ratio).mean(), "kl": (np.exp(d) - 1 - d).mean(),
+    }
+    if name != "rloo":
+        want |= {
+            "clip_ratio/low": cut_low[inside].mean(), "clip_ratio/high": cut_high[inside].mean(),
+            "clip_ratio/region": (cut_low + cut_high)[inside].mean(),
+        }
+    assert set(metrics) == set(want) | {"policy_loss", "kl_loss"}
+    for key, value in want.items():
+        np.testing.assert_allclose(metrics[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
+    np.testing.assert_allclose(metrics["policy_loss"] + metrics["kl_loss"], loss, rtol=1e-5, atol=1e-6)
+
+
+def test_the_oracle_batch_reaches_every_branch():
+    """Tokens cut on both sides, tokens outside the bounds that their advantage keeps, CISPO weights above the cap."""
+    logp, old, ref, advantages, mask = batch(seed=54, drift=1.0)
+    _, _, cut_low, cut_high = expected("grpo", logp, old, ref, advantages, mask, 0.0, "k3")
+    log_ratio = np.subtract(logp, old, where=mask > 0, out=np.zeros_like(mask))
+    kept = (np.abs(log_ratio) > 0.3) & (cut_low + cut_high == 0)
+    _, _, _, above_cap = expected("cispo", logp, old, ref, advantages, mask, 0.0, "k3")
+    assert cut_low.sum() > 3 and cut_high.sum() > 3 and kept.sum() > 3 and above_cap.sum() > 0
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_gradient_by_finite_differences(name):
+    """In float64, where differences are good to 1e-6; off the kinks, which the oracle above covers."""
+    logp, old, ref, advantages, mask = batch(seed=3, rows=4, width=5)
+    if name == "cispo":  # stop-gradient: the loss is not the antiderivative of its gradient unless the weight stays fixed
+        old = np.where(mask > 0, logp + 10.0, old)  # every weight sits on the lower bound, so differences leave it alone
+    with jax.enable_x64(True):
+        cfg = LossConfig(max_length=MAX_LENGTH, clip_low=0.5 if name == "cispo" else None)
+        rest = [jnp.asarray(x) for x in (old, ref, advantages, mask)]
+        value = jax.jit(lambda x: LOSSES[name](x, *rest, cfg)[0])
+        grad = jax.grad(value)(jnp.asarray(logp))
+        for b, t in zip(*np.nonzero(mask)):
+            step = np.zeros_like(logp)
+            step[b, t] = 1e-6
+            difference = (value(jnp.asarray(logp + step)) - value(jnp.asarray(logp - step))) / 2e-6
+            np.testing.assert_allclose(grad[b, t], difference, rtol=1e-5, atol=1e-8)
+        assert (np.asarray(grad)[mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_micro_batches_add_up_to_the_batch(name):
+    """Losses, gradients and metrics of micro-batches with uneven token counts combine to those of the batch, in a scan as in training."""
+    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=5)]
+    cfg = LossConfig(max_length=MAX_LENGTH)
+    step = jax.value_and_grad(LOSSES[name], has_aux=True)
+
+    @jax.jit
+    def accumulated(arrays, cfg):
+        arrays_M = [x.reshape(4, 2, *x.shape[1:]) for x in arrays]
+        _, ((loss_M, metrics_M), grad_M) = jax.lax.scan(lambda carry, micro: (carry, step(*micro, cfg)), None, arrays_M)
+        return loss_M.sum(), combine(metrics_M), grad_M.reshape(8, -1)
+
+    (_, whole), whole_grad = jax.jit(step)(*arrays, cfg)
+    loss, metrics, grad = accumulated(arrays, cfg.replace(normaliser=count(arrays[-1])))
+    for key in whole:
+        np.testing.assert_allclose(metrics[key], whole[key], rtol=1e-5, atol=1e-6, err_msg=key)
+    np.testing.assert_allclose(loss, whole["loss"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, whole_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_devices_add_up_to_the_batch():
+    """Under shard_map each device sees its rows; psum of the counts, then of the losses, gives the loss of the batch."""
+    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=6)]
+    mesh = jax.make_mesh((8,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def per_device(*shards):
+        cfg = LossConfig(normaliser=jax.lax.psum(count(shards[-1]), "replica"))
+        return jax.lax.psum(LOSSES["grpo"](*shards, cfg)[0], "replica")
+
+    spread = jax.shard_map(per_device, mesh=mesh, in_specs=(jax.P("replica"),) * 5, out_specs=jax.P())
+    np.testing.assert_allclose(jax.jit(spread)(*arrays), LOSSES["grpo"](*arrays, LossConfig())[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_on_policy_gradient_is_reinforce(name):
+    """With old = current policy and beta 0, every loss has the gradient -A/(its divisor), and none clips."""
+    logp, _, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch(seed=7))
+    cfg = LossConfig(beta=0.0, aggregation="token_mean")
+    grad, metrics = jax.grad(LOSSES[name], has_aux=True)(logp, logp, ref, advantages, mask, cfg)
+    want = -advantages[:, None] * mask  # GSPO too: it gives every token of a sequence the same weight
+    np.testing.assert_allclose(grad * mask.sum(), want, rtol=1e-5, atol=1e-6)
+    assert metrics["ratio_min"] == metrics["ratio_max"] == 1.0 and metrics["abs_log_ratio"] == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_nothing_left_is_zero_not_nan(name):
+    logp, old, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch())
+    (loss, metrics), grad = jax.value_and_grad(LOSSES[name], has_aux=True)(logp, old, ref, advantages, mask * 0, LossConfig())
+    assert loss == 0 and (grad == 0).all()
+    assert metrics["ratio_min"] == np.inf and metrics["ratio_max"] == -np.inf
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_kl_in_the_reward_stays_out_of_the_loss(name):
+    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=8)]
+    loss, metrics = LOSSES[name](*arrays, LossConfig(kl_in="reward", beta=0.5))
+    without, _ = LOSSES[name](*arrays, LossConfig(beta=0.0))
+    assert loss == without and metrics["kl_loss"] == 0 and metrics["kl"] > 0
+
+
+def test_reference_is_optional_only_without_kl():
+    logp, old, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch())
+    loss, metrics = LOSSES["dapo"](logp, old, None, advantages, mask, LossConfig(beta=0.0))
+    assert loss == LOSSES["dapo"](logp, old, ref, advantages, mask, LossConfig(beta=0.0))[0] and "kl" not in metrics
+    with pytest.raises(ValueError, match="ref_logp_BT is None, but LossConfig.beta is 0.08"):
+        LOSSES["dapo"](logp, old, None, advantages, mask, LossConfig())
+
+
+def test_config_overrides_the_published_choices():
+    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=9)]
+    as_dapo = LossConfig(clip_high=0.28, aggregation="token_mean")
+    assert LOSSES["grpo"](*arrays, as_dapo)[0] == LOSSES["dapo"](*arrays, LossConfig())[0]
+    assert LOSSES["grpo"](*arrays, LossConfig())[0] != LOSSES["dapo"](*arrays, LossConfig())[0]
+
+
+@pytest.mark.parametrize("bad", [{"beta": -0.1}, {"kl_in": "losses"}, {"zero_variance": "skip"}])
+def test_config_refuses_what_it_cannot_mean(bad):
+    with pytest.raises(ValueError, match=f"LossConfig.{next(iter(bad))}"):
+        LossConfig(**bad)
+
+
+def test_config_is_a_pytree_whose_only_leaves_are_the_counts():
+    cfg = LossConfig(normaliser=count(jnp.ones((2, 3))))
+    assert len(jax.tree.leaves(LossConfig())) == 0 and [float(x) for x in jax.tree.leaves(cfg)] == [6.0, 2.0]
+    doubled = jax.jit(lambda c: jax.tree.map(lambda x: 2 * x, c))(cfg)
+    assert doubled.beta == cfg.beta and float(doubled.normaliser.tokens) == 12.0
