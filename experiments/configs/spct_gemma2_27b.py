@@ -3,8 +3,7 @@
 
 SPCT on the pretrained Gemma-2-27B, as in "Inference-Time Scaling for Generalist Reward Modeling" (arXiv 2504.02495v3), here "the paper".
 
-Hardware: 64 TPU v5p chips, mesh 16 x 4 (fsdp x tensor). A train step of this shape (64 sequences of 4,096 tokens, full remat) compiles for
-that topology with a peak of 12.25 GiB of 95.74 GiB a chip; it has not run there.
+Hardware: sized for 64 TPU v5p chips, mesh 16 x 4 (fsdp x tensor).
 Result and time: not run here. The paper: 19.2 h RFT + 15.6 h RL on 128 A100; RewardBench 86.0 greedy, 88.5 voting @32, 90.4 with the Meta RM.
 
 Each value names its source: C.1, D.1, Tab 5, Eq ... are places in the paper. `# open:` marks what the paper leaves open, with the reason
@@ -24,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
         random_init=placeholder(ml_collections.ConfigDict),  # sizes of a randomly initialised model instead of a path (real_text.py)
         dtype="bfloat16",  # open: compute type; "float32" | "bfloat16". Norms, softmax and logits are fp32 either way
         scan_layers=True,  # one compiled (local, global) layer pair, scanned 23 times
-        remat="full",  # "none" | "full" | "dots"; without remat a step of 64 x 4,096 tokens needs 230 GiB a chip
+        remat="full",  # what the backward pass recomputes: "none" | "full" (all of a layer pair) | "dots" (all but matmuls)
     ))
     config.tokenizer = ml_collections.ConfigDict(dict(path=placeholder(str)))  # None: the tokenizer in the folder model.path
     config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))  # devices along each axis; -1: all that are left
@@ -39,8 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
         buckets=(512, 1024, 2048, 4096),  # prompts are padded to the smallest of these that holds them; each compiles once
     ))
 
-    # Preference records. A source is {"path": file} or {"world": split}, with "format" where a file is not in the record schema and
-    # "items" to take only the first so many; a bare string is a path. On the command line: --config.data.train=a.jsonl,b.jsonl
+    # Sources of preference records: {"path": file or folder} or {"hub": name}, with what grm_jax/data/sources.py allows beside it, or
+    # {"world": split, "items": count} for the checkable world. A string is a path: --config.data.train=a.jsonl,b.jsonl
     config.data = ml_collections.ConfigDict(dict(
         train=(  # C.1: these public sets and internal data, both stages from the same. open: shares, none is published
             {"path": "data/spct/math_train.jsonl"},  # sampled solutions, checked by rule against the answer: pairs and single responses
@@ -49,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
             {"path": "data/spct/skywork_reward_preference_80k_v0.2.jsonl"},
             {"path": "data/spct/helpsteer2_preference.jsonl"},  # open: its hint carries the preference strength in the paper, not here
         ),
-        general=(  # C.1: 1,070K general instruction items, in-house; give your own, {"prompt", "response"} a line
+        general=(  # C.1: 1,070K general instruction items, in-house; give your own, {"prompt", "completion"} a line
             {"path": "data/spct/general.jsonl"},
         ),
         eval=dict(test={"path": "data/spct/test.jsonl"}),  # split name -> source; the paper's benchmarks are not part of this run
@@ -61,12 +60,13 @@ def get_config() -> ml_collections.ConfigDict:
         sampler="shard_map",  # "jit": one device; "pmap": a whole model on every device; "shard_map": the model lies over the mesh
     ))
     config.optimizer = ml_collections.ConfigDict(dict(  # AdamW, in all three stages. open: nothing but the learning rates is given
-        b1=0.9,  # open: common for fine-tuning language models, as are the next four
+        b1=0.9,  # open: these five are common values for fine-tuning language models
         b2=0.95,
         eps=1e-8,
         weight_decay=0.0,
         clip_norm=1.0,  # global norm of the gradient
-        schedule="constant",  # "constant" | "cosine" | "linear" (to zero at the last step). open: GRPO's own paper keeps it constant
+        schedule="constant",  # "constant" | "cosine" | "linear", which end at final_fraction of the peak. open: GRPO's own paper: constant
+        final_fraction=0.1,
         warmup_steps=20,  # open: short beside 900 steps
     ))
 
@@ -85,7 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl = ml_collections.ConfigDict(dict(  # rule-based online RL, 3.2
         loss="grpo",  # 3.2: GRPO in its original form; a name in grm_jax.losses.LOSSES or package.module:function
         advantage="group",  # Eq 15: (r - mean) / std of the group. open: population std, zero advantage where all are equal
-        aggregation="sequence_mean",  # Eq 15: mean over the tokens of an output, then over outputs
+        aggregation=placeholder(str),  # None: the loss's own; for grpo "sequence_mean", Eq 15: over the tokens of an output, then over outputs
         kl="k3",  # open: the estimator of GRPO's own paper, unbiased and never negative
         kl_in="loss",  # Eq 15: the KL is a term of the objective, not of the reward
         beta=0.08,  # C.1: most stable of 0.00, 0.01, 0.02, 0.08. The reference is the RFT model (open: "further fine-tuned" implies it)
@@ -95,8 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
         updates_per_rollout=1,  # open: optimiser steps on each batch of rollouts; at 1 the ratio is 1 and clipping never acts
         learning_rate=4e-7,  # C.1, Tab 5
         steps=900,  # C.1
-        clip_low=0.2,  # open: PPO's and GRPO's usual epsilon
-        clip_high=0.2,
+        clip_low=placeholder(float),  # open: None is the loss's own published value; for grpo 0.2, PPO's usual epsilon
+        clip_high=placeholder(float),
         temperature=1.0,  # open: of the rollouts; 1 makes the sampled distribution that of the policy gradient
         zero_variance="keep",  # open: groups that are all right or all wrong: no policy gradient, the KL still acts; or "drop"
         drop_easy_prompts=True,  # C.1: prompts that a filter model solves 3 of 3 times are left out.
@@ -113,13 +113,12 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.eval = ml_collections.ConfigDict(dict(
         ks=(1, 2, 4, 8, 16, 32),  # 5.1, Fig 1: samples in a vote. The Meta RM keeps k_meta = max(1, k // 2) of them (4; open: rounding)
-        k_metas=(),  # further k_meta for the largest k; Tab 4 has 1, 8 and 16 of 32
         temperature=0.5,  # D.1: of every scaling result
         greedy=True,  # D.1: temperature 0 for the default results
         items=0,  # records of each split, from the front; 0: all
         splits=("test",),  # names in data.eval
         systems=("base", "rft", "grm"),
-        reshuffles=4,  # open: orders of the sample pool that @k is averaged over; @k with k below the largest has many choices
+        reshuffles=8,  # open: random subsets of k of the sampled judgments that @k is averaged over; less noise, same mean
     ))
     config.checkpoint = ml_collections.ConfigDict(dict(every=50, keep=2))  # steps between train-state checkpoints, and how many stay
     config.log = ml_collections.ConfigDict(dict(example_every=50))  # steps between printed judged examples

@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.templates.update(pointwise="tiny_pointwise", single="tiny_single", meta="tiny_meta")
     config.lengths.update(prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS)
     config.data.train = ({"world": "train", "items": RFT_RECORDS},)
-    config.data.general = ({"world": "general", "items": RFT_RECORDS},)
+    config.data.general = ({"world": "instructions", "items": RFT_RECORDS},)
     config.data.eval = ml_collections.ConfigDict({split: {"world": split} for split in ("test", "hard", "wide", "single")})
     config.sampling.update(rows=256, sampler="jit")
     config.optimizer.update(b2=0.98, warmup_steps=5)

@@ -1,6 +1,6 @@
 """python -m experiments.spct_rl --config=experiments/configs/tiny_full.py --workdir=runs/tiny_full_0 --config.seed=0
 
-The quick start with a full evaluation: 1,000 records of each split, votes of up to 32, and a sweep of k_meta. One seed a process; the
+The quick start with a full evaluation: 1,000 records of each split, and votes of up to 32. One seed a process; the
 reported figures are means over `--config.seed=0`, `1` and `2`, each with a work folder of its own. The base model is the same in all.
 
 Hardware: 2 CPU cores.
@@ -14,5 +14,4 @@ def get_config() -> ml_collections.ConfigDict:
     config = tiny.get_config()
     config.eval.items = 1000
     config.eval.ks = (1, 2, 4, 8, 16, 32)
-    config.eval.k_metas = (1, 2, 4, 8, 16)
     return config

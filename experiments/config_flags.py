@@ -1,0 +1,266 @@
+"""--config and --workdir: load a preset, apply the overrides of the command line, refuse what cannot be right before anything is computed.
+
+    CONFIG, WORKDIR = config_flags.define_config()
+    def main(_):
+        config = config_flags.load(CONFIG)
+    app.run(main)
+"""
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_collections
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from grm_jax import losses
+from grm_jax.data import sources as data_sources
+from grm_jax.data.world.records import SPLITS
+from grm_jax.judgment.prompts import load_template
+from grm_jax.training.optimizer import SCHEDULES
+
+PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
+TINY_BASE = PACKAGE / "assets" / "tiny_base"
+NOT_RESULTS = ("note", "checkpoint", "log")  # sections that change nothing in the parameters or figures of a run
+
+
+def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Defines the flags --config (a preset's file) and --workdir, both required. Call it once, where the script is imported.
+
+    An override of a field that does not exist ends the program while flags are parsed, with the nearest field that does.
+    """
+    holder = config_flags.DEFINE_config_file("config", help_string="preset to run, e.g. experiments/configs/tiny.py")
+    flags.FLAGS["config"].parser = _Parser("config")
+    workdir = flags.DEFINE_string("workdir", None, "folder for checkpoints, judgments, metrics and reports; a run in it is resumed")
+    flags.mark_flags_as_required(["config", "workdir"])
+    return holder, workdir
+
+
+def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
+    """The config that the command line asks for, `finish`ed; ends the program with the message if a field is wrong."""
+    try:
+        return finish(holder.value)
+    except ValueError as error:
+        sys.exit(f"{flags.FLAGS['config'].config_filename}: {error}")
+
+
+def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A locked copy with every data source as a dict (`sources`), checked by `validate_config`. ValueError as there."""
+    config = ml_collections.ConfigDict(config.to_dict())  # fields that were None take any type from here on
+    config.data.train, config.data.general = sources(config.data.train), sources(config.data.general)
+    for split, source in config.data.eval.items():
+        config.data.eval[split] = ml_collections.ConfigDict(sources(source)[0]) if source else None
+    validate_config(config)
+    return config.lock()
+
+
+def config_digest(config: ml_collections.ConfigDict) -> str:
+    """sha256 (hex) of the config as JSON with sorted keys, without the sections in NOT_RESULTS: equal for runs that must agree."""
+    kept = {name: value for name, value in config.to_dict().items() if name not in NOT_RESULTS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """Hugging Face folder of the model to start from: `model.path`, where "tiny" is the one in the package; None with model.random_init."""
+    return _folder(config.model.path)
+
+
+def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """`tokenizer.path`, or the model's folder where it is not set."""
+    return _folder(config.tokenizer.path) or model_folder(config)
+
+
+def sources(value: str | Mapping | Sequence[str | Mapping]) -> tuple[dict, ...]:
+    """A data field as source dicts: one or several, each a dict or a bare string that stands for {"path": string}."""
+    many = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple({"path": source} if isinstance(source, str) else dict(source) for source in many)
+
+
+def validate_config(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError with one line for each field that is wrong: its name, what was expected and what it is."""
+    problems = list(_problems(config))
+    if problems:
+        raise ValueError(f"{len(problems)} wrong field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems))
+
+
+def _folder(path: str | None) -> pathlib.Path | None:
+    return None if path is None else TINY_BASE if path == "tiny" else pathlib.Path(path)
+
+
+# One line each: (fields, what is expected, test). Everything that concerns one field alone is here.
+_STAGES = ("rft", "rl", "meta")
+_RULES = (
+    (
+        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.reshuffles checkpoint.every"
+        " checkpoint.keep log.example_every " + " ".join(f"{s}.{f}" for s in _STAGES for f in ("batch_size", "micro_batch", "steps")),
+        "a positive integer", lambda x: x >= 1,
+    ),
+    ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
+    ("sampling.top_k rft.hinted_samples eval.items optimizer.warmup_steps optimizer.weight_decay rl.beta", "a number >= 0", lambda x: x >= 0),
+    (
+        "optimizer.eps optimizer.clip_norm rft.learning_rate rl.learning_rate meta.learning_rate rft.temperature rl.temperature"
+        " meta.temperature eval.temperature", "a number > 0", lambda x: x > 0,
+    ),
+    ("sampling.top_p optimizer.final_fraction", "a number in (0, 1]", lambda x: 0 < x <= 1),
+    ("rl.clip_low", "a number in (0, 1], or None for the loss's own", lambda x: x is None or 0 < x <= 1),
+    ("rl.clip_high", "a number > 0, or None for the loss's own", lambda x: x is None or x > 0),
+    ("optimizer.b1 optimizer.b2 rft.general_fraction", "a number in [0, 1)", lambda x: 0 <= x < 1),
+    ("mesh.replica mesh.fsdp mesh.tensor", "a positive integer, or -1 for all devices that are left", lambda x: x >= 1 or x == -1),
+)
+_CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
+    "sampling.sampler": ("jit", "pmap", "shard_map"),
+    "optimizer.schedule": SCHEDULES,
+    "rl.kl_in": ("loss", "reward"),
+    "rl.zero_variance": ("keep", "drop"),
+}
+_FUNCTIONS = {
+    "rl.loss": losses.LOSSES, "rl.advantage": losses.ADVANTAGES, "rl.kl": losses.KL_ESTIMATORS, "rl.aggregation": losses.AGGREGATIONS,
+}
+SYSTEMS = ("base", "rft", "grm")
+WORLD_KEYS, WORLD_INSTRUCTIONS = ("world", "items"), ("instructions",)
+
+
+def _problems(config) -> Iterator[str]:
+    for fields, expected, ok in _RULES:
+        for field in fields.split():
+            if not ok(value := _get(config, field)):
+                yield f"{field}: expected {expected}, got {value}"
+    for field, choices in _CHOICES.items():
+        if (value := _get(config, field)) not in choices:
+            yield f"{field}: expected one of {', '.join(choices)}, got {value!r}"
+    for field, table in _FUNCTIONS.items():
+        try:
+            if (name := _get(config, field)) is not None or field != "rl.aggregation":
+                losses.resolve(name, table)
+        except (ValueError, TypeError) as error:
+            yield f"{field}: {error}"
+    if sum(size == -1 for size in config.mesh.values()) > 1:
+        yield f"mesh: expected at most one axis of -1, got {config.mesh.to_dict()}"
+    yield from _batch_problems(config)
+    yield from _path_problems(config)
+    yield from _data_problems(config)
+    yield from _eval_problems(config)
+
+
+def _batch_problems(config):
+    for name in _STAGES:
+        stage = config[name]
+        if stage.steps < config.optimizer.warmup_steps:
+            yield f"{name}.steps: expected at least optimizer.warmup_steps = {config.optimizer.warmup_steps}, got {stage.steps}"
+        if stage.micro_batch >= 1 and stage.batch_size % stage.micro_batch:
+            yield f"{name}.batch_size: expected a multiple of {name}.micro_batch = {stage.micro_batch}, got {stage.batch_size}"
+    if config.rl.group_size >= 2 and config.rl.batch_size % config.rl.group_size:
+        yield f"rl.batch_size: expected a multiple of rl.group_size = {config.rl.group_size} (it counts rollouts), got {config.rl.batch_size}"
+    buckets = tuple(config.lengths.buckets)
+    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != config.lengths.prompt:
+        yield f"lengths.buckets: expected growing lengths that end in lengths.prompt = {config.lengths.prompt}, got {buckets}"
+    if config.rft.general_fraction > 0 and not config.data.general:
+        yield f"data.general: rft.general_fraction is {config.rft.general_fraction:g}, so at least one source is expected, got none"
+
+
+def _path_problems(config):
+    if (config.model.path is None) == (config.model.random_init is None):
+        yield "model: expected one of model.path and model.random_init, got " + ("none" if config.model.path is None else "both")
+    folder, tokenizer = model_folder(config), tokenizer_path(config)
+    if folder is not None and not (folder / "config.json").is_file():
+        yield f"model.path: expected a Hugging Face folder with config.json, got {folder}"
+    if tokenizer is None:
+        yield "tokenizer.path: expected a SentencePiece model or tokenizer.json, as model.random_init brings none, got nothing"
+    elif not tokenizer.exists():
+        yield f"tokenizer.path: no such file or folder: {tokenizer}"
+    for name, template in config.templates.items():
+        try:
+            load_template(template)
+        except (OSError, ValueError) as error:
+            yield f"templates.{name}: {error}"
+
+
+def _data_problems(config):
+    fields = {"data.train": config.data.train, "data.general": config.data.general}
+    fields |= {f"data.eval.{split}": config.data.eval[split] for split in config.eval.splits if split in config.data.eval}
+    for field, value in fields.items():
+        if not value and field != "data.general":
+            yield f"{field}: expected the path of a file or a source, got nothing"
+        for source in sources(value or ()):
+            for message in _source_problems(source, WORLD_INSTRUCTIONS if field == "data.general" else SPLITS):
+                yield f"{field}: {message}"
+    trained = {source["path"] for source in sources(config.data.train) if "path" in source}
+    for field in fields:
+        if field.startswith("data.eval.") and any(source.get("path") in trained for source in sources(fields[field] or ())):
+            yield f"{field}: expected other records than data.train, got the same file"
+
+
+def _source_problems(source, worlds):
+    kinds = [kind for kind in ("path", "hub", "world") if kind in source]
+    known = WORLD_KEYS if kinds == ["world"] else data_sources.SOURCE_KEYS
+    if len(kinds) != 1:
+        yield f"expected one of 'path', 'hub' and 'world' in a source, got {source}"
+    elif unknown := [key for key in source if key not in known]:
+        yield f"expected a source with {', '.join(known)}, got {', '.join(unknown)}"
+    elif kinds == ["path"] and not pathlib.Path(source["path"]).exists():
+        yield f"no such file: {source['path']}"
+    elif kinds == ["world"] and source["world"] not in worlds:
+        yield f"world: expected one of {', '.join(worlds)}, got {source['world']!r}"
+
+
+def _eval_problems(config):
+    ks = tuple(config.eval.ks)
+    if not ks or list(ks) != sorted(set(ks)) or ks[0] < 1:
+        yield f"eval.ks: expected growing positive integers, got {ks}"
+    for field, known in (("eval.splits", tuple(config.data.eval)), ("eval.systems", SYSTEMS), ("meta.policies", SYSTEMS)):
+        chosen = _get(config, field)
+        if not chosen or (unknown := [name for name in chosen if name not in known]):
+            yield f"{field}: expected some of {', '.join(known)}, got {', '.join(unknown) if chosen else 'none'}"
+
+
+def _get(config, field):
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+class _Parser(config_flags.ConfigFileFlagParser):
+    """ml_collections' parser of a preset's path, which then checks the names of the overrides behind it on the command line.
+
+    absl turns its ValueError into one line and exit status 1; ml_collections alone would end in a traceback.
+    """
+
+    def parse(self, path: str) -> ml_collections.ConfigDict:
+        if not pathlib.Path(path.split(":")[0]).is_file():
+            raise ValueError("no such file")
+        config = super().parse(path)
+        for argument in sys.argv[1:]:
+            if argument == "--":
+                break
+            if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+                _require_field(config, match[1])
+        return config
+
+
+def _require_field(config, field):
+    node, names = config, field.split("[")[0].split(".")
+    for name in names:
+        if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+            raise ValueError(f"no such field {field}; nearest: {', '.join(_nearest('.'.join(names), _fields(config)))}")
+        node = node[name]
+
+
+def _nearest(field, known):
+    """Fields of the same name in other sections, else the one that is spelt most like it."""
+    same_name = [other for other in known if other.split(".")[-1] == field.split(".")[-1]]
+    return same_name or difflib.get_close_matches(field, known, n=1, cutoff=0.0)
+
+
+def _fields(config, prefix=""):
+    names = []
+    for name, value in config.items():
+        names.append(prefix + name)
+        if isinstance(value, ml_collections.ConfigDict):
+            names += _fields(value, f"{prefix}{name}.")
+    return names
