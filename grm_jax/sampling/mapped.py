@@ -1,0 +1,71 @@
+"""The sampler on one device, on replicas with `jax.pmap`, and over a mesh with `jax.shard_map` or GSPMD: same tokens.
+
+Prompts (with all their samples) are split over devices; the number of prompts is padded to a multiple with dummy rows.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from grm_jax.models.config import Gemma2Config
+from grm_jax.sampling.sampler import SamplingConfig, sample
+
+DATA_AXES = ("replica", "fsdp")
+
+
+def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None) -> Callable:
+    """`fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`, arguments and result as in `grm_jax.sampling.sampler.sample`.
+
+    mode:
+      "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and parameters keep whatever
+        sharding they come with (GSPMD inserts the collectives).
+      "pmap": every local device holds the whole model and takes a share of the prompts. No mesh.
+      "shard_map": each (replica, fsdp) group runs its own loop, stopping when its own rows are finished; parameters
+        are whole within a group, or split over the mesh's tensor axis, which stays with GSPMD.
+    """
+    inner = functools.partial(sample, cfg=cfg, scfg=scfg)
+
+    def run(params, prompts_PT, lengths_P, keys_Pk2):
+        return inner(params, prompts_PT=prompts_PT, lengths_P=lengths_P, keys_Pk2=keys_Pk2)
+
+    if mode == "pmap":
+        if mesh is not None:
+            raise ValueError("mode 'pmap' takes no mesh: it runs one replica on each local device")
+        shares = jax.local_device_count()
+        mapped = jax.pmap(run, in_axes=(None, 0, 0, 0))
+
+        def split(params, *arrays):
+            out = mapped(params, *(a.reshape(shares, -1, *a.shape[1:]) for a in arrays))
+            return {name: a.reshape(-1, *a.shape[2:]) for name, a in out.items()}
+
+        return _padded(split, shares)
+    if mode == "jit" and mesh is None:
+        return jax.jit(run)
+    if mode not in ("jit", "shard_map"):
+        raise ValueError(f"sampler mode is {mode!r}; expected 'jit', 'pmap' or 'shard_map'")
+    if mesh is None:
+        raise ValueError("mode 'shard_map' needs a mesh with the axes replica and fsdp")
+    rows = NamedSharding(mesh, P(DATA_AXES))
+    shares = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if mode == "shard_map":
+        run = jax.shard_map(
+            run, mesh=mesh, in_specs=(P(), P(DATA_AXES), P(DATA_AXES), P(DATA_AXES)), out_specs=P(DATA_AXES),
+            axis_names=set(DATA_AXES), check_vma=False,
+        )  # fmt: skip
+    return _padded(jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows), shares)
+
+
+def _padded(fn: Callable, shares: int) -> Callable:
+    """Pad the prompts to a multiple of `shares` with dummy rows (length 0), and drop them from the result."""
+
+    def call(params, *arrays):
+        prompts = arrays[0].shape[0]
+        extra = -prompts % shares
+        arrays = [np.pad(np.asarray(a), [(0, extra)] + [(0, 0)] * (np.ndim(a) - 1)) for a in arrays]
+        return {name: a[:prompts] for name, a in fn(params, *arrays).items()}
+
+    return call

@@ -1,0 +1,163 @@
+"""Prefill, one decode step, and the loop over them: pure functions of (parameters, arrays).
+
+The k samples of a prompt share its prefix keys and values, computed and stored once; each has its own suffix cache.
+Local layers keep the last `sliding_window` prompt positions of each row and a ring of at most that many new ones.
+Randomness is a function of (seed, item id, sample index, step) alone: see `sample_key` and `choose_tokens`.
+"""
+
+import dataclasses
+import functools
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.gemma2 import Gemma2, lm_logits
+from grm_jax.sampling.logits import choose_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off; any id of stop_ids ends a row."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; expected >= 0 (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; expected 0 < top_p <= 1 (1 is off)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; expected >= 0 (0 is off)")
+
+
+def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
+    """uint32[2] threefry key of one sample, from a stable hash (no device call; the same on every Python version)."""
+    digest = hashlib.blake2b(f"{seed}\0{item_id}\0{sample}".encode(), digest_size=8).digest()
+    return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
+
+
+def prefill(params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: jax.Array) -> tuple[dict, jax.Array]:
+    """Run right-padded prompts once. Returns their key/value prefix and the float32 logits_PV after the last token.
+
+    Global layers keep all T positions, local layers the last min(T, window) of each row. A prompt of length 0 is a
+    dummy row: its logits are meaningless.
+    """
+    T = prompts_PT.shape[1]
+    pos_PT = jnp.where(jnp.arange(T) < lengths_P[:, None], jnp.arange(T), -1)
+    hidden_PTD, cache = Gemma2(cfg).apply({"params": params}, prompts_PT, pos_PT, keep_kv=True)
+    # leaves of cache["kv"] have the blocks in front: k, v are LPTKH, pos is LPT
+    W = min(T, cfg.sliding_window)
+    index_PW = lengths_P[:, None] - W + jnp.arange(W)
+    last_PW = jnp.maximum(index_PW, 0)
+
+    def keep_window(segment):
+        pos_LPW = jnp.take_along_axis(segment["pos"], last_PW[None], axis=2)
+        return {
+            "pos": jnp.where(index_PW >= 0, pos_LPW, -1),
+            **{name: jnp.take_along_axis(segment[name], last_PW[None, :, :, None, None], axis=2) for name in ("k", "v")},
+        }
+
+    prefix = dict(cache["kv"])
+    for i, layer_type in enumerate(cfg.block):
+        if layer_type == LOCAL and W < T:
+            prefix[f"layer_{i}"] = keep_window(prefix[f"layer_{i}"])
+    last_P1D = jnp.take_along_axis(hidden_PTD, jnp.maximum(lengths_P - 1, 0)[:, None, None], axis=1)
+    return prefix, lm_logits(params, cfg, last_P1D[:, 0])
+
+
+def empty_suffix(cfg: Gemma2Config, rows: int, steps: int) -> dict:
+    """Empty cache for `steps` new tokens of each row: rings of min(steps, window) slots in local layers."""
+    suffix = {}
+    for i, layer_type in enumerate(cfg.block):
+        S = min(steps, cfg.sliding_window) if layer_type == LOCAL else steps
+        shape, dtype = (cfg.n_blocks, rows, S, cfg.n_kv_heads, cfg.head_dim), jnp.dtype(cfg.dtype)
+        suffix[f"layer_{i}"] = {
+            "k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype), "pos": jnp.full(shape[:3], -1, jnp.int32),
+        }  # fmt: skip
+    return suffix
+
+
+def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
+    """Choose token number state["step"] of every row that is not done, and write it down."""
+    step, done_B = state["step"], state["done"]
+    token_B, logp_B = choose_tokens(logits_BV, state["keys"], step, scfg.temperature, scfg.top_k, scfg.top_p)
+    stop_B = jnp.isin(token_B, jnp.asarray(scfg.stop_ids, jnp.int32)) & ~done_B
+    return state | {
+        "step": step + 1,
+        "token": token_B,
+        "tokens": state["tokens"].at[:, step].set(jnp.where(done_B, scfg.pad_id, token_B)),
+        "logp": state["logp"].at[:, step].set(jnp.where(done_B, 0.0, logp_B)),
+        "length": state["length"] + ~done_B,
+        "finished": state["finished"] | stop_B,
+        "done": done_B | stop_B,
+    }
+
+
+def start(
+    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prompts_PT: jax.Array, lengths_P: jax.Array, keys_Pk2: jax.Array
+) -> tuple[dict, dict]:
+    """Prefill and choose the first token of every row. Returns (prefix, state); row p * k + j is sample j of prompt p."""
+    P, k = keys_Pk2.shape[:2]
+    B, C = P * k, scfg.max_new_tokens
+    prefix, logits_PV = prefill(params, cfg, prompts_PT, lengths_P)
+    prompt_length_B = jnp.repeat(lengths_P, k, axis=0)
+    state = {
+        "step": jnp.int32(0),
+        "prompt_length": prompt_length_B,
+        "keys": keys_Pk2.reshape(B, 2),
+        "suffix": empty_suffix(cfg, B, C),
+        "token": jnp.zeros(B, jnp.int32),
+        "tokens": jnp.full((B, C), scfg.pad_id, jnp.int32),
+        "logp": jnp.zeros((B, C), jnp.float32),
+        "length": jnp.zeros(B, jnp.int32),
+        "finished": jnp.zeros(B, bool),
+        "done": prompt_length_B == 0,
+    }
+    return prefix, _record(scfg, state, jnp.repeat(logits_PV, k, axis=0))
+
+
+def decode_step(params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: dict, state: dict) -> dict:
+    """Feed the token chosen last, choose the next one. Rows that are done run along and write padding."""
+    slot_B = jnp.full_like(state["prompt_length"], state["step"] - 1)
+    pos_B1 = (state["prompt_length"] + slot_B)[:, None]
+    hidden_B1D, cache = Gemma2(cfg).apply(
+        {"params": params}, state["token"][:, None], pos_B1, prefix=prefix, suffix=state["suffix"], slot_B=slot_B
+    )
+    return _record(scfg, state | {"suffix": cache["suffix"]}, lm_logits(params, cfg, hidden_B1D[:, 0]))
+
+
+def sample(
+    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prompts_PT: jax.Array, lengths_P: jax.Array, keys_Pk2: jax.Array
+) -> dict[str, jax.Array]:
+    """k completions of each prompt.
+
+    Args:
+      params: Gemma2 parameters.
+      prompts_PT: int32 token ids, right-padded.
+      lengths_P: int32 prompt lengths; 0 marks a dummy row, which returns length 0.
+      keys_Pk2: uint32, `sample_key` of every sample.
+
+    Returns:
+      tokens int32 [P, k, C] with C = max_new_tokens: the stop token is included, pad_id after it.
+      logp float32 [P, k, C]: log-probability of each token (grm_jax.sampling.logits), 0 after the stop token.
+      length int32 [P, k]: tokens written, stop token included.
+      finished bool [P, k]: a stop token was seen (else the row was cut at max_new_tokens).
+    """
+    prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2)
+    state = jax.lax.while_loop(
+        lambda s: (s["step"] < scfg.max_new_tokens) & ~jnp.all(s["done"]),
+        functools.partial(decode_step, params, cfg, scfg, prefix),
+        state,
+    )
+    P, k = keys_Pk2.shape[:2]
+    return {name: state[name].reshape(P, k, *state[name].shape[1:]) for name in ("tokens", "logp", "length", "finished")}
