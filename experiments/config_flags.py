@@ -50,10 +50,11 @@ def load(holder: flags.FlagHolder) -> ml_collections.ConfigDict:
 
 def finish(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A locked copy with every data source as a dict (`sources`), checked by `validate_config`. ValueError as there."""
-    config = ml_collections.ConfigDict(config.to_dict())  # fields that were None take any type from here on
-    config.data.train, config.data.general = sources(config.data.train), sources(config.data.general)
-    for split, source in config.data.eval.items():
-        config.data.eval[split] = ml_collections.ConfigDict(sources(source)[0]) if source else None
+    config = ml_collections.ConfigDict(config.to_dict())
+    with config.ignore_type():  # a path becomes a dict
+        config.data.train, config.data.general = sources(config.data.train or ()), sources(config.data.general)
+        for split, source in config.data.eval.items():
+            config.data.eval[split] = ml_collections.ConfigDict(sources(source)[0]) if source else None
     validate_config(config)
     return config.lock()
 
@@ -76,7 +77,7 @@ def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
 
 def sources(value: str | Mapping | Sequence[str | Mapping]) -> tuple[dict, ...]:
     """A data field as source dicts: one or several, each a dict or a bare string that stands for {"path": string}."""
-    many = value if isinstance(value, (tuple, list)) else (value,)
+    many = (value,) if isinstance(value, (str, Mapping, ml_collections.ConfigDict)) else value
     return tuple({"path": source} if isinstance(source, str) else dict(source) for source in many)
 
 
@@ -95,12 +96,15 @@ def _folder(path: str | None) -> pathlib.Path | None:
 _STAGES = ("rft", "rl", "meta")
 _RULES = (
     (
-        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.reshuffles checkpoint.every"
-        " checkpoint.keep log.example_every " + " ".join(f"{s}.{f}" for s in _STAGES for f in ("batch_size", "micro_batch", "steps")),
+        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.reshuffles"
+        " checkpoint.every checkpoint.keep log.example_every " + " ".join(f"{s}.{f}" for s in _STAGES for f in ("batch_size", "micro_batch", "steps")),
         "a positive integer", lambda x: x >= 1,
     ),
     ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
-    ("sampling.top_k rft.hinted_samples eval.items optimizer.warmup_steps optimizer.weight_decay rl.beta", "a number >= 0", lambda x: x >= 0),
+    (
+        "sampling.top_k rft.hinted_samples eval.items optimizer.warmup_steps optimizer.weight_decay rl.beta",
+        "a number >= 0", lambda x: x >= 0,
+    ),
     (
         "optimizer.eps optimizer.clip_norm rft.learning_rate rl.learning_rate meta.learning_rate rft.temperature rl.temperature"
         " meta.temperature eval.temperature", "a number > 0", lambda x: x > 0,
@@ -155,8 +159,9 @@ def _batch_problems(config):
             yield f"{name}.steps: expected at least optimizer.warmup_steps = {config.optimizer.warmup_steps}, got {stage.steps}"
         if stage.micro_batch >= 1 and stage.batch_size % stage.micro_batch:
             yield f"{name}.batch_size: expected a multiple of {name}.micro_batch = {stage.micro_batch}, got {stage.batch_size}"
-    if config.rl.group_size >= 2 and config.rl.batch_size % config.rl.group_size:
-        yield f"rl.batch_size: expected a multiple of rl.group_size = {config.rl.group_size} (it counts rollouts), got {config.rl.batch_size}"
+    rl = config.rl
+    if rl.group_size >= 2 and rl.batch_size % rl.group_size:
+        yield f"rl.batch_size: expected a multiple of rl.group_size = {rl.group_size}, as it counts rollouts, got {rl.batch_size}"
     buckets = tuple(config.lengths.buckets)
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != config.lengths.prompt:
         yield f"lengths.buckets: expected growing lengths that end in lengths.prompt = {config.lengths.prompt}, got {buckets}"
@@ -190,7 +195,7 @@ def _data_problems(config):
         for source in sources(value or ()):
             for message in _source_problems(source, WORLD_INSTRUCTIONS if field == "data.general" else SPLITS):
                 yield f"{field}: {message}"
-    trained = {source["path"] for source in sources(config.data.train) if "path" in source}
+    trained = {source["path"] for source in sources(config.data.train or ()) if "path" in source}
     for field in fields:
         if field.startswith("data.eval.") and any(source.get("path") in trained for source in sources(fields[field] or ())):
             yield f"{field}: expected other records than data.train, got the same file"

@@ -2,9 +2,9 @@
     --config.data.train=TRAIN.json --config.data.eval.test=TEST.json --config.tokenizer.path=tokenizer.model
 
 Every stage on real conversations with a small, randomly initialised Gemma-2. Its accuracy is chance; what the run shows is that real
-lengths, languages, several turns and lists of responses go through. TRAIN and TEST are RMB or LLMBar files (or JSONL records); take two
-different categories, as a best-of-N file of RMB repeats the questions of the pairwise file of its category. The tokenizer is a SentencePiece
-model or a Hugging Face tokenizer.json.
+lengths, languages, several turns and lists of responses go through. TRAIN and TEST are RMB or LLMBar files (or JSONL records), or folders of
+them; take two different categories of RMB, whose best-of-N files repeat the questions of the pairwise file of the same category. The
+tokenizer is a SentencePiece model or a Hugging Face tokenizer.json.
 
 Hardware: 2 CPU cores.
 """
@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     ))
     config.mesh.tensor = 1
     config.lengths.update(prompt=4096, completion=48, buckets=(1024, 2048, 4096))
-    config.data = ml_collections.ConfigDict(dict(train=(), general=(), eval=dict(test=placeholder(str))))
+    config.data = ml_collections.ConfigDict(dict(train=placeholder(str), general=(), eval=dict(test=placeholder(str))))
     config.sampling.update(rows=8, sampler="jit")
     config.optimizer.warmup_steps = 0
     config.rft.update(general_fraction=0.0, batch_size=8, micro_batch=2, steps=4, learning_rate=1e-3)

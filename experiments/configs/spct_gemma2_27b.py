@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     ))
 
     # Sources of preference records: {"path": file or folder} or {"hub": name}, with what grm_jax/data/sources.py allows beside it, or
-    # {"world": split, "items": count} for the checkable world. A string is a path: --config.data.train=a.jsonl,b.jsonl
+    # {"world": split, "items": count} for the checkable world. A string is a path: --config.data.train=a.jsonl --config.data.train=b.jsonl
     config.data = ml_collections.ConfigDict(dict(
         train=(  # C.1: these public sets and internal data, both stages from the same. open: shares, none is published
             {"path": "data/spct/math_train.jsonl"},  # sampled solutions, checked by rule against the answer: pairs and single responses
@@ -85,7 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl = ml_collections.ConfigDict(dict(  # rule-based online RL, 3.2
         loss="grpo",  # 3.2: GRPO in its original form; a name in grm_jax.losses.LOSSES or package.module:function
         advantage="group",  # Eq 15: (r - mean) / std of the group. open: population std, zero advantage where all are equal
-        aggregation=placeholder(str),  # None: the loss's own; for grpo "sequence_mean", Eq 15: over the tokens of an output, then over outputs
+        aggregation=placeholder(str),  # None: the loss's own; for grpo "sequence_mean", Eq 15: over an output's tokens, then over outputs
         kl="k3",  # open: the estimator of GRPO's own paper, unbiased and never negative
         kl_in="loss",  # Eq 15: the KL is a term of the objective, not of the reward
         beta=0.08,  # C.1: most stable of 0.00, 0.01, 0.02, 0.08. The reference is the RFT model (open: "further fine-tuned" implies it)
