@@ -149,7 +149,7 @@ def test_instructions_from_messages(tmp_path):
         {"id": "m", "prompt": "Be brief.\n\nHi", "completion": "Hello."},
         {"id": f"{tmp_path.name}/general/1", "prompt": "p", "completion": "c"}]
     path = write_jsonl(tmp_path / "long.jsonl", [{"messages": chat("a", "b", "c", "d")}])
-    with pytest.raises(ValueError, match=r'long.jsonl:1: field "messages": expected the turns \(system,\) user, assistant, got user, assistant, user'):
+    with pytest.raises(ValueError, match=r'long.jsonl:1: field "messages": expected the turns .* got user, assistant, user'):
         load_instructions({"path": path})
     path = write_jsonl(tmp_path / "half.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
     with pytest.raises(ValueError, match='half.jsonl:2: field "completion": missing; the row has prompt'):
