@@ -2,9 +2,10 @@
 
 A batch is a dict of arrays with a leading batch axis B: `mask` (fp32[B, T], or fp32[B] where a row is the unit; 1 where the loss
 counts) and whatever else the loss reads.
-A loss is `loss_fn(params, batch) -> (scalar, metrics)`. It sees one micro-batch, in which `batch["normaliser"]` holds the counts of
-the whole batch (`losses.aggregation.count` of the mask). It returns sums divided by these counts, so that the micro-batches add up to
-the loss of the batch however it is cut; metrics likewise, but names ending in `_min` or `_max` are reduced by minimum or maximum.
+A loss is `loss_fn(params, batch) -> (scalar, metrics)`. Inside a step it sees one micro-batch, in which `batch["normaliser"]` holds
+the counts of the whole batch (`losses.aggregation.count` of the mask). It returns sums divided by these counts, so that micro-batches
+add up to the loss of the batch however it is cut; metrics likewise, but names ending in `_min` or `_max` are reduced by minimum or
+maximum. Called outside a step, without a normaliser, it takes the batch that it is given for the whole.
 """
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from grm_jax.losses.aggregation import count
+from grm_jax.losses.config import LossConfig, Normaliser
 from grm_jax.losses.metrics import combine
-from grm_jax.losses.supervised import cross_entropy
+from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.models.config import Gemma2Config
+from grm_jax.models.heads import scalar_logits
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.state import TrainState
 
@@ -33,7 +36,7 @@ def make_train_step(
 
     The gradient is accumulated over `micro_batches` equal parts one after the other. Part m takes rows m, m + M, m + 2M, ...: a batch
     sharded over its first axis is cut on each device, without moving a row. Runs on any mesh on which state and batch lie;
-    `state_shardings` (of `state.state_shardings`) pins the outgoing state to the placement of the incoming one.
+    `state_shardings` (as given to `state.init_state`) pins the outgoing state to the placement of the incoming one.
 
     Metrics (fp32 scalars): those of the loss, grad_norm before clipping, param_norm and update_norm (global L2 norms), and
     nonfinite, 1 if the loss or a gradient is not finite: see `metrics.check_finite`.
@@ -61,7 +64,7 @@ def _accumulate(loss_fn, params, batch, micro_batches):
     rows = batch["mask"].shape[0]
     if rows % micro_batches:
         raise ValueError(f"micro_batches is {micro_batches}; expected a divisor of the batch of {rows} rows")
-    normaliser = count(batch["mask"].reshape(rows, -1))
+    normaliser = normaliser_of(batch)
 
     def value_and_grad(part):
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part | {"normaliser": normaliser})
@@ -81,6 +84,11 @@ def _accumulate(loss_fn, params, batch, micro_batches):
     return loss, grads, combine(metrics_M)
 
 
+def normaliser_of(batch: Batch) -> Normaliser:
+    """The counts that a loss divides by: those of the whole batch where the step has put them in, else those of this batch."""
+    return batch["normaliser"] if "normaliser" in batch else count(batch["mask"].reshape(batch["mask"].shape[0], -1))
+
+
 def rft_loss(cfg: Gemma2Config) -> LossFn:
     """Masked next-token cross-entropy, for RFT and pretraining.
 
@@ -89,12 +97,50 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
     """
 
     def loss_fn(params, batch):
+        normaliser = normaliser_of(batch)
         logp_BT, entropy_BT = token_logprobs(params, cfg, batch["tokens"], batch["positions"])
-        loss, metrics = cross_entropy(logp_BT, batch["mask"], batch["normaliser"])
-        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch)}
+        loss, metrics = cross_entropy(logp_BT, batch["mask"], normaliser)
+        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normaliser)}
 
     return loss_fn
 
 
-def _token_mean(x_BT, batch):
-    return jnp.sum(x_BT * batch["mask"]) / jnp.maximum(batch["normaliser"].tokens, 1)
+def rl_loss(cfg: Gemma2Config, policy_loss: Callable, loss_cfg: LossConfig, temperature: float) -> LossFn:
+    """A loss of `grm_jax.losses` (or one of the same signature) on the policy's log-probabilities at the sampling temperature.
+
+    Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token included
+    (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B]; ref_logp fp32[B, T], which may be missing where
+    loss_cfg.beta is 0. Metrics: those of the loss, and entropy.
+    """
+
+    def loss_fn(params, batch):
+        normaliser = normaliser_of(batch)
+        logp_BT, entropy_BT = token_logprobs(params, cfg, batch["tokens"], batch["positions"], temperature)
+        arrays = (batch["old_logp"], batch.get("ref_logp"), batch["advantages"], batch["mask"])
+        loss, metrics = policy_loss(logp_BT, *arrays, loss_cfg.replace(normaliser=normaliser))
+        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normaliser)}
+
+    return loss_fn
+
+
+def meta_loss(cfg: Gemma2Config) -> LossFn:
+    """Binary cross-entropy of the scalar head, for the Meta RM.
+
+    params: {"backbone", "score"} of `models.heads`. Batch: tokens, positions int32[B, T]; labels fp32[B], 1 for a correct judgment;
+    mask fp32[B], 0 on padding rows. Metrics: loss, accuracy (of logit > 0), label_mean.
+    """
+
+    def loss_fn(params, batch):
+        logits_B = scalar_logits(params, cfg, batch["tokens"], batch["positions"])
+        return bce(logits_B, batch["labels"], batch["mask"], normaliser_of(batch))
+
+    return loss_fn
+
+
+def make_logprob_fn(cfg: Gemma2Config, temperature: float = 1.0) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+    """Jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`): of the reference policy, or of the policy before an update."""
+    return jax.jit(lambda params, tokens_BT, pos_BT: token_logprobs(params, cfg, tokens_BT, pos_BT, temperature)[0])
+
+
+def _token_mean(x_BT, mask_BT, normaliser):
+    return jnp.sum(x_BT * mask_BT) / jnp.maximum(normaliser.tokens, 1)
