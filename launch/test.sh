@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# bash launch/test.sh [pytest arguments]: makes .venv, installs what the tests need, and runs those that are not marked slow or tpu_aot.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/env.sh
+
+make_venv
+install requirements.txt requirements-test.txt
+if ! install requirements-torch.txt; then
+  echo "torch could not be installed: the comparisons with it are skipped, the committed golden values are checked" >&2
+fi
+exec .venv/bin/python -m pytest -m "not slow and not tpu_aot" "$@"
