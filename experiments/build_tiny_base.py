@@ -7,7 +7,6 @@ the last `--decay_steps`, so a run can be ended early from any saved state by gi
 """
 
 import collections
-import dataclasses
 import pathlib
 import pickle
 import random
@@ -20,6 +19,7 @@ import optax
 from absl import app, flags
 
 from experiments.build_tiny_tokenizer import save_tokenizer, train_tokenizer
+from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.models import Gemma2, Gemma2Config, init_params, lm_logits
@@ -28,6 +28,7 @@ from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/tiny_base", "state and log of the pretraining")
 _STEPS = flags.DEFINE_integer("steps", 8000, "optimiser steps")
+_OUT = flags.DEFINE_string("out", "grm_jax/assets/tiny_base", "Hugging Face folder to write")
 _DECAY = flags.DEFINE_integer("decay_steps", 1600, "last steps, over which the learning rate falls to zero")
 
 SEED = 0
@@ -42,6 +43,21 @@ CONFIG = Gemma2Config(
     vocab_size=VOCAB, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=256, layer_types=alternating(4),
     sliding_window=64, query_pre_attn_scalar=32.0, max_positions=1024, scan_layers=False,
 )  # fmt: skip
+
+MODEL_CARD = """---
+license: apache-2.0
+library_name: grm_jax
+---
+# Tiny base model
+
+A Gemma-2 of 0.7 million parameters (4 layers, width 128) that plays the pretrained checkpoint in the quick start of grm_jax. It knows only the
+checkable world of `grm_jax.data.world` (docs/world.md): it can solve its tasks and check an answer, and as a judge it
+imitates a sloppy one, which looks at length, confidence or formatting more often than at what was asked, and slips now and then.
+It is not a language model for any other text.
+
+Made by `python -m experiments.build_tiny_base --steps={steps} --decay_steps={decay}` (fixed seed, {steps} steps of about 4,096 tokens, random
+initialisation, float32). Share of unseen check documents that it writes without a mistake (greedy, teacher forced): {checks}.
+"""
 
 
 def renderer():
@@ -164,7 +180,10 @@ def main(_):
                 path.with_suffix(".tmp").rename(path)
         if at >= len(batches):
             pool, at = pool + 1, 0
-    print(dataclasses.asdict(CONFIG))
+    save_folder(_OUT.value, state[0], CONFIG, tokenizer_files_from=workdir / "hf")
+    found = " ".join(f"{family} {float(probe(state[0], batch)):.2f}" for family, batch in probes.items())
+    (pathlib.Path(_OUT.value) / "README.md").write_text(MODEL_CARD.format(steps=_STEPS.value, decay=_DECAY.value, checks=found))
+    print(f"written to {_OUT.value}", flush=True)
 
 
 if __name__ == "__main__":

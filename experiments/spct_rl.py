@@ -1,0 +1,58 @@
+"""Self-Principled Critique Tuning, end to end: rejective fine-tuning, rule-based RL, Meta RM, evaluation, report.
+
+    python -m experiments.spct_rl --config=experiments/configs/tiny.py --workdir=runs/tiny
+
+Run it again to go on where it was, or to write the report anew. What lies where: experiments/stages/run.py.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import app
+
+from experiments import config_flags
+from experiments.stages import evaluate, meta, rft, rl
+from experiments.stages.run import run_stage, setup, stage_seconds
+from grm_jax.evaluation.report import write_report
+from grm_jax.evaluation.results import summarise
+from grm_jax.reward_models.grm import read_rows
+
+CONFIG, WORKDIR = config_flags.define_config()
+
+
+def main(_):
+    config = config_flags.load(CONFIG)
+    jax.config.update("jax_threefry_partitionable", True)
+    print(config, flush=True)
+    run = setup(config, pathlib.Path(WORKDIR.value))
+
+    run_stage(run, "rft_sample", rft.sample_trajectories)
+    run_stage(run, "rft", rft.train)
+    run_stage(run, "rl", rl.train)
+    run_stage(run, "meta_sample", meta.sample_own)
+    run_stage(run, "meta", meta.train)
+    stages = evaluate.evaluation_stages(run)
+    for name, stage in stages:
+        run_stage(run, name, stage)
+
+    rows = (row for path in sorted((run.workdir / "judgments").glob("eval_*.jsonl")) for row in read_rows(path))
+    summary = summarise(rows, config.eval.ks, shuffles=config.eval.reshuffles, seed=config.eval.seed)
+    results = {"config": config.to_dict(), "seed": config.seed, "timings_s": stage_seconds(run)} | summary
+    (run.workdir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print_table(results)
+    print(f"report: {write_report(run.workdir)}")
+
+
+def print_table(results: dict) -> None:
+    """The headline: accuracy of every system and split, greedy, and voted with and without the Meta RM at the largest k."""
+    for row in results["rows"]:
+        if row["aggregation"] == "greedy" or row["k"] in (1, 8, max(r["k"] for r in results["rows"])):
+            print(
+                f"{row['system']:5s} {row['split']:8s} {row['aggregation']:6s} k={row['k']:<3d} accuracy {100 * row['accuracy']:5.1f} +- {100 * row['stderr']:.1f}"
+                f"  strict {100 * row['strict_accuracy']:5.1f}  ties {100 * row['tie_rate']:4.1f} %  parse failures {100 * row['parse_failure_rate']:4.1f} %"
+            )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,93 @@
+"""Rejective fine-tuning (paper, section 3.2): sample with and without a hint, keep what agrees with the gold, fine-tune on it."""
+
+import json
+import os
+
+import numpy as np
+
+from experiments.stages.run import Run, load_policy, policy_sampler
+from experiments.stages.train import fit
+from grm_jax.judgment.records import Record, response_order
+from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_too_easy
+from grm_jax.reward_models.grm import Ask, judge_to_file, read_rows, shuffled_asks
+from grm_jax.training.metrics import Progress
+from grm_jax.training.step import rft_loss
+
+SAMPLES = "rft_sample"  # judgments/rft_sample.jsonl
+
+
+def sample_trajectories(run: Run) -> None:
+    """Draw the unhinted and hinted judgments of every training record and write down which are accepted, and why."""
+    settings = run.config.rft
+    asks = shuffled_asks(run.train, settings.samples, run.config.seed)
+    for record in run.train:
+        for sample in range(settings.samples, settings.samples + settings.hinted_samples):
+            order = response_order(run.config.seed, record.id, sample, len(record.responses))
+            asks.append(Ask(record, order, (sample,), record.id, hinted=True))
+    path = run.judgments(SAMPLES)
+    with Progress(SAMPLES, unit="judgments") as progress:
+        judge_to_file(
+            path, policy_sampler(run, settings.temperature), load_policy(run, "base"), run.prompter, asks,
+            seed=run.config.seed, temperature=settings.temperature, buckets=run.config.lengths.buckets,
+            rows=run.config.sampling.rows, labels={"split": "train", "system": "base", "stage": SAMPLES}, progress=progress.update,
+        )  # fmt: skip
+    rows = with_acceptance(read_rows(path), settings.drop_too_easy, settings.keep_hinted_of_too_easy)
+    whole = path.with_suffix(".tmp")
+    whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    os.replace(whole, path)
+    reasons = {hinted: [row["reason"] for row in rows if row["hinted"] == hinted] for hinted in (False, True)}
+    for hinted, found in reasons.items():
+        counts = ", ".join(f"{reason} {found.count(reason)}" for reason in sorted(set(found)))
+        print(f"{'hinted' if hinted else 'unhinted'} {len(found)}: {counts}", flush=True)
+
+
+def with_acceptance(rows: list[dict], drop_too_easy: bool, keep_hinted_of_too_easy: bool) -> list[dict]:
+    """The rows with `accepted` and `reason`, decided record by record."""
+    by_record: dict[str, list[dict]] = {}
+    for row in rows:
+        by_record.setdefault(row["id"], []).append(row)
+    for group in by_record.values():
+        unhinted = [row for row in group if not row["hinted"]]
+        correct = [row["correct"] for row in unhinted]
+        decisions = accept_unhinted(correct, [row["failure"] for row in unhinted], drop_too_easy)
+        easy = drop_too_easy and is_too_easy(correct)
+        hinted = [row for row in group if row["hinted"]]
+        decisions += [accept_hinted(row["correct"], row["failure"], easy, keep_hinted_of_too_easy) for row in hinted]
+        for row, decision in zip(unhinted + hinted, decisions):
+            row["accepted"], row["reason"] = decision.accepted, decision.reason
+    return rows
+
+
+def supervised_example(prompt_ids: list[int], completion_ids: list[int]) -> dict[str, np.ndarray]:
+    """Tokens, positions, and a mask that is 1 on the completion."""
+    ids = np.array([*prompt_ids, *completion_ids])
+    mask = np.zeros(len(ids), np.float32)
+    mask[len(prompt_ids) :] = 1.0
+    return {"tokens": ids, "positions": np.arange(len(ids)), "mask": mask}
+
+
+def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:
+    """{source: examples} and their shares: accepted judgments, the hint taken out of the prompt, and general instruction data."""
+    tokenizer, by_id = run.prompter.tokenizer, {record.id: record for record in run.train}
+    accepted = [row for row in read_rows(run.judgments(SAMPLES)) if row["accepted"]]
+    if not accepted:
+        raise ValueError(f"{run.judgments(SAMPLES)}: no trajectory was accepted, so there is nothing to fine-tune on")
+
+    def judged(record: Record, row: dict) -> dict:
+        return supervised_example(run.prompter.ids(record, row["order"]), tokenizer.chat_completion(row["text"]))
+
+    sources, weights = {"judgments": [judged(by_id[row["id"]], row) for row in accepted]}, {"judgments": 1.0}
+    fraction = run.config.rft.general_fraction
+    if fraction > 0:
+        pairs = [(tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general]
+        fitting = [pair for pair in pairs if sum(map(len, pair)) <= run.sequence_buckets[-1]]
+        print(f"general instruction data: {len(fitting)} of {len(pairs)} examples fit", flush=True)
+        sources["general"] = [supervised_example(*pair) for pair in fitting]
+        weights = {"judgments": 1.0 - fraction, "general": fraction}
+    return sources, weights
+
+
+def train(run: Run) -> None:
+    """Fine-tune the base policy on the accepted trajectories -> models/rft."""
+    sources, weights = training_sources(run)
+    fit(run, "rft", load_policy(run, "base"), rft_loss(run.cfg), sources, weights, run.config.rft)

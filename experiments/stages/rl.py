@@ -1,0 +1,100 @@
+"""Rule-based online RL (paper, section 3.2): G rollouts a prompt, +1 or -1, group advantages, a value-free loss, KL to the RFT policy."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.stages.rft import SAMPLES
+from experiments.stages.run import Run, load_policy, policy_sampler
+from experiments.stages.train import Loop, example_text, on_mesh
+from grm_jax.data.pipeline import bucket_length, make_batches
+from grm_jax.judgment.records import Record, response_order
+from grm_jax.judgment.rules import is_too_easy, rule_reward
+from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
+from grm_jax.reward_models.grm import Ask, judge, read_rows
+from grm_jax.training.metrics import rollout_metrics
+from grm_jax.training.step import make_logprob_fn, rl_loss
+
+
+def rl_prompts(run: Run) -> list[Record]:
+    """The training records, without those that every unhinted RFT sample got right (config rl.drop_easy_prompts)."""
+    if not run.config.rl.drop_easy_prompts:
+        return run.train
+    correct: dict[str, list[bool]] = {}
+    for row in read_rows(run.judgments(SAMPLES)):
+        if not row["hinted"]:
+            correct.setdefault(row["id"], []).append(row["correct"])
+    kept = [record for record in run.train if not is_too_easy(correct[record.id])]
+    print(f"RL prompts: {len(kept)} of {len(run.train)} records; the others are too easy", flush=True)
+    return kept
+
+
+def roll_out(run: Run, sampler, params: dict, records: list[Record], step: int) -> tuple[list[dict], list[tuple]]:
+    """G judgments of each record under the current policy; rows p*G ... p*G + G - 1 are the group of record p."""
+    G, seed = run.config.rl.group_size, run.config.seed
+    keys = [f"{record.id}@{step}" for record in records]
+    asks = [
+        Ask(record, response_order(seed, key, 0, len(record.responses)), tuple(range(G)), key) for record, key in zip(records, keys)
+    ]
+    longest = max(len(run.prompter.ids(ask.record, ask.order)) for ask in asks)
+    width, rows = bucket_length(longest, run.config.lengths.buckets), len(asks) * G
+    judged, drawn = [None] * rows, [None] * rows
+    place = {key: p * G for p, key in enumerate(keys)}
+    labels = {"split": "train", "system": "grm", "stage": "rl", "step": step}
+    settings = dict(seed=seed, temperature=run.config.rl.temperature, buckets=(width,), rows=min(rows, run.config.sampling.rows // G * G))
+    for batch_rows, batch_drawn in judge(sampler, params, run.prompter, asks, labels=labels, **settings):
+        for row, one in zip(batch_rows, batch_drawn):
+            at = place[f"{row['id']}@{step}"] + row["sample"]
+            judged[at], drawn[at] = row | {"reward": rule_reward(row["scores"], row["rewards"])}, one
+    return judged, drawn
+
+
+def train_batch(run: Run, drawn: list[tuple]) -> dict[str, np.ndarray]:
+    """Tokens, positions, completion mask and sampled log-probabilities of rollouts, right-padded to a common bucket."""
+    width = bucket_length(max(len(p) + len(c) for p, c, _ in drawn), run.sequence_buckets)
+    shape = (len(drawn), width)
+    tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    mask, old_logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for row, (prompt, completion, logp) in enumerate(drawn):
+        start, end = len(prompt), len(prompt) + len(completion)
+        tokens[row, :start], tokens[row, start:end] = prompt, completion
+        positions[row, :end] = np.arange(end)
+        mask[row, start:end], old_logp[row, start:end] = 1.0, logp
+    return {"tokens": tokens, "positions": positions, "mask": mask, "old_logp": old_logp}
+
+
+def train(run: Run) -> None:
+    """Train the RFT policy -> models/grm."""
+    settings, G = run.config.rl, run.config.rl.group_size
+    records = rl_prompts(run)
+    batches = make_batches({"prompts": [{"index": i} for i in range(len(records))]}, batch_size=settings.batch_size // G, seed=run.config.seed)
+    cfg = LossConfig(
+        beta=settings.beta, kl=settings.kl, kl_in=settings.kl_in, clip_low=settings.clip_low, clip_high=settings.clip_high,
+        aggregation=settings.aggregation, max_length=run.config.lengths.completion, zero_variance=settings.zero_variance,
+    )  # fmt: skip
+    advantage = resolve(settings.advantage, ADVANTAGES)
+    reference = load_policy(run, "rft")
+    logprobs = make_logprob_fn(run.cfg, settings.temperature)
+    sampler = policy_sampler(run, settings.temperature)
+    loss = rl_loss(run.cfg, resolve(settings.loss, LOSSES), cfg, settings.temperature)
+
+    with Loop(run, "rl", reference, loss, settings, batches, updates_per_step=settings.updates_per_rollout) as loop:
+        rollouts = loop.rows_file("rl")
+        for step in loop.steps():
+            chosen = [records[i] for i in next(batches)["index_B"]]
+            judged, drawn = roll_out(run, sampler, loop.state.params, chosen, step)
+            batch = on_mesh(run, train_batch(run, drawn))
+            rewards_B = jnp.asarray([row["reward"] for row in judged], jnp.float32)
+            if settings.old_logp == "trainer":
+                batch["old_logp"] = logprobs(loop.state.params, batch["tokens"], batch["positions"])
+            batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
+            penalty_B = kl_penalty(batch["old_logp"], batch["ref_logp"], batch["mask"], cfg)
+            batch["advantages"] = advantage(rewards_B, G, penalty_B)
+            batch["mask"] = objective_mask(batch["mask"], rewards_B, G, cfg)
+            for update in range(settings.updates_per_rollout):
+                loop.update(batch, [row["id"] for row in judged])
+            rollouts.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged))
+            loop.end_step(step, rollout_metrics(judged, G), example=lambda: example_text(chosen[0], judged[:G]))
+        loop.save_model("grm")

@@ -1,0 +1,200 @@
+"""What all stages share: config, mesh, model, tokenizer, records; which stages are done; where things lie in the work folder.
+
+    config.json                 the resolved config and its digest; another config in the same folder is refused
+    records/{train,SPLIT}.jsonl the records that are used, general.jsonl the instruction data
+    judgments/*.jsonl           every judgment ever drawn, with its verdict
+    checkpoints/STAGE/          train state of a stage under way
+    models/{rft,grm,meta}/      finished models, as Hugging Face folders
+    stages/STAGE.json           a stage that is done, and its seconds
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jinja2
+import ml_collections
+from jax.sharding import Mesh
+
+from experiments import config_flags
+from grm_jax.checkpoint.huggingface import load_params
+from grm_jax.data.sources import load_instructions, load_source
+from grm_jax.data.world import make_instructions, make_records
+from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.records import Record, write_records
+from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models.config import alternating, load_config
+from grm_jax.models.heads import init_scalar_params
+from grm_jax.reward_models.grm import Prompter, split_by_length
+from grm_jax.sampling.mapped import make_sampler
+from grm_jax.sampling.sampler import SamplingConfig
+from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.tokenizer import load_tokenizer
+
+SEQUENCE_CLASSIFICATION = "Gemma2ForSequenceClassification"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of SPCT: everything a stage may read. Stages write to `workdir` only."""
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mesh: Mesh
+    cfg: Gemma2Config
+    prompter: Prompter
+    meta_template: jinja2.Template
+    train: list[Record]
+    evaluation: dict[str, list[Record]]
+    general: list[dict]
+
+    @property
+    def sequence_buckets(self) -> tuple[int, ...]:
+        """Lengths that prompt + completion are padded to; each compiles once."""
+        longest = self.config.lengths.prompt + self.config.lengths.completion
+        return tuple(b for b in self.config.lengths.sequences if b < longest) + (longest,)
+
+    def judgments(self, name: str) -> pathlib.Path:
+        return self.workdir / "judgments" / f"{name}.jsonl"
+
+
+def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+    """Load everything a run needs, check it, and write down which records are used and which are left out."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _claim_folder(config, workdir)
+    tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
+    prompter = Prompter(tokenizer, load_template(config.templates.pointwise), load_template(config.templates.single))
+    numerics = dict(dtype=config.model.dtype, scan_layers=config.model.scan_layers, remat=config.model.remat)
+    if config.model.random_init is not None:
+        sizes = config.model.random_init.to_dict()
+        cfg = Gemma2Config(vocab_size=tokenizer.vocab_size, layer_types=alternating(sizes["n_layers"]), **sizes, **numerics)
+    else:
+        cfg = load_config(config_flags.model_folder(config), **numerics)
+    if cfg.vocab_size < tokenizer.vocab_size:
+        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {cfg.vocab_size} embeddings")
+
+    mesh = make_mesh(**config.mesh)
+    print(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; model {cfg}", flush=True)
+    sources = {"train": config.data.train} | {split: config.data.eval[split] for split in config.eval.splits}
+    records, left_out = {}, {}
+    for split, source in sources.items():
+        found = [record for one in config_flags.sources(source) for record in _load(one, config, split)]
+        missing = next((r.id for r in found if r.rewards is None), None)
+        if missing is not None:
+            raise ValueError(f"data for {split!r}: record {missing!r} has no gold; expected rewards or best")
+        records[split], left_out[split] = split_by_length(prompter, found, config.lengths.prompt)
+        if split != "train" and config.eval.items:
+            records[split] = records[split][: config.eval.items]
+        write_records(_made(workdir / "records" / f"{split}.jsonl"), records[split])
+        print(f"data {split}: {len(records[split])} records, {len(left_out[split])} longer than {config.lengths.prompt} tokens", flush=True)
+        if not records[split]:
+            raise ValueError(f"data for {split!r}: no record is left; the shortest prompt over the limit has {min(n for _, n in left_out[split])} tokens")
+    (workdir / "records" / "left_out.json").write_text(json.dumps(left_out, indent=1) + "\n")
+    _refuse_leaks(records)
+    general = [row for one in config_flags.sources(config.data.general) for row in _load_general(one, config)]
+    evaluation = {split: records[split] for split in config.eval.splits}
+    return Run(config, workdir, mesh, cfg, prompter, load_template(config.templates.meta), records["train"], evaluation, general)
+
+
+def _made(path: pathlib.Path) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _claim_folder(config, workdir):
+    path, digest = workdir / "config.json", config_flags.config_digest(config)
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found["digest"] != digest:
+            old, new = _flat(found["config"]), _flat(json.loads(json.dumps(config.to_dict())))
+            changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+            raise ValueError(f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. Choose another --workdir.")
+    path.write_text(json.dumps({"digest": digest, "config": config.to_dict()}, indent=1) + "\n")
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {name: value for key, child in tree.items() for name, value in _flat(child, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _load(source, config, split):
+    if "world" in source:
+        seed = config.seed if split == "train" else source.get("seed", 0)  # the same test records whatever the seed of the run
+        return make_records(source["world"], source.get("items", config.eval.items), seed)
+    return load_source(source)
+
+
+def _load_general(source, config):
+    if "world" in source:
+        return make_instructions(source["items"], config.seed)
+    return load_instructions(source)
+
+
+def _refuse_leaks(records: dict[str, list[Record]]) -> None:
+    """No test record may be a training record, in whatever order its responses stand."""
+
+    def content(record):
+        return tuple(t.content for t in record.conversation), tuple(sorted(record.responses))
+
+    seen = {content(record): record.id for record in records["train"]}
+    for split, found in records.items():
+        for record in found if split != "train" else ():
+            if content(record) in seen:
+                raise ValueError(f"record {record.id!r} of {split!r} is also the training record {seen[content(record)]!r}")
+
+
+def run_stage(run: Run, name: str, stage: Callable[[Run], None]) -> None:
+    """Run a stage unless the work folder says that it is done."""
+    marker = run.workdir / "stages" / f"{name}.json"
+    if marker.is_file():
+        print(f"== {name}: done before ({json.loads(marker.read_text())['seconds']:.0f} s)", flush=True)
+        return
+    print(f"== {name}", flush=True)
+    began = time.time()
+    stage(run)
+    seconds = time.time() - began
+    _made(marker).with_suffix(".tmp").write_text(json.dumps({"seconds": seconds}) + "\n")
+    marker.with_suffix(".tmp").rename(marker)
+    print(f"== {name}: {seconds:.0f} s", flush=True)
+
+
+def stage_seconds(run: Run) -> dict[str, float]:
+    markers = sorted((run.workdir / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {path.stem: json.loads(path.read_text())["seconds"] for path in markers}
+
+
+def load_policy(run: Run, name: str) -> dict:
+    """Parameters of "base", "rft" or "grm", placed on the mesh."""
+    abstract = jax.eval_shape(lambda: init_params(run.cfg, jax.random.key(0)))
+    shardings = param_shardings(run.mesh, abstract)
+    if name != "base":
+        return load_params(run.workdir / "models" / name, run.cfg, shardings)
+    if run.config.model.random_init is not None:
+        return jax.jit(lambda key: init_params(run.cfg, key), out_shardings=shardings)(jax.random.key(run.config.seed))
+    return load_params(config_flags.model_folder(run.config), run.cfg, shardings)
+
+
+def meta_shardings(run: Run, backbone: dict):
+    key = jax.random.key(0)
+    return param_shardings(run.mesh, jax.eval_shape(lambda p: init_scalar_params(run.cfg, p, key), backbone))
+
+
+def load_meta(run: Run) -> dict:
+    """Parameters of the trained Meta RM."""
+    abstract = jax.eval_shape(lambda: init_params(run.cfg, jax.random.key(0)))
+    return load_params(run.workdir / "models" / "meta", run.cfg, meta_shardings(run, abstract), architecture=SEQUENCE_CLASSIFICATION)
+
+
+def policy_sampler(run: Run, temperature: float) -> Callable:
+    """The sampler of this run at a temperature (0 is greedy)."""
+    tokenizer, sampling = run.prompter.tokenizer, run.config.sampling
+    settings = SamplingConfig(
+        max_new_tokens=run.config.lengths.completion, temperature=temperature, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
+        top_p=sampling.top_p, top_k=sampling.top_k,
+    )  # fmt: skip
+    mesh = run.mesh if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and run.mesh.size > 1) else None
+    return make_sampler(run.cfg, settings, sampling.sampler, mesh)

@@ -1,0 +1,163 @@
+"""The pointwise generative reward model: records in, judgments out.
+
+One road for every stage: an `Ask` (record, response order, sample indices) becomes a prompt, the sampler draws completions,
+each completion is parsed, and its scores are put back into the record's order. RFT sampling, RL rollouts, the Meta RM's own
+samples and evaluation differ only in the asks they make.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jinja2
+import numpy as np
+
+from grm_jax.judgment.parsing import ParseFailure, parse_judgment
+from grm_jax.judgment.prompts import render_prompt
+from grm_jax.judgment.records import Record, response_order, to_record_order
+from grm_jax.judgment.rules import is_correct, score_range
+from grm_jax.sampling.rollout import Completion, Request, generate, plan
+from grm_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompter:
+    """How a record is put to the policy: its tokenizer, and the templates for lists and for single responses."""
+
+    tokenizer: Tokenizer
+    pointwise: jinja2.Template
+    single: jinja2.Template
+
+    def ids(self, record: Record, order: Sequence[int], hint: bool = False) -> list[int]:
+        """Token ids of the prompt, up to where the model begins to write."""
+        template = self.single if len(record.responses) == 1 else self.pointwise
+        return self.tokenizer.chat_prompt(render_prompt(template, record, order, hint))
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names the randomness."""
+
+    record: Record
+    order: tuple[int, ...]
+    samples: tuple[int, ...]
+    key: str
+    hinted: bool = False
+
+
+def shuffled_asks(records: Iterable[Record], samples: int, seed: int, per_order: int = 1) -> list[Ask]:
+    """`samples` judgments of every record; a fresh response order for each `per_order` of them (1 in the paper).
+
+    Samples that share an order share their prompt, which the sampler then computes and stores once.
+    """
+    if samples % per_order:
+        raise ValueError(f"{samples} samples cannot be split into orders of {per_order}")
+    return [
+        Ask(record, response_order(seed, record.id, start, len(record.responses)), tuple(range(start, start + per_order)), record.id)
+        for record in records
+        for start in range(0, samples, per_order)
+    ]
+
+
+def split_by_length(prompter: Prompter, records: Sequence[Record], limit: int) -> tuple[list[Record], list[tuple[str, int]]]:
+    """(records whose prompt fits, [(id, prompt tokens)] of the others). Over-long records are left out, never cut.
+
+    The hint is counted in, so that a record that fits fits in every stage.
+    """
+    kept, dropped = [], []
+    for record in records:
+        hinted = record.rewards is not None
+        length = len(prompter.ids(record, range(len(record.responses)), hint=hinted))
+        (kept if length <= limit else dropped).append(record if length <= limit else (record.id, length))
+    return kept, dropped
+
+
+def judgment_row(tokenizer: Tokenizer, ask: Ask, completion: Completion, temperature: float, **labels) -> dict:
+    """One line of judgments/*.jsonl: the raw text, what was parsed from it, and whether it is correct (Eq 10).
+
+    `scores` are in the record's order, or None with the reason in `failure`. `labels` (split, system, stage, ...) are added.
+    """
+    record = ask.record
+    text = tokenizer.decode(completion.token_ids)
+    low, high = score_range(len(record.responses))
+    parsed = parse_judgment(text, len(record.responses), low=low, high=high, truncated=not completion.finished)
+    failed = isinstance(parsed, ParseFailure)
+    scores = None if failed else list(to_record_order(parsed.scores, ask.order))
+    return labels | {
+        "id": record.id, "domain": record.domain, "sample": completion.sample, "order": list(ask.order), "hinted": ask.hinted,
+        "temperature": temperature, "text": text, "finish": "stop" if completion.finished else "length",
+        "tokens": len(completion.token_ids), "scores": scores, "failure": parsed.reason if failed else None,
+        "principles": [] if failed else [list(p) for p in parsed.principles], "critique": "" if failed else parsed.critique,
+        "rewards": None if record.rewards is None else list(record.rewards),
+        "correct": None if record.rewards is None else is_correct(scores, record.rewards), "meta_logit": None,
+    }  # fmt: skip
+
+
+def judge(
+    sampler: Callable, params: dict, prompter: Prompter, asks: Sequence[Ask], *, seed: int, temperature: float, buckets: Sequence[int],
+    rows: int, first_batch: int = 0, labels: dict | None = None,
+) -> Iterator[tuple[list[dict], list[tuple[list[int], np.ndarray, np.ndarray]]]]:
+    """Draw and parse judgments, batch by batch (the batches are those of `grm_jax.sampling.rollout.plan`).
+
+    Yields, for each batch, the judgment rows and, in the same order, (prompt ids, completion ids, log-probabilities).
+    """
+    requests = _requests(prompter, asks)
+    for indices, completions in generate(sampler, params, requests, seed, buckets, rows, first_batch):
+        of_ask = [asks[i] for i in indices for _ in asks[i].samples]
+        prompts = [requests[i].prompt_ids for i in indices for _ in asks[i].samples]
+        judged = [judgment_row(prompter.tokenizer, a, c, temperature, **(labels or {})) for a, c in zip(of_ask, completions, strict=True)]
+        yield judged, [(p, c.token_ids, c.logp) for p, c in zip(prompts, completions)]
+
+
+def _requests(prompter: Prompter, asks: Sequence[Ask]) -> list[Request]:
+    return [Request(prompter.ids(a.record, a.order, a.hinted), a.key, a.samples) for a in asks]
+
+
+def judge_to_file(
+    path: pathlib.Path, sampler: Callable, params: dict, prompter: Prompter, asks: Sequence[Ask], *, seed: int, temperature: float,
+    buckets: Sequence[int], rows: int, labels: dict, finish: Callable[[list[dict]], list[dict]] = lambda judged: judged,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """`judge` into a JSONL file, one block a batch. A file that was cut short is continued where its last whole block ends.
+
+    `finish` may add to a block's rows before they are written (the Meta RM's logits). `progress(rows done, rows in all)`.
+    """
+    sizes = [sum(len(asks[i].samples) for i in batch.requests) for batch in plan(_requests(prompter, asks), buckets, rows)]
+    done = _truncate_to_blocks(path, sizes)
+    written, total = sum(sizes[:done]), sum(sizes)
+    if progress is not None:
+        progress(written, total)
+    settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows, first_batch=done, labels=labels)
+    with open(path, "a") as file:
+        for judged, _ in judge(sampler, params, prompter, asks, **settings):
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish(judged)))
+            file.flush()
+            os.fsync(file.fileno())
+            written += len(judged)
+            if progress is not None:
+                progress(written, total)
+
+
+def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:
+    """Cut a file of rows after its last whole block; the number of whole blocks. A missing file is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    ends = [0]
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                ends.append(ends[-1] + len(line))
+    done, rows = 0, 0
+    while done < len(sizes) and rows + sizes[done] < len(ends):
+        rows += sizes[done]
+        done += 1
+    with open(path, "r+b") as file:
+        file.truncate(ends[rows])
+    return done
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    with open(path) as file:
+        return [json.loads(line) for line in file]

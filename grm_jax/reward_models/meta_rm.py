@@ -1,0 +1,57 @@
+"""Meta RM: a scalar model that reads a record and one judgment of it, and says (as a logit) whether the judgment is correct.
+
+Its input is the chat prompt of the `meta` template (conversation and responses, in the order the judge saw) with the
+judgment's text as the model's turn; its label is Eq 10 (paper, section 4 and C.1).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jinja2
+import numpy as np
+
+from grm_jax.data.pipeline import bucket_length
+from grm_jax.judgment.prompts import render_meta_prompt
+from grm_jax.judgment.records import Record
+from grm_jax.judgment.rules import meta_label
+from grm_jax.models.config import Gemma2Config
+from grm_jax.models.heads import scalar_logits
+from grm_jax.tokenizer import Tokenizer
+
+
+def meta_ids(tokenizer: Tokenizer, template: jinja2.Template, record: Record, row: dict) -> list[int]:
+    """Token ids of a record with one of its judgment rows."""
+    return tokenizer.chat_prompt_with_answer(render_meta_prompt(template, record, row["order"]), row["text"])
+
+
+def meta_examples(tokenizer: Tokenizer, template: jinja2.Template, records: Mapping[str, Record], rows: Sequence[dict]) -> list[dict]:
+    """Training examples {"tokens", "positions", "label"} of judgment rows, hinted ones left out (the paper's data are unhinted)."""
+    examples = []
+    for row in rows:
+        if row["hinted"]:
+            continue
+        ids = meta_ids(tokenizer, template, records[row["id"]], row)
+        label = meta_label(row["scores"], records[row["id"]].rewards)
+        examples.append({"tokens": np.array(ids), "positions": np.arange(len(ids)), "label": float(label)})
+    return examples
+
+
+def make_scorer(cfg: Gemma2Config) -> Callable:
+    """Jitted `(params, tokens_BT, positions_BT) -> logits_B`."""
+    return jax.jit(lambda params, tokens_BT, positions_BT: scalar_logits(params, cfg, tokens_BT, positions_BT))
+
+
+def score_sequences(scorer: Callable, params: dict, sequences: Sequence[Sequence[int]], buckets: Sequence[int], rows: int) -> list[float]:
+    """Logits of token sequences, in their order; run in batches of `rows` sequences of similar length."""
+    by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    logits = [0.0] * len(sequences)
+    for start in range(0, len(sequences), rows):
+        chosen = by_length[start : start + rows]
+        width = bucket_length(max(len(sequences[i]) for i in chosen), buckets)
+        tokens_BT, positions_BT = np.zeros((rows, width), np.int32), np.full((rows, width), -1, np.int32)
+        for row, i in enumerate(chosen):
+            length = len(sequences[i])
+            tokens_BT[row, :length], positions_BT[row, :length] = sequences[i], np.arange(length)
+        for i, logit in zip(chosen, np.asarray(scorer(params, tokens_BT, positions_BT))):
+            logits[i] = float(logit)
+    return logits
