@@ -96,8 +96,9 @@ def _folder(path: str | None) -> pathlib.Path | None:
 _STAGES = ("rft", "rl", "meta")
 _RULES = (
     (
-        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.reshuffles"
-        " checkpoint.every checkpoint.keep log.example_every " + " ".join(f"{s}.{f}" for s in _STAGES for f in ("batch_size", "micro_batch", "steps")),
+        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.samples_per_order eval.reshuffles"
+        " checkpoint.every checkpoint.keep log.example_every "
+        + " ".join(f"{stage}.{field}" for stage in _STAGES for field in ("batch_size", "micro_batch", "steps")),
         "a positive integer", lambda x: x >= 1,
     ),
     ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
@@ -121,13 +122,14 @@ _CHOICES = {
     "sampling.sampler": ("jit", "pmap", "shard_map"),
     "optimizer.schedule": SCHEDULES,
     "rl.kl_in": ("loss", "reward"),
+    "rl.old_logp": ("trainer", "sampler"),
     "rl.zero_variance": ("keep", "drop"),
 }
 _FUNCTIONS = {
     "rl.loss": losses.LOSSES, "rl.advantage": losses.ADVANTAGES, "rl.kl": losses.KL_ESTIMATORS, "rl.aggregation": losses.AGGREGATIONS,
 }
 SYSTEMS = ("base", "rft", "grm")
-WORLD_KEYS, WORLD_INSTRUCTIONS = ("world", "items"), ("instructions",)
+WORLD_KEYS, WORLD_INSTRUCTIONS = ("world", "items", "seed"), ("instructions",)
 
 
 def _problems(config) -> Iterator[str]:
@@ -165,6 +167,9 @@ def _batch_problems(config):
     buckets = tuple(config.lengths.buckets)
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != config.lengths.prompt:
         yield f"lengths.buckets: expected growing lengths that end in lengths.prompt = {config.lengths.prompt}, got {buckets}"
+    sequences = tuple(config.lengths.sequences)
+    if list(sequences) != sorted(set(sequences)) or (sequences and sequences[0] < 1):
+        yield f"lengths.sequences: expected growing positive lengths, got {sequences}"
     if config.rft.general_fraction > 0 and not config.data.general:
         yield f"data.general: rft.general_fraction is {config.rft.general_fraction:g}, so at least one source is expected, got none"
 

@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         dtype="float32", scan_layers=False, remat="none",
     ))
     config.mesh.tensor = 1
-    config.lengths.update(prompt=4096, completion=48, buckets=(1024, 2048, 4096))
+    config.lengths.update(prompt=4096, completion=48, buckets=(1024, 2048, 4096), sequences=(1024, 2048))
     config.data = ml_collections.ConfigDict(dict(train=placeholder(str), general=(), eval=dict(test=placeholder(str))))
     config.sampling.update(rows=8, sampler="jit")
     config.optimizer.warmup_steps = 0

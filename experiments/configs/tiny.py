@@ -16,7 +16,7 @@ META_STEPS, META_RATE, META_BATCH = 220, 8e-4, 64
 GENERAL_FRACTION = 0.35
 TEMPERATURE = 1.0  # at 0.5 the samples of so small a model are nearly the same, and a vote has nothing to add up
 EVAL_ITEMS, EVAL_KS = 200, (1, 2, 4, 8, 16)
-PROMPT, COMPLETION, BUCKETS = 256, 192, (96, 160, 256)  # tokens
+PROMPT, COMPLETION, BUCKETS, SEQUENCES = 256, 192, (96, 160, 256), (160, 256)  # tokens
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.update(path="tiny", dtype="float32", scan_layers=False, remat="none")  # scanning layers costs 48 % on CPU
     config.mesh.tensor = 1
     config.templates.update(pointwise="tiny_pointwise", single="tiny_single", meta="tiny_meta")
-    config.lengths.update(prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS)
+    config.lengths.update(prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS, sequences=SEQUENCES)
     config.data.train = ({"world": "train", "items": RFT_RECORDS},)
     config.data.general = ({"world": "instructions", "items": RFT_RECORDS},)
     config.data.eval = ml_collections.ConfigDict({split: {"world": split} for split in ("test", "hard", "wide", "single")})
@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
         general_fraction=GENERAL_FRACTION,
     )
     rollouts = RL_PROMPTS * config.rl.group_size
-    config.rl.update(learning_rate=RL_RATE, beta=RL_BETA, batch_size=rollouts, micro_batch=rollouts, steps=RL_STEPS)
+    config.rl.update(learning_rate=RL_RATE, beta=RL_BETA, batch_size=rollouts, micro_batch=rollouts, steps=RL_STEPS, old_logp="sampler")
     config.meta.update(
         learning_rate=META_RATE, batch_size=META_BATCH, micro_batch=META_BATCH, steps=META_STEPS, temperature=TEMPERATURE,
         policies=("rft", "grm"),  # both are judged with it in the report
