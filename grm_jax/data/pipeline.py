@@ -56,16 +56,17 @@ def make_batches(
     if batch_size < 1 or batch_size % process_count or not 0 <= process_index < process_count:
         raise ValueError(
             f"batch_size {batch_size} must be a positive multiple of process_count {process_count}, and process_index {process_index} below it")
-    weights = weights or {name: 1.0 for name in sources}
-    if not sources or sources.keys() != weights.keys() or min(weights.values()) <= 0:
-        raise ValueError(f"expected a positive weight for each of the sources {sorted(sources)}, got {dict(weights)}")
+    weights = dict(weights) if weights else {name: 1.0 for name in sources}
+    if not sources or set(sources) != set(weights) or min(weights.values()) <= 0:
+        raise ValueError(f"expected a positive weight for each of the sources {sorted(sources)}, got {weights}")
     kinds = _check_examples(sources, buckets)
     parts = []
-    for name, examples in sources.items():
+    names = sorted(sources)
+    for name in names:
         # A hash: grain gives epoch e the seed s + e, so plain neighbouring seeds would share orders.
         source_seed = int.from_bytes(seeded_digest("make_batches", seed, name)[:4], "big")
-        parts.append(grain.MapDataset.source(examples).shuffle(seed=source_seed).repeat(epochs))
-    rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weights[name] for name in sources])
+        parts.append(grain.MapDataset.source(sources[name]).shuffle(seed=source_seed).repeat(epochs))
+    rows = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, weights=[weights[name] for name in names])
     if drop_remainder and len(rows) < batch_size:
         raise ValueError(f"{len(rows)} examples give no batch of {batch_size}; expected more examples or drop_remainder=False")
     pad = functools.partial(
