@@ -96,8 +96,8 @@ def _folder(path: str | None) -> pathlib.Path | None:
 _STAGES = ("rft", "rl", "meta")
 _RULES = (
     (
-        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.samples_per_order eval.reshuffles"
-        " checkpoint.every checkpoint.keep log.example_every "
+        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples eval.samples_per_order"
+        " eval.reshuffles checkpoint.every checkpoint.keep log.example_every "
         + " ".join(f"{stage}.{field}" for stage in _STAGES for field in ("batch_size", "micro_batch", "steps")),
         "a positive integer", lambda x: x >= 1,
     ),

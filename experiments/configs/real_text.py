@@ -2,8 +2,8 @@
     --config.data.train=TRAIN.json --config.data.eval.test=TEST.json --config.tokenizer.path=tokenizer.model
 
 Every stage on real conversations with a small, randomly initialised Gemma-2. Its accuracy is chance; what the run shows is that real
-lengths, languages, several turns and lists of responses go through. TRAIN and TEST are RMB or LLMBar files (or JSONL records), or folders of
-them; take two different categories of RMB, whose best-of-N files repeat the questions of the pairwise file of the same category. The
+lengths, languages, several turns and lists of responses go through. TRAIN and TEST are RMB or LLMBar files (or JSONL records), or folders
+of them; take two different categories of RMB, whose best-of-N files repeat the questions of the pairwise file of the same category. The
 tokenizer is a SentencePiece model or a Hugging Face tokenizer.json.
 
 Hardware: 2 CPU cores.

@@ -4,7 +4,7 @@
 SPCT on the pretrained Gemma-2-27B, as in "Inference-Time Scaling for Generalist Reward Modeling" (arXiv 2504.02495v3), here "the paper".
 
 Hardware: sized for 64 TPU v5p chips, mesh 16 x 4 (fsdp x tensor).
-Result and time: not run here. The paper: 19.2 h RFT + 15.6 h RL on 128 A100; RewardBench 86.0 greedy, 88.5 voting @32, 90.4 with the Meta RM.
+Result and time: not run here. The paper: 19.2 h RFT + 15.6 h RL on 128 A100; RewardBench 86.0 greedy, 88.5 voted @32, 90.4 with the Meta RM.
 
 Each value names its source: C.1, D.1, Tab 5, Eq ... are places in the paper. `# open:` marks what the paper leaves open, with the reason
 for the choice made here. Every other preset starts from this one and changes what differs.
@@ -36,11 +36,12 @@ def get_config() -> ml_collections.ConfigDict:
         prompt=4096,  # open: longer prompts are reported by id and left out, never cut; prompt + completion fit Gemma-2's 8,192
         completion=1024,  # open: Fig 7 shows means of 240 to 380 tokens, so this is nearly three times the longest of them
         buckets=(512, 1024, 2048, 4096),  # prompts are padded to the smallest of these that holds them; each compiles once
-        sequences=(1024, 2048, 4096),  # the same for prompt and completion together, in training; prompt + completion comes by itself
+        sequences=(1024, 2048, 4096),  # likewise prompt and completion together, in training; lengths.prompt + completion is added
     ))
 
     # Sources of preference records: {"path": file or folder} or {"hub": name}, with what grm_jax/data/sources.py allows beside it, or
-    # {"world": split, "items": count, "seed": 0} for the checkable world. A string is a path: --config.data.train=a.jsonl --config.data.train=b.jsonl
+    # {"world": split, "items": count, "seed": 0} for the checkable world. A string is a path, and several are repeated flags:
+    # --config.data.train=a.jsonl --config.data.train=b.jsonl
     config.data = ml_collections.ConfigDict(dict(
         train=(  # C.1: these public sets and internal data, both stages from the same. open: shares, none is published
             {"path": "data/spct/math_train.jsonl"},  # sampled solutions, checked by rule against the answer: pairs and single responses
@@ -93,7 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
         group_size=4,  # C.1: G rollouts of each prompt
         batch_size=512,  # C.1, Tab 5. open: counts rollouts here, so 128 prompts a step (0.49 passes over 237K); the paper may mean prompts
         micro_batch=64,
-        old_logp="trainer",  # open: who computes log pi_old: the "trainer", free of the sampler's rounding, or the "sampler", without a forward pass
+        old_logp="trainer",  # open: log pi_old by the "trainer", so that the ratio starts at 1, or the "sampler", one forward pass less
         updates_per_rollout=1,  # open: optimiser steps on each batch of rollouts; at 1 the ratio is 1 and clipping never acts
         learning_rate=4e-7,  # C.1, Tab 5
         steps=900,  # C.1
@@ -118,7 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
         temperature=0.5,  # D.1: of every scaling result
         samples_per_order=1,  # 4: the responses are shuffled before every sample; with more, samples share an order and its prefill
         greedy=True,  # D.1: temperature 0 for the default results
-        seed=0,  # of the judgments and of the world's test records: the same whatever config.seed is
+        seed=0,  # of response orders and sampling keys in evaluation: the same whatever config.seed is
         items=0,  # records of each split, from the front; 0: all
         splits=("test",),  # names in data.eval
         systems=("base", "rft", "grm"),
