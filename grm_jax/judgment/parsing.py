@@ -43,7 +43,7 @@ WEIGHTS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
     _WEIGHT + r"(?P<percent>%)",                                                           # 40%
     r"(?<=[^\W\d_])[*_]{0,3}:?[ \t]" + _WEIGHT + r"(?P<percent>%?)[*_. \t]{0,6}$",         # order 7
 ))
-NAME_END = re.compile(r"[(\[:：=]|[ \t][-–—][ \t]")
+NAME_END = re.compile(r"[(（\[:：=]|[ \t][-–—][ \t]")
 
 
 @dataclass(frozen=True)
