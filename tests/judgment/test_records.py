@@ -109,7 +109,7 @@ def records(draw, record_id=None):
                   draw(st.none() | texts), draw(metadata))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(records(), max_size=3, unique_by=lambda r: r.id), st.sampled_from(["r.jsonl", "r.jsonl.gz"]))
 def test_any_text_comes_back_from_disk(tmp_path_factory, items, name):
     path = tmp_path_factory.mktemp("records") / name
@@ -130,7 +130,7 @@ def test_writing_refuses_what_reading_would_refuse(tmp_path):
     assert not path.exists()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(records())
 def test_dict_round_trip(record):
     assert record_from_dict(record_to_dict(record), "f:1") == record
