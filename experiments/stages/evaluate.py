@@ -6,7 +6,6 @@ from experiments.stages.run import Run, load_meta, load_policy, policy_sampler
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import judge_to_file, shuffled_asks
 from grm_jax.reward_models.meta_rm import make_scorer, meta_ids, score_sequences
-from grm_jax.training.metrics import Progress
 
 
 def evaluation_stages(run: Run) -> list[tuple[str, Callable[[Run], None]]]:
@@ -28,13 +27,12 @@ def _stage(system: str, split: str) -> Callable[[Run], None]:
 
 
 def _judge(run, name, system, split, params, temperature, samples, per_order, finish=lambda rows: rows):
-    with Progress(name, unit="judgments") as progress:
-        judge_to_file(
-            run.judgments(name), policy_sampler(run, temperature), params, run.prompter,
-            shuffled_asks(run.evaluation[split], samples, run.config.eval.seed, per_order), seed=run.config.eval.seed, temperature=temperature,
-            buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
-            labels={"split": split, "system": system, "stage": "eval"}, finish=finish, progress=progress.update,
-        )  # fmt: skip
+    judge_to_file(
+        run.judgments(name), policy_sampler(run, temperature), params, run.prompter,
+        shuffled_asks(run.evaluation[split], samples, run.config.eval.seed, per_order), seed=run.config.eval.seed, temperature=temperature,
+        buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
+        labels={"split": split, "system": system, "stage": "eval"}, finish=finish,
+    )  # fmt: skip
 
 
 def meta_scores(run: Run, records: list[Record]) -> Callable[[list[dict]], list[dict]]:

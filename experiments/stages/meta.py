@@ -3,12 +3,13 @@
 import jax
 
 from experiments.stages.rft import SAMPLES
-from experiments.stages.run import SEQUENCE_CLASSIFICATION, Run, load_policy, meta_shardings, policy_sampler
+from experiments.stages.run import Run, load_policy, policy_sampler
 from experiments.stages.train import fit
 from grm_jax.models.heads import init_scalar_params
+from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.reward_models.grm import judge_to_file, read_rows, shuffled_asks
 from grm_jax.reward_models.meta_rm import meta_examples
-from grm_jax.training.metrics import Progress
+from grm_jax.sharding import param_shardings
 from grm_jax.training.step import meta_loss
 
 
@@ -16,13 +17,12 @@ def sample_own(run: Run) -> None:
     """Judgments of the training records by the policies that the Meta RM will judge."""
     settings = run.config.meta
     for name in settings.policies:
-        with Progress(f"meta_sample {name}", unit="judgments") as progress:
-            judge_to_file(
-                run.judgments(f"meta_sample_{name}"), policy_sampler(run, settings.temperature), load_policy(run, name), run.prompter,
-                shuffled_asks(run.train, settings.own_samples, run.config.seed + 1), seed=run.config.seed + 1, temperature=settings.temperature,
-                buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
-                labels={"split": "train", "system": name, "stage": "meta_sample"}, progress=progress.update,
-            )  # fmt: skip
+        judge_to_file(
+            run.judgments(f"meta_sample_{name}"), policy_sampler(run, settings.temperature), load_policy(run, name), run.prompter,
+            shuffled_asks(run.train, settings.own_samples, run.config.seed + 1), seed=run.config.seed + 1, temperature=settings.temperature,
+            buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
+            labels={"split": "train", "system": name, "stage": "meta_sample"},
+        )  # fmt: skip
 
 
 def train(run: Run) -> None:
@@ -35,8 +35,9 @@ def train(run: Run) -> None:
     limit = run.sequence_buckets[-1]
     kept = [example for example in examples if len(example["tokens"]) <= limit]
     print(f"meta: {len(kept)} judgments ({len(examples) - len(kept)} longer than {limit} tokens left out), "
-          f"{sum(e['label'] for e in kept) / len(kept):.3f} of them correct", flush=True)  # fmt: skip
+          f"{sum(e['labels'] for e in kept) / len(kept):.3f} of them correct", flush=True)  # fmt: skip
     policy = load_policy(run, run.config.meta.policies[-1])
     key = jax.random.key(run.config.seed)
-    start = jax.jit(lambda backbone: init_scalar_params(run.cfg, backbone, key), out_shardings=meta_shardings(run, policy))(policy)
-    fit(run, "meta", start, meta_loss(run.cfg), {"judgments": kept}, {"judgments": 1.0}, run.config.meta, architecture=SEQUENCE_CLASSIFICATION)
+    shardings = param_shardings(run.mesh, abstract_params(run.cfg, SCALAR))
+    start = jax.jit(lambda backbone: init_scalar_params(run.cfg, backbone, key), out_shardings=shardings)(policy)
+    fit(run, "meta", start, meta_loss(run.cfg), {"judgments": kept}, {"judgments": 1.0}, run.config.meta, architecture=SCALAR)

@@ -10,7 +10,6 @@ from experiments.stages.train import fit
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_too_easy
 from grm_jax.reward_models.grm import Ask, judge_to_file, read_rows, shuffled_asks
-from grm_jax.training.metrics import Progress
 from grm_jax.training.step import rft_loss
 
 SAMPLES = "rft_sample"  # judgments/rft_sample.jsonl
@@ -25,12 +24,11 @@ def sample_trajectories(run: Run) -> None:
             order = response_order(run.config.seed, record.id, sample, len(record.responses))
             asks.append(Ask(record, order, (sample,), record.id, hinted=True))
     path = run.judgments(SAMPLES)
-    with Progress(SAMPLES, unit="judgments") as progress:
-        judge_to_file(
-            path, policy_sampler(run, settings.temperature), load_policy(run, "base"), run.prompter, asks,
-            seed=run.config.seed, temperature=settings.temperature, buckets=run.config.lengths.buckets,
-            rows=run.config.sampling.rows, labels={"split": "train", "system": "base", "stage": SAMPLES}, progress=progress.update,
-        )  # fmt: skip
+    judge_to_file(
+        path, policy_sampler(run, settings.temperature), load_policy(run, "base"), run.prompter, asks,
+        seed=run.config.seed, temperature=settings.temperature, buckets=run.config.lengths.buckets,
+        rows=run.config.sampling.rows, labels={"split": "train", "system": "base", "stage": SAMPLES},
+    )  # fmt: skip
     rows = with_acceptance(read_rows(path), settings.drop_too_easy, settings.keep_hinted_of_too_easy)
     whole = path.with_suffix(".tmp")
     whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -58,12 +56,12 @@ def with_acceptance(rows: list[dict], drop_too_easy: bool, keep_hinted_of_too_ea
     return rows
 
 
-def supervised_example(prompt_ids: list[int], completion_ids: list[int]) -> dict[str, np.ndarray]:
+def supervised_example(example_id: str, prompt_ids: list[int], completion_ids: list[int]) -> dict:
     """Tokens, positions, and a mask that is 1 on the completion."""
     ids = np.array([*prompt_ids, *completion_ids])
     mask = np.zeros(len(ids), np.float32)
     mask[len(prompt_ids) :] = 1.0
-    return {"tokens": ids, "positions": np.arange(len(ids)), "mask": mask}
+    return {"id": example_id, "tokens": ids, "positions": np.arange(len(ids)), "mask": mask}
 
 
 def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:
@@ -74,15 +72,14 @@ def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:
         raise ValueError(f"{run.judgments(SAMPLES)}: no trajectory was accepted, so there is nothing to fine-tune on")
 
     def judged(record: Record, row: dict) -> dict:
-        return supervised_example(run.prompter.ids(record, row["order"]), tokenizer.chat_completion(row["text"]))
+        return supervised_example(record.id, run.prompter.ids(record, row["order"]), tokenizer.chat_completion(row["text"]))
 
     sources, weights = {"judgments": [judged(by_id[row["id"]], row) for row in accepted]}, {"judgments": 1.0}
     fraction = run.config.rft.general_fraction
     if fraction > 0:
-        pairs = [(tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general]
-        fitting = [pair for pair in pairs if sum(map(len, pair)) <= run.sequence_buckets[-1]]
-        print(f"general instruction data: {len(fitting)} of {len(pairs)} examples fit", flush=True)
-        sources["general"] = [supervised_example(*pair) for pair in fitting]
+        chats = [supervised_example(g["id"], tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general]
+        sources["general"] = [chat for chat in chats if len(chat["tokens"]) <= run.sequence_buckets[-1]]
+        print(f"general instruction data: {len(sources['general'])} of {len(chats)} examples fit", flush=True)
         weights = {"judgments": 1.0 - fraction, "general": fraction}
     return sources, weights
 

@@ -1,20 +1,23 @@
 """Rule-based online RL (paper, section 3.2): G rollouts a prompt, +1 or -1, group advantages, a value-free loss, KL to the RFT policy."""
 
 import json
+import os
+import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.stages.rft import SAMPLES
 from experiments.stages.run import Run, load_policy, policy_sampler
-from experiments.stages.train import Loop, example_text, on_mesh
+from experiments.stages.train import begin, example_text, on_mesh, save_model, save_state
 from grm_jax.data.pipeline import bucket_length, make_batches
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_too_easy, rule_reward
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
 from grm_jax.reward_models.grm import Ask, judge, read_rows
-from grm_jax.training.metrics import rollout_metrics
+from grm_jax.training.metrics import LateMetrics, MetricsLog
+from grm_jax.training.progress import progress
+from grm_jax.training.rollout_metrics import rollout_metrics, sampler_gap
 from grm_jax.training.step import make_logprob_fn, rl_loss
 
 
@@ -80,21 +83,65 @@ def train(run: Run) -> None:
     sampler = policy_sampler(run, settings.temperature)
     loss = rl_loss(run.cfg, resolve(settings.loss, LOSSES), cfg, settings.temperature)
 
-    with Loop(run, "rl", reference, loss, settings, batches, updates_per_step=settings.updates_per_rollout) as loop:
-        rollouts = loop.rows_file("rl")
-        for step in loop.steps():
+    updates = settings.updates_per_rollout
+    training, late = begin(run, "rl", reference, loss, settings, settings.steps * updates), LateMetrics()
+    state, first = training.state, int(training.state.step) // updates
+    if training.extra:
+        batches.set_state(training.extra["batches"])
+    rollouts = run.judgments("rl")
+    keep_steps_before(rollouts, first)
+    with MetricsLog(run.workdir, "rl", first) as log, open(rollouts, "a") as file, progress("rl", settings.steps, done=first) as advance:
+        on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
+
+        def write(rows):
+            for step, row in rows:
+                row |= on_host.pop(step) | {"learning_rate": float(training.learning_rate((step + 1) * updates - 1))}
+                log.write(step, row)
+                advance(reward=row["reward/mean"], kl=row.get("kl", 0.0), entropy=row["entropy"])
+
+        for step in range(first, settings.steps):
             chosen = [records[i] for i in next(batches)["index_B"]]
-            judged, drawn = roll_out(run, sampler, loop.state.params, chosen, step)
+            judged, drawn = roll_out(run, sampler, state.params, chosen, step)
             batch = on_mesh(run, train_batch(run, drawn))
-            rewards_B = jnp.asarray([row["reward"] for row in judged], jnp.float32)
+            on_host[step] = metrics_of(judged, drawn, G)
             if settings.old_logp == "trainer":
-                batch["old_logp"] = logprobs(loop.state.params, batch["tokens"], batch["positions"])
+                logp_BT = logprobs(state.params, batch["tokens"], batch["positions"])
+                on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
+                batch["old_logp"] = logp_BT
             batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
+            rewards_B = jnp.asarray([row["reward"] for row in judged], jnp.float32)
             penalty_B = kl_penalty(batch["old_logp"], batch["ref_logp"], batch["mask"], cfg)
             batch["advantages"] = advantage(rewards_B, G, penalty_B)
             batch["mask"] = objective_mask(batch["mask"], rewards_B, G, cfg)
-            for update in range(settings.updates_per_rollout):
-                loop.update(batch, [row["id"] for row in judged])
-            rollouts.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged))
-            loop.end_step(step, rollout_metrics(judged, G), example=lambda: example_text(chosen[0], judged[:G]))
-        loop.save_model("grm")
+            for _ in range(updates):
+                state, metrics = training.step(state, batch)
+            write(late.push(step, metrics, [record.id for record in chosen], tokens=int(on_host[step]["num_tokens"])))
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged))
+            if step % run.config.log.example_every == 0:
+                print(f"step {step}\n{example_text(chosen[0], judged[:G])}", flush=True)
+            if (step + 1) % run.config.checkpoint.every == 0:
+                write(late.flush())
+                file.flush()
+                os.fsync(file.fileno())
+                save_state(run, training, state, {"batches": batches.get_state()})
+        write(late.flush())
+    training.checkpoints.close()
+    save_model(run, "grm", state)
+
+
+def metrics_of(judged: list[dict], drawn: list[tuple], group_size: int) -> dict[str, float]:
+    columns = ([len(p) for p, _, _ in drawn], [row["tokens"] for row in judged], [row["finish"] == "length" for row in judged])
+    columns += tuple([row[name] for row in judged] for name in ("reward", "correct", "scores", "failure"))
+    return rollout_metrics(group_size, *columns)
+
+
+def keep_steps_before(path: pathlib.Path, step: int) -> None:
+    """Leave only the rollouts of steps before `step` in a judgments file: the later ones are drawn again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with open(path, "r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
+                file.seek(-len(line), os.SEEK_CUR)
+                file.truncate()
+                return

@@ -27,14 +27,12 @@ from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record, write_records
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating, load_config
-from grm_jax.models.heads import init_scalar_params
+from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.reward_models.grm import Prompter, split_by_length
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sharding import make_mesh, param_shardings
 from grm_jax.tokenizer import load_tokenizer
-
-SEQUENCE_CLASSIFICATION = "Gemma2ForSequenceClassification"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +167,7 @@ def stage_seconds(run: Run) -> dict[str, float]:
 
 def load_policy(run: Run, name: str) -> dict:
     """Parameters of "base", "rft" or "grm", placed on the mesh."""
-    abstract = jax.eval_shape(lambda: init_params(run.cfg, jax.random.key(0)))
-    shardings = param_shardings(run.mesh, abstract)
+    shardings = param_shardings(run.mesh, abstract_params(run.cfg))
     if name != "base":
         return load_params(run.workdir / "models" / name, run.cfg, shardings)
     if run.config.model.random_init is not None:
@@ -178,15 +175,10 @@ def load_policy(run: Run, name: str) -> dict:
     return load_params(config_flags.model_folder(run.config), run.cfg, shardings)
 
 
-def meta_shardings(run: Run, backbone: dict):
-    key = jax.random.key(0)
-    return param_shardings(run.mesh, jax.eval_shape(lambda p: init_scalar_params(run.cfg, p, key), backbone))
-
-
 def load_meta(run: Run) -> dict:
-    """Parameters of the trained Meta RM."""
-    abstract = jax.eval_shape(lambda: init_params(run.cfg, jax.random.key(0)))
-    return load_params(run.workdir / "models" / "meta", run.cfg, meta_shardings(run, abstract), architecture=SEQUENCE_CLASSIFICATION)
+    """Parameters of the trained Meta RM, placed on the mesh."""
+    shardings = param_shardings(run.mesh, abstract_params(run.cfg, SCALAR))
+    return load_params(run.workdir / "models" / "meta", run.cfg, shardings, architecture=SCALAR)
 
 
 def policy_sampler(run: Run, temperature: float) -> Callable:

@@ -20,6 +20,7 @@ from grm_jax.judgment.records import Record, response_order, to_record_order
 from grm_jax.judgment.rules import is_correct, score_range
 from grm_jax.sampling.rollout import Completion, Request, generate, plan
 from grm_jax.tokenizer import Tokenizer
+from grm_jax.training.progress import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,26 +119,20 @@ def _requests(prompter: Prompter, asks: Sequence[Ask]) -> list[Request]:
 def judge_to_file(
     path: pathlib.Path, sampler: Callable, params: dict, prompter: Prompter, asks: Sequence[Ask], *, seed: int, temperature: float,
     buckets: Sequence[int], rows: int, labels: dict, finish: Callable[[list[dict]], list[dict]] = lambda judged: judged,
-    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """`judge` into a JSONL file, one block a batch. A file that was cut short is continued where its last whole block ends.
 
-    `finish` may add to a block's rows before they are written (the Meta RM's logits). `progress(rows done, rows in all)`.
+    `finish` may add to a block's rows before they are written (the Meta RM's logits). Prints progress under the file's name.
     """
     sizes = [sum(len(asks[i].samples) for i in batch.requests) for batch in plan(_requests(prompter, asks), buckets, rows)]
     done = _truncate_to_blocks(path, sizes)
-    written, total = sum(sizes[:done]), sum(sizes)
-    if progress is not None:
-        progress(written, total)
     settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows, first_batch=done, labels=labels)
-    with open(path, "a") as file:
+    with open(path, "a") as file, progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance:
         for judged, _ in judge(sampler, params, prompter, asks, **settings):
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish(judged)))
             file.flush()
             os.fsync(file.fileno())
-            written += len(judged)
-            if progress is not None:
-                progress(written, total)
+            advance(len(judged))
 
 
 def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:

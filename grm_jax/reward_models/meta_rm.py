@@ -25,14 +25,14 @@ def meta_ids(tokenizer: Tokenizer, template: jinja2.Template, record: Record, ro
 
 
 def meta_examples(tokenizer: Tokenizer, template: jinja2.Template, records: Mapping[str, Record], rows: Sequence[dict]) -> list[dict]:
-    """Training examples {"tokens", "positions", "label"} of judgment rows, hinted ones left out (the paper's data are unhinted)."""
+    """Training examples {"id", "tokens", "positions", "labels"} of judgment rows, hinted ones left out (the paper's data are unhinted)."""
     examples = []
     for row in rows:
         if row["hinted"]:
             continue
         ids = meta_ids(tokenizer, template, records[row["id"]], row)
         label = meta_label(row["scores"], records[row["id"]].rewards)
-        examples.append({"tokens": np.array(ids), "positions": np.arange(len(ids)), "label": float(label)})
+        examples.append({"id": row["id"], "tokens": np.array(ids), "positions": np.arange(len(ids)), "labels": float(label)})
     return examples
 
 

@@ -1,0 +1,114 @@
+"""What the training stages share: a state that resumes, batches on the mesh, and the supervised loop of RFT and Meta RM."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+
+from experiments import config_flags
+from experiments.stages.run import Run
+from grm_jax.checkpoint.huggingface import save_folder
+from grm_jax.checkpoint.state import open_checkpoints, restore_latest, save
+from grm_jax.data.pipeline import make_batches
+from grm_jax.judgment.records import Record
+from grm_jax.models.table import CAUSAL_LM
+from grm_jax.sharding import batch_sharding, param_shardings
+from grm_jax.training.metrics import LateMetrics, MetricsLog
+from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.progress import progress
+from grm_jax.training.state import TrainState, abstract_state, init_state
+from grm_jax.training.step import make_train_step
+
+
+class Training(NamedTuple):
+    """A stage that is ready to go on: its jitted step, schedule, checkpoints, state, and what was saved beside the state ({} at first)."""
+
+    step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    learning_rate: optax.Schedule
+    checkpoints: Any
+    state: TrainState
+    extra: dict
+
+
+def begin(run: Run, stage: str, params: dict, loss_fn: Callable, settings: ml_collections.ConfigDict, updates: int) -> Training:
+    """A new training state from `params`, or the last one that this stage saved; `updates` in all are scheduled."""
+    optimizer, schedule = make_optimizer(run.config.optimizer, settings.learning_rate, updates)
+    abstract = abstract_state(params, optimizer)
+    shardings = param_shardings(run.mesh, abstract)
+    step = make_train_step(loss_fn, optimizer, settings.batch_size // settings.micro_batch, shardings)
+    checkpoints = open_checkpoints(run.workdir / "checkpoints" / stage, run.config.checkpoint.keep)
+    placed = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings)
+    found = restore_latest(checkpoints, placed, config_flags.config_digest(run.config))
+    if found is None:
+        return Training(step, schedule, checkpoints, init_state(params, optimizer, shardings), {})
+    print(f"{stage}: goes on from update {int(found[0].step)} of {updates}", flush=True)
+    return Training(step, schedule, checkpoints, *found)
+
+
+def save_state(run: Run, training: Training, state: TrainState, extra: dict) -> None:
+    save(training.checkpoints, int(state.step), state, extra, config_flags.config_digest(run.config))
+
+
+def save_model(run: Run, name: str, state: TrainState, architecture: str = CAUSAL_LM) -> None:
+    """models/<name>, a Hugging Face folder with the run's tokenizer."""
+    source = config_flags.tokenizer_path(run.config)
+    save_folder(run.workdir / "models" / name, state.params, run.cfg, tokenizer_files_from=source, architecture=architecture)
+
+
+def on_mesh(run: Run, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Arrays with a leading batch axis, split over the mesh's data axes."""
+    return jax.device_put(dict(batch), batch_sharding(run.mesh))
+
+
+def fit(
+    run: Run, stage: str, params: dict, loss_fn: Callable, sources: dict[str, Sequence[dict]], weights: dict[str, float],
+    settings: ml_collections.ConfigDict, architecture: str = CAUSAL_LM,
+) -> None:
+    """Minimise `loss_fn` over examples drawn from `sources` by weight -> models/<stage>.
+
+    Examples are {"tokens", "positions", "id"} with "mask" (supervised) or "labels" (a number each) beside them.
+    """
+    batches = make_batches(
+        sources, batch_size=settings.batch_size, seed=run.config.seed, buckets=run.sequence_buckets, weights=weights,
+        pad_values={"positions": -1},
+    )  # fmt: skip
+    training, late = begin(run, stage, params, loss_fn, settings, settings.steps), LateMetrics()
+    state, first = training.state, int(training.state.step)
+    if training.extra:
+        batches.set_state(training.extra["batches"])
+    with MetricsLog(run.workdir, stage, first) as log, progress(stage, settings.steps, done=first) as advance:
+
+        def write(rows):
+            for step, row in rows:
+                log.write(step, row | {"learning_rate": float(training.learning_rate(step))})
+                advance(loss=row["loss"])
+
+        for step in range(first, settings.steps):
+            host = {name.rsplit("_", 1)[0]: value for name, value in next(batches).items()}
+            ids, valid = host.pop("id"), host.pop("valid")
+            host.setdefault("mask", valid)
+            state, metrics = training.step(state, on_mesh(run, host))
+            write(late.push(step, metrics, ids, tokens=int((host["positions"] >= 0).sum())))
+            if (step + 1) % run.config.checkpoint.every == 0:
+                write(late.flush())
+                save_state(run, training, state, {"batches": batches.get_state()})
+        write(late.flush())
+    training.checkpoints.close()
+    save_model(run, stage, state, architecture)
+
+
+def example_text(record: Record, rows: Sequence[dict], limit: int = 600) -> str:
+    """One judged record for a person to read: query, responses with their gold, one judgment, the verdicts of all."""
+    def short(text):
+        return text if len(text) <= limit else f"{text[:limit]} ... ({len(text)} characters)"
+
+    lines = [f"-- {record.id} ({record.domain})", f"   query: {short(record.conversation[-1].content)}"]
+    for i, (response, reward) in enumerate(zip(record.responses, record.rewards)):
+        lines.append(f"   response {i} (gold {reward:g}): {short(response)}")
+    lines.append(f"   judgment, responses shown as {rows[0]['order']}:")
+    lines += [f"   | {line}" for line in short(rows[0]["text"]).splitlines()]
+    verdicts = [row["scores"] if row["scores"] is not None else row["failure"] for row in rows]
+    return "\n".join([*lines, f"   scores: {'; '.join(map(str, verdicts))}   correct: {sum(row['correct'] for row in rows)} of {len(rows)}"])
