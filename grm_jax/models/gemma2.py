@@ -9,6 +9,7 @@ Parameters are stacked over blocks: every leaf has a leading axis of cfg.n_block
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from grm_jax.models.config import LOCAL, Gemma2Config
@@ -16,12 +17,12 @@ from grm_jax.models.config import LOCAL, Gemma2Config
 Segment = dict[str, jax.Array]  # k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
 
 
-def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding in float32, half-split pairing (x_i, x_{i + H/2})."""
+def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0) -> jax.Array:
+    """Rotary position embedding times `scale`, in float32 and rounded to x's dtype once; half-split pairing (x_i, x_{i + H/2})."""
     half = x_BTNH.shape[-1] // 2
-    inverse_frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    inverse_frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)  # on the host: exact on every accelerator
     angle_BT1h = (pos_BT.astype(jnp.float32)[..., None] * inverse_frequency)[:, :, None, :]
-    sin, cos = jnp.sin(angle_BT1h), jnp.cos(angle_BT1h)
+    sin, cos = scale * jnp.sin(angle_BT1h), scale * jnp.cos(angle_BT1h)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTNH.dtype)
 
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, _linear(self, "q", (D, N, H), D, dtype))
         k_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "k", (D, K, H), D, dtype))
         v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "v", (D, K, H), D, dtype))
-        q_BTNH = rope(q_BTNH, pos_BT, cfg.rope_theta) * jnp.asarray(cfg.query_pre_attn_scalar**-0.5, dtype)
+        q_BTNH = rope(q_BTNH, pos_BT, cfg.rope_theta, cfg.query_pre_attn_scalar**-0.5)
         own = {"k": rope(k_BTKH, pos_BT, cfg.rope_theta), "v": v_BTKH, "pos": pos_BT}
         if suffix is not None:  # decode: write this step into its (ring) slot, then read the slots of this block
             rows = jnp.arange(x_BTD.shape[0])

@@ -1,0 +1,303 @@
+"""Hugging Face folders: what we write loads again (here and in transformers), and every kind of broken folder is named."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from grm_jax.checkpoint import huggingface
+from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.models import Gemma2, Gemma2Config, lm_logits
+from grm_jax.models.config import alternating, load_config
+from grm_jax.models.heads import scalar_logits
+from grm_jax.models.table import SCALAR, abstract_params
+from grm_jax.sharding import make_mesh, param_shardings
+
+CFG = Gemma2Config(
+    vocab_size=64, d_model=16, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24,
+    layer_types=alternating(4), sliding_window=5, query_pre_attn_scalar=12.0, rope_theta=5000.0,
+)  # fmt: skip
+Q0 = "model.layers.0.self_attn.q_proj.weight"
+
+
+def random_params(architecture="Gemma2ForCausalLM", cfg=CFG):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(cfg, architecture))
+
+
+def assert_equal(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_folder(tmp_path / "model", random_params(), CFG)
+    return tmp_path / "model"
+
+
+def rewrite(folder, change):
+    """Apply `change` to the dict of tensors in model.safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_one_file_comes_back(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert load_config(folder) == CFG
+    params = load_params(folder, CFG)
+    assert_equal(params, random_params())
+    assert all(isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 for leaf in jax.tree.leaves(params))
+
+
+def test_several_files_with_an_index_come_back(tmp_path):
+    save_folder(tmp_path / "model", random_params(), CFG, max_shard_bytes=6000)
+    files = sorted(tmp_path.glob("model/*.safetensors"))
+    index = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())
+    assert len(files) > 2 and set(index["weight_map"].values()) == {path.name for path in files}
+    assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(random_params()))
+    assert all(path.stat().st_size < 6000 + 4096 for path in files)  # contents and header
+    assert_equal(load_params(tmp_path / "model", CFG), random_params())
+
+
+def test_straight_into_shards_and_back_to_files(folder, tmp_path):
+    mesh = make_mesh(replica=2, fsdp=2, tensor=2)
+    shardings = param_shardings(mesh, abstract_params(CFG))
+    params = load_params(folder, CFG, shardings)
+    jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding or pytest.fail(), params, shardings)
+    assert_equal(params, random_params())
+    save_folder(tmp_path / "again", params, CFG)
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_only_the_slices_of_a_shard_are_read(folder, monkeypatch):
+    """No read is larger than one shard of one layer's tensor."""
+    reads = []
+
+    class Spy:
+        def __init__(self, lazy):
+            self.lazy = lazy
+
+        def __getattr__(self, name):
+            return getattr(self.lazy, name)
+
+        def __getitem__(self, index):
+            reads.append(self.lazy[index])
+            return reads[-1]
+
+    original = huggingface._open
+    monkeypatch.setattr(huggingface, "_open", lambda *args: {name: (path, Spy(lazy)) for name, (path, lazy) in original(*args).items()})
+    load_params(folder, CFG, param_shardings(make_mesh(fsdp=4, tensor=2), abstract_params(CFG)))
+    assert max(read.size for read in reads) == CFG.vocab_size * CFG.d_model // 8  # the embedding, over all eight devices
+
+
+def test_bfloat16_files_and_arrays(tmp_path):
+    params = random_params()
+    save_folder(tmp_path / "bf16", params, CFG, dtype="bfloat16")
+    assert json.loads((tmp_path / "bf16/config.json").read_text())["dtype"] == "bfloat16"
+    with safe_open(tmp_path / "bf16/model.safetensors", "np") as opened:
+        assert opened.get_slice(Q0).get_dtype() == "BF16" and opened.metadata() == {"format": "pt"}
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    half = load_params(tmp_path / "bf16", CFG, dtype="bfloat16")
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
+    assert_equal(half, rounded)
+    assert_equal(load_params(tmp_path / "bf16", CFG), jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded))
+
+
+def test_scalar_head_comes_back(tmp_path):
+    params = random_params(SCALAR)
+    save_folder(tmp_path / "rm", params, CFG, architecture=SCALAR)
+    assert_equal(load_params(tmp_path / "rm", CFG, architecture=SCALAR), params)
+    with pytest.raises(ValueError, match=r"model.safetensors: 1 tensors .* the first is score.weight"):
+        load_params(tmp_path / "rm", CFG)
+
+
+def test_vocabulary_is_padded_or_cropped_only_when_asked(folder):
+    embedding = random_params()["embedding"]
+    shardings = param_shardings(make_mesh(fsdp=2, tensor=4), abstract_params(dataclasses.replace(CFG, vocab_size=72)))
+    for placed in (None, shardings):
+        padded = load_params(folder, load_config(folder, vocab_size=72), placed)["embedding"]
+        np.testing.assert_array_equal(padded, np.concatenate([embedding, np.zeros((8, CFG.d_model))]))
+    np.testing.assert_array_equal(load_params(folder, load_config(folder, vocab_size=60))["embedding"], embedding[:60])
+    rewrite(folder, lambda tensors: tensors.update({"model.embed_tokens.weight": np.zeros((72, CFG.d_model), np.float32)}))
+    with pytest.raises(ValueError, match=r"embed_tokens.weight has shape \(72, 16\); config.json asks for \(64, 16\)"):
+        load_params(folder, CFG)
+
+
+def test_a_copy_of_the_tied_embedding_is_let_pass(folder):
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
+    assert_equal(load_params(folder, CFG), random_params())
+
+
+BROKEN = {
+    "missing": (lambda tensors: tensors.pop(Q0), f"model: missing 1 of 46 tensors, the first is {Q0}"),
+    "unexpected": (lambda tensors: tensors.update({"model.layers.4.x": np.zeros(1)}), r"model.safetensors: 1 tensors .* model.layers.4.x"),
+    "shape": (lambda tensors: tensors.update({Q0: np.zeros((32, 15), np.float32)}), rf"model.safetensors: {Q0} has shape \(32, 15\).*\(32, 16\)"),
+    "dtype": (lambda tensors: tensors.update({Q0: np.zeros((32, 16), np.int8)}), f"model.safetensors: {Q0} has dtype I8"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_wrong_tensors_are_named_with_their_file(folder, kind):
+    change, message = BROKEN[kind]
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load_params(folder, CFG)
+
+
+def test_truncated_file_is_named(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="model.safetensors: truncated"):
+        load_params(folder, CFG)
+
+
+def test_broken_index_is_named(tmp_path):
+    save_folder(tmp_path / "model", random_params(), CFG, max_shard_bytes=6000)
+    index = tmp_path / "model/model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][Q0] = "model-00099-of-00099.safetensors"
+    index.write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match="model-00099-of-00099.safetensors: no such file"):
+        load_params(tmp_path / "model", CFG)
+    content["weight_map"][Q0] = content["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"holds no tensor {Q0}"):
+        load_params(tmp_path / "model", CFG)
+    index.write_text("{")
+    with pytest.raises(ValueError, match="index.json: expected JSON with a weight_map"):
+        load_params(tmp_path / "model", CFG)
+
+
+def test_absent_folder_and_absent_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_params(tmp_path / "nowhere", CFG)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="expected model.safetensors or"):
+        load_params(tmp_path, CFG)
+
+
+def test_params_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
+    params = random_params()
+    del params["blocks"]["layer_1_mlp"]["up"]
+    with pytest.raises(ValueError, match="first at 'blocks/layer_1_mlp/up'"):
+        save_folder(tmp_path / "model", params, CFG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_model_is_never_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="no config.json"):
+        save_folder(tmp_path, random_params(), CFG)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_failed_save_leaves_the_old_folder_and_the_next_one_cleans_up(folder, monkeypatch):
+    before = (folder / "model.safetensors").read_bytes()
+    other = jax.tree.map(lambda leaf: leaf + 1, random_params())
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            save_folder(folder, other, CFG)
+    assert (folder / "model.safetensors").read_bytes() == before
+    save_folder(folder, other, CFG)
+    assert_equal(load_params(folder, CFG), other)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path) -> pathlib.Path:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", *(f"w{i}" for i in range(CFG.vocab_size - 6))]
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.add_special_tokens(words[:6])
+    path = tmp_path / "tokenizer"
+    path.mkdir()
+    model.save(str(path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    (path / "notes.txt").write_text("not a tokenizer file")
+    return path
+
+
+def test_tokenizer_files_are_copied_and_their_ids_stated(tmp_path, tokenizer_folder):
+    save_folder(tmp_path / "model", random_params(), CFG, tokenizer_files_from=tokenizer_folder)
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (0, 2, [1, 5])
+    save_folder(tmp_path / "model", random_params(), CFG, tokenizer_files_from=tmp_path / "model")  # from the folder that is replaced
+    assert {path.name for path in (tmp_path / "model").iterdir()} == names
+
+
+@pytest.mark.torch
+def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(tmp_path, tokenizer_folder):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    params = random_params()
+    save_folder(tmp_path / "model", params, CFG, tokenizer_files_from=tokenizer_folder, max_shard_bytes=20_000)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert type(model).__name__ == "Gemma2ForCausalLM" and model.dtype == torch.float32
+
+    T, start, text = 32, 4, "w3 w1 w4 w1"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    generated = model.generate(ids, max_length=T, do_sample=False, num_beams=1)[0].numpy()
+
+    @jax.jit
+    def logits(tokens_1T):
+        return lm_logits(params, CFG, Gemma2(CFG).apply({"params": params}, tokens_1T, jnp.arange(T)[None])[0])[0]
+
+    tokens = np.zeros((1, T), np.int32)
+    tokens[0, :start] = ids[0].numpy()
+    length = start
+    while length < T:
+        tokens[0, length] = int(np.argmax(logits(tokens)[length - 1]))
+        length += 1
+        if tokens[0, length - 1] in (1, 5):
+            break
+    np.testing.assert_array_equal(tokens[0, :length], generated)
+    assert length > start + 8  # a test of more than a few tokens
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens[:, :length]).long()).logits[0].numpy()
+    assert np.abs(np.asarray(logits(tokens))[:length] - theirs).max() <= 1e-4
+
+
+@pytest.mark.torch
+def test_transformers_reads_our_reward_model(tmp_path, tokenizer_folder):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    params = random_params(SCALAR)
+    save_folder(tmp_path / "rm", params, CFG, tokenizer_files_from=tokenizer_folder, architecture=SCALAR)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", attn_implementation="eager")
+    assert type(model).__name__ == SCALAR and model.config.num_labels == 1
+    tokens_BT = np.array([[2, 9, 10, 11, 12, 13], [2, 20, 21, 0, 0, 0]])
+    pos_BT = np.where(tokens_BT == 0, -1, np.arange(6))
+    with torch.no_grad():
+        theirs_B = model(torch.from_numpy(tokens_BT), attention_mask=torch.from_numpy(pos_BT >= 0).long()).logits[:, 0].numpy()
+    np.testing.assert_allclose(scalar_logits(params, CFG, tokens_BT, pos_BT), theirs_B, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_a_folder_that_transformers_wrote_comes_back(tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=8, intermediate_size=24,
+        sliding_window=3, query_pre_attn_scalar=20, rope_parameters={"rope_type": "default", "rope_theta": 777.0}, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    cfg = load_config(tmp_path)
+    assert cfg.rope_theta == 777.0 and cfg.layer_types == alternating(3)
+    params = load_params(tmp_path, cfg)
+    tokens = np.random.default_rng(0).integers(3, 64, (1, 10))
+    hidden, _ = jax.jit(Gemma2(cfg).apply)({"params": params}, tokens, np.arange(10)[None])
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens)).logits.numpy()
+    assert np.abs(np.asarray(lm_logits(params, cfg, hidden)) - theirs).max() <= 1e-4

@@ -1,0 +1,100 @@
+"""The same function in its several forms: scanned, unrolled, rematerialised, padded left or right, with a shared prefix."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gemma2_cases import BASE, SHORT, T, inputs, jax_logits, logits_of, random_params
+
+from grm_jax.models import Gemma2
+from grm_jax.models.gemma2 import attend
+from grm_jax.models.heads import init_scalar_params, scalar_logits
+
+NAME = "window_shorter_than_sequence"  # the case whose config is BASE
+
+
+def test_scanned_equals_unrolled():
+    unrolled = logits_of(random_params(BASE), dataclasses.replace(BASE, scan_layers=False), *inputs(BASE))
+    real_BT = inputs(BASE)[1] >= 0
+    np.testing.assert_allclose(np.asarray(unrolled)[real_BT], jax_logits(NAME)[real_BT], atol=1e-5)
+
+
+def test_padding_side_and_padding_content_do_not_matter():
+    tokens_BT, pos_BT = inputs(BASE)
+    left = T - SHORT
+    left_tokens, left_pos = tokens_BT.copy(), pos_BT.copy()
+    left_tokens[1], left_pos[1] = np.roll(tokens_BT[1], left), np.roll(pos_BT[1], left)
+    left_tokens[1, :left] = 55  # another padding id
+    found = np.asarray(logits_of(random_params(BASE), BASE, left_tokens, left_pos))
+    np.testing.assert_array_equal(found[0], jax_logits(NAME)[0])
+    np.testing.assert_allclose(found[1, left:], jax_logits(NAME)[1, :SHORT], atol=1e-5)
+    assert np.isfinite(found).all()
+
+
+def test_scalar_logit_is_read_at_the_last_token_whatever_the_padding():
+    tokens_BT, pos_BT = inputs(BASE)
+    params = init_scalar_params(BASE, random_params(BASE), jax.random.key(0))
+    head = jax.jit(scalar_logits, static_argnums=1)
+    right_B = head(params, BASE, tokens_BT, pos_BT)
+    left_B = head(params, BASE, np.roll(tokens_BT, T - SHORT, 1)[1:], np.roll(pos_BT, T - SHORT, 1)[1:])
+    np.testing.assert_allclose(left_B, right_B[1:], atol=1e-5)
+    hidden_BTD, _ = jax.jit(Gemma2(BASE).apply)({"params": params["backbone"]}, tokens_BT, pos_BT)
+    expected = [hidden_BTD[0, T - 1] @ params["score"][:, 0], hidden_BTD[1, SHORT - 1] @ params["score"][:, 0]]
+    np.testing.assert_allclose(right_B, expected, atol=1e-5)
+
+
+def test_remat_policies_give_the_same_gradients():
+    cfg = dataclasses.replace(BASE, n_heads=2, n_kv_heads=1)
+    tokens_BT, pos_BT = inputs(cfg)
+    params = random_params(cfg)
+
+    def gradient(cfg):
+        def loss(params):
+            hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
+            return jnp.sum(jnp.sin(3.0 * hidden_BTD) * (pos_BT >= 0)[..., None])
+
+        return jax.jit(jax.grad(loss))(params)
+
+    plain = gradient(cfg)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
+    for remat in ("full", "dots"):
+        found = gradient(dataclasses.replace(cfg, remat=remat))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)
+
+
+@pytest.mark.parametrize("window, cap", [(None, 1.5), (5, None)])
+def test_shared_segments_equal_copied_ones(window, cap):
+    """attend with a prefix that three rows share equals attend over the concatenation of copies, in one segment."""
+    rng = np.random.default_rng(0)
+    b, fold, T, S, N, K, H = 2, 3, 2, 7, 4, 2, 8
+    B = b * fold
+    q = rng.normal(size=(B, T, N, H)).astype(np.float32)
+    pos = np.broadcast_to(np.array([7, 8]), (B, T))
+    make = lambda rows, length, pos: {  # noqa: E731
+        "k": rng.normal(size=(rows, length, K, H)).astype(np.float32),
+        "v": rng.normal(size=(rows, length, K, H)).astype(np.float32),
+        "pos": np.broadcast_to(pos, (rows, length)),
+    }
+    prefix, own = make(b, S, np.array([0, 1, 2, 3, 4, 5, -1])), make(B, T, np.array([7, 8]))
+    whole = {name: np.concatenate([np.repeat(prefix[name], fold, 0), own[name]], 1) for name in own}
+    run = jax.jit(attend, static_argnames=("window", "cap"))
+    shared = run(q, pos, [prefix, own], window=window, cap=cap)
+    np.testing.assert_allclose(shared, run(q, pos, [whole], window=window, cap=cap), atol=1e-6)
+
+
+def test_prefix_kept_from_one_call_equals_one_long_call():
+    """Prefill one prompt, then run three completions against its shared keys: same hidden states as three full sequences."""
+    P, C, fold = 9, 6, 3
+    rng = np.random.default_rng(3)
+    prompt_1P = rng.integers(3, BASE.vocab_size, (1, P))
+    completion_BC = rng.integers(3, BASE.vocab_size, (fold, C))
+    params = {"params": random_params(BASE)}
+    apply = jax.jit(Gemma2(BASE).apply, static_argnames="keep_kv")
+    _, extra = apply(params, prompt_1P, np.arange(P)[None], keep_kv=True)
+    pos_BC = np.broadcast_to(np.arange(P, P + C), (fold, C))
+    split, _ = apply(params, completion_BC, pos_BC, prefix=extra["kv"])
+    full_tokens = np.concatenate([np.repeat(prompt_1P, fold, 0), completion_BC], 1)
+    full, _ = apply(params, full_tokens, np.broadcast_to(np.arange(P + C), (fold, P + C)))
+    np.testing.assert_allclose(split, full[:, P:], atol=1e-5)
