@@ -103,7 +103,7 @@ _RULES = (
     ),
     ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
     (
-        "sampling.top_k rft.hinted_samples eval.items optimizer.warmup_steps optimizer.weight_decay rl.beta",
+        "sampling.top_k rft.hinted_samples eval.records optimizer.warmup_steps optimizer.weight_decay rl.beta",
         "a number >= 0", lambda x: x >= 0,
     ),
     (

@@ -9,7 +9,7 @@ import json
 import pathlib
 
 import jax
-from absl import app
+from absl import app, logging
 
 from experiments import config_flags
 from experiments.stages import evaluate, meta, rft, rl
@@ -22,6 +22,7 @@ CONFIG, WORKDIR = config_flags.define_config()
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     config = config_flags.load(CONFIG)
     jax.config.update("jax_threefry_partitionable", True)
     print(config, flush=True)

@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rft.update(general_fraction=0.0, batch_size=8, micro_batch=2, steps=4, learning_rate=1e-3)
     config.rl.update(batch_size=8, micro_batch=2, steps=4, learning_rate=1e-4)
     config.meta.update(batch_size=8, micro_batch=2, steps=4, learning_rate=1e-3, temperature=1.0)
-    config.eval.update(ks=(1, 2, 4), temperature=1.0, items=16)
+    config.eval.update(ks=(1, 2, 4), temperature=1.0, records=16)
     config.checkpoint.every = 2
     config.log.example_every = 2
     return config

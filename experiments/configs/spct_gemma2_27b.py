@@ -120,7 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
         samples_per_order=1,  # 4: the responses are shuffled before every sample; with more, samples share an order and its prefill
         greedy=True,  # D.1: temperature 0 for the default results
         seed=0,  # of response orders and sampling keys in evaluation: the same whatever config.seed is
-        items=0,  # records of each split, from the front; 0: all
+        records=0,  # records of each split, from the front; 0: all
         splits=("test",),  # names in data.eval
         systems=("base", "rft", "grm"),
         reshuffles=8,  # open: random subsets of k of the sampled judgments that @k is averaged over; less noise, same mean

@@ -15,7 +15,7 @@ RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 70, 3e-4, 0.02, 32
 META_STEPS, META_RATE, META_BATCH = 220, 8e-4, 64
 GENERAL_FRACTION = 0.35
 TEMPERATURE = 1.0  # at 0.5 the samples of so small a model are nearly the same, and a vote has nothing to add up
-EVAL_ITEMS, EVAL_KS = 200, (1, 2, 4, 8, 16)
+EVAL_RECORDS, EVAL_KS = 200, (1, 2, 4, 8, 16)
 PROMPT, COMPLETION, BUCKETS, SEQUENCES = 256, 192, (96, 160, 256), (160, 256)  # tokens
 
 
@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         learning_rate=META_RATE, batch_size=META_BATCH, micro_batch=META_BATCH, steps=META_STEPS, temperature=TEMPERATURE,
         policies=("rft", "grm"),  # both are judged with it in the report
     )
-    config.eval.update(ks=EVAL_KS, temperature=TEMPERATURE, items=EVAL_ITEMS, splits=("test", "hard", "wide", "single"))
+    config.eval.update(ks=EVAL_KS, temperature=TEMPERATURE, records=EVAL_RECORDS, splits=("test", "hard", "wide", "single"))
     config.checkpoint.every = 20
     config.log.example_every = 20
     return config

@@ -12,6 +12,6 @@ from experiments.configs import tiny
 
 def get_config() -> ml_collections.ConfigDict:
     config = tiny.get_config()
-    config.eval.items = 1000
+    config.eval.records = 1000
     config.eval.ks = (1, 2, 4, 8, 16, 32)
     return config

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from grm_jax.data.pipeline import bucket_length, make_batches
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_too_easy, rule_reward
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
-from grm_jax.reward_models.grm import Ask, judge, read_rows
+from grm_jax.reward_models.grm import Ask, Drawn, judge, read_rows
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.progress import progress
 from grm_jax.training.rollout_metrics import rollout_metrics, sampler_gap
@@ -34,37 +35,36 @@ def rl_prompts(run: Run) -> list[Record]:
     return kept
 
 
-def roll_out(run: Run, sampler, params: dict, records: list[Record], step: int) -> tuple[list[dict], list[tuple]]:
+def roll_out(run: Run, sampler: Callable, params: dict, records: list[Record], step: int) -> list[Drawn]:
     """G judgments of each record under the current policy; rows p*G ... p*G + G - 1 are the group of record p."""
-    G, seed = run.config.rl.group_size, run.config.seed
-    keys = [f"{record.id}@{step}" for record in records]
-    asks = [
-        Ask(record, response_order(seed, key, 0, len(record.responses)), tuple(range(G)), key) for record, key in zip(records, keys)
-    ]
+    G, seed, settings = run.config.rl.group_size, run.config.seed, run.config.rl
+    asks = []
+    for p, record in enumerate(records):
+        key = f"{record.id}@{step}.{p}"  # another order and other samples each time the record comes round
+        asks.append(Ask(record, response_order(seed, key, 0, len(record.responses)), tuple(range(G)), key))
     longest = max(len(run.prompter.ids(ask.record, ask.order)) for ask in asks)
-    width, rows = bucket_length(longest, run.config.lengths.buckets), len(asks) * G
-    judged, drawn = [None] * rows, [None] * rows
-    place = {key: p * G for p, key in enumerate(keys)}
+    width, rows = bucket_length(longest, run.config.lengths.buckets), min(len(asks) * G, run.config.sampling.rows // G * G)
     labels = {"split": "train", "system": "grm", "stage": "rl", "step": step}
-    settings = dict(seed=seed, temperature=run.config.rl.temperature, buckets=(width,), rows=min(rows, run.config.sampling.rows // G * G))
-    for batch_rows, batch_drawn in judge(sampler, params, run.prompter, asks, labels=labels, **settings):
-        for row, one in zip(batch_rows, batch_drawn):
-            at = place[f"{row['id']}@{step}"] + row["sample"]
-            judged[at], drawn[at] = row | {"reward": rule_reward(row["scores"], row["rewards"])}, one
-    return judged, drawn
+    batches = judge(
+        sampler, params, run.prompter, asks, seed=seed, temperature=settings.temperature, buckets=(width,), rows=rows, labels=labels
+    )
+    drawn = sorted((one for batch in batches for one in batch), key=lambda one: (one.ask, one.row["sample"]))
+    for one in drawn:
+        one.row["reward"] = rule_reward(one.row["scores"], one.row["rewards"])
+    return drawn
 
 
-def train_batch(run: Run, drawn: list[tuple]) -> dict[str, np.ndarray]:
+def train_batch(run: Run, drawn: list[Drawn]) -> dict[str, np.ndarray]:
     """Tokens, positions, completion mask and sampled log-probabilities of rollouts, right-padded to a common bucket."""
-    width = bucket_length(max(len(p) + len(c) for p, c, _ in drawn), run.sequence_buckets)
+    width = bucket_length(max(len(one.prompt_ids) + len(one.completion_ids) for one in drawn), run.sequence_buckets)
     shape = (len(drawn), width)
     tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
     mask, old_logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for row, (prompt, completion, logp) in enumerate(drawn):
-        start, end = len(prompt), len(prompt) + len(completion)
-        tokens[row, :start], tokens[row, start:end] = prompt, completion
+    for row, one in enumerate(drawn):
+        start, end = len(one.prompt_ids), len(one.prompt_ids) + len(one.completion_ids)
+        tokens[row, :start], tokens[row, start:end] = one.prompt_ids, one.completion_ids
         positions[row, :end] = np.arange(end)
-        mask[row, start:end], old_logp[row, start:end] = 1.0, logp
+        mask[row, start:end], old_logp[row, start:end] = 1.0, one.logp
     return {"tokens": tokens, "positions": positions, "mask": mask, "old_logp": old_logp}
 
 
@@ -101,9 +101,10 @@ def train(run: Run) -> None:
 
         for step in range(first, settings.steps):
             chosen = [records[i] for i in next(batches)["index_B"]]
-            judged, drawn = roll_out(run, sampler, state.params, chosen, step)
+            drawn = roll_out(run, sampler, state.params, chosen, step)
+            judged = [one.row for one in drawn]
             batch = on_mesh(run, train_batch(run, drawn))
-            on_host[step] = metrics_of(judged, drawn, G)
+            on_host[step] = metrics_of(drawn, G)
             if settings.old_logp == "trainer":
                 logp_BT = logprobs(state.params, batch["tokens"], batch["positions"])
                 on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
@@ -129,10 +130,10 @@ def train(run: Run) -> None:
     save_model(run, "grm", state)
 
 
-def metrics_of(judged: list[dict], drawn: list[tuple], group_size: int) -> dict[str, float]:
-    columns = ([len(p) for p, _, _ in drawn], [row["tokens"] for row in judged], [row["finish"] == "length" for row in judged])
-    columns += tuple([row[name] for row in judged] for name in ("reward", "correct", "scores", "failure"))
-    return rollout_metrics(group_size, *columns)
+def metrics_of(drawn: list[Drawn], group_size: int) -> dict[str, float]:
+    rows = [one.row for one in drawn]
+    columns = ([len(one.prompt_ids) for one in drawn], [row["tokens"] for row in rows], [row["finish"] == "length" for row in rows])
+    return rollout_metrics(group_size, *columns, *([row[name] for row in rows] for name in ("reward", "correct", "scores", "failure")))
 
 
 def keep_steps_before(path: pathlib.Path, step: int) -> None:

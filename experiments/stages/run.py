@@ -84,8 +84,8 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         if missing is not None:
             raise ValueError(f"data for {split!r}: record {missing!r} has no gold; expected rewards or best")
         records[split], left_out[split] = split_by_length(prompter, found, config.lengths.prompt)
-        if split != "train" and config.eval.items:
-            records[split] = records[split][: config.eval.items]
+        if split != "train" and config.eval.records:
+            records[split] = records[split][: config.eval.records]
         write_records(_made(workdir / "records" / f"{split}.jsonl"), records[split])
         print(f"data {split}: {len(records[split])} records, {len(left_out[split])} longer than {config.lengths.prompt} tokens", flush=True)
         if not records[split]:
@@ -122,7 +122,7 @@ def _flat(tree, prefix=""):
 def _load(source, config, split):
     if "world" in source:
         seed = config.seed if split == "train" else source.get("seed", 0)  # the same test records whatever the seed of the run
-        return make_records(source["world"], source.get("items", config.eval.items), seed)
+        return make_records(source["world"], source.get("items", config.eval.records), seed)
     return load_source(source)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -96,20 +97,28 @@ def judgment_row(tokenizer: Tokenizer, ask: Ask, completion: Completion, tempera
     }  # fmt: skip
 
 
+class Drawn(NamedTuple):
+    """One judgment: its row, the index of its ask, and the ids and log-probabilities that RL trains on."""
+
+    row: dict
+    ask: int
+    prompt_ids: list[int]
+    completion_ids: np.ndarray  # int32[C], the stop token included
+    logp: np.ndarray  # float32[C], at the sampling temperature
+
+
 def judge(
     sampler: Callable, params: dict, prompter: Prompter, asks: Sequence[Ask], *, seed: int, temperature: float, buckets: Sequence[int],
     rows: int, first_batch: int = 0, labels: dict | None = None,
-) -> Iterator[tuple[list[dict], list[tuple[list[int], np.ndarray, np.ndarray]]]]:
-    """Draw and parse judgments, batch by batch (the batches are those of `grm_jax.sampling.rollout.plan`).
-
-    Yields, for each batch, the judgment rows and, in the same order, (prompt ids, completion ids, log-probabilities).
-    """
+) -> Iterator[list[Drawn]]:
+    """Draw and parse judgments, batch by batch (the batches are those of `grm_jax.sampling.rollout.plan`)."""
     requests = _requests(prompter, asks)
     for indices, completions in generate(sampler, params, requests, seed, buckets, rows, first_batch):
-        of_ask = [asks[i] for i in indices for _ in asks[i].samples]
-        prompts = [requests[i].prompt_ids for i in indices for _ in asks[i].samples]
-        judged = [judgment_row(prompter.tokenizer, a, c, temperature, **(labels or {})) for a, c in zip(of_ask, completions, strict=True)]
-        yield judged, [(p, c.token_ids, c.logp) for p, c in zip(prompts, completions)]
+        of_ask = [i for i in indices for _ in asks[i].samples]
+        yield [
+            Drawn(judgment_row(prompter.tokenizer, asks[i], c, temperature, **(labels or {})), i, requests[i].prompt_ids, c.token_ids, c.logp)
+            for i, c in zip(of_ask, completions, strict=True)
+        ]
 
 
 def _requests(prompter: Prompter, asks: Sequence[Ask]) -> list[Request]:
@@ -128,11 +137,11 @@ def judge_to_file(
     done = _truncate_to_blocks(path, sizes)
     settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows, first_batch=done, labels=labels)
     with open(path, "a") as file, progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance:
-        for judged, _ in judge(sampler, params, prompter, asks, **settings):
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish(judged)))
+        for drawn in judge(sampler, params, prompter, asks, **settings):
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish([one.row for one in drawn])))
             file.flush()
             os.fsync(file.fileno())
-            advance(len(judged))
+            advance(len(drawn))
 
 
 def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:
