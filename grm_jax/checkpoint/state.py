@@ -1,0 +1,148 @@
+"""Checkpoints of a training stage: Orbax for the arrays, JSON for the rest, and checks that what comes back is what went in.
+
+One folder per stage and in it one folder per step. Orbax writes a step under a temporary name and renames it when it is complete, so
+a run killed while writing leaves the previous checkpoint in force. The v0 `CheckpointManager` is used: the names of Orbax v1 still
+move.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+log = logging.getLogger(__name__)
+
+
+class UnreadableCheckpoints(RuntimeError):
+    """A folder holds checkpoints, and none of them can be restored."""
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """16 hex digits that change when any value of a (nested, JSON-able) config does; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
+    """Manager of one stage's checkpoints, made where missing, which keeps the last `keep` >= 1. Close it at the end of the stage.
+
+    Removes, with a warning, what a killed run had begun to write. Keep several: one that turns out damaged is stepped over.
+    """
+    folder = pathlib.Path(folder).absolute()
+    for torn in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
+        log.warning("%s: incomplete, the run stopped while writing it; removed", torn)
+    options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any], digest: str) -> None:
+    """Write the checkpoint of `step`. Returns once the arrays are copied from the device; `manager.wait_until_finished()` waits for
+    the disk, as do the next save and `close`.
+
+    state: pytree of arrays whose attribute `step` equals `step`. extra: whatever else the run needs to go on, JSON-able: stage, seed,
+    position of the data iterator. digest: `config_digest` of the run. Raises ValueError if the steps differ, or if a checkpoint as late
+    is already on disk.
+    """
+    if int(state.step) != step:
+        raise ValueError(f"{manager.directory}: asked to save step {step}, but the state is at step {int(state.step)}")
+    header = {"step": step, "checksum": checksum(state), "config_digest": digest, "extra": extra}
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), header=ocp.args.JsonSave(header))
+    if not manager.save(step, args=items):
+        raise ValueError(f"{manager.directory}: step {step} not saved; on disk are steps {sorted(manager.all_steps())}")
+
+
+def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: str) -> tuple[Any, dict[str, Any]] | None:
+    """(state, extra) of the newest checkpoint that is whole, or None where there is none.
+
+    abstract_state: tree of `jax.ShapeDtypeStruct`, each with the sharding to restore it to (None: the first device). It need not be
+    the sharding, nor the mesh, of the run that saved.
+
+    A checkpoint that cannot be read, or whose step or checksum is not what was recorded at save, is passed over with a warning. Once
+    one before it is restored, it is renamed to <step>.damaged, so that the run can write that step again.
+
+    Raises:
+      ValueError: the checkpoint was written under another config, or its shapes or dtypes differ from `abstract_state`.
+      UnreadableCheckpoints: there are checkpoints, but all are damaged. To start again in silence would hide that.
+    """
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        folder = pathlib.Path(manager.directory) / str(step)
+        try:
+            header = manager.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore())).header
+            shapes = manager.item_metadata(step).state
+        except Exception as error:  # Orbax, TensorStore, JSON and the file system each raise their own
+            damaged.append(_warn(folder, error))
+            continue
+        if header["config_digest"] != digest:
+            raise ValueError(
+                f"{folder}: written under config {header['config_digest']}, this run has {digest}; "
+                "go on with the config that it was started with, or choose another work folder"
+            )
+        _check_shapes(folder, shapes, abstract_state)
+        try:
+            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_placed(abstract_state)))).state
+        except Exception as error:
+            damaged.append(_warn(folder, error))
+            continue
+        read, recorded = (int(state.step), checksum(state)), (step, header["checksum"])
+        if read != recorded:
+            damaged.append(_warn(folder, f"step and checksum are {read}, {recorded} were recorded"))
+            continue
+        if damaged and jax.process_index() == 0:
+            for bad in damaged:
+                bad.rename(bad.with_name(bad.name + ".damaged"))
+        manager.reload()
+        return state, header["extra"]
+    if damaged:
+        raise UnreadableCheckpoints(f"no checkpoint can be restored; damaged are {', '.join(map(str, damaged))}")
+    return None
+
+
+def checksum(tree: Any) -> str:
+    """16 hex digits of the exact bits of every array in a tree, the same on every mesh.
+
+    Integer sums wrap, and so do not depend on their order: sharded arrays are summed where they lie. Each element is weighted by an odd
+    number made from its index, so changed and moved elements both show. Not a cryptographic hash.
+    """
+    return hashlib.sha256(np.asarray(_leaf_sums(jax.tree.leaves(tree))).tobytes()).hexdigest()[:16]
+
+
+@jax.jit
+def _leaf_sums(leaves):
+    def leaf_sum(x):
+        bits = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
+        weight = jnp.ones(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            weight = weight * jnp.uint32(2654435761) + 2 * index  # stays odd
+        return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+    return jnp.stack([leaf_sum(x) for x in leaves])
+
+
+def _check_shapes(folder, shapes, abstract_state):
+    def listing(tree):
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(tree)}
+
+    found, expected = listing(shapes), listing(abstract_state)
+    if found != expected:
+        path = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))[0]
+        raise ValueError(f"{folder}: {path} is {found.get(path, 'absent')} in the checkpoint; expected {expected.get(path, 'no such array')}")
+
+
+def _placed(abstract_state):
+    """The same tree with a sharding on every leaf; without one Orbax would go by that of the run that saved."""
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), abstract_state)
+
+
+def _warn(folder, reason):
+    log.warning("%s is damaged (%s: %s); trying the checkpoint before it", folder, type(reason).__name__, reason)
+    return folder

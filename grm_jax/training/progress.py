@@ -1,0 +1,71 @@
+"""One line that says how far a stage is, how fast, and when it will be done: a rich bar on a terminal, plain lines elsewhere."""
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+FIRST_LINE_S, EVERY_S = 5.0, 15.0  # plain lines: a stage that is done sooner prints none; then one this often
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Callable[..., None]]:
+    """Context that gives `advance(n=1, **shown)`: n more units are done; `shown` are numbers to print beside them.
+
+    with progress("rft", total=400, done=restored_step) as advance:
+        for ...: advance(loss=row["loss"])
+
+    `done` is what an earlier process did: it counts as done but not in the speed. Nor does the first advance, which compiles.
+    """
+    tracker = _Tracker(label, total, unit, done)
+    if sys.stdout.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        with Progress(*columns, console=Console()) as bar:
+            task = bar.add_task(label, total=total, completed=done, text="")
+
+            def advance(n=1, **shown):
+                tracker.add(n)
+                bar.update(task, completed=tracker.done, text=tracker.text(shown))
+
+            yield advance
+    else:
+        next_line = tracker.started + FIRST_LINE_S
+
+        def advance(n=1, **shown):
+            nonlocal next_line
+            tracker.add(n)
+            now = time.monotonic()
+            if now >= next_line or (tracker.done >= total and now - tracker.started >= FIRST_LINE_S):
+                next_line = now + EVERY_S
+                print(f"{label}: {tracker.text(shown)}", flush=True)
+
+        yield advance
+
+
+class _Tracker:
+    def __init__(self, label, total, unit, done):
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self.started = time.monotonic()
+        self.first = None  # (time, done) after the first advance
+
+    def add(self, n):
+        self.done += n
+        self.first = self.first or (time.monotonic(), self.done)
+
+    def text(self, shown):
+        now = time.monotonic()
+        (since, already) = self.first
+        parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{_clock(now - self.started)} elapsed"]
+        if self.done > already and now > since:
+            rate = (self.done - already) / (now - since)
+            parts += [f"{rate:,.3g} {self.unit}/s", f"ETA {_clock((self.total - self.done) / rate)}"]
+        return "  ".join(parts + [f"{name} {value:.4g}" for name, value in shown.items()])
+
+
+def _clock(seconds):
+    return str(datetime.timedelta(seconds=round(seconds)))
