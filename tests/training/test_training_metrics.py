@@ -1,0 +1,89 @@
+"""metrics.jsonl over kills and resumes, late fetching, and the progress line."""
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from grm_jax.training import progress as progress_module
+from grm_jax.training.metrics import LateMetrics, MetricsLog, read_metrics
+from grm_jax.training.progress import progress
+
+
+def write(folder, stage, steps, resumed_step=0):
+    with MetricsLog(folder, stage, resumed_step) as log:
+        for step in steps:
+            log.write(step, {"loss": 1.0 / (step + 1)})
+
+
+def steps_of(folder):
+    return [(row["stage"], row["step"]) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def test_resume_drops_the_rows_that_will_be_written_again(tmp_path):
+    write(tmp_path, "rft", range(3))
+    write(tmp_path, "rl", range(5))
+    write(tmp_path, "rl", range(3, 6), resumed_step=3)
+    assert steps_of(tmp_path) == [("rft", 0), ("rft", 1), ("rft", 2)] + [("rl", step) for step in range(6)]
+    assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"stage": "rft", "step": 1, "loss": 0.5}
+    assert {path.parent.name for path in (tmp_path / "tensorboard").rglob("events.*")} == {"rft", "rl"}
+
+
+def test_a_torn_last_line_is_dropped_and_a_broken_one_before_it_is_an_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(tmp_path, "rft", range(3))
+    path.write_bytes(path.read_bytes() + b'{"stage": "rft", "st')
+    assert len(read_metrics(path)) == 3
+    write(tmp_path, "rft", range(3, 4), resumed_step=3)
+    assert steps_of(tmp_path) == [("rft", step) for step in range(4)]
+    path.write_text('{"stage": "rft", "step": 0}\noops\n{"stage": "rft", "step": 1}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: expected a JSON object, found b'oops'"):
+        MetricsLog(tmp_path, "rft")
+
+
+def test_values_that_are_not_finite_become_null(tmp_path):
+    with MetricsLog(tmp_path, "rl") as log:
+        log.write(0, {"ratio_min": float("inf"), "loss": 0.25})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"stage": "rl", "step": 0, "ratio_min": None, "loss": 0.25}
+
+
+def test_metrics_come_one_step_late_and_are_checked():
+    late = LateMetrics()
+
+    def metrics(loss):
+        return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0), "nonfinite": jnp.float32(loss != loss)}
+
+    assert list(late.push(0, metrics(3.0), tokens=100)) == []
+    ((step, row),) = late.push(1, metrics(2.0))
+    assert step == 0 and row["loss"] == 3.0 and row["tokens_per_s"] == pytest.approx(100 / row["step_s"])
+    ((step, row),) = late.push(2, metrics(float("nan")), ["id-1", "id-2"])
+    assert step == 1 and row["loss"] == 2.0 and "tokens_per_s" not in row
+    with pytest.raises(FloatingPointError, match="step 2: loss nan.*id-1, id-2"):
+        late.flush()
+    assert list(late.flush()) == []
+
+
+def test_progress_in_plain_lines(capsys, monkeypatch):
+    """A stage of 20 s with one step a second, resumed at step 10 of 30: no line before 5 s, then one each 15 s, and the last."""
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with progress("rl", total=30, done=10) as advance:
+        for step in range(20):
+            now[0] += 1.0
+            advance(reward=0.5 + step)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rl: 15/30 steps  0:00:05 elapsed  1 steps/s  ETA 0:00:15  reward 4.5"
+    assert lines[1] == "rl: 30/30 steps  0:00:20 elapsed  1 steps/s  ETA 0:00:00  reward 19.5"
+    assert len(lines) == 2
+    with progress("quick", total=2) as advance:
+        advance()
+        advance()
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_on_a_terminal_draws_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with progress("rft", total=2) as advance:
+        advance(loss=1.5)
+        advance(loss=0.5)
+    out = capsys.readouterr().out
+    assert "rft" in out and "2/2 steps" in out and "loss 0.5" in out
