@@ -18,7 +18,7 @@ HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"
 
 
 def records(split: str, items: int, seed: int = 0) -> list[dict]:
-    """`items` preference records in the JSONL schema, the last one full of markup that a page must not run."""
+    """`items` preference records in the JSONL schema, the first one full of markup that a page must not run."""
     rng = random.Random(f"{split}{seed}")
     found = []
     for i in range(items):
@@ -32,7 +32,7 @@ def records(split: str, items: int, seed: int = 0) -> list[dict]:
             "id": f"{split}-{i:04d}", "domain": domain, "rewards": rewards,
             "conversation": [{"role": "system", "content": "Answer briefly."}, {"role": "user", "content": f"{domain.capitalize()}: {word}, please."}],
             "responses": [f"I am quite sure: the answer is {''.join(sorted(word))}{j}." + " Here is why, at length." * rng.randrange(6) for j in range(n)]})
-    found[-1] |= {"conversation": [{"role": "user", "content": HOSTILE}], "responses": [HOSTILE] * len(found[-1]["responses"])}
+    found[0] |= {"conversation": [{"role": "user", "content": HOSTILE}], "responses": [HOSTILE] * len(found[0]["responses"])}
     return found
 
 
