@@ -16,7 +16,7 @@ META_STEPS, META_RATE, META_BATCH = 220, 8e-4, 64
 GENERAL_FRACTION = 0.35
 TEMPERATURE = 1.0  # at 0.5 the samples of so small a model are nearly the same, and a vote has nothing to add up
 EVAL_RECORDS, EVAL_KS = 200, (1, 2, 4, 8, 16)
-PROMPT, COMPLETION, BUCKETS, SEQUENCES = 112, 128, (40, 64, 112), (64, 96, 128, 160)  # tokens
+PROMPT, COMPLETION, BUCKETS, SEQUENCES = 80, 128, (32, 48, 80), (48, 64, 96, 128)  # tokens
 
 
 def get_config() -> ml_collections.ConfigDict:
