@@ -1,7 +1,9 @@
 """The report's figures as inline SVG text. Each function takes plain data and returns one `<svg>` element."""
 from __future__ import annotations
 
+import fnmatch
 import io
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -20,22 +22,25 @@ STYLE = {
     "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "legend.frameon": False, "svg.fonttype": "none", "lines.linewidth": 1.6,
     "text.parse_math": False,  # names come from data: a "$" is a dollar
 }
-# panels of the training curves in reading order; a metric no panel names gets one of its own, below
+CURVE_COLOURS = ("#2b6cb0", "#c2541b", "#2f855a", "#805ad5", "#b7791f", "#97266d", "#0987a0", "#4a5568", "#d53f8c", "#68a982")
+# panels of the training curves in reading order, metrics by name or pattern; a metric no panel names gets one of its own, below
 PANELS = {
     "Reward": ("reward/mean", "reward"),
-    "Accuracy": ("accuracy", "accuracy/mean", "correct_rate", "train_accuracy"),
+    "Accuracy": ("accuracy", "correct@1", "oracle@*"),
     "Loss": ("loss",),
     "AUC": ("auc", "auc_within_item"),
     "KL to the reference": ("kl",),
     "Entropy": ("entropy",),
     "Tokens per completion": ("completions/mean_length", "completions/min_length", "completions/max_length"),
     "Groups without reward variance": ("frac_reward_zero_std",),
-    "Parse failures and ties": ("parse_failure_rate", "tie_rate", "completions/clipped_ratio"),
+    "Parse failures, ties, truncation": ("parse_failure_rate", "tie_rate", "completions/clipped_ratio"),
+    "Parse failures by reason": ("parse_failure/*",),
     "Clipped tokens": ("clip_ratio/low", "clip_ratio/high", "clip_ratio/region"),
     "Largest probability ratio": ("ratio_max",),
     "Policy loss": ("policy_loss",),
     "Gradient norm": ("grad_norm",),
     "Learning rate": ("learning_rate",),
+    "Tokens per second": ("tokens_per_s",),
 }
 
 
@@ -55,7 +60,7 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", text)
     width = float(re.search(r'<svg[^>]*? width="([\d.]+)pt"', text).group(1))
-    return re.sub(r'<svg([^>]*?) width="[\d.]+pt"', rf'<svg\1 role="img" aria-label="{label}" style="width:100%;max-width:{width * 4 / 3:.0f}px"',
+    return re.sub(r'<svg([^>]*?) width="[\d.]+pt"', rf'<svg\1 role="img" aria-label="{label}" style="width:100%;max-width:{width * 4 / 3:.0f}px;min-width:{width * 0.9:.0f}px"',
                   re.sub(r' height="[\d.]+pt"', "", text, count=1), count=1)
 
 
@@ -153,7 +158,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def split_metrics(curves: dict) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(named panels, one panel for each other metric) that these curves fill: {title: [metric]}."""
-    named = {title: [name for name in names if name in curves] for title, names in PANELS.items()}
+    named = {title: [name for pattern in patterns for name in fnmatch.filter(curves, pattern)] for title, patterns in PANELS.items()}
     taken = {name for names in named.values() for name in names}
     return {title: names for title, names in named.items() if names}, {name: [name] for name in curves if name not in taken}
 
@@ -163,7 +168,7 @@ def training_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], panels: di
     with matplotlib.rc_context(STYLE):
         figure, axes = _grid(len(panels), 4, 2.8, 1.95)
         for panel, (title, metrics) in zip(axes, panels.items()):
-            for metric, colour in zip(metrics, ("#2b6cb0", "#c2541b", "#2f855a")):
+            for metric, colour in zip(metrics, itertools.cycle(CURVE_COLOURS)):
                 steps, values = curves[metric]
                 if len(values) > 20:
                     panel.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)

@@ -35,7 +35,7 @@ def render(folder: Path) -> str:
     results_path = folder / "results.json"
     results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
     judgments = report_data.read_judgments(folder / "judgments")
-    shown = report_data.examples(judgments, report_data.read_records_by_split(folder / "records"))
+    shown = report_data.examples(judgments, folder / "records")
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader("grm_jax", "evaluation"), autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True)

@@ -130,13 +130,14 @@ def score_histogram(pool: Pool) -> dict[str, np.ndarray]:
             for name, chosen_IN in (("best", best_IN), ("others", ~best_IN))}
 
 
-def read_records_by_split(folder: Path) -> dict[str, dict[str, Record]]:
-    """{split: {id: Record}} from records/<split>.jsonl or .jsonl.gz."""
-    return {path.name.split(".jsonl")[0]: {record.id: record for record in read_records(path)} for path in sorted(folder.glob("*.jsonl*"))}
+def read_split(folder: Path, split: str) -> dict[str, Record]:
+    """{id: Record} from <folder>/<split>.jsonl; empty where there is no such file."""
+    path = folder / f"{split}.jsonl"
+    return {record.id: record for record in read_records(path)} if path.is_file() else {}
 
 
-def examples(judgments: Judgments, records: dict[str, dict[str, Record]]) -> dict:
-    """{"items": [...], "total": int} for the browser: up to EXAMPLES_PER_SPLIT judged items of each split, texts included.
+def examples(judgments: Judgments, records: Path) -> dict:
+    """{"items": [...], "total": int} for the browser: up to EXAMPLES_PER_SPLIT judged items of each split, with the texts of <records>/<split>.jsonl.
 
     Chosen by a hash of the id, half of them (as far as there are any) items that the most trained system's vote gets wrong.
     Splits take turns until EXAMPLE_CHARACTERS are used up.
@@ -146,10 +147,11 @@ def examples(judgments: Judgments, records: dict[str, dict[str, Record]]) -> dic
     for (system, split), kinds in judgments.pools.items():
         pool = kinds.get("sampled", kinds.get("greedy"))
         last[split] = scaling.estimate(pool, system, split, pool.samples)
+    texts = {split: read_split(records, split) for split in last}
     queues = [[(split, item) for item in _chosen(judged)] for split, judged in last.items()]
     items, used = [], 0
     for split, item in (place for turn in zip_longest(*queues) for place in turn if place is not None):
-        example = _example(split, item, systems, judgments.places[split, item], records.get(split, {}).get(item))
+        example = _example(split, item, systems, judgments.places[split, item], texts[split].get(item))
         used += len(json.dumps(example))
         if used > EXAMPLE_CHARACTERS:
             break

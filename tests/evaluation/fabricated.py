@@ -101,10 +101,11 @@ def metrics(rl_steps: int = 60) -> list[dict]:
     for step in range(rl_steps):
         t = 1 - math.exp(-step / 25)
         found.append({"stage": "rl", "step": step, "time_s": 3.0 * step, "reward/mean": -0.1 + 0.9 * t + rng.gauss(0, 0.08), "reward/std": 0.9 - 0.3 * t,
-                      "accuracy": 0.45 + 0.4 * t + rng.gauss(0, 0.04), "kl": 0.1 * t + abs(rng.gauss(0, 0.006)), "entropy": 0.34 - 0.13 * t + rng.gauss(0, 0.01),
+                      "correct@1": 0.45 + 0.4 * t + rng.gauss(0, 0.04), "oracle@4": 0.8 + 0.15 * t + rng.gauss(0, 0.02), "kl": 0.1 * t + abs(rng.gauss(0, 0.006)), "entropy": 0.34 - 0.13 * t + rng.gauss(0, 0.01),
                       "completions/mean_length": 31 + 6 * t + rng.gauss(0, 0.6), "frac_reward_zero_std": 0.18 + 0.35 * t + rng.gauss(0, 0.04),
                       "parse_failure_rate": max(0, 0.03 - 0.025 * t + rng.gauss(0, 0.004)), "tie_rate": 0.11 - 0.08 * t, "clip_ratio/high": abs(rng.gauss(0, 0.004)),
-                      "clip_ratio/low": abs(rng.gauss(0, 0.003)), "ratio_max": 1 + abs(rng.gauss(0, 0.2)), "policy_loss": rng.gauss(0, 0.02),
+                      "clip_ratio/low": abs(rng.gauss(0, 0.003)), "parse_failure/no_box": abs(rng.gauss(0, 0.004)), "parse_failure/truncated": abs(rng.gauss(0, 0.002)), "tokens_per_s": 8000 + rng.gauss(0, 300),
+                      "step_s": 3.0, "score_share/8": 0.2, "sampling/logp_difference/max": None, "ratio_max": 1 + abs(rng.gauss(0, 0.2)), "policy_loss": rng.gauss(0, 0.02),
                       "grad_norm": 0.6 + 0.3 * rng.random(), "learning_rate": 3e-4})
     for step in range(50):
         found.append({"stage": "meta", "step": step, "time_s": step, "loss": 0.45 + 0.24 * math.exp(-step / 18) + rng.gauss(0, 0.015),
@@ -122,6 +123,7 @@ def workdir(path: Path, items: int = 12, samples: int = 8, ks=(1, 2, 4, 8), note
     rows = eval_rows(items=items, samples=samples)
     for split in SPLITS:
         write_jsonl(path / "records" / f"{split}.jsonl", records(split, items))
+    write_jsonl(path / "records" / "general.jsonl", [{"prompt": "not a record", "response": "instruction data"}])
     for system in SKILL:
         write_jsonl(path / "judgments" / f"eval_{system}.jsonl", [row for row in rows if row["system"] == system])
     write_jsonl(path / "judgments" / "rft.jsonl", rft_rows(10 * items))

@@ -165,12 +165,12 @@ def test_score_histogram_counts_best_and_others():
 def test_examples_are_bounded_and_mix_right_with_wrong(folder, monkeypatch):
     judgments = report_data.read_judgments(folder / "judgments")
     monkeypatch.setattr(report_data, "EXAMPLES_PER_SPLIT", 2)
-    shown = report_data.examples(judgments, {})
+    shown = report_data.examples(judgments, folder / "absent")
     assert len(shown["items"]) == 8 and shown["total"] == 28
     hard = [item["systems"]["grm"]["vote"]["credit"] for item in shown["items"] if item["split"] == "wide"]
     assert min(hard) < 1 <= max(hard)
     monkeypatch.setattr(report_data, "EXAMPLE_CHARACTERS", 20_000)
-    assert 0 < len(report_data.examples(judgments, {})["items"]) < 8
+    assert 0 < len(report_data.examples(judgments, folder / "absent")["items"]) < 8
 
 
 def test_domain_accuracy_weighs_to_the_split_accuracy(folder):
