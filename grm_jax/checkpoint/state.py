@@ -39,7 +39,8 @@ def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointMana
     for torn in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
         log.warning("%s: incomplete, the run stopped while writing it; removed", torn)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder, options=options)
+    handlers = {"state": ocp.StandardCheckpointHandler(), "header": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any], digest: str) -> None:
@@ -52,7 +53,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str,
     """
     if int(state.step) != step:
         raise ValueError(f"{manager.directory}: asked to save step {step}, but the state is at step {int(state.step)}")
-    header = {"step": step, "checksum": checksum(state), "config_digest": digest, "extra": extra}
+    header = {"step": step, "checksum": checksum(state), "config_digest": digest, "arrays": _arrays(state), "extra": extra}
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), header=ocp.args.JsonSave(header))
     if not manager.save(step, args=items):
         raise ValueError(f"{manager.directory}: step {step} not saved; on disk are steps {sorted(manager.all_steps())}")
@@ -76,7 +77,6 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
         folder = pathlib.Path(manager.directory) / str(step)
         try:
             header = manager.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore())).header
-            shapes = manager.item_metadata(step).state
         except Exception as error:  # Orbax, TensorStore, JSON and the file system each raise their own
             damaged.append(_warn(folder, error))
             continue
@@ -85,7 +85,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
                 f"{folder}: written under config {header['config_digest']}, this run has {digest}; "
                 "go on with the config that it was started with, or choose another work folder"
             )
-        _check_shapes(folder, shapes, abstract_state)
+        _check_arrays(folder, header["arrays"], abstract_state)
         try:
             state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_placed(abstract_state)))).state
         except Exception as error:
@@ -127,14 +127,19 @@ def _leaf_sums(leaves):
     return jnp.stack([leaf_sum(x) for x in leaves])
 
 
-def _check_shapes(folder, shapes, abstract_state):
-    def listing(tree):
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(tree)}
+def _arrays(tree):
+    """{path: "dtype[shape]"} of every leaf."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
-    found, expected = listing(shapes), listing(abstract_state)
-    if found != expected:
-        path = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))[0]
-        raise ValueError(f"{folder}: {path} is {found.get(path, 'absent')} in the checkpoint; expected {expected.get(path, 'no such array')}")
+
+def _check_arrays(folder, found, abstract_state):
+    expected = _arrays(abstract_state)
+    for path in sorted(found.keys() | expected.keys()):
+        if found.get(path) != expected.get(path):
+            raise ValueError(
+                f"{folder}: {path} is {found.get(path, 'absent')} in the checkpoint, {expected.get(path, 'absent')} in this run"
+            )
 
 
 def _placed(abstract_state):

@@ -46,11 +46,11 @@ def make_train_step(
         loss, grads, metrics = _accumulate(loss_fn, state.params, batch, micro_batches)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
             "nonfinite": 1.0 - (jnp.isfinite(loss) & jnp.isfinite(grad_norm)),
         }
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,240 @@
+"""Train-state checkpoints: kills, damage, other configs, other meshes; always bit for bit, or a clear error."""
+import json
+import logging
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+import save_loop
+from grm_jax.checkpoint import state as checkpoints
+from grm_jax.checkpoint.state import UnreadableCheckpoints, checksum, config_digest, open_checkpoints, restore_latest, save
+from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models.config import alternating
+from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.state import TrainState, abstract_state, init_state
+from grm_jax.training.step import make_train_step
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+OPTIMIZER, _ = make_optimizer(
+    ml_collections.ConfigDict(
+        dict(schedule="cosine", warmup_steps=2, final_fraction=0.1, clip_norm=1.0, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+    ),
+    1e-3, 10,
+)  # fmt: skip
+PARAMS = {"w": jnp.linspace(-1, 1, 60_000).reshape(200, 300), "half": jnp.ones((7,), jnp.bfloat16), "scalar": jnp.float32(2.0)}
+
+
+def advanced(state, step):
+    """The state at `step`, with other values in every float."""
+    return TrainState(jnp.int32(step), *jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), (state.params, state.opt_state)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """(folder, {step: state}) of a run that wrote steps 1 to 3 and keeps 2."""
+    first = init_state(PARAMS, OPTIMIZER)
+    states = {step: advanced(first, step) for step in (1, 2, 3)}
+    with open_checkpoints(tmp_path, keep=2) as manager:
+        for step, state in states.items():
+            save(manager, step, state, {"stage": "rft", "seed": 7, "data": {"position": step}}, "digest-a")
+    return tmp_path, states
+
+
+def restore(folder, abstract=None, digest="digest-a"):
+    with open_checkpoints(folder, keep=2) as manager:
+        return restore_latest(manager, abstract or abstract_state(PARAMS, OPTIMIZER), digest)
+
+
+def assert_bits_equal(a, b):
+    def compare(x, y):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+    jax.tree.map(compare, a, b)
+    assert checksum(a) == checksum(b)
+
+
+def test_latest_state_and_extra_come_back(saved):
+    folder, states = saved
+    state, extra = restore(folder)
+    assert isinstance(state, TrainState)
+    assert_bits_equal(state, states[3])
+    assert extra == {"stage": "rft", "seed": 7, "data": {"position": 3}}
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert restore(tmp_path / "new") is None
+
+
+def test_other_config_is_refused(saved):
+    with pytest.raises(ValueError, match="3: written under config digest-a, this run has digest-b"):
+        restore(saved[0], digest="digest-b")
+
+
+def test_other_shapes_are_refused_not_taken_for_damage(saved):
+    wide = PARAMS | {"w": jnp.zeros((200, 301))}
+    with pytest.raises(ValueError, match=r"w is float32\[200, 300\] in the checkpoint, float32\[200, 301\] in this run"):
+        restore(saved[0], abstract_state(wide, OPTIMIZER))
+    with pytest.raises(ValueError, match=r"new is absent in the checkpoint, float32\[2\] in this run"):
+        restore(saved[0], abstract_state(PARAMS | {"new": jnp.zeros(2)}, OPTIMIZER))
+    assert sorted(path.name for path in saved[0].iterdir()) == ["2", "3"]
+
+
+def truncate_arrays(folder):
+    for path in (folder / "state").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_one_bit(folder):
+    largest = max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(bytes(data))
+
+
+def cut_header(folder):
+    (folder / "header" / "metadata").write_text('{"step": 3, "chec')
+
+
+def change_checksum(folder):
+    path = folder / "header" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": "0" * 16}))
+
+
+@pytest.mark.parametrize("damage", [truncate_arrays, flip_one_bit, cut_header, change_checksum])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
+    folder, states = saved
+    damage(folder / "3")
+    with caplog.at_level(logging.WARNING, checkpoints.__name__):
+        state, extra = restore(folder)
+    assert_bits_equal(state, states[2])
+    assert extra["data"] == {"position": 2}
+    assert [record.message for record in caplog.records if "3 is damaged" in record.message]
+    with open_checkpoints(folder, keep=2) as manager:  # the run goes on and writes step 3 again
+        save(manager, 3, states[3], {}, "digest-a")
+    assert_bits_equal(restore(folder)[0], states[3])
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "3.damaged"]
+
+
+def test_only_damaged_checkpoints_is_an_error_not_a_fresh_start(saved):
+    folder, _ = saved
+    truncate_arrays(folder / "2")
+    truncate_arrays(folder / "3")
+    with pytest.raises(UnreadableCheckpoints, match="3, .*2"):
+        restore(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+
+
+def test_a_half_written_checkpoint_is_removed_with_a_warning(saved, caplog):
+    folder, states = saved
+    (folder / "3").rename(folder / "3.orbax-checkpoint-tmp")
+    with caplog.at_level(logging.WARNING, checkpoints.__name__):
+        assert_bits_equal(restore(folder)[0], states[2])
+    assert "incomplete" in caplog.text
+    assert [path.name for path in folder.iterdir()] == ["2"]
+
+
+def test_steps_must_agree_and_not_repeat(saved):
+    folder, states = saved
+    with open_checkpoints(folder, keep=2) as manager:
+        with pytest.raises(ValueError, match="asked to save step 4, but the state is at step 3"):
+            save(manager, 4, states[3], {}, "digest-a")
+        with pytest.raises(ValueError, match=r"step 3 not saved; on disk are steps \[2, 3\]"):
+            save(manager, 3, states[3], {}, "digest-a")
+
+
+def test_training_goes_on_while_the_checkpoint_is_written(tmp_path):
+    """The step donates its state, so its buffers are written over while Orbax still writes the file."""
+    step_fn = make_train_step(save_loop.loss_fn, save_loop.OPTIMIZER)
+    params = {"w": jnp.zeros(save_loop.SIZE), "b": jnp.ones((3, 5))}
+    batch = {"x": np.ones((1, save_loop.SIZE), np.float32), "mask": np.ones(1, np.float32)}
+    state, _ = step_fn(init_state(params, save_loop.OPTIMIZER), batch)
+    kept = jax.tree.map(lambda x: np.array(x, copy=True), state)
+    with open_checkpoints(tmp_path, keep=1) as manager:
+        save(manager, 1, state, {}, "digest-a")
+        for _ in range(10):
+            state, _ = step_fn(state, batch)
+        jax.block_until_ready(state)
+    assert_bits_equal(restore(tmp_path, abstract_state(params, save_loop.OPTIMIZER))[0], kept)
+
+
+def test_restore_on_another_mesh(tmp_path):
+    cfg = Gemma2Config(
+        vocab_size=32, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, layer_types=alternating(2)
+    )
+    params = init_params(cfg, jax.random.key(0))
+    abstract = abstract_state(params, OPTIMIZER)
+
+    def on(mesh):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, param_shardings(mesh, abstract))
+
+    state = init_state(params, OPTIMIZER, param_shardings(make_mesh(1, 8, 1), abstract))
+    with open_checkpoints(tmp_path, keep=1) as manager:
+        save(manager, 0, state, {}, "digest-a")
+    for target in (on(make_mesh(2, 2, 2)), abstract):
+        restored, _ = restore(tmp_path, target)
+        assert_bits_equal(restored, state)
+    gate = restore(tmp_path, on(make_mesh(2, 2, 2)))[0].params["blocks"]["layer_0_mlp"]["gate"]
+    assert gate.addressable_shards[0].data.shape == (1, 8, 16)
+
+
+def test_checksum_sees_every_change():
+    tree = {"a": jnp.arange(24.0).reshape(4, 6), "b": jnp.zeros(3)}
+    changes = [
+        tree | {"a": tree["a"].at[2, 3].set(0.5)}, tree | {"a": tree["a"].T.reshape(4, 6)}, tree | {"a": tree["a"][::-1]},
+        tree | {"b": -tree["b"]}, tree | {"b": tree["b"].at[1].set(1e-45)}, {"a": tree["b"], "b": tree["a"]},
+    ]  # fmt: skip
+    assert len({checksum(changed) for changed in [tree, *changes]}) == 1 + len(changes)
+
+
+def test_config_digest():
+    assert config_digest({"a": 1, "b": {"c": 2}}) == config_digest({"b": {"c": 2}, "a": 1})
+    assert config_digest({"a": 1}) != config_digest({"a": 2})
+
+
+def test_killed_at_any_moment_and_resumed_is_bit_identical(tmp_path):
+    """SIGKILL, three times: as soon as a checkpoint is being written, and at random moments of the loop. Then to the end."""
+    steps, rng = 12, random.Random(0)
+    folder, script = tmp_path / "killed", pathlib.Path(save_loop.__file__)
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    begun = []
+
+    def start():
+        process = subprocess.Popen([sys.executable, script, folder, str(steps)], stdout=subprocess.PIPE, text=True, env=environment)
+        begun.append(int(process.stdout.readline().removeprefix("first step ")))
+        return process
+
+    def kill_when(process, condition):
+        while process.poll() is None and not condition():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+    def writing(step):
+        return lambda: any(folder.glob(f"{step}.orbax-checkpoint-tmp*")) or (folder / str(step + 1)).exists()
+
+    kill_when(start(), writing(3))
+    kill_when(start(), writing(6))
+    process = start()
+    late = time.monotonic() + rng.uniform(0.1, 0.5)
+    kill_when(process, lambda: time.monotonic() > late)
+    process = start()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    _, want = save_loop.run(tmp_path / "straight", steps)
+    assert output.split() == ["checksum", want]
+    assert begun[0] == 0 and begun[1] in (2, 3) and begun[2] in (5, 6) and begun[3] >= begun[2]
+    assert not list(folder.glob("*.damaged"))
