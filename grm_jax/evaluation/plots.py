@@ -177,7 +177,7 @@ def training_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], panels: di
             panel.set_title(title, fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             panel.yaxis.set_major_locator(MaxNLocator(5))
-            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 12):.3g}"))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 12):.3g}"))
             flat = {value for metric in metrics for value in curves[metric][1]}
             if max(flat) - min(flat) < 1e-6 * abs(max(flat)):
                 panel.set_ylim(sorted((0.0, 2 * max(flat))))
