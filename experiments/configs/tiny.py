@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         learning_rate=META_RATE, batch_size=META_BATCH, micro_batch=META_BATCH, steps=META_STEPS, temperature=TEMPERATURE,
         policies=("rft", "grm"),  # both are judged with it in the report
     )
-    config.eval.update(ks=EVAL_KS, temperature=TEMPERATURE, records=EVAL_RECORDS, splits=("test", "hard", "wide", "single"))
+    config.eval.update(ks=EVAL_KS, temperature=TEMPERATURE, records=EVAL_RECORDS, splits=("test", "hard", "wide", "single"), samples_per_order=4)
     config.checkpoint.every = 20
     config.log.example_every = 20
     return config

@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -189,4 +190,7 @@ def policy_sampler(run: Run, temperature: float) -> Callable:
         top_p=sampling.top_p, top_k=sampling.top_k,
     )  # fmt: skip
     mesh = run.mesh if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and run.mesh.size > 1) else None
-    return make_sampler(run.cfg, settings, sampling.sampler, mesh)
+    return _sampler(run.cfg, settings, sampling.sampler, mesh)
+
+
+_sampler = functools.cache(make_sampler)  # one program for all stages that sample alike

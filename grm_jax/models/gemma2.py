@@ -32,6 +32,34 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
+    """Logits bKGXS in float32. One query a row is a thin product that the CPU's dot does badly: multiply and add it there."""
+    def dot(q, k):
+        return jnp.einsum("bxkgh,bskh->bkgxs", q, k, preferred_element_type=jnp.float32)
+
+    def multiply_add(q, k):
+        logits_bSKG = (q.astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32)).sum(-1)
+        return logits_bSKG.transpose(0, 2, 3, 1)[:, :, :, None]
+
+    if q_bXKGH.shape[1] > 1:
+        return dot(q_bXKGH, k_bSKH)
+    return jax.lax.platform_dependent(q_bXKGH, k_bSKH, cpu=multiply_add, default=dot)
+
+
+def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
+    """Weighted sums bXKGH of the values; see `_query_key`."""
+    def dot(probs, v):
+        return jnp.einsum("bkgxs,bskh->bxkgh", probs, v)
+
+    def multiply_add(probs, v):
+        probs_bSKG = probs[:, :, :, 0].transpose(0, 3, 1, 2)
+        return (probs_bSKG[..., None] * v[:, :, :, None]).sum(1)[:, None]
+
+    if probs_bKGXS.shape[3] > 1:
+        return dot(probs_bKGXS, v_bSKH)
+    return jax.lax.platform_dependent(probs_bKGXS, v_bSKH, cpu=multiply_add, default=dot)
+
+
 def attend(q_BTNH: jax.Array, pos_BT: jax.Array, segments: list[Segment], window: int | None, cap: float | None) -> jax.Array:
     """Softmax attention of each query over the concatenation of several key segments. Returns BTNH in q's dtype.
 
@@ -46,7 +74,7 @@ def attend(q_BTNH: jax.Array, pos_BT: jax.Array, segments: list[Segment], window
         b, S, K, _ = k_bSKH.shape
         fold = B // b
         q_bXKGH = q_BTNH.reshape(b, fold * T, K, N // K, H)
-        logits_bKGXS = jnp.einsum("bxkgh,bskh->bkgxs", q_bXKGH, k_bSKH, preferred_element_type=jnp.float32)
+        logits_bKGXS = _query_key(q_bXKGH, k_bSKH)
         pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
         visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
         if window is not None:
@@ -61,8 +89,7 @@ def attend(q_BTNH: jax.Array, pos_BT: jax.Array, segments: list[Segment], window
         fold = B // b
         part = probs_BKGTS[..., start : start + S].reshape(b, fold, K, N // K, T, S).transpose(0, 2, 3, 1, 4, 5)
         part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
-        out_bXKGH = jnp.einsum("bkgxs,bskh->bxkgh", part_bKGXS, segment["v"])
-        out_BTNH += out_bXKGH.reshape(B, T, N, H)
+        out_BTNH += _mix_values(part_bKGXS, segment["v"]).reshape(B, T, N, H)
         start += S
     return out_BTNH
 

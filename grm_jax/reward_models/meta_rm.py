@@ -4,6 +4,7 @@ Its input is the chat prompt of the `meta` template (conversation and responses,
 judgment's text as the model's turn; its label is Eq 10 (paper, section 4 and C.1).
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -36,6 +37,7 @@ def meta_examples(tokenizer: Tokenizer, template: jinja2.Template, records: Mapp
     return examples
 
 
+@functools.cache
 def make_scorer(cfg: Gemma2Config) -> Callable:
     """Jitted `(params, tokens_BT, positions_BT) -> logits_B`."""
     return jax.jit(lambda params, tokens_BT, positions_BT: scalar_logits(params, cfg, tokens_BT, positions_BT))
