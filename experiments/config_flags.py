@@ -164,6 +164,9 @@ def _batch_problems(config):
     rl = config.rl
     if rl.group_size >= 2 and rl.batch_size % rl.group_size:
         yield f"rl.batch_size: expected a multiple of rl.group_size = {rl.group_size}, as it counts rollouts, got {rl.batch_size}"
+    together = max(rl.group_size, min(config.eval.samples_per_order, max(config.eval.ks, default=1)))  # samples that share a prompt
+    if config.sampling.rows < together:
+        yield f"sampling.rows: expected at least rl.group_size and eval.samples_per_order, {together}, got {config.sampling.rows}"
     buckets = tuple(config.lengths.buckets)
     if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != config.lengths.prompt:
         yield f"lengths.buckets: expected growing lengths that end in lengths.prompt = {config.lengths.prompt}, got {buckets}"
@@ -223,6 +226,8 @@ def _eval_problems(config):
     ks = tuple(config.eval.ks)
     if not ks or list(ks) != sorted(set(ks)) or ks[0] < 1:
         yield f"eval.ks: expected growing positive integers, got {ks}"
+    elif ks[-1] % max(1, min(config.eval.samples_per_order, ks[-1])):
+        yield f"eval.samples_per_order: expected a divisor of the largest of eval.ks = {ks[-1]}, got {config.eval.samples_per_order}"
     for field, known in (("eval.splits", tuple(config.data.eval)), ("eval.systems", SYSTEMS), ("meta.policies", SYSTEMS)):
         chosen = _get(config, field)
         if not chosen or (unknown := [name for name in chosen if name not in known]):

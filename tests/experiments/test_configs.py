@@ -156,6 +156,8 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
     ("optimizer.warmup_steps", 10**6, "rl.steps: expected at least optimizer.warmup_steps = 1000000, got "),
     ("lengths.buckets", (32, 64), "lengths.buckets: expected growing lengths that end in lengths.prompt = "),
     ("eval.ks", (8, 4), "eval.ks: expected growing positive integers, got (8, 4)"),
+    ("eval.samples_per_order", 3, "eval.samples_per_order: expected a divisor of the largest of eval.ks = 16, got 3"),
+    ("sampling.rows", 2, "sampling.rows: expected at least rl.group_size and eval.samples_per_order"),
     ("eval.splits", ("test", "easy"), "eval.splits: expected some of hard, single, test, wide, got easy"),
     ("eval.systems", (), "eval.systems: expected some of base, rft, grm, got none"),
     ("meta.policies", ("sft",), "meta.policies: expected some of base, rft, grm, got sft"),
