@@ -10,7 +10,7 @@ import ml_collections
 from experiments.configs import spct_gemma2_27b
 
 # The numbers to tune, together.
-RFT_RECORDS, RFT_STEPS, RFT_RATE, RFT_BATCH = 900, 60, 5e-4, 32
+RFT_RECORDS, RFT_STEPS, RFT_RATE, RFT_BATCH = 900, 150, 5e-4, 32
 RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 70, 3e-4, 0.02, 32
 META_STEPS, META_RATE, META_BATCH = 220, 8e-4, 64
 GENERAL_FRACTION = 0.35
