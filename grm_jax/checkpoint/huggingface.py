@@ -122,8 +122,9 @@ def _reader(path: str, shape: tuple[int, ...], cfg: Gemma2Config, tensors: dict,
 
     def read_one(name: str, index: tuple[slice, ...], whole: tuple[int, ...], out: np.ndarray) -> None:
         lazy = tensors[name][1]
-        part = lazy[hf_slice(index, whole, inputs)]  # slices past the last row of a smaller vocabulary are cut short
-        if inputs == 0:
+        there = [slice(min(s.start, n), min(s.stop, n)) for s, n in zip(hf_slice(index, whole, inputs), lazy.get_shape())]
+        part = lazy[tuple(there)]
+        if inputs == 0:  # only here may the file end early: a smaller vocabulary
             out[: len(part)], out[len(part) :] = part, 0
         else:
             out[...] = from_hf(part, out.shape, inputs)

@@ -240,7 +240,7 @@ def test_tokenizer_files_are_copied_and_their_ids_stated(tmp_path, tokenizer_fol
 @pytest.mark.torch
 def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(tmp_path, tokenizer_folder):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    params = random_params()
+    params = jax.tree.map(jnp.asarray, random_params())
     save_folder(tmp_path / "model", params, CFG, tokenizer_files_from=tokenizer_folder, max_shard_bytes=20_000)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")

@@ -9,16 +9,20 @@ import pytest
 from gemma2_cases import BASE, SHORT, T, inputs, jax_logits, logits_of, random_params
 
 from grm_jax.models import Gemma2
+from grm_jax.models.config import LOCAL
 from grm_jax.models.gemma2 import attend
 from grm_jax.models.heads import init_scalar_params, scalar_logits
 
 NAME = "window_shorter_than_sequence"  # the case whose config is BASE
 
 
+SMALL = dataclasses.replace(BASE, n_layers=2, layer_types=(LOCAL, LOCAL), n_heads=2, n_kv_heads=1)  # two blocks of one layer
+
+
 def test_scanned_equals_unrolled():
-    unrolled = logits_of(random_params(BASE), dataclasses.replace(BASE, scan_layers=False), *inputs(BASE))
-    real_BT = inputs(BASE)[1] >= 0
-    np.testing.assert_allclose(np.asarray(unrolled)[real_BT], jax_logits(NAME)[real_BT], atol=1e-5)
+    scanned, unrolled = (logits_of(random_params(SMALL), dataclasses.replace(SMALL, scan_layers=flag), *inputs(SMALL)) for flag in (True, False))
+    real_BT = inputs(SMALL)[1] >= 0
+    np.testing.assert_allclose(np.asarray(unrolled)[real_BT], np.asarray(scanned)[real_BT], atol=1e-5)
 
 
 def test_padding_side_and_padding_content_do_not_matter():
@@ -46,9 +50,8 @@ def test_scalar_logit_is_read_at_the_last_token_whatever_the_padding():
 
 
 def test_remat_policies_give_the_same_gradients():
-    cfg = dataclasses.replace(BASE, n_heads=2, n_kv_heads=1)
-    tokens_BT, pos_BT = inputs(cfg)
-    params = random_params(cfg)
+    tokens_BT, pos_BT = inputs(SMALL)
+    params = random_params(SMALL)
 
     def gradient(cfg):
         def loss(params):
@@ -57,10 +60,10 @@ def test_remat_policies_give_the_same_gradients():
 
         return jax.jit(jax.grad(loss))(params)
 
-    plain = gradient(cfg)
+    plain = gradient(SMALL)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
     for remat in ("full", "dots"):
-        found = gradient(dataclasses.replace(cfg, remat=remat))
+        found = gradient(dataclasses.replace(SMALL, remat=remat))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)
 
 
