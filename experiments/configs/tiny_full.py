@@ -10,8 +10,13 @@ import ml_collections
 from experiments.configs import tiny
 
 
+FRESH_SEED = 7
+
+
 def get_config() -> ml_collections.ConfigDict:
     config = tiny.get_config()
     config.eval.records = 1000
+    for split in config.eval.splits:  # fresh records: those of seed 0 and 77 were looked at while the settings were chosen
+        config.data.eval[split] = ml_collections.ConfigDict({"world": split, "seed": FRESH_SEED})
     config.eval.ks = (1, 2, 4, 8, 16, 32)
     return config
