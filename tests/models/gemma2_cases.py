@@ -8,6 +8,7 @@ import numpy as np
 
 from grm_jax.models import Gemma2, Gemma2Config, lm_logits
 from grm_jax.models.config import GLOBAL, LOCAL, alternating
+from grm_jax.models.heads import scalar_logits
 from grm_jax.models.table import abstract_params
 
 BASE = Gemma2Config(
@@ -59,7 +60,11 @@ def inputs(cfg: Gemma2Config, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return tokens_BT, pos_BT
 
 
-@functools.partial(jax.jit, static_argnums=1)
+# LLVM's effort only: the same HLO, hence the same rounding, and less than half of the compile time, which is what these tests cost
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.partial(quick_jit, static_argnums=1)
 def logits_of(params, cfg, tokens_BT, pos_BT):
     return lm_logits(params, cfg, Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)[0])
 
@@ -109,6 +114,12 @@ def scalar_params(cfg: Gemma2Config) -> dict:
     """{"backbone", "score"} from a numpy seed."""
     score_D1 = np.random.default_rng(2).normal(0.0, 1.0, (cfg.d_model, 1)).astype(np.float32)
     return {"backbone": random_params(cfg), "score": score_D1}
+
+
+@functools.cache
+def jax_scalar_logits() -> np.ndarray:
+    """logits_B of the scalar head for BASE."""
+    return np.asarray(quick_jit(scalar_logits, static_argnums=1)(scalar_params(BASE), BASE, *inputs(BASE)))
 
 
 def torch_scalar_logits() -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from gemma2_cases import BASE, random_params
+from gemma2_cases import BASE, quick_jit, random_params
 
 from grm_jax.models import Gemma2, lm_logits
 from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, GLOBAL, LOCAL, alternating, from_hf_dict
@@ -16,7 +16,7 @@ from grm_jax.models.gemma2 import MLP, Attention, RMSNorm, attend, rope, softcap
 from grm_jax.models.table import abstract_params
 
 BF16 = ml_dtypes.bfloat16
-attend = jax.jit(attend, static_argnames=("window", "cap"))
+attend = quick_jit(attend, static_argnames=("window", "cap"))
 
 
 def attention_weights(q_pos: int, key_pos: np.ndarray, window: int | None) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_layer_types_are_honoured(layer_types, reach):
     pos = np.broadcast_to(np.arange(12), (2, 12))
     tokens = np.full((2, 12), 5)
     tokens[1, 0] = 6  # the rows differ in token 0 only
-    hidden, _ = jax.jit(Gemma2(cfg).apply)({"params": random_params(cfg)}, tokens, pos)
+    hidden, _ = quick_jit(Gemma2(cfg).apply)({"params": random_params(cfg)}, tokens, pos)
     changed = np.flatnonzero(np.asarray(hidden[0] != hidden[1]).any(-1))
     np.testing.assert_array_equal(changed, range(reach + 1))
 
@@ -112,7 +112,7 @@ def test_residual_is_added_after_the_post_norms():
     """A post-norm with scale 0 silences its sub-layer: norms stand around attention and MLP, outside the residual stream."""
     params = embedded_only(BASE, random_params(BASE))
     tokens = np.array([[5, 9, 11]])
-    hidden, _ = jax.jit(Gemma2(BASE).apply)({"params": params}, tokens, np.arange(3)[None])
+    hidden, _ = quick_jit(Gemma2(BASE).apply)({"params": params}, tokens, np.arange(3)[None])
     stream = params["embedding"][tokens] * np.float32(math.sqrt(BASE.d_model))
     np.testing.assert_allclose(hidden, RMSNorm(BASE.norm_eps).apply({"params": params["final_norm"]}, stream), atol=1e-6)
 
@@ -122,7 +122,7 @@ def test_embedding_scale_is_rounded_to_the_compute_dtype():
     cfg = dataclasses.replace(BASE, d_model=48, dtype="bfloat16", norm_eps=1e6, n_layers=1, layer_types=alternating(1))
     params = embedded_only(cfg, random_params(cfg))
     tokens = np.arange(3, 90)[None]
-    hidden, _ = jax.jit(Gemma2(cfg).apply)({"params": params}, tokens, np.arange(tokens.size)[None])
+    hidden, _ = quick_jit(Gemma2(cfg).apply)({"params": params}, tokens, np.arange(tokens.size)[None])
     rows = params["embedding"].astype(BF16)[tokens]
     final_norm = lambda stream: np.asarray(RMSNorm(cfg.norm_eps).apply({"params": params["final_norm"]}, stream))  # noqa: E731
     np.testing.assert_array_equal(hidden, final_norm(rows * BF16(math.sqrt(48))))
@@ -138,7 +138,8 @@ def test_query_scale_comes_from_the_config_27b_is_144():
     x_BTD, pos_BT = np.random.default_rng(0).normal(size=(1, 5, cfg.d_model)).astype(np.float32), np.arange(5)[None]
 
     def attention(cfg, params):
-        return np.asarray(Attention(cfg, LOCAL).apply({"params": params}, x_BTD, pos_BT, None, None, 0, None)[0])
+        apply = quick_jit(lambda params: Attention(cfg, LOCAL).apply({"params": params}, x_BTD, pos_BT, None, None, 0, None)[0])
+        return np.asarray(apply(params))
 
     unscaled = attention(dataclasses.replace(cfg, query_pre_attn_scalar=1.0), params | {"q": params["q"] / np.float32(12.0)})
     np.testing.assert_allclose(attention(cfg, params), unscaled, atol=1e-5)

@@ -6,10 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 from gemma2_cases import (
-    BASE, CASES, STRIDE, inputs, jax_logits, logits_of, random_params, scalar_params, torch_logits, torch_scalar_logits,
+    BASE, CASES, STRIDE, inputs, jax_logits, jax_scalar_logits, logits_of, random_params, torch_logits, torch_scalar_logits,
 )  # fmt: skip
-
-from grm_jax.models.heads import scalar_logits
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name("golden.npz"))
 TOLERANCE = 1e-4  # float32, absolute, on logits
@@ -26,7 +24,7 @@ def test_logits_equal_the_golden_values(name):
 
 
 def test_scalar_head_equals_the_golden_values():
-    ours_B = scalar_logits(scalar_params(BASE), BASE, *inputs(BASE))
+    ours_B = jax_scalar_logits()
     assert ours_B.dtype == np.float32
     np.testing.assert_allclose(ours_B, GOLDEN["scalar_head"], atol=TOLERANCE)
 
@@ -43,7 +41,7 @@ def test_logits_equal_torch(name):
 @pytest.mark.torch
 def test_scalar_head_equals_torch():
     pytest.importorskip("torch")
-    found = np.abs(np.asarray(scalar_logits(scalar_params(BASE), BASE, *inputs(BASE))) - torch_scalar_logits()).max()
+    found = np.abs(jax_scalar_logits() - torch_scalar_logits()).max()
     print(f"scalar head: max abs difference {found:.1e}")
     assert found <= TOLERANCE
 
