@@ -1,5 +1,7 @@
 """Meshes on 8 virtual CPU devices, and shardings from the parameter table."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -82,19 +84,20 @@ def test_a_parameter_without_a_row_is_an_error():
         param_shardings(make_mesh(), {"adapter": jax.ShapeDtypeStruct((8, 8), np.float32)})
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)])
-def test_sharded_forward_equals_one_device(sizes):
+def test_sharded_forward_equals_one_device():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(CFG))
     tokens_BT = rng.integers(3, CFG.vocab_size, (8, 12)).astype(np.int32)
     pos_BT = np.broadcast_to(np.arange(12, dtype=np.int32), (8, 12))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def logits(params, tokens_BT, pos_BT):
         return lm_logits(params, CFG, Gemma2(CFG).apply({"params": params}, tokens_BT, pos_BT)[0])
 
-    mesh = make_mesh(*sizes)
-    placed = jax.device_put(params, param_shardings(mesh, params))
-    batch = jax.device_put((tokens_BT, pos_BT), batch_sharding(mesh))
-    assert batch[0].addressable_shards[0].data.shape == (8 // (sizes[0] * sizes[1]), 12)
-    np.testing.assert_allclose(logits(placed, *batch), logits(params, tokens_BT, pos_BT), atol=1e-5)
+    expected = logits(params, tokens_BT, pos_BT)
+    for sizes in [(1, 4, 2), (2, 2, 2)]:
+        mesh = make_mesh(*sizes)
+        placed = jax.device_put(params, param_shardings(mesh, params))
+        batch = jax.device_put((tokens_BT, pos_BT), batch_sharding(mesh))
+        assert batch[0].addressable_shards[0].data.shape == (8 // (sizes[0] * sizes[1]), 12)
+        np.testing.assert_allclose(logits(placed, *batch), expected, atol=1e-5)

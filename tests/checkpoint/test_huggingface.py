@@ -1,6 +1,7 @@
 """Hugging Face folders: what we write loads again (here and in transformers), and every kind of broken folder is named."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -20,6 +21,7 @@ from grm_jax.models.heads import scalar_logits
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.sharding import make_mesh, param_shardings
 
+QUICK = {"xla_backend_optimization_level": 0}  # LLVM's effort only: compiling is what these tests cost
 CFG = Gemma2Config(
     vocab_size=64, d_model=16, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24,
     layer_types=alternating(4), sliding_window=5, query_pre_attn_scalar=12.0, rope_theta=5000.0,
@@ -250,7 +252,7 @@ def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(tmp_
     ids = tokenizer(text, return_tensors="pt").input_ids
     generated = model.generate(ids, max_length=T, do_sample=False, num_beams=1)[0].numpy()
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def logits(tokens_1T):
         return lm_logits(params, CFG, Gemma2(CFG).apply({"params": params}, tokens_1T, jnp.arange(T)[None])[0])[0]
 
@@ -280,7 +282,8 @@ def test_transformers_reads_our_reward_model(tmp_path, tokenizer_folder):
     pos_BT = np.where(tokens_BT == 0, -1, np.arange(6))
     with torch.no_grad():
         theirs_B = model(torch.from_numpy(tokens_BT), attention_mask=torch.from_numpy(pos_BT >= 0).long()).logits[:, 0].numpy()
-    np.testing.assert_allclose(scalar_logits(params, CFG, tokens_BT, pos_BT), theirs_B, atol=1e-4)
+    ours_B = jax.jit(scalar_logits, static_argnums=1, compiler_options=QUICK)(params, CFG, tokens_BT, pos_BT)
+    np.testing.assert_allclose(ours_B, theirs_B, atol=1e-4)
 
 
 @pytest.mark.torch
@@ -297,7 +300,7 @@ def test_a_folder_that_transformers_wrote_comes_back(tmp_path):
     assert cfg.rope_theta == 777.0 and cfg.layer_types == alternating(3)
     params = load_params(tmp_path, cfg)
     tokens = np.random.default_rng(0).integers(3, 64, (1, 10))
-    hidden, _ = jax.jit(Gemma2(cfg).apply)({"params": params}, tokens, np.arange(10)[None])
+    hidden, _ = jax.jit(Gemma2(cfg).apply, compiler_options=QUICK)({"params": params}, tokens, np.arange(10)[None])
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.numpy()
     assert np.abs(np.asarray(lm_logits(params, cfg, hidden)) - theirs).max() <= 1e-4
