@@ -15,6 +15,7 @@ Partitioning. Heads, d_ff and vocabulary over `tensor` (Megatron: one all-reduce
 over `fsdp` (gathered layer by layer), norms replicated. The leading axis of blocks stays whole: the scan walks along it.
 """
 
+import functools
 import math
 import re
 from typing import NamedTuple
@@ -113,8 +114,9 @@ def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> t
     return joined(range(inputs, len(shape))), joined(range(inputs))
 
 
+@functools.cache  # tracing the model takes as long as a small stage's work, and one run asks dozens of times
 def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
-    """Shapes and dtypes (float32) of all parameters, from `jax.eval_shape`: nothing is allocated."""
+    """Shapes and dtypes (float32) of all parameters, from `jax.eval_shape`: nothing is allocated. The same dict each time: do not change it."""
     backbone = jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))
     if architecture == CAUSAL_LM:
         return backbone
