@@ -201,6 +201,8 @@ def _data_problems(config):
         if not value and field != "data.general":
             yield f"{field}: expected the path of a file or a source, got nothing"
         for source in sources(value or ()):
+            if field == "data.general" and source == {"records": "train"}:
+                continue
             for message in _source_problems(source, WORLD_INSTRUCTIONS if field == "data.general" else SPLITS):
                 yield f"{field}: {message}"
     trained = {source["path"] for source in sources(config.data.train or ()) if "path" in source}

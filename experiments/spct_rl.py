@@ -13,7 +13,7 @@ from absl import app, logging
 
 from experiments import config_flags
 from experiments.stages import evaluate, meta, rft, rl
-from experiments.stages.run import run_stage, setup, stage_seconds
+from experiments.stages.run import finished_stages, run_stage, setup
 from grm_jax.evaluation.report import write_report
 from grm_jax.evaluation.results import summarise
 from grm_jax.reward_models.grm import read_rows
@@ -39,7 +39,9 @@ def main(_):
 
     rows = (row for path in sorted((run.workdir / "judgments").glob("eval_*.jsonl")) for row in read_rows(path))
     summary = summarise(rows, config.eval.ks, shuffles=config.eval.reshuffles, seed=config.eval.seed)
-    results = {"config": config.to_dict(), "seed": config.seed, "timings_s": stage_seconds(run)} | summary
+    done = finished_stages(run)
+    about = {"timings_s": {name: stage["seconds"] for name, stage in done.items()}, "notes": [stage["note"] for stage in done.values() if stage["note"]]}
+    results = {"config": config.to_dict(), "seed": config.seed} | about | summary
     (run.workdir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print_table(results)
     print(f"report: {write_report(run.workdir)}")

@@ -50,7 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
             {"path": "data/spct/skywork_reward_preference_80k_v0.2.jsonl"},
             {"path": "data/spct/helpsteer2_preference.jsonl"},  # open: its hint carries the preference strength in the paper, not here
         ),
-        general=(  # C.1: 1,070K general instruction items, in-house; give your own, {"prompt", "completion"} a line
+        # C.1: 1,070K general instruction items, in-house; give your own, {"prompt", "completion"} a line. {"records": "train"} takes the
+        # best responses of data.train to their conversations
+        general=(
             {"path": "data/spct/general.jsonl"},
         ),
         eval=dict(test={"path": "data/spct/test.jsonl"}),  # split name -> source; the paper's benchmarks are not part of this run

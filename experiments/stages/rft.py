@@ -13,6 +13,7 @@ from grm_jax.reward_models.grm import Ask, judge_to_file, read_rows, shuffled_as
 from grm_jax.training.step import rft_loss
 
 SAMPLES = "rft_sample"  # judgments/rft_sample.jsonl
+NOTHING_ACCEPTED = "No judgment of the base model was accepted: RFT trained on general instruction data alone and taught nothing about judging."
 
 
 def sample_trajectories(run: Run) -> None:
@@ -65,26 +66,34 @@ def supervised_example(example_id: str, prompt_ids: list[int], completion_ids: l
 
 
 def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:
-    """{source: examples} and their shares: accepted judgments, the hint taken out of the prompt, and general instruction data."""
+    """{source: examples} and their shares: accepted judgments, the hint taken out of the prompt, and general instruction data.
+
+    Without an accepted judgment the general data stand alone. ValueError if there are none either.
+    """
     tokenizer, by_id = run.prompter.tokenizer, {record.id: record for record in run.train}
     accepted = [row for row in read_rows(run.judgments(SAMPLES)) if row["accepted"]]
-    if not accepted:
-        raise ValueError(f"{run.judgments(SAMPLES)}: no trajectory was accepted, so there is nothing to fine-tune on")
 
     def judged(record: Record, row: dict) -> dict:
         return supervised_example(record.id, run.prompter.ids(record, row["order"]), tokenizer.chat_completion(row["text"]))
 
-    sources, weights = {"judgments": [judged(by_id[row["id"]], row) for row in accepted]}, {"judgments": 1.0}
     fraction = run.config.rft.general_fraction
+    shares = {"judgments": 1.0 - fraction, "general": fraction}
+    sources = {"judgments": [judged(by_id[row["id"]], row) for row in accepted]}
     if fraction > 0:
-        chats = [supervised_example(g["id"], tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general]
-        sources["general"] = [chat for chat in chats if len(chat["tokens"]) <= run.sequence_buckets[-1]]
-        print(f"general instruction data: {len(sources['general'])} of {len(chats)} examples fit", flush=True)
-        weights = {"judgments": 1.0 - fraction, "general": fraction}
-    return sources, weights
+        sources["general"] = [
+            supervised_example(g["id"], tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general
+        ]
+    for name, examples in sources.items():
+        sources[name] = [example for example in examples if len(example["tokens"]) <= run.sequence_buckets[-1]]
+        print(f"rft: {name}: {len(sources[name])} of {len(examples)} examples fit", flush=True)
+    sources = {name: examples for name, examples in sources.items() if examples}
+    if not sources:
+        raise ValueError(f"{run.judgments(SAMPLES)}: no trajectory was accepted, so there is nothing to fine-tune on")
+    return sources, {name: shares[name] for name in sources}
 
 
-def train(run: Run) -> None:
-    """Fine-tune the base policy on the accepted trajectories -> models/rft."""
+def train(run: Run) -> str | None:
+    """Fine-tune the base policy on the accepted trajectories -> models/rft. Returns a warning if there were none."""
     sources, weights = training_sources(run)
     fit(run, "rft", load_policy(run, "base"), rft_loss(run.cfg), sources, weights, run.config.rft)
+    return None if "judgments" in sources else NOTHING_ACCEPTED

@@ -5,7 +5,7 @@
     judgments/*.jsonl           every judgment ever drawn, with its verdict
     checkpoints/STAGE/          train state of a stage under way
     models/{rft,grm,meta}/      finished models, as Hugging Face folders
-    stages/STAGE.json           a stage that is done, and its seconds
+    stages/STAGE.json           a stage that is done, its seconds, and what a reader of the results must know of it
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.data.world import make_instructions, make_records
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record, write_records
+from grm_jax.judgment.rules import best_index
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating, load_config
 from grm_jax.models.table import SCALAR, abstract_params
@@ -62,8 +63,7 @@ class Run:
 
 def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Load everything a run needs, check it, and write down which records are used and which are left out."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    _claim_folder(config, workdir)
+    _refuse_other_config(config, workdir)
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     prompter = Prompter(tokenizer, load_template(config.templates.pointwise), load_template(config.templates.single))
     numerics = dict(dtype=config.model.dtype, scan_layers=config.model.scan_layers, remat=config.model.remat)
@@ -93,8 +93,11 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
             raise ValueError(f"data for {split!r}: no record is left; the shortest prompt over the limit has {min(n for _, n in left_out[split])} tokens")
     (workdir / "records" / "left_out.json").write_text(json.dumps(left_out, indent=1) + "\n")
     _refuse_leaks(records)
-    general = [row for one in config_flags.sources(config.data.general) for row in _load_general(one, config)]
+    general = [row for one in config_flags.sources(config.data.general) for row in _load_general(one, config, records["train"])]
     evaluation = {split: records[split] for split in config.eval.splits}
+    claim = {"digest": config_flags.config_digest(config), "config": config.to_dict()}
+    (workdir / "config.tmp").write_text(json.dumps(claim, indent=1) + "\n")
+    (workdir / "config.tmp").rename(workdir / "config.json")
     return Run(config, workdir, mesh, cfg, prompter, load_template(config.templates.meta), records["train"], evaluation, general)
 
 
@@ -103,15 +106,14 @@ def _made(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _claim_folder(config, workdir):
-    path, digest = workdir / "config.json", config_flags.config_digest(config)
+def _refuse_other_config(config, workdir):
+    path = workdir / "config.json"
     if path.is_file():
         found = json.loads(path.read_text())
-        if found["digest"] != digest:
+        if found["digest"] != config_flags.config_digest(config):
             old, new = _flat(found["config"]), _flat(json.loads(json.dumps(config.to_dict())))
             changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
             raise ValueError(f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. Choose another --workdir.")
-    path.write_text(json.dumps({"digest": digest, "config": config.to_dict()}, indent=1) + "\n")
 
 
 def _flat(tree, prefix=""):
@@ -127,10 +129,22 @@ def _load(source, config, split):
     return load_source(source)
 
 
-def _load_general(source, config):
+def _load_general(source, config, train):
     if "world" in source:
         return make_instructions(source["items"], config.seed)
+    if "records" in source:
+        return best_responses(train)
     return load_instructions(source)
+
+
+def best_responses(records: list[Record]) -> list[dict[str, str]]:
+    """Instruction data from preference records: the conversation asks, its best response answers. Wrong single responses are left out."""
+    rows = []
+    for record in records:
+        if len(record.responses) > 1 or record.rewards[0] == 1:
+            turns = [turn.content if len(record.conversation) == 1 else f"{turn.role}: {turn.content}" for turn in record.conversation]
+            rows.append({"id": record.id, "prompt": "\n\n".join(turns), "completion": record.responses[best_index(record.rewards)]})
+    return rows
 
 
 def _refuse_leaks(records: dict[str, list[Record]]) -> None:
@@ -146,24 +160,25 @@ def _refuse_leaks(records: dict[str, list[Record]]) -> None:
                 raise ValueError(f"record {record.id!r} of {split!r} is also the training record {seen[content(record)]!r}")
 
 
-def run_stage(run: Run, name: str, stage: Callable[[Run], None]) -> None:
-    """Run a stage unless the work folder says that it is done."""
+def run_stage(run: Run, name: str, stage: Callable[[Run], str | None]) -> None:
+    """Run a stage unless the work folder says that it is done. What the stage returns is a note for results.json and the report."""
     marker = run.workdir / "stages" / f"{name}.json"
     if marker.is_file():
         print(f"== {name}: done before ({json.loads(marker.read_text())['seconds']:.0f} s)", flush=True)
         return
     print(f"== {name}", flush=True)
     began = time.time()
-    stage(run)
+    note = stage(run)
     seconds = time.time() - began
-    _made(marker).with_suffix(".tmp").write_text(json.dumps({"seconds": seconds}) + "\n")
+    _made(marker).with_suffix(".tmp").write_text(json.dumps({"seconds": seconds, "note": note}) + "\n")
     marker.with_suffix(".tmp").rename(marker)
-    print(f"== {name}: {seconds:.0f} s", flush=True)
+    print(f"== {name}: {seconds:.0f} s" + (f". {note}" if note else ""), flush=True)
 
 
-def stage_seconds(run: Run) -> dict[str, float]:
+def finished_stages(run: Run) -> dict[str, dict]:
+    """{stage: {"seconds", "note"}} in the order in which they ended."""
     markers = sorted((run.workdir / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return {path.stem: json.loads(path.read_text())["seconds"] for path in markers}
+    return {path.stem: json.loads(path.read_text()) for path in markers}
 
 
 def load_policy(run: Run, name: str) -> dict:

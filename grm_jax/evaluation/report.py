@@ -42,11 +42,11 @@ def render(folder: Path) -> str:
     environment.filters |= {"percent": _percent, "points": _points, "duration": _duration, "figure": _figure}
     script = environment.loader.get_source(environment, "report_browser.js.jinja")[0]
     config = results.get("config") or {}
-    notes = config.get("note") or []
+    notes = [*([config["note"]] if config.get("note") else []), *results.get("notes", [])]
     return environment.get_template("report.html.jinja").render(
         name=folder.resolve().name,
         seed=results.get("seed"),
-        notes=[notes] if isinstance(notes, str) else notes,
+        notes=notes,
         config=json.dumps(config, indent=2, ensure_ascii=False, default=str) if config else None,
         timings=_bars(results.get("timings_s") or {}),
         stages=_training(report_data.read_metrics(folder / "metrics.jsonl")),
