@@ -12,7 +12,7 @@ from grm_jax.models.config import alternating
 from grm_jax.training.logprobs import LOGITS_PER_ROW, token_logprobs, token_logprobs_reference
 
 CFG = Gemma2Config(
-    vocab_size=50, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, layer_types=alternating(2), sliding_window=5,
+    vocab_size=50, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, layer_types=alternating(1), sliding_window=5,
     final_softcap=2.0, query_pre_attn_scalar=8.0, scan_layers=False,
 )  # fmt: skip
 B, T, TEMPERATURE = 3, 13, 0.7

