@@ -9,4 +9,6 @@ install requirements.txt requirements-test.txt
 if ! install requirements-torch.txt; then
   echo "torch could not be installed: the comparisons with it are skipped, the committed golden values are checked" >&2
 fi
+# Compiled programs are kept: a second run takes less than half the CPU time of the first, which pays nothing for it.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 exec .venv/bin/python -m pytest -m "not slow and not tpu_aot" "$@"
