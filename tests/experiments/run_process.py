@@ -1,0 +1,57 @@
+"""`python -m experiments.spct_rl` in processes of their own: one server does the imports, and every run is forked from it.
+
+A run has its own process group, one CPU device, and writes its output to a file. All runs of a test session share a compilation cache.
+"""
+import multiprocessing
+import os
+import pathlib
+import re
+import runpy
+import signal
+import sys
+import tempfile
+
+IMPORTS = ("experiments.config_flags", "experiments.stages.evaluate", "experiments.stages.meta", "experiments.stages.rl", "grm_jax.evaluation.report")
+CACHE = tempfile.TemporaryDirectory(prefix="grm_jax_compiled_")
+ENVIRONMENT = {
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    "XLA_FLAGS": re.sub(r"--xla_force_host_platform_device_count=\S+", "", os.environ.get("XLA_FLAGS", "")),
+}  # fmt: skip
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(list(IMPORTS))
+
+
+def start(config: str | os.PathLike, workdir: pathlib.Path, *overrides: str) -> multiprocessing.Process:
+    """A run under way, its output in <workdir>.log. Its pid is its process group."""
+    arguments = ["spct_rl", f"--config={config}", f"--workdir={workdir}", *overrides]
+    process = _context.Process(target=_run, args=(arguments, f"{workdir}.log"), daemon=True)
+    process.start()
+    return process
+
+
+def finish(process: multiprocessing.Process) -> int:
+    """Waits, and returns the exit status; the negative number of the signal that ended it."""
+    process.join()
+    return process.exitcode
+
+
+def kill(process: multiprocessing.Process) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def run(config: str | os.PathLike, workdir: pathlib.Path, *overrides: str) -> str:
+    """The output of a run that must succeed."""
+    status = finish(start(config, workdir, *overrides))
+    output = pathlib.Path(f"{workdir}.log").read_text()
+    assert status == 0, output[-6000:]
+    return output
+
+
+def _run(arguments: list[str], log: str) -> None:
+    os.setsid()
+    with open(log, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = arguments
+    runpy.run_module("experiments.spct_rl", run_name="__main__", alter_sys=True)
