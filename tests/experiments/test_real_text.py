@@ -19,23 +19,21 @@ SMALL = (
 def environment():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in run_process.ENVIRONMENT.items():
-            patch.setenv(name, value)
+            patch.setenv(name, value.replace("--xla_backend_optimization_level=0", "").strip())  # here running outweighs compiling
         yield
 
 
-@pytest.mark.parametrize("tokenizer", [
-    "mistral_tokenizer/tokenizer.model.v1",
-    pytest.param("gemma_tokenizer/tokenizer.model", marks=pytest.mark.slow),
-])  # fmt: skip
+@pytest.mark.slow  # prompts of up to 4,096 tokens take minutes
+@pytest.mark.parametrize("tokenizer", ["mistral_tokenizer/tokenizer.model.v1", "gemma_tokenizer/tokenizer.model"])
 def test_real_conversations_go_through_every_stage(data_dir, tmp_path, tokenizer):
     bon = data_dir / "rmb" / "RMB_dataset" / "BoN_set" / "Helpfulness"
-    train = {"path": str(bon / "Open QA" / "Hypothetical Scenarios.json"), "limit": 4}
+    train = bon / "Open QA" / "Hypothetical Scenarios.json"  # 8 lists of responses
     test = data_dir / "llmbar" / "LLMBar" / "Natural" / "dataset.json"
     output = run_process.run(
-        REAL_TEXT, tmp_path / "run", f"--config.data.train=({train!r},)", f"--config.data.eval.test={test}",
+        REAL_TEXT, tmp_path / "run", f"--config.data.train={train}", f"--config.data.eval.test={test}",
         f"--config.tokenizer.path={data_dir / tokenizer}", *SMALL,
     )  # fmt: skip
-    assert "data train: 4 records" in output or "longer than 4096 tokens" in output
+    assert "data train: 8 records" in output
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     rows = results["rows"]
     assert {row["system"] for row in rows} == {"grm"} and all(row["items"] == 2 for row in rows)
