@@ -77,17 +77,17 @@ def config_digest(config: ml_collections.ConfigDict) -> str:
 
 def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
     """Hugging Face folder of the model to start from: `model.path`, where "tiny" is the one in the package; None with model.random_init."""
-    return _folder(config.model.path)
+    return folder_of(config.model.path)
 
 
 def critic_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
     """Hugging Face folder of the policy that the critic starts from: `critic.path`; None where it is the model."""
-    return _folder(config.critic.path)
+    return folder_of(config.critic.path)
 
 
 def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
     """`tokenizer.path`, or the model's folder where it is not set."""
-    return _folder(config.tokenizer.path) or model_folder(config)
+    return folder_of(config.tokenizer.path) or model_folder(config)
 
 
 def sources(value: str | Mapping | Sequence[str | Mapping]) -> tuple[dict, ...]:
@@ -106,7 +106,14 @@ def validate_config(config: ml_collections.ConfigDict, files: bool = True) -> No
         raise ValueError(f"{len(problems)} wrong field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems))
 
 
-def _folder(path: str | None) -> pathlib.Path | None:
+def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+    """Lengths that prompt + completion are padded to; each compiles once."""
+    longest = config.lengths.prompt + config.lengths.completion
+    return tuple(b for b in config.lengths.sequences if b < longest) + (longest,)
+
+
+def folder_of(path: str | None) -> pathlib.Path | None:
+    """A model's folder by its path, where "tiny" is the one in the package; None for None."""
     return None if path is None else TINY_BASE if path == "tiny" else pathlib.Path(path)
 
 

@@ -9,7 +9,6 @@
 Run it again to go on where it was.
 """
 
-import json
 import pathlib
 import subprocess
 import sys
@@ -21,9 +20,7 @@ from absl import app, flags, logging
 
 from experiments import config_flags
 from experiments.configs import tiny
-from experiments.stages import judging, miniature, paper_document
-from grm_jax.evaluation.comparison import compare_systems
-from grm_jax.evaluation.comparison_report import write_report
+from experiments.stages import comparison, miniature, paper_document
 
 CONFIG, WORKDIR = config_flags.define_config()
 OUT = flags.DEFINE_string("out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True)
@@ -41,12 +38,12 @@ def main(_):
     began = time.time()
     for width in config.widths:
         build_base(config, workdir, width)
+    results: dict[str, list[dict]] = {group: [] for group in GROUPS}
     for seed in config.seeds:
         miniature.train(config, workdir, seed)
         for group in GROUPS:
-            judge(config, workdir, seed, group)
+            results[group].append(judge(config, workdir, seed, group))
     hours = (time.time() - began) / 3600
-    results = {group: [json.loads((judged(workdir, seed, group) / "results.json").read_text()) for seed in config.seeds] for group in GROUPS}
     paper_document.write(out, config, results, f"{hours:.2f} h for this call; stages done before it are not counted")
     print(f"written: {out}")
 
@@ -61,10 +58,6 @@ def build_base(config: ml_collections.ConfigDict, workdir: pathlib.Path, width: 
         [sys.executable, "-m", "experiments.build_tiny_base", f"--workdir={workdir / 'bases' / f'state_{width}'}", f"--out={folder}", f"--width={width}",
          f"--steps={config.base.steps}", f"--decay_steps={config.base.decay_steps}"], check=True,
     )  # fmt: skip
-
-
-def judged(workdir: pathlib.Path, seed: int, group: str) -> pathlib.Path:
-    return workdir / f"seed_{seed}" / "judged" / group
 
 
 def main_systems(config, models) -> list[dict]:
@@ -101,22 +94,15 @@ def ablation_systems(config, models) -> list[dict]:
 GROUPS = {"main": main_systems, "judges": judge_systems, "ablations": ablation_systems}
 
 
-def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> None:
-    """Judge the splits with the systems of a group -> judged/<group>/results.json, report.html."""
-    folder = judged(workdir, seed, group)
+def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> dict:
+    """Judge the splits with the systems of a group; what its results.json holds."""
     evaluate = ml_collections.ConfigDict(config.evaluate.to_dict())
     evaluate.systems = tuple(GROUPS[group](config, lambda training, model: str(workdir / f"seed_{seed}" / training / "models" / model)))
     evaluate.benchmarks = tuple({"kind": "world", "name": split, "split": split, "items": config.items, "seed": config.world_seed} for split in config.splits)
     evaluate.ks = tuple(config.ks) if group == "main" else (1, max(k for k in config.ks if k <= 8))
     evaluate.seeds = (0,)  # the same orders and keys for the systems of all training seeds
     evaluate.swap = group == "main"
-    evaluate.lock()
-    judging.validate(evaluate)
-    benchmarks = judging.load_benchmarks(evaluate, folder / "records")
-    rows = judging.judge_all(evaluate, benchmarks, folder / "judgments")
-    results = {"config": evaluate.to_dict()} | compare_systems(benchmarks, rows, evaluate.ks, draws=evaluate.bootstrap, seed=evaluate.seeds[0])
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_report(folder, results, benchmarks, rows, evaluate.report_items)
+    return comparison.run(evaluate.lock(), workdir / f"seed_{seed}" / "judged" / group)
 
 
 if __name__ == "__main__":

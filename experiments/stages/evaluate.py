@@ -5,7 +5,7 @@ from collections.abc import Callable
 from experiments.stages.run import Run, load_meta, load_policy, policy_sampler
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import judge_to_file, shuffled_asks
-from grm_jax.reward_models.meta_rm import make_scorer, meta_ids, score_sequences
+from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 
 
 def evaluation_stages(run: Run) -> list[tuple[str, Callable[[Run], None]]]:
@@ -36,16 +36,12 @@ def _judge(run, name, system, split, params, temperature, samples, per_order, fi
 
 
 def meta_scores(run: Run, records: list[Record]) -> Callable[[list[dict]], list[dict]]:
-    """Adds `meta_logit` to judgment rows. Judgments that did not parse are not scored: no vote counts them."""
+    """Adds the Meta RM's logits to judgment rows."""
     params, scorer = load_meta(run), make_scorer(run.cfg)
     by_id, tokenizer = {record.id: record for record in records}, run.prompter.tokenizer
 
     def finish(rows: list[dict]) -> list[dict]:
-        parsed = [row for row in rows if row["failure"] is None]
-        sequences = [meta_ids(tokenizer, run.meta_template, by_id[row["id"]], row) for row in parsed]
-        logits = score_sequences(scorer, params, sequences, run.sequence_buckets, run.config.sampling.rows)
-        for row, logit in zip(parsed, logits):
-            row["meta_logit"] = logit
+        add_logits(rows, by_id, scorer, params, tokenizer, run.meta_template, run.sequence_buckets, run.config.sampling.rows)
         return rows
 
     return finish

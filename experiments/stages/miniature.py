@@ -8,7 +8,6 @@ All trainings of a seed start from one base and from the same world records; jud
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -147,12 +146,7 @@ def answer_by_index(run: Run) -> None:
     The tiny base has never seen an answer by index, so it could not be sampled for LLM-as-a-Judge's RFT. What is accepted is decided
     anew; judgments that tie or do not parse cannot be rewritten and count as failures.
     """
-    path = run.judgments(rft.SAMPLES)
-    rows = [by_index(row) for row in read_rows(path)]
-    rows = rft.with_acceptance(rows, run.config.rft.drop_too_easy, run.config.rft.keep_hinted_of_too_easy)
-    whole = path.with_suffix(".tmp")
-    whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    whole.replace(path)
+    rows = rft.write_accepted(run, [by_index(row) for row in read_rows(run.judgments(rft.SAMPLES))])
     print(f"by_index: {sum(row['accepted'] for row in rows)} of {len(rows)} rewritten judgments are accepted", flush=True)
 
 

@@ -15,12 +15,12 @@ Folders are in Hugging Face's layout; "tiny" is the one in the package. Template
 
 import functools
 import inspect
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 
-from experiments.config_flags import TINY_BASE
+from experiments.config_flags import folder_of, sequence_buckets
+from experiments.stages.run import sampler_of
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record
@@ -31,14 +31,12 @@ from grm_jax.reward_models import baselines
 from grm_jax.reward_models.cloud import cloud
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.llm_judge import llm_judge
-from grm_jax.reward_models.meta_rm import make_scorer, meta_ids, score_sequences
+from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 from grm_jax.reward_models.pair_rm import pair_rm
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import remote_judge
 from grm_jax.reward_models.scalar import load_scalar, scalar_rm
-from grm_jax.sampling.mapped import make_sampler
-from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sharding import make_mesh, param_shardings
 from grm_jax.tokenizer import load_tokenizer
 
@@ -85,8 +83,8 @@ def _pointwise(spec, config) -> Maker:
     settings = _settings(config)
     guide = _meta_guide(spec, config) if spec.get("meta") else lambda model: model
     per_order = min(config.sampling.samples_per_order, max(config.ks))
-    sampler_of = _samplers(cfg, tokenizer, mesh, config)
-    return lambda seed: guide(pointwise_grm(spec["name"], sampler_of, params, prompter, seed=seed, per_order=per_order, **settings))
+    samplers = functools.partial(sampler_of, cfg, tokenizer, config, mesh)
+    return lambda seed: guide(pointwise_grm(spec["name"], samplers, params, prompter, seed=seed, per_order=per_order, **settings))
 
 
 def _judge(spec, config) -> Maker:
@@ -94,11 +92,12 @@ def _judge(spec, config) -> Maker:
     template = _template(spec, config, "judge")
     prompter = Prompter(tokenizer, template, template, answer="index")
     settings = {"token_prob": spec["kind"] == "token_prob", **_settings(config)}
-    return lambda seed: llm_judge(spec["name"], _samplers(cfg, tokenizer, mesh, config), params, prompter, seed=seed, **settings)
+    samplers = functools.partial(sampler_of, cfg, tokenizer, config, mesh)
+    return lambda seed: llm_judge(spec["name"], samplers, params, prompter, seed=seed, **settings)
 
 
 def _scalar(spec, config) -> Maker:
-    params, cfg, tokenizer = load_scalar(_folder(spec["path"]), make_mesh(**config.mesh), **config.model)
+    params, cfg, tokenizer = load_scalar(folder_of(spec["path"]), make_mesh(**config.mesh), **config.model)
     model = scalar_rm(spec["name"], params, cfg, tokenizer, buckets=sequence_buckets(config), rows=config.sampling.rows)
     return lambda seed: model
 
@@ -112,7 +111,8 @@ def _pair_rm(spec, config) -> Maker:
 def _cloud(spec, config) -> Maker:
     head, _, _, _ = _load(spec["path"], config, SCALAR)
     critic, cfg, tokenizer, mesh = _load(spec["critic"], config)
-    return lambda seed: cloud(spec["name"], _samplers(cfg, tokenizer, mesh, config), critic, head, cfg, tokenizer, seed=seed,
+    samplers = functools.partial(sampler_of, cfg, tokenizer, config, mesh)
+    return lambda seed: cloud(spec["name"], samplers, critic, head, cfg, tokenizer, seed=seed,
                               sequence_buckets=sequence_buckets(config), completion=config.lengths.completion, **_settings(config))  # fmt: skip
 
 
@@ -139,18 +139,8 @@ FIELDS = {  # kind: (optional, required), beside name and kind
 }  # fmt: skip
 
 
-def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """Lengths that a prompt with its completion is padded to; each compiles once."""
-    longest = config.lengths.prompt + config.lengths.completion
-    return tuple(b for b in config.lengths.sequences if b < longest) + (longest,)
-
-
 def _settings(config) -> dict:
     return {"buckets": tuple(config.lengths.buckets), "rows": config.sampling.rows}
-
-
-def _folder(path):
-    return TINY_BASE if path == "tiny" else pathlib.Path(path)
 
 
 def _template(spec, config, name):
@@ -159,25 +149,10 @@ def _template(spec, config, name):
 
 def _load(path, config, architecture=CAUSAL_LM):
     """(params on the mesh, cfg, tokenizer, mesh) of a Hugging Face folder."""
-    folder, mesh = _folder(path), make_mesh(**config.mesh)
+    folder, mesh = folder_of(path), make_mesh(**config.mesh)
     cfg = load_config(folder, **config.model)
     params = load_params(folder, cfg, param_shardings(mesh, abstract_params(cfg, architecture)), architecture=architecture)
     return params, cfg, load_tokenizer(folder), mesh
-
-
-def _samplers(cfg, tokenizer, mesh, config) -> Callable[[float], Callable]:
-    """temperature -> sampler."""
-    sampling = config.sampling
-    used = mesh if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and mesh.size > 1) else None
-
-    def sampler_of(temperature):
-        settings = SamplingConfig(config.lengths.completion, temperature, sampling.top_p, sampling.top_k, tokenizer.stop_ids, tokenizer.pad_id)
-        return _sampler(cfg, settings, sampling.sampler, used)
-
-    return sampler_of
-
-
-_sampler = functools.cache(make_sampler)  # one program for all systems that sample alike
 
 
 def _meta_guide(spec, config) -> Callable[[RewardModel], RewardModel]:
@@ -189,11 +164,8 @@ def _meta_guide(spec, config) -> Callable[[RewardModel], RewardModel]:
         def judge(records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False) -> Iterator[list[dict]]:
             by_id = {record.id: record for record in records}
             for block in model.judge(records, samples, temperature, swapped):
-                parsed = [row for row in block if row["failure"] is None and temperature > 0]
-                sequences = [meta_ids(tokenizer, template, by_id[row["id"]], row) for row in parsed]
-                logits = score_sequences(scorer, params, sequences, sequence_buckets(config), config.sampling.rows)
-                for row, logit in zip(parsed, logits, strict=True):
-                    row["meta_logit"] = logit
+                if temperature > 0:
+                    add_logits(block, by_id, scorer, params, tokenizer, template, sequence_buckets(config), config.sampling.rows)
                 yield block
 
         return model._replace(judge=judge)

@@ -30,14 +30,21 @@ def sample_trajectories(run: Run) -> None:
         seed=run.config.seed, temperature=settings.temperature, buckets=run.config.lengths.buckets,
         rows=run.config.sampling.rows, labels={"split": "train", "system": "base", "stage": SAMPLES},
     )  # fmt: skip
-    rows = with_acceptance(read_rows(path), settings.drop_too_easy, settings.keep_hinted_of_too_easy)
-    whole = path.with_suffix(".tmp")
-    whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    os.replace(whole, path)
+    rows = write_accepted(run, read_rows(path))
     reasons = {hinted: [row["reason"] for row in rows if row["hinted"] == hinted] for hinted in (False, True)}
     for hinted, found in reasons.items():
         counts = ", ".join(f"{reason} {found.count(reason)}" for reason in sorted(set(found)))
         print(f"{'hinted' if hinted else 'unhinted'} {len(found)}: {counts}", flush=True)
+
+
+def write_accepted(run: Run, rows: list[dict]) -> list[dict]:
+    """Decide which of the trajectories are accepted; they become judgments/rft_sample.jsonl, whole or not at all, and are returned."""
+    rows = with_acceptance(rows, run.config.rft.drop_too_easy, run.config.rft.keep_hinted_of_too_easy)
+    path = run.judgments(SAMPLES)
+    whole = path.with_suffix(".tmp")
+    whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    os.replace(whole, path)
+    return rows
 
 
 def with_acceptance(rows: list[dict], drop_too_easy: bool, keep_hinted_of_too_easy: bool) -> list[dict]:
@@ -65,6 +72,12 @@ def supervised_example(example_id: str, prompt_ids: list[int], completion_ids: l
     return {"id": example_id, "tokens": ids, "positions": np.arange(len(ids)), "mask": mask}
 
 
+def general_examples(run: Run) -> list[dict]:
+    """The run's general instruction data as `supervised_example`s."""
+    tokenizer = run.prompter.tokenizer
+    return [supervised_example(g["id"], tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general]
+
+
 def without_principles(text: str) -> str:
     """A judgment from its analysis on; as it is where it has no analysis."""
     return text[max(0, text.find("Analysis:")) :]
@@ -87,9 +100,7 @@ def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:
     shares = {"judgments": 1.0 - fraction, "general": fraction}
     sources = {"judgments": [judged(by_id[row["id"]], row) for row in accepted]}
     if fraction > 0:
-        sources["general"] = [
-            supervised_example(g["id"], tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general
-        ]
+        sources["general"] = general_examples(run)
     for name, examples in sources.items():
         sources[name] = [example for example in examples if len(example["tokens"]) <= run.sequence_buckets[-1]]
         print(f"rft: {name}: {len(sources[name])} of {len(examples)} examples fit", flush=True)

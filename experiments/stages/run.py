@@ -34,7 +34,7 @@ from grm_jax.reward_models.grm import Prompter, split_by_length
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sharding import make_mesh, param_shardings
-from grm_jax.tokenizer import load_tokenizer
+from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Run:
 
     @property
     def sequence_buckets(self) -> tuple[int, ...]:
-        """Lengths that prompt + completion are padded to; each compiles once."""
-        longest = self.config.lengths.prompt + self.config.lengths.completion
-        return tuple(b for b in self.config.lengths.sequences if b < longest) + (longest,)
+        return config_flags.sequence_buckets(self.config)
 
     def judgments(self, name: str) -> pathlib.Path:
         return self.workdir / "judgments" / f"{name}.jsonl"
@@ -201,13 +199,18 @@ def load_meta(run: Run) -> dict:
 
 def policy_sampler(run: Run, temperature: float) -> Callable:
     """The sampler of this run at a temperature (0 is greedy)."""
-    tokenizer, sampling = run.prompter.tokenizer, run.config.sampling
+    return sampler_of(run.cfg, run.prompter.tokenizer, run.config, run.mesh, temperature)
+
+
+def sampler_of(cfg: Gemma2Config, tokenizer: Tokenizer, config: ml_collections.ConfigDict, mesh: Mesh, temperature: float) -> Callable:
+    """The sampler of a model at a temperature, as the sections lengths and sampling of a config have it."""
+    sampling = config.sampling
     settings = SamplingConfig(
-        max_new_tokens=run.config.lengths.completion, temperature=temperature, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
+        max_new_tokens=config.lengths.completion, temperature=temperature, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
         top_p=sampling.top_p, top_k=sampling.top_k,
     )  # fmt: skip
-    mesh = run.mesh if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and run.mesh.size > 1) else None
-    return _sampler(run.cfg, settings, sampling.sampler, mesh)
+    used = mesh if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and mesh.size > 1) else None
+    return _sampler(cfg, settings, sampling.sampler, used)
 
 
-_sampler = functools.cache(make_sampler)  # one program for all stages that sample alike
+_sampler = functools.cache(make_sampler)  # one program for all that sample alike

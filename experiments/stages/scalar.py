@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from experiments import config_flags
-from experiments.stages.rft import supervised_example
+from experiments.stages.rft import general_examples
 from experiments.stages.run import Run, load_policy, policy_sampler
 from experiments.stages.train import fit
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.sources import load_source
 from grm_jax.data.world import make_critiques
 from grm_jax.judgment.records import Record
+from grm_jax.judgment.voting import expected_credit, vote
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.reward_models.cloud import cloud, critic_example, head_examples, write_critiques
@@ -61,9 +62,7 @@ def train_critic(run: Run) -> None:
     shares = {"critiques": 1.0 - settings.general_fraction, "general": settings.general_fraction}
     sources = {"critiques": [critic_example(tokenizer, record) for record in critiques]}
     if settings.general_fraction > 0:
-        sources["general"] = [
-            supervised_example(g["id"], tokenizer.chat_prompt(g["prompt"]), tokenizer.chat_completion(g["completion"])) for g in run.general
-        ]
+        sources["general"] = general_examples(run)
     sources = {name: _fitting(run, f"critic: {name}", examples) for name, examples in sources.items()}
     folder = config_flags.critic_folder(run.config)
     start = load_policy(run, "base") if folder is None else _params(run, folder)
@@ -144,9 +143,8 @@ def held_out_accuracy(rows: Sequence[dict]) -> dict[str, float]:
     scored = [row for row in rows if row["scores"] is not None]
     credit, pairs = [], []
     for row in scored:
-        scores, rewards = np.array(row["scores"]), np.array(row["rewards"])
-        top = np.flatnonzero(scores == scores.max())
-        credit.append(float(rewards.argmax() in top) / len(top))
+        scores = row["scores"]
+        credit.append(expected_credit(vote([scores]), row["rewards"]))
         pairs += [(1 + np.sign(scores[better] - scores[worse])) / 2 for better, worse in gold_pairs(row["rewards"])]
     mean = {name: float(np.mean(values)) for name, values in (("accuracy", credit), ("pair_accuracy", pairs)) if values}
     return {"items": len(rows)} | mean | {"failures": len(rows) - len(scored)}

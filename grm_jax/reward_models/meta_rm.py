@@ -57,3 +57,14 @@ def score_sequences(scorer: Callable, params: dict, sequences: Sequence[Sequence
         for i, logit in zip(chosen, np.asarray(scorer(params, tokens_BT, positions_BT))):
             logits[i] = float(logit)
     return logits
+
+
+def add_logits(
+    rows: Sequence[dict], records: Mapping[str, Record], scorer: Callable, params: dict, tokenizer: Tokenizer, template: jinja2.Template,
+    buckets: Sequence[int], batch: int,
+) -> None:
+    """Puts `meta_logit` into judgment rows, `batch` of them scored at once. Those that did not parse are not scored: no vote counts them."""
+    parsed = [row for row in rows if row["failure"] is None]
+    sequences = [meta_ids(tokenizer, template, records[row["id"]], row) for row in parsed]
+    for row, logit in zip(parsed, score_sequences(scorer, params, sequences, buckets, batch), strict=True):
+        row["meta_logit"] = logit
