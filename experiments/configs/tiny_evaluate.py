@@ -23,8 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.temperature = tiny.TEMPERATURE
     config.bootstrap = 1000
     config.model.update(dtype="float32", scan_layers=False)
-    config.mesh.tensor = 1
+    config.mesh.update(replica=-1, fsdp=1, tensor=1)
     config.templates.update(pointwise="tiny_pointwise", single="tiny_single", judge="tiny_judge", meta="tiny_meta")
     config.lengths.update(prompt=tiny.PROMPT, completion=tiny.COMPLETION, buckets=tiny.BUCKETS, sequences=tiny.SEQUENCES)
-    config.sampling.update(rows=256, sampler="jit", samples_per_order=4)
+    config.sampling.update(rows=256, sampler="shard_map", samples_per_order=4)
     return config
