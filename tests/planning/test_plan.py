@@ -115,7 +115,7 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 def test_the_command_compiles_a_tiny_job_for_a_tpu(tmp_path):
     command = [
         sys.executable, "-m", "experiments.plan", "--config=experiments/configs/tiny.py", "--topology=v5e:2x4", f"--out={tmp_path}",
-        "--config.model.scan_layers=True", "--config.model.remat=full", "--config.mesh.tensor=2", "--config.model.dtype=bfloat16",
+        "--config.model.scan_layers=True", "--config.model.remat=full", "--config.mesh.replica=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.model.dtype=bfloat16",
         "--programs=rl_step,decode",
     ]  # fmt: skip
     env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
