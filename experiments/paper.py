@@ -4,15 +4,16 @@
 
     <workdir>/bases/, seed_<s>/<training>/   what is trained (experiments/stages/miniature.py)
     <workdir>/seed_<s>/judged/<group>/       what experiments.evaluate leaves: judgments, results.json, report.html
-    <out>, <out without suffix>/*.png        tables, claims, plots
+    <out without suffix>/seed_<s>.json       the figures of a seed, group by group
+    <out>, <out without suffix>/*.png        tables, claims, plots, from all seeds whose files are there
 
-Run it again to go on where it was.
+Run it again to go on where it was. Seeds, and groups of systems, need nothing of each other: `--config.seeds=1 --config.groups=ablations`
+makes one part, on another machine if need be, and adds its figures to those that are there.
 """
 
 import pathlib
 import subprocess
 import sys
-import time
 
 import jax
 import ml_collections
@@ -25,27 +26,26 @@ from experiments.stages import comparison, miniature, paper_document
 CONFIG, WORKDIR = config_flags.define_config()
 OUT = flags.DEFINE_string("out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True)
 
-FAST = {"seeds": (0,), "betas": (0.02, 0.08), "widths": (), "items": 16, "ks": (1, 2, 4)}
+FAST = {"seeds": (0,), "groups": ("main", "judges", "ablations"), "betas": (0.02, 0.08), "widths": (), "items": 16, "ks": (1, 2, 4)}
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_threefry_partitionable", True)
     config, workdir, out = CONFIG.value, pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
+    if unknown := set(config.groups) - set(GROUPS):
+        raise ValueError(f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}")
     if config.fast:
         config.update(FAST)
     config.lock()
-    began = time.time()
-    for width in config.widths:
+    for width in config.widths if "sizes" in config.groups else ():
         build_base(config, workdir, width)
-    results: dict[str, list[dict]] = {group: [] for group in GROUPS}
     for seed in config.seeds:
         miniature.train(config, workdir, seed)
-        for group in GROUPS:
-            results[group].append(judge(config, workdir, seed, group))
-    hours = (time.time() - began) / 3600
-    paper_document.write(out, config, results, f"{hours:.2f} h for this call; stages done before it are not counted")
-    print(f"written: {out}")
+        groups = {group: judge(config, workdir, seed, group) for group in config.groups}
+        paper_document.keep_figures(out, config, seed, groups, miniature.training_seconds(config, workdir, seed))
+        paper_document.write(out, config)
+        print(f"written: {out}, with {', '.join(config.groups)} of seed {seed}", flush=True)
 
 
 def build_base(config: ml_collections.ConfigDict, workdir: pathlib.Path, width: int) -> None:
@@ -69,10 +69,9 @@ def main_systems(config, models) -> list[dict]:
         {"name": "bradley_terry", "kind": "scalar", "path": models("bradley_terry", "bradley_terry")},
         {"name": "pair_rm", "kind": "pair_rm", "path": models("pair_rm", "pair_rm")},
         {"name": "cloud", "kind": "cloud", "path": models("cloud", "cloud"), "critic": models("cloud", "critic")},
-        {"name": "base", "path": "tiny", **grm},
+        {"name": "base", "kind": "pointwise_grm", "path": "tiny"},
         {"name": "rft", "path": models("spct", "rft"), **grm},
         {"name": "grm", "path": models("spct", "grm"), **grm},
-        *({"name": f"width_{width}", "kind": "pointwise_grm", "path": models(f"width_{width}", "grm")} for width in config.widths),
     ]
 
 
@@ -91,7 +90,12 @@ def ablation_systems(config, models) -> list[dict]:
     return [{"name": name, "kind": "pointwise_grm", "path": path} for name, path in paths.items()]
 
 
-GROUPS = {"main": main_systems, "judges": judge_systems, "ablations": ablation_systems}
+def size_systems(config, models) -> list[dict]:
+    """GRMs of other sizes, with votes of every k; the shipped size is in the main table."""
+    return [{"name": f"width_{width}", "kind": "pointwise_grm", "path": models(f"width_{width}", "grm")} for width in config.widths]
+
+
+GROUPS = {"main": main_systems, "judges": judge_systems, "ablations": ablation_systems, "sizes": size_systems}
 
 
 def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> dict:
@@ -99,7 +103,7 @@ def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, g
     evaluate = ml_collections.ConfigDict(config.evaluate.to_dict())
     evaluate.systems = tuple(GROUPS[group](config, lambda training, model: str(workdir / f"seed_{seed}" / training / "models" / model)))
     evaluate.benchmarks = tuple({"kind": "world", "name": split, "split": split, "items": config.items, "seed": config.world_seed} for split in config.splits)
-    evaluate.ks = tuple(config.ks) if group == "main" else (1, max(k for k in config.ks if k <= 8))
+    evaluate.ks = tuple(config.ks) if group in ("main", "sizes") else (1, max(k for k in config.ks if k <= 8))
     evaluate.seeds = (0,)  # the same orders and keys for the systems of all training seeds
     evaluate.swap = group == "main"
     return comparison.run(evaluate.lock(), workdir / f"seed_{seed}" / "judged" / group)

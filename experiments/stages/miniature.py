@@ -8,6 +8,8 @@ All trainings of a seed start from one base and from the same world records; jud
 """
 
 import dataclasses
+import itertools
+import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -46,34 +48,42 @@ class Training:
     preset: Callable[[], ml_collections.ConfigDict] = tiny.get_config
 
 
-def trainings(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int) -> list[Training]:
-    """Everything that is trained for a seed, each behind what it takes over."""
+def trainings(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int) -> dict[str, list[Training]]:
+    """{group: what is trained for it}, for the groups of the config, in order: each behind what it takes over. What all take from is "shared"
+    where the main table, which trains it to its end, is not made."""
     samples, tuned = ("rft_sample",), ("rft_sample", "rft")
-    found = [
-        Training("spct", (RFT_SAMPLE, RFT, RL, *META)),
-        Training("no_principles", (RFT, RL), {"rft.principles": False}, samples),
-        Training("general_only", (RFT, RL), {"rft.trajectories": ()}, samples),  # "w/o rejective sampling": RL on general data alone
-        Training("no_hinted", (RFT,), {"rft.trajectories": ("unhinted",)}, samples),
-        Training("no_unhinted", (RFT,), {"rft.trajectories": ("hinted",)}, samples),
-        Training("no_general", (RFT,), {"rft.general_fraction": 0.0}, samples),
-    ]
-    found += [Training(f"beta_{beta:g}", (RL,), {"rl.beta": beta}, tuned) for beta in config.betas if beta != tiny.RL_BETA]
-    pairs = {"data.train": (str(_pairs(config, workdir, seed)),)}
-    index = pairs | {"answer": "index", "templates.pointwise": "tiny_judge"}
-    found += [
-        Training("judge_source", (RFT_SAMPLE,), pairs),
-        Training("judge", (("by_index", answer_by_index), RFT, RL), index, samples, giver="judge_source"),
-    ]
     critique = (("critic", scalar.train_critic), ("critiques", scalar.sample_critiques), ("cloud", scalar.train_cloud))
     kinds = {"bradley_terry": (("bradley_terry", scalar.train_bradley_terry),), "pair_rm": (("pair_rm", scalar.train_pair_rm),), "cloud": critique}
-    found += [Training(kind, stages, {"kind": kind}, preset=tiny_reward_model.get_config) for kind, stages in kinds.items()]
-    found += [Training(f"width_{width}", (RFT_SAMPLE, RFT, RL), {"model.path": str(workdir / "bases" / f"width_{width}")}) for width in config.widths]
-    return found
+    pairs = {"data.train": (str(_pairs_path(workdir, seed)),)}
+    groups = {
+        "main": [
+            Training("spct", (RFT_SAMPLE, RFT, RL, *META)),
+            *(Training(kind, stages, {"kind": kind}, preset=tiny_reward_model.get_config) for kind, stages in kinds.items()),
+        ],
+        "judges": [
+            Training("judge_source", (RFT_SAMPLE,), pairs),
+            Training("judge", (("by_index", answer_by_index), RFT, RL), pairs | {"answer": "index", "templates.pointwise": "tiny_judge"}, samples, giver="judge_source"),
+        ],
+        "ablations": [
+            Training("no_principles", (RFT, RL), {"rft.principles": False}, samples),
+            Training("general_only", (RFT, RL), {"rft.trajectories": ()}, samples),  # "w/o rejective sampling": RL on general data alone
+            Training("no_hinted", (RFT,), {"rft.trajectories": ("unhinted",)}, samples),
+            Training("no_unhinted", (RFT,), {"rft.trajectories": ("hinted",)}, samples),
+            Training("no_general", (RFT,), {"rft.general_fraction": 0.0}, samples),
+            *(Training(f"beta_{beta:g}", (RL,), {"rl.beta": beta}, tuned) for beta in config.betas if beta != tiny.RL_BETA),
+        ],
+        "sizes": [
+            Training(f"width_{width}", (RFT_SAMPLE, RFT, RL), {"model.path": str(workdir / "bases" / f"width_{width}")}) for width in config.widths
+        ],
+    }  # fmt: skip
+    shared = [Training("spct", (RFT_SAMPLE, RFT))] if "ablations" in config.groups and "main" not in config.groups else []
+    return {"shared": shared} | {group: groups[group] for group in config.groups}
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int) -> None:
     """Run what is not done yet of all trainings of a seed."""
-    for training in trainings(config, workdir, seed):
+    _write_pairs(config, _pairs_path(workdir, seed), seed)
+    for training in itertools.chain(*trainings(config, workdir, seed).values()):
         folder = workdir / f"seed_{seed}" / training.name
         names = [name for name, _ in training.stages]
         if all((folder / "stages" / f"{name}.json").is_file() for name in names):
@@ -85,6 +95,15 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int) -
             take_over(workdir / f"seed_{seed}" / training.giver, folder, what)
         for name, stage in training.stages:
             run_stage(run, name, stage)
+
+
+def training_seconds(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int) -> dict[str, float]:
+    """{group: seconds of the stages that were trained for it}; what one training took over from another counts once."""
+    def seconds(training: Training) -> float:
+        folder = workdir / f"seed_{seed}" / training.name / "stages"
+        return sum(json.loads((folder / f"{stage}.json").read_text())["seconds"] for stage, _ in training.stages)
+
+    return {group: sum(map(seconds, own)) for group, own in trainings(config, workdir, seed).items()}
 
 
 def training_config(config: ml_collections.ConfigDict, training: Training, seed: int) -> ml_collections.ConfigDict:
@@ -115,14 +134,16 @@ def take_over(giver: pathlib.Path, folder: pathlib.Path, what: str) -> None:
     shutil.copyfile(giver / "stages" / f"{what}.json", marker)
 
 
-def _pairs(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int) -> pathlib.Path:
-    """The pairs (best response, another) of the world's training records as a JSONL file."""
-    path = workdir / f"seed_{seed}" / "pairs.jsonl"
+def _pairs_path(workdir: pathlib.Path, seed: int) -> pathlib.Path:
+    return workdir / f"seed_{seed}" / "pairs.jsonl"
+
+
+def _write_pairs(config: ml_collections.ConfigDict, path: pathlib.Path, seed: int) -> None:
+    """The pairs (best response, another) of the world's training records, for judges of pairs."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         records = make_records("train", FAST_RECORDS if config.fast else tiny.RFT_RECORDS, seed)
         write_records(path, [pair for record in records for pair in pairs_of(record)])
-    return path
 
 
 def pairs_of(record: Record) -> list[Record]:

@@ -1,5 +1,6 @@
 """docs/results.md of experiments.paper: which table shows what, in which order, with which plots."""
 
+import json
 import pathlib
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,29 +13,73 @@ from experiments.stages.paper_tables import OVERALL, Way, claims, claims_table, 
 SHIPPED_WIDTH = 128
 
 
-def write(out: pathlib.Path, config: ml_collections.ConfigDict, results: Mapping[str, Sequence[Mapping]], took: str) -> None:
-    """`results`: {group: results.json of each seed}. Writes `out` and the plots in the folder of its name."""
-    groups = list(results.values())
-    rows = [[row for group in groups for row in group[seed]["rows"]] for seed in range(len(config.seeds))]
+def figures_folder(out: pathlib.Path) -> pathlib.Path:
+    """Where the figures of the seeds and the plots of a document lie."""
+    return out.with_suffix("")
+
+
+def keep_figures(
+    out: pathlib.Path, config: ml_collections.ConfigDict, seed: int, groups: Mapping[str, Mapping], training_s: Mapping[str, float]
+) -> None:
+    """Put the figures of groups of systems into seed_<s>.json, beside those that it has. `groups`: {group: results.json of its comparison}."""
+    path = figures_folder(out) / f"seed_{seed}.json"
+    before = next((one for one in read_figures(config, path.parent) if one["seed"] == seed), {"groups": {}})
+    found = {
+        name: {
+            "commit": _commit(), "training_s": training_s[name],
+            "judging_s": sum(row["judgments"] * (row["seconds_per_judgment"] or 0.0) for row in group["diagnostics"]),
+            "rows": group["rows"], "capabilities": group["capabilities"],
+        }
+        for name, group in groups.items()
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".partial").write_text(json.dumps({"seed": seed, "config": _settings(config), "groups": before["groups"] | found}, indent=0) + "\n")
+    path.with_suffix(".partial").rename(path)
+
+
+def _settings(config) -> dict:
+    """What all figures of a document must share."""
+    return {name: value for name, value in json.loads(json.dumps(config.to_dict())).items() if name not in ("seeds", "groups")}
+
+
+def read_figures(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[dict]:
+    """All seeds of a folder, in order. Raises ValueError for a file that was made with another config."""
+    found = sorted((json.loads(path.read_text()) for path in folder.glob("seed_*.json")), key=lambda one: one["seed"])
+    for one in found:
+        if one["config"] != _settings(config):
+            wrong = sorted(name for name in one["config"] | _settings(config) if one["config"].get(name) != _settings(config).get(name))
+            raise ValueError(f"{folder}/seed_{one['seed']}.json was made with another config; it differs in {', '.join(wrong)}. Remove it, or choose another --out")
+    return found
+
+
+def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `out`, and its plots, from the seeds in `figures_folder(out)`."""
+    plots = figures_folder(out)
+    seeds = read_figures(config, plots)
+    rows = [[row for group in one["groups"].values() for row in group["rows"]] for one in seeds]
     lists = tuple(split for split in config.splits if split != "single")
     tables, most = make_tables(rows, lists), max(config.ks)
     focus = max(k for k in config.ks if k <= 8)
-    plots = out.with_suffix("")
     found = claims(tables, config.ks)
+    made = [group for one in seeds for group in one["groups"].values()]
+    hours = [sum(group[name] for group in made) / len(seeds) / 3600 for name in ("training_s", "judging_s")]
+    took = f"{hours[0]:.2f} h of training and {hours[1]:.2f} h of judging a seed"
+    absent = {f"{name} of seed {one['seed']}" for one in seeds for name in config.groups if name not in one["groups"]}
 
     lines = [
         "# The paper in miniature", "",
-        f"Made by `python -m experiments.paper --config=experiments/configs/tiny_paper.py{' --config.fast=True' if config.fast else ''}` at commit {_commit()}; "
-        f"seeds {', '.join(map(str, config.seeds))}; {config.items} items of each split, drawn with world seed {config.world_seed}; {took}. Accuracies are percentages with "
+        f"Made by `python -m experiments.paper --config=experiments/configs/tiny_paper.py{' --config.fast=True' if config.fast else ''}` at commit {', '.join(sorted({group['commit'] for group in made}))}; "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(str(one['seed']) for one in seeds)}; {config.items} items of each split, drawn with world seed {config.world_seed}; {took}. Accuracies are percentages with "
         "expected credit for ties, mean over seeds ± standard error over seeds. `overall` is the mean over the splits with two or more responses. "
         "An empty cell: the system cannot judge such items, or has no 0/1 answer there.", "",
         *(["**These figures come from a fast run: a few training steps and a few items. They show that the job runs, and nothing else.**", ""] if config.fast else []),
+        *([f"**Not made yet: {', '.join(sorted(absent))}.** Tables that need them leave these rows out.", ""] if absent else []),
         "## Claims", "",
         "Each claim of the paper is one difference. *shows*: more than two standard errors above 0.", "", *claims_table(found),
         "## Main table", "", *table(tables, main_ways(most, focus), (*config.splits, OVERALL)),
         f"![Accuracy by k]({plots.name}/k.png)", "",
         "The k-curve of a scalar model is flat by construction: it is asked once. ",
-        "", "## What a system can do", "", *capabilities(results["main"][0]["capabilities"] + results["judges"][0]["capabilities"]),
+        "", "## What a system can do", "", *capabilities([one for group in ("main", "judges") for one in seeds[0]["groups"].get(group, {"capabilities": []})["capabilities"]]),
         "## Ablations", "", *table(tables, ablation_ways(focus), (*config.splits, OVERALL)),
         f"## k_meta, vote of {most}", "", *table(tables, k_meta_ways(most), (*config.splits, OVERALL)),
         "## KL coefficient", "", *table(tables, beta_ways(config.betas), (*config.splits, OVERALL)),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from experiments.configs import tiny_paper
-from experiments.stages import miniature
+from experiments.stages import miniature, paper_document
 from experiments.stages.paper_tables import OVERALL, Claim, Way, claims, estimate, gap, make_tables, table, verdict
 from grm_jax.judgment.records import Record, Turn
 
@@ -66,7 +66,8 @@ def test_every_model_that_is_judged_is_trained(tmp_path):
     from experiments import paper
 
     config = tiny_paper.get_config()
-    trained = {training.name: [name for name, _ in training.stages] for training in miniature.trainings(config, tmp_path, 0)}
+    of_group = miniature.trainings(config, tmp_path, 0)
+    trained = {training.name: [name for name, _ in training.stages] for own in of_group.values() for training in own}
     stage_of = {"grm": "rl"}
     asked = []
 
@@ -74,9 +75,23 @@ def test_every_model_that_is_judged_is_trained(tmp_path):
         asked.append((training, stage_of.get(model, model)))
         return ""
 
+    assert tuple(paper.GROUPS) == tuple(config.groups)
     for group in paper.GROUPS.values():
         group(config, models)
     assert asked and all(stage in trained[training] for training, stage in asked)
+
+
+def test_groups_of_a_seed_are_kept_beside_each_other(tmp_path):
+    config, out = tiny_paper.get_config(), tmp_path / "results.md"
+    result = {"rows": [], "capabilities": [], "diagnostics": [{"judgments": 4, "seconds_per_judgment": 0.5}, {"judgments": 4, "seconds_per_judgment": None}]}
+    paper_document.keep_figures(out, config, 1, {"main": result}, {"shared": 0.0, "main": 60.0})
+    config.seeds, config.groups = (1,), ("ablations",)  # another call, which makes another part
+    paper_document.keep_figures(out, config, 1, {"ablations": result}, {"shared": 1.0, "ablations": 30.0})
+    (found,) = paper_document.read_figures(config, tmp_path / "results")
+    assert {name: (group["training_s"], group["judging_s"]) for name, group in found["groups"].items()} == {"main": (60.0, 2.0), "ablations": (30.0, 2.0)}
+    config.items = 7
+    with pytest.raises(ValueError, match="seed_1.json was made with another config; it differs in items"):
+        paper_document.read_figures(config, tmp_path / "results")
 
 
 @pytest.mark.slow
