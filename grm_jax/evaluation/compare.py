@@ -257,6 +257,31 @@ def official_credit(benchmark: Benchmark, judged: Judged) -> str | None:
     return None if benchmark.official is None else benchmark.official.generative if judged.sampled else benchmark.official.scalar
 
 
+def both_orders(field: Field, judged: Judged) -> float | None:
+    """The overall figure by the official rule for a judge that is asked in both orders (`Official.orders`), from greedy verdicts; mean over
+    seeds. None where the rule does not hold for this system, or where it was not asked in both."""
+    official = field.benchmark.official
+    if official is None or official.orders is None or not judged.sampled:
+        return None
+    values = []
+    for pools in zip(make_pools(field, judged, "greedy", 1), make_pools(field, judged, "swapped", 1)):
+        one, other = ({item: _verdict(pool, i) for i, item in enumerate(pool.ids)} for pool in pools)
+        if official.orders == "verdicts":
+            credit = {item: float(one[item] + other[item] > 0) for item in other}
+        else:
+            half = [{item: (1 + verdict) / 2 if pool.valid_IK[i, 0] else 0.0 for i, (item, verdict) in enumerate(verdicts.items())}
+                    for pool, verdicts in zip(pools, (one, other))]  # fmt: skip
+            credit = {item: (half[0][item] + half[1][item]) / 2 for item in other}
+        values.append(field.benchmark.summarise(credit).get(OVERALL))
+    return float(np.mean(values)) if values and None not in values else None
+
+
+def _verdict(pool: Pool, i: int) -> int:
+    """1 where the first judgment of a pair has the better response on top, -1 where the other, 0 for a tie or no verdict."""
+    first, second = pool.scores_IKN[i, 0, :2]
+    return int(np.sign(first - second)) * (1 if pool.gold_I[i] == 0 else -1)
+
+
 def row_of(field: Field, figure: Figure, official: str | None) -> dict:
     """One flat row of results.json; shares in 0..1. `value` is the benchmark's overall figure, None where it cannot be had of the judged items."""
     value = values_of(field, figure).get(OVERALL)

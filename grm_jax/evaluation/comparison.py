@@ -31,6 +31,8 @@ def compare_systems(benchmarks: Sequence[Benchmark], judged: Mapping[str, Mappin
             official = compare.official_credit(benchmark, one)
             figures[system] = compare.figures(field, one, ks, seed)
             found["rows"] += [compare.row_of(field, figure, official) for figure in figures[system].values()]
+            if (value := compare.both_orders(field, one)) is not None:
+                found["rows"][-len(figures[system])] |= {"official_value": value, "official_credit": f"{official}, both orders: {benchmark.official.orders}"}
             for figure in _headline(figures[system], ks):
                 way = at | dict(zip(("aggregation", "k", "k_meta"), figure.way))
                 found["figures"] += [way | row for row in compare.named_rows(field, figure, official)]

@@ -52,6 +52,20 @@ def test_every_figure_of_a_small_benchmark_is_the_one_counted_by_hand():
     assert [(m["domain"], m["value"]) for m in found["domains"]] == [("x", 0.75), ("y", pytest.approx(1 / 6))]
 
 
+@pytest.mark.parametrize("orders, expected", [("verdicts", 3 / 5), ("mean", (1 + 0.75 + 0.5 + 0.5 + 0.5) / 5)])
+def test_the_official_rule_of_judges_that_are_asked_in_both_orders(orders, expected):
+    items = [record(name, best=best) for name, best in zip("abcde", (0, 1, 0, 1, 0))]
+    both = {  # right twice; right and tied; once each way; right and no verdict; tied twice
+        "a": ([3, 1], [2, 1]), "b": ([1, 2], [4, 4]), "c": ([3, 1], [1, 3]), "d": ([1, 2], None), "e": ([5, 5], [6, 6]),
+    }  # fmt: skip
+    greedy, swapped = ([row(r, 0, both[r.id][i], None if both[r.id][i] else "no_box") for r in items] for i in (0, 1))
+    sampled = [row(r, 0, [1, 2]) for r in items]
+    toy = benchmark(items, official=Official("strict", "parsed", orders))
+    found = compare_systems([toy], {"s": {"toy": judged("s", greedy, sampled, swapped)}}, (1,), draws=200, seed=0)
+    official = {r["aggregation"]: (r["official_credit"], r["official_value"]) for r in found["rows"]}
+    assert official["greedy"] == (f"parsed, both orders: {orders}", pytest.approx(expected)) and official["vote"][0] == "parsed"
+
+
 def test_a_vote_and_a_guided_vote_are_sums_and_the_k_curve_counts_its_tokens():
     a, b = items = [record("a"), record("b", best=1)]
     sampled = [row(a, s, scores, meta=m) for s, (scores, m) in enumerate(zip([(1, 5), (5, 6), (8, 4), (7, 6)], [-1.0, -2.0, 3.0, 2.0]))]

@@ -15,10 +15,15 @@ Figures = dict[str, float]
 
 
 class Official(NamedTuple):
-    """How the benchmark's own runner credits an item: names in `credit.CREDIT`, for a scalar model and for a generative judge."""
+    """How the benchmark's own runner credits an item: names in `credit.CREDIT`, for a scalar model and for a generative judge.
+
+    orders: how it credits a judge that it asks in both orders of a pair, or None where it asks once. "mean": the mean of both credits;
+    "verdicts": 1 if the two verdicts together favour the right response (each 1, -1, or 0 for a tie or no verdict), else 0.
+    """
 
     scalar: str
     generative: str
+    orders: str | None = None
 
 
 class Benchmark(NamedTuple):

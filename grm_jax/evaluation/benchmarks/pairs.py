@@ -58,7 +58,7 @@ def load_judgebench(name: str, place: Place) -> Benchmark:
             row, id=f"judgebench/{model}/{row_text(row, 'pair_id')}", conversation=[{"role": "user", "content": row_text(row, "question")}],
             responses=[row_text(row, "response_A"), row_text(row, "response_B")], best=int(label == "B>A"), domain=source,
             metadata={"response_model": model, "section": section}))  # fmt: skip
-    return finish(name, reading, JUDGEBENCH_PROTOCOL, records, "accuracy", summarise_judgebench, official=Official("strict", "strict"))
+    return finish(name, reading, JUDGEBENCH_PROTOCOL, records, "accuracy", summarise_judgebench, official=Official("strict", "strict", "verdicts"))
 
 
 def summarise_judgebench(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
@@ -69,7 +69,7 @@ def summarise_judgebench(records: Sequence[Record], credit: Mapping[str, float])
 
 def load_llmbar(name: str, place: Place) -> Benchmark:
     return _of_format(name, place, "llmbar", ("input", "output_1", "output_2", "label"), LLMBAR_PROTOCOL, summarise_llmbar,
-                      Official("expected", "parsed"))
+                      Official("expected", "parsed", "mean"))
 
 
 def summarise_llmbar(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
