@@ -19,12 +19,12 @@ from grm_jax.judgment.parsing import parse_choice
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge
 from grm_jax.reward_models.pointwise import prompt_fits
-from grm_jax.reward_models.protocol import RewardModel, pairs, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, pairs, row, shown_order
 from grm_jax.tokenizer import Tokenizer
 
 BATCHES_AT_ONCE = 32  # judged together: whole lists are finished, and yielded, after so many batches at the latest
 
-TOO_LONG = {"chosen": None, "probability": None, "text": "", "tokens": 0, "principles": [], "critique": "", "failure": "prompt_too_long"}
+UNASKED = {"chosen": None, "probability": None, "text": "", "tokens": 0, "principles": [], "critique": "", "failure": TOO_LONG}
 
 
 class Opinion(NamedTuple):
@@ -48,7 +48,7 @@ def llm_judge(
          "probability": see `index_probability`, null without a choice, "tokens", "principles", "critique", "failure"}
 
     For n = 2 the row has the text, principles, critique and failure of its one pair; for a list its text is "", and its failure is
-    "pair_failed:" with the reason of the first pair that failed. A prompt that no bucket holds is the failure "prompt_too_long".
+    "pair_failed:" with the reason of the first pair that failed. A prompt that no bucket holds is the failure "too_long".
     `token_prob` changes the scores and nothing else.
 
     Raises ValueError for a prompter that reads scores, and when judging a record with one response.
@@ -78,7 +78,7 @@ def llm_judge(
                         completed.append(opinion_row(opinion, temperature, token_prob))
                 return completed
 
-            yield rows_completed_by({i: TOO_LONG for i, fit in enumerate(fits) if not fit})
+            yield rows_completed_by({i: UNASKED for i, fit in enumerate(fits) if not fit})
             settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
             for drawn in judge(sampler, params, prompter, [asks[i] for i in fitting], **settings):
                 yield rows_completed_by({fitting[one.ask]: generation(prompter.tokenizer, one) for one in drawn})

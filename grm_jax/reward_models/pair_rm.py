@@ -13,8 +13,8 @@ from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import Record
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
-from grm_jax.reward_models.protocol import RewardModel, row, shown_order
-from grm_jax.reward_models.scalar import TOO_LONG, gold_pairs, score_groups
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
+from grm_jax.reward_models.scalar import gold_pairs, score_groups
 from grm_jax.tokenizer import Tokenizer
 
 TEMPLATE = load_template("scalar")

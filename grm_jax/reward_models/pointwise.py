@@ -1,18 +1,18 @@
 """The pointwise generative reward model behind the protocol: one generation scores all n responses, n = 1, 2 or many.
 
-Guided by a Meta RM it is the same model: `finish` puts a logit beside each judgment, and the vote keeps the k_meta best.
+Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit beside each of its judgments, and the vote keeps the k_meta best.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Prompter, judge
-from grm_jax.reward_models.protocol import RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
 
 
 def pointwise_grm(
     name: str, sampler_of: Callable[[float], Callable], params: dict, prompter: Prompter, *, seed: int, buckets: Sequence[int], rows: int,
-    per_order: int = 1, finish: Callable[[list[dict]], list[dict]] = lambda judged: judged,
+    per_order: int = 1,
 ) -> RewardModel:
     """`grm.judge` as a reward model; its rows are those of `grm.judgment_row`.
 
@@ -21,9 +21,8 @@ def pointwise_grm(
       seed: of response orders and of sampling. buckets, rows: see `grm_jax.sampling.rollout.plan`.
       per_order: samples s with equal s // per_order show the responses in one order, and share the prompt's keys and values. They
         are drawn together whichever of them are asked for, in a program of one shape, so that a row does not depend on the others.
-      finish: may add to a block's rows (Meta RM logits).
 
-    A prompt that no bucket holds is the failure "prompt_too_long".
+    A prompt that no bucket holds is the failure "too_long".
     """
     if not 1 <= per_order <= rows:
         raise ValueError(f"per_order is {per_order}; expected 1 to rows = {rows}")
@@ -38,16 +37,16 @@ def pointwise_grm(
             for record in records for start in starts
         ]  # fmt: skip
         fits = [prompt_fits(prompter, ask, max(buckets)) for ask in asks]
-        too_long = [ask for ask, fit in zip(asks, fits) if not fit]
-        if too_long:
+        unfit = [ask for ask, fit in zip(asks, fits) if not fit]
+        if unfit:
             yield [
-                row(ask.record, sample, ask.order, temperature, None, failure="prompt_too_long")
-                for ask in too_long for sample in ask.samples if sample in samples
+                row(ask.record, sample, ask.order, temperature, None, failure=TOO_LONG)
+                for ask in unfit for sample in ask.samples if sample in samples
             ]  # fmt: skip
         fitting = [ask for ask, fit in zip(asks, fits) if fit]
         settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):
-            yield finish([one.row for one in drawn if one.row["sample"] in samples])
+            yield [one.row for one in drawn if one.row["sample"] in samples]
 
     return RewardModel(name, judge_records, sampled=True, accepts=lambda n: n >= 1)
 

@@ -19,6 +19,9 @@ from typing import NamedTuple, Protocol
 from grm_jax.judgment.records import Record, response_order
 
 
+TOO_LONG = "too_long"  # the failure of a record whose input no bucket holds: nothing is cut
+
+
 class Judge(Protocol):
     """`judge(records, samples, temperature, swapped)` yields rows, block by block, for every record and sample index.
 

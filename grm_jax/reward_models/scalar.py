@@ -18,11 +18,9 @@ from grm_jax.judgment.records import Record
 from grm_jax.models.config import Gemma2Config, load_config
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.reward_models.meta_rm import make_scorer, score_sequences
-from grm_jax.reward_models.protocol import RewardModel, row
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row
 from grm_jax.sharding import param_shardings
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
-
-TOO_LONG = "too_long"  # the failure of a record whose input exceeds the largest bucket: nothing is cut
 
 
 def scalar_rm(name: str, params: dict, cfg: Gemma2Config, tokenizer: Tokenizer, *, buckets: Sequence[int], rows: int) -> RewardModel:

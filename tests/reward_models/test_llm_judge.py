@@ -96,7 +96,7 @@ def test_one_pair_that_fails_fails_the_sample_and_keeps_the_texts():
 
 def test_a_prompt_that_no_bucket_holds_is_a_named_failure():
     rows = rows_by_sample(model(), [*RECORDS, record("long", (1, 2), words=200), record("longer", (1, 2, 3), words=200)])
-    assert (rows["long", 0]["failure"], rows["longer", 0]["failure"]) == ("prompt_too_long", "pair_failed:prompt_too_long")
+    assert (rows["long", 0]["failure"], rows["longer", 0]["failure"]) == ("too_long", "pair_failed:too_long")
     assert rows["long", 0]["text"] == "" and rows["two", 0]["scores"] == [0, 1]
 
 

@@ -45,16 +45,10 @@ def test_swapped_shows_the_reverse_order(per_order):
         assert all(plain[key]["order"] == swapped[key]["order"][::-1] and plain[key]["scores"] == swapped[key]["scores"] for key in plain)
 
 
-def test_it_takes_any_n_and_finish_sees_the_rows_that_were_asked_for():
-    seen = []
-
-    def finish(rows):
-        seen.extend((row["id"], row["sample"]) for row in rows)
-        return [row | {"meta_logit": 1.5} for row in rows]
-
-    grm = model(per_order=4, finish=finish)
-    assert all(row["meta_logit"] == 1.5 for row in rows_by_sample(grm, RECORDS, [1, 6], temperature=1.0).values())
-    assert sorted(seen) == sorted((r.id, s) for r in RECORDS for s in (1, 6))
+def test_it_takes_any_n_and_yields_the_rows_that_were_asked_for():
+    grm = model(per_order=4)
+    asked = [(row["id"], row["sample"]) for block in grm.judge(RECORDS, [1, 6], 1.0) for row in block]
+    assert sorted(asked) == sorted((r.id, s) for r in RECORDS for s in (1, 6))
     assert grm.sampled and all(grm.accepts(n) for n in (1, 2, 9)) and list(grm.judge([], [0])) == []
     with pytest.raises(ValueError, match="per_order is 5; expected 1 to rows = 4"):
         model(per_order=5)
@@ -63,7 +57,7 @@ def test_it_takes_any_n_and_finish_sees_the_rows_that_were_asked_for():
 def test_a_prompt_that_no_bucket_holds_is_a_named_failure():
     long = record("long", (1, 2), words=200)
     rows = rows_by_sample(model(per_order=2), [RECORDS[0], long], [0, 3], temperature=0.5)
-    assert [rows["long", s]["failure"] for s in (0, 3)] == ["prompt_too_long"] * 2 and rows["long", 3]["scores"] is None
+    assert [rows["long", s]["failure"] for s in (0, 3)] == ["too_long"] * 2 and rows["long", 3]["scores"] is None
     assert all(rows["two", s]["scores"] == [9, 2] for s in (0, 3))
 
 
