@@ -67,6 +67,7 @@ def main_systems(config, models) -> list[dict]:
         {"name": "random", "kind": "random"},
         {"name": "length", "kind": "length"},
         {"name": "bradley_terry", "kind": "scalar", "path": models("bradley_terry", "bradley_terry")},
+        {"name": "bradley_terry_4x", "kind": "scalar", "path": models("bradley_terry_4x", "bradley_terry")},
         {"name": "pair_rm", "kind": "pair_rm", "path": models("pair_rm", "pair_rm")},
         {"name": "cloud", "kind": "cloud", "path": models("cloud", "cloud"), "critic": models("cloud", "critic")},
         {"name": "base", "kind": "pointwise_grm", "path": "tiny"},

@@ -55,10 +55,12 @@ def trainings(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: in
     critique = (("critic", scalar.train_critic), ("critiques", scalar.sample_critiques), ("cloud", scalar.train_cloud))
     kinds = {"bradley_terry": (("bradley_terry", scalar.train_bradley_terry),), "pair_rm": (("pair_rm", scalar.train_pair_rm),), "cloud": critique}
     pairs = {"data.train": (str(_pairs_path(workdir, seed)),)}
+    four_times = ({"world": "train", "items": 4 * tiny.RFT_RECORDS},)  # labels cost nothing here: a scalar model learns from more of them
     groups = {
         "main": [
             Training("spct", (RFT_SAMPLE, RFT, RL, *META)),
             *(Training(kind, stages, {"kind": kind}, preset=tiny_reward_model.get_config) for kind, stages in kinds.items()),
+            Training("bradley_terry_4x", kinds["bradley_terry"], {"kind": "bradley_terry", "data.train": four_times}, preset=tiny_reward_model.get_config),
         ],
         "judges": [
             Training("judge_source", (RFT_SAMPLE,), pairs),

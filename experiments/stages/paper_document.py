@@ -103,7 +103,10 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 def main_ways(most: int, focus: int) -> dict[str, Way]:
     """Rows of the paper's Tab 2, by label."""
-    named = {"random": "random", "longest response": "length", "Bradley-Terry": "bradley_terry", "PairRM": "pair_rm"}
+    named = {
+        "random": "random", "longest response": "length", "Bradley-Terry": "bradley_terry", "Bradley-Terry, 4 x the records": "bradley_terry_4x",
+        "PairRM": "pair_rm",
+    }  # fmt: skip
     ways = {label: Way(name) for label, name in named.items()}
     sampled = {"CLoud": "cloud", "LLM-as-a-Judge": "llm_judge", "base": "base", "GRM-RFT": "rft", "GRM": "grm"}
     for label, name in sampled.items():
