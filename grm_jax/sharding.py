@@ -22,7 +22,10 @@ BATCH = P(("replica", "fsdp"))
 
 
 def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh over all devices (or those given). One size may be -1: whatever remains. Raises ValueError unless the product fits."""
+    """Mesh over all devices (or those given). One size may be -1: whatever remains. Raises ValueError unless the product fits.
+
+    Of several TPU slices each holds whole replicas: only the replica axis, over which gradients alone are summed, leaves a slice.
+    """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(AXES, (replica, fsdp, tensor)))
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -33,8 +36,15 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"mesh {sizes} does not cover the {len(devices)} devices exactly")
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if sizes["replica"] % slices:
+        raise ValueError(f"mesh {sizes}: the devices are {slices} slices; expected a replica axis of a multiple of {slices}, the only one that spans slices")
     # jax.make_mesh would refuse to cut a dimension of the torus in two, on all chips but v5e: 16 x 4 on 8x8
-    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    else:
+        inside = (sizes["replica"] // slices, sizes["fsdp"], sizes["tensor"])
+        placed = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -1,6 +1,7 @@
 """Meshes on 8 virtual CPU devices, and shardings from the parameter table."""
 
 import functools
+import types
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from grm_jax import sharding
 from grm_jax.models import Gemma2, Gemma2Config, lm_logits
 from grm_jax.models.config import GEMMA2_27B, alternating
 from grm_jax.models.table import SCALAR, abstract_params
@@ -36,6 +38,23 @@ def test_minus_one_takes_the_remaining_devices():
 def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
     with pytest.raises(ValueError, match="mesh"):
         make_mesh(*sizes)
+
+
+def two_slices():
+    """2 x (2 x 4) chips of v5e, which are nowhere."""
+    return [
+        types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", slice_index=s, id=8 * s + i, process_index=2 * s + i // 4, coords=(i % 2, i // 2, 0), core_on_chip=0)
+        for s in (0, 1) for i in range(8)
+    ]  # fmt: skip
+
+
+def test_only_the_replica_axis_leaves_a_slice(monkeypatch):
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)  # a real one takes real devices alone
+    slice_of = np.vectorize(lambda device: device.slice_index)
+    assert (slice_of(make_mesh(replica=2, fsdp=4, tensor=2, devices=two_slices())) == np.array([0, 1])[:, None, None]).all()
+    assert (slice_of(make_mesh(replica=4, fsdp=-1, tensor=1, devices=two_slices())) == np.array([0, 0, 1, 1])[:, None, None]).all()
+    with pytest.raises(ValueError, match="the devices are 2 slices; expected a replica axis of a multiple of 2"):
+        make_mesh(fsdp=16, devices=two_slices())
 
 
 def test_27b_is_split_as_the_table_says():
