@@ -26,7 +26,7 @@ from experiments.stages import comparison, miniature, paper_document
 CONFIG, WORKDIR = config_flags.define_config()
 OUT = flags.DEFINE_string("out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True)
 
-FAST = {"seeds": (0,), "groups": ("main", "judges", "ablations"), "betas": (0.02, 0.08), "widths": (), "items": 16, "ks": (1, 2, 4)}
+FAST = {"seeds": (0,), "groups": ("main", "judges", "ablations"), "betas": (0.02, 0.08), "widths": (), "records": 16, "ks": (1, 2, 4)}
 
 
 def main(_):
@@ -103,7 +103,7 @@ def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, g
     """Judge the splits with the systems of a group; what its results.json holds."""
     evaluate = ml_collections.ConfigDict(config.evaluate.to_dict())
     evaluate.systems = tuple(GROUPS[group](config, lambda training, model: str(workdir / f"seed_{seed}" / training / "models" / model)))
-    evaluate.benchmarks = tuple({"kind": "world", "name": split, "split": split, "items": config.items, "seed": config.world_seed} for split in config.splits)
+    evaluate.benchmarks = tuple({"kind": "world", "name": split, "split": split, "items": config.records, "seed": config.world_seed} for split in config.splits)
     evaluate.ks = tuple(config.ks) if group in ("main", "sizes") else (1, max(k for k in config.ks if k <= 8))
     evaluate.seeds = (0,)  # the same orders and keys for the systems of all training seeds
     evaluate.swap = group == "main"

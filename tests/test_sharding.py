@@ -90,11 +90,11 @@ def test_optimiser_moments_are_split_like_their_parameters():
     params = abstract_params(CFG, SCALAR)
     state = jax.eval_shape(optax.adamw(1e-3).init, params)
     found = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): sharding
-        for path, sharding in jax.tree_util.tree_leaves_with_path(param_shardings(mesh, state))
+        jax.tree_util.keystr(path, simple=True, separator="/"): where
+        for path, where in jax.tree_util.tree_leaves_with_path(param_shardings(mesh, state))
     }
-    for path, sharding in flatten_dict(param_shardings(mesh, params), sep="/").items():
-        assert found[f"0/mu/{path}"] == found[f"0/nu/{path}"] == sharding
+    for path, where in flatten_dict(param_shardings(mesh, params), sep="/").items():
+        assert found[f"0/mu/{path}"] == found[f"0/nu/{path}"] == where
     assert found["0/count"].spec == P()
 
 

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.base = ml_collections.ConfigDict(dict(steps=4000, decay_steps=1000))  # of their pretraining, as the shipped base's
     config.splits = ("test", "hard", "wide", "heldout", "single")
     config.world_seed = 11  # of the judged records: no setting was chosen on them
-    config.items = 200  # records of each split
+    config.records = 200  # of each split
     config.ks = (1, 2, 4, 8, 16, 32)
     config.evaluate = tiny_evaluate.get_config()  # how all systems are asked; what follows overrides it
     return config

@@ -69,7 +69,7 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     lines = [
         "# The paper in miniature", "",
         f"Made by `python -m experiments.paper --config=experiments/configs/tiny_paper.py{' --config.fast=True' if config.fast else ''}` at commit {', '.join(sorted({group['commit'] for group in made}))}; "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(str(one['seed']) for one in seeds)}; {config.items} items of each split, drawn with world seed {config.world_seed}; {took}. Accuracies are percentages with "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(str(one['seed']) for one in seeds)}; {config.records} items of each split, drawn with world seed {config.world_seed}; {took}. Accuracies are percentages with "
         "expected credit for ties, mean over seeds ± standard error over seeds. `overall` is the mean over the splits with two or more responses. "
         "An empty cell: the system cannot judge such items, or has no 0/1 answer there.", "",
         *(["**These figures come from a fast run: a few training steps and a few items. They show that the job runs, and nothing else.**", ""] if config.fast else []),

@@ -89,8 +89,8 @@ def test_groups_of_a_seed_are_kept_beside_each_other(tmp_path):
     paper_document.keep_figures(out, config, 1, {"ablations": result}, {"shared": 1.0, "ablations": 30.0})
     (found,) = paper_document.read_figures(config, tmp_path / "results")
     assert {name: (group["training_s"], group["judging_s"]) for name, group in found["groups"].items()} == {"main": (60.0, 2.0), "ablations": (30.0, 2.0)}
-    config.items = 7
-    with pytest.raises(ValueError, match="seed_1.json was made with another config; it differs in items"):
+    config.records = 7
+    with pytest.raises(ValueError, match="seed_1.json was made with another config; it differs in records"):
         paper_document.read_figures(config, tmp_path / "results")
 
 
