@@ -11,6 +11,10 @@ from experiments.configs import tiny
 from experiments.stages.paper_tables import OVERALL, Way, claims, claims_table, curves, k_curve, make_tables, table
 
 SHIPPED_WIDTH = 128
+KEPT = (  # of a row of results.json
+    "system", "benchmark", "aggregation", "k", "k_meta", "items", "value", "ci_low", "ci_high", "strict_item_mean", "tie_rate", "parse_failure_rate",
+    "domain_std", "tokens_per_judgment",
+)  # fmt: skip
 
 
 def figures_folder(out: pathlib.Path) -> pathlib.Path:
@@ -28,7 +32,7 @@ def keep_figures(
         name: {
             "commit": _commit(), "training_s": training_s[name],
             "judging_s": sum(row["judgments"] * (row["seconds_per_judgment"] or 0.0) for row in group["diagnostics"]),
-            "rows": group["rows"], "capabilities": group["capabilities"],
+            "rows": [{name: row[name] for name in KEPT} for row in group["rows"]], "capabilities": group["capabilities"],
         }
         for name, group in groups.items()
     }  # fmt: skip
