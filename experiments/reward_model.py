@@ -8,11 +8,10 @@ Run it again to go on where it was. Each kind wants a work folder of its own. Wh
 import pathlib
 import sys
 
-import jax
 from absl import app, logging
 
 from experiments import config_flags
-from experiments.stages.run import run_stage, setup
+from experiments.stages.run import run_stage, setup, start_processes
 from experiments.stages.scalar import judge_held_out, training_stages
 
 CONFIG, WORKDIR = config_flags.define_config()
@@ -23,7 +22,7 @@ def main(_):
     config = config_flags.load(CONFIG)
     if "kind" not in config:
         sys.exit(f"kind: expected a preset of experiments.reward_model, with one of {', '.join(config_flags.KINDS)}; this one has none")
-    jax.config.update("jax_threefry_partitionable", True)
+    start_processes()
     print(config, flush=True)
     run = setup(config, pathlib.Path(WORKDIR.value))
     for name, stage in training_stages(run):

@@ -7,14 +7,12 @@ Run it again to go on where it was, or to write the report anew. What lies where
 
 import json
 import pathlib
-import socket
 
-import jax
 from absl import app, logging
 
 from experiments import config_flags
 from experiments.stages import evaluate, meta, rft, rl
-from experiments.stages.run import finished_stages, run_stage, setup
+from experiments.stages.run import finished_stages, run_stage, setup, start_processes
 from grm_jax import distributed
 from grm_jax.evaluation.report import write_report
 from grm_jax.evaluation.results import summarise
@@ -26,10 +24,7 @@ CONFIG, WORKDIR = config_flags.define_config()
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     config = config_flags.load(CONFIG)
-    processes = distributed.initialize()  # before any other call of JAX; nothing for one process
-    if processes.count > 1:
-        print(f"process {processes.index} of {processes.count} on {socket.gethostname()}, by {processes.launcher}", flush=True)
-    jax.config.update("jax_threefry_partitionable", True)
+    start_processes()
     print(config, flush=True)
     run = setup(config, pathlib.Path(WORKDIR.value))
 
@@ -41,6 +36,8 @@ def main(_):
     stages = evaluate.evaluation_stages(run)
     for name, stage in stages:
         run_stage(run, name, stage)
+    if not distributed.is_main():
+        return
 
     rows = (row for path in sorted((run.workdir / "judgments").glob("eval_*.jsonl")) for row in read_rows(path))
     summary = summarise(rows, config.eval.ks, shuffles=config.eval.reshuffles, seed=config.eval.seed)

@@ -1,25 +1,38 @@
-"""The start of a job of several processes, and the barrier that says who is late.
+"""A job of several processes: its start, what process 0 does for all, the barrier that says who is late, and its end on SIGTERM.
 
     processes = distributed.initialize()          # before anything else asks JAX for its devices
     distributed.barrier("loaded", timeout_s=600)  # LateProcesses names the processes, with their hosts, that did not come
+    done = distributed.on_main("done", count)     # process 0 reads or writes files, all get what it found
+    with distributed.stop_signal() as stopped:    # polled at every step: SIGTERM came, save and leave
+
+Every process runs the same program on the same values, and only what touches files asks who it is.
 
 Who the processes are comes from, in this order: arguments; GRM_JAX_COORDINATOR, GRM_JAX_NUM_PROCESSES and GRM_JAX_PROCESS_ID (launch/gke,
 launch/multi_gpu.sh); Open MPI; SLURM; the TPU slice. One process needs nothing, and nothing is then started.
 """
 
 import atexit
+import contextlib
+import itertools
+import json
 import logging
 import os
+import signal
 import socket
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax._src import cloud_tpu_init, distributed  # no public road leads to the key-value store, nor to whether this is a TPU VM
+from jax.experimental import multihost_utils
 
 SHUTDOWN_S = 3600  # a process that is done waits so long for the others; after that JAX ends the whole job
 VARIABLES = ("GRM_JAX_COORDINATOR", "GRM_JAX_NUM_PROCESSES", "GRM_JAX_PROCESS_ID")
-_HOSTS, _BARRIERS = "grm_jax/hosts", "grm_jax/barriers"
+STOPPED = 75  # exit status of a job that was asked to stop, and saved: EX_TEMPFAIL, start it again
+_HOSTS, _BARRIERS, _TOLD = "grm_jax/hosts", "grm_jax/barriers", "grm_jax/told"
+_told, _polls = itertools.count(), itertools.count()  # the same numbers in every process, as all run the same program
 
 
 class Processes(NamedTuple):
@@ -53,7 +66,8 @@ def initialize(
     heartbeat_s: a process that is silent for so long counts as dead, and JAX ends all others (GRM_JAX_HEARTBEAT_S, else 100).
 
     Every process sees all devices of its host, unless SLURM or Open MPI started several on a host: then the one of its local rank.
-    A process that ends in an exception leaves at once, where JAX would have it wait for the others, who may be waiting for it.
+    A process that ends in an exception leaves at once, where JAX would have it wait for the others, who may be waiting for it. Only after an
+    error of JAX itself, which a lost process leads to, it first finds out who is missing, for as long as a heartbeat may take.
 
     Raises:
       ValueError: some of the three are missing or wrong, or Open MPI does not say where process 0 is.
@@ -75,7 +89,7 @@ def initialize(
             f"process {state.process_id} on {socket.gethostname()} (launcher: {launcher}) did not meet all others at {state.coordinator_address}"
             f" within {timeout_s} s: {error}"
         ) from error
-    atexit.register(_leave_after_error)  # runs before what JAX registered when it was imported
+    atexit.register(_leave_after_error, heartbeat_s)  # runs before what JAX registered when it was imported
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", socket.gethostname())
     return Processes(state.process_id, state.num_processes, state.coordinator_address, launcher)
 
@@ -85,15 +99,18 @@ def is_main() -> bool:
     return distributed.global_state.process_id == 0
 
 
-def barrier(name: str, timeout_s: float) -> None:
+def barrier(name: str, timeout_s: float | None = None) -> None:
     """Wait until every process has called this with `name`, which may be used again. Returns at once where there is one process.
 
+    timeout_s: GRM_JAX_BARRIER_S where None, else 3600: while process 0 writes a large model, the others wait.
     Each process notes in the coordinator's store that it is here; where the others do not come in time, those who wait read who is missing.
     Raises LateProcesses then, and also where a process died.
     """
     state = distributed.global_state
     if state.client is None:
         return
+    if timeout_s is None:
+        timeout_s = _integer("GRM_JAX_BARRIER_S", os.environ.get("GRM_JAX_BARRIER_S", "3600"))
     mine = f"{_BARRIERS}/{name}/{state.process_id}"
     try:
         state.client.key_value_set(mine, "", allow_overwrite=True)
@@ -101,6 +118,56 @@ def barrier(name: str, timeout_s: float) -> None:
     except jax.errors.JaxRuntimeError as error:
         raise _late(state, name, timeout_s, error) from error
     state.client.key_value_delete(mine)  # all have come, so no one reads it; it must be gone when the name is used again
+
+
+def on_main(what: str, function: Callable[[], Any]) -> Any:
+    """What `function()` gives in process 0, in every process: the others do not call it, they wait for it. It must be JSON-able.
+
+    For all that reads or changes files on which the program's way depends, so that no process sees them earlier or later than another.
+    `what` is the barrier's name, and LateProcesses is raised as by `barrier`.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        return function()
+    key = f"{_TOLD}/{next(_told)}"
+    if is_main():
+        client.key_value_set(key, json.dumps(function()))
+    barrier(what)
+    return json.loads(client.blocking_key_value_get(key, 60_000))
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The whole array, in every process. Where parts of it are with other processes, all of them must call this; each of its devices then holds
+    the whole for a moment, so call it for one array at a time."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Context in which SIGTERM ends nothing; it gives `stopped()`, to be called once a step: whether to save now, and then `leave`.
+
+    Of several processes one may have got the signal: JAX tells the others, and `stopped` is true at the same step in all of them. A lone
+    process that leaves the context without having looked ends there, by the signal.
+    """
+    if distributed.global_state.client is not None:  # JAX has the signal, inside the context and outside of it
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(_polls))
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if came:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def leave(where: str) -> None:
+    """End this process, as SIGTERM asked: with a line that says `where`, and the status STOPPED. Everything must be saved."""
+    print(f"== stopped by SIGTERM: {where}. The same command goes on from there", flush=True)
+    raise SystemExit(STOPPED)
 
 
 def _late(state, name: str, timeout_s: float, error: Exception) -> LateProcesses:
@@ -113,8 +180,13 @@ def _late(state, name: str, timeout_s: float, error: Exception) -> LateProcesses
     return LateProcesses(f"barrier {name!r}: {len(here)} of {state.num_processes} processes within {timeout_s:g} s, {missing}. {error}", late)
 
 
-def _leave_after_error() -> None:
+def _leave_after_error(heartbeat_s: int) -> None:
     if hasattr(sys, "last_value"):  # an exception that nothing caught; its traceback is printed
+        if isinstance(sys.last_value, jax.errors.JaxRuntimeError):  # perhaps a collective, which does not say which process is gone
+            try:
+                barrier("after an error", heartbeat_s + 10)
+            except LateProcesses as error:
+                print(error, file=sys.stderr)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,10 +6,11 @@ replica; the batch is split over (replica, fsdp).
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -86,3 +87,13 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over (replica, fsdp), the rest whole."""
     return NamedSharding(mesh, BATCH)
+
+
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Arrays with a leading batch axis, split over the mesh's data axes.
+
+    Every process passes the whole batch, the same, and its devices take their rows: whichever rows these are, also where the tensor axis
+    goes over several processes. Raises ValueError for a batch that the data axes do not divide.
+    """
+    where = batch_sharding(mesh)
+    return {name: jax.make_array_from_callback(array.shape, where, lambda index, array=array: array[index]) for name, array in batch.items()}

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.stages.run import Run, load_policy, policy_sampler
 from experiments.stages.train import fit
+from grm_jax import distributed
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_too_easy
 from grm_jax.reward_models.grm import Ask, judge_to_file, read_rows, shuffled_asks
@@ -42,8 +43,9 @@ def write_accepted(run: Run, rows: list[dict]) -> list[dict]:
     rows = with_acceptance(rows, run.config.rft.drop_too_easy, run.config.rft.keep_hinted_of_too_easy)
     path = run.judgments(SAMPLES)
     whole = path.with_suffix(".tmp")
-    whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    os.replace(whole, path)
+    if distributed.is_main():
+        whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        os.replace(whole, path)
     return rows
 
 

@@ -5,19 +5,20 @@ import os
 import pathlib
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from experiments.stages.rft import SAMPLES
 from experiments.stages.run import Run, load_policy, policy_sampler
-from experiments.stages.train import begin, example_text, on_mesh, save_model, save_state
+from experiments.stages.train import begin, example_text, leave, save_model, save_state
+from grm_jax import distributed
 from grm_jax.data.pipeline import bucket_length, make_batches
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_too_easy, rule_reward
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.grm import Ask, Drawn, judge, read_rows
+from grm_jax.sharding import place_batch
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.progress import progress
 from grm_jax.training.rollout_metrics import rollout_metrics, sampler_gap
@@ -97,8 +98,14 @@ def train(run: Run) -> None:
     if training.extra:
         batches.set_state(training.extra["batches"])
     rollouts = run.judgments("rl")
-    keep_steps_before(rollouts, first)
-    with MetricsLog(run.workdir, "rl", first) as log, open(rollouts, "a") as file, progress("rl", settings.steps, done=first) as advance:
+    distributed.on_main("rollouts on file", lambda: keep_steps_before(rollouts, first))
+    written = rollouts if distributed.is_main() else os.devnull
+    with (
+        MetricsLog(run.workdir, "rl", first) as log,
+        open(written, "a") as file,
+        progress("rl", settings.steps, done=first) as advance,
+        distributed.stop_signal() as stopped,
+    ):
         on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
 
         def write(rows):
@@ -112,14 +119,15 @@ def train(run: Run) -> None:
             policy = training.params_of(state)
             drawn = roll_out(run, sampler, policy, chosen, step)
             judged = [one.row for one in drawn]
-            batch = on_mesh(run, train_batch(run, drawn))
+            rewards = np.array([row["reward"] for row in judged], np.float32)
+            batch = place_batch(run.mesh, train_batch(run, drawn) | {"rewards": rewards})
+            rewards_B = batch.pop("rewards")
             on_host[step] = metrics_of(drawn, G)
             if settings.old_logp == "trainer":
                 logp_BT = logprobs(policy, batch["tokens"], batch["positions"])
                 on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
                 batch["old_logp"] = logp_BT
             batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
-            rewards_B = jnp.asarray([row["reward"] for row in judged], jnp.float32)
             penalty_B = kl_penalty(batch["old_logp"], batch["ref_logp"], batch["mask"], cfg)
             batch["advantages"] = advantage(rewards_B, G, penalty_B)
             batch["mask"] = objective_mask(batch["mask"], rewards_B, G, cfg)
@@ -130,11 +138,15 @@ def train(run: Run) -> None:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged))
             if step % run.config.log.example_every == 0:
                 print(f"step {step}\n{example_text(chosen[0], judged[:G])}", flush=True)
-            if (step + 1) % run.config.checkpoint.every == 0:
+            stop = stopped()
+            if stop or (step + 1) % run.config.checkpoint.every == 0:
                 write(late.flush())
                 file.flush()
-                os.fsync(file.fileno())
+                if written == rollouts:
+                    os.fsync(file.fileno())
                 save_state(run, training, state, {"batches": batches.get_state()})
+            if stop:
+                leave(training, "rl", state)
         write(late.flush())
     training.checkpoints.close()
     save_model(run, "grm", training, state)

@@ -6,12 +6,17 @@
     checkpoints/STAGE/          train state of a stage under way
     models/{rft,grm,meta}/      finished models, as Hugging Face folders
     stages/STAGE.json           a stage that is done, its seconds, and what a reader of the results must know of it
+
+Of several processes process 0 alone writes these (each its shards of a checkpoint), and all read them: the folder is one that all see.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import pathlib
+import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,6 +26,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from experiments import config_flags
+from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.data.world import make_instructions, make_records
@@ -59,9 +65,19 @@ class Run:
         return self.workdir / "judgments" / f"{name}.jsonl"
 
 
+def start_processes() -> None:
+    """Join the processes of this job, if it has several, before anything that needs a device. All but process 0 fall silent but for errors."""
+    processes = distributed.initialize()
+    jax.config.update("jax_threefry_partitionable", True)
+    if processes.count > 1:
+        print(f"process {processes.index} of {processes.count} on {socket.gethostname()}, by {processes.launcher}", flush=True)
+        if not distributed.is_main():
+            sys.stdout = open(os.devnull, "w")
+
+
 def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Load everything a run needs, check it, and write down which records are used and which are left out."""
-    _refuse_other_config(config, workdir)
+    distributed.on_main("config", lambda: _refuse_other_config(config, workdir))
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     prompter = Prompter(tokenizer, load_template(config.templates.pointwise), load_template(config.templates.single), config.answer)
     numerics = dict(dtype=config.model.dtype, scan_layers=config.model.scan_layers, remat=config.model.remat)
@@ -85,19 +101,21 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         records[split], left_out[split] = split_by_length(prompter, found, config.lengths.prompt)
         if split != "train" and config.eval.records:
             records[split] = records[split][: config.eval.records]
-        write_records(_made(workdir / "records" / f"{split}.jsonl"), records[split])
+        if distributed.is_main():
+            write_records(_made(workdir / "records" / f"{split}.jsonl"), records[split])
         longer = ", ".join(f"{name} ({tokens})" for name, tokens in left_out[split][:5]) + (", ..." if len(left_out[split]) > 5 else "")
         print(f"data {split}: {len(records[split])} records; {len(left_out[split])} longer than {config.lengths.prompt} tokens are left out"
               + (f": {longer}; all in records/left_out.json" if longer else ""), flush=True)  # fmt: skip
         if not records[split]:
             raise ValueError(f"data for {split!r}: no record is left; the shortest prompt over the limit has {min(n for _, n in left_out[split])} tokens")
-    (workdir / "records" / "left_out.json").write_text(json.dumps(left_out, indent=1) + "\n")
     _refuse_leaks(records)
     general = [row for one in config_flags.sources(config.data.general) for row in _load_general(one, config, records["train"])]
     evaluation = {split: records[split] for split in config.eval.splits}
-    claim = {"digest": config_flags.config_digest(config), "config": config.to_dict()}
-    (workdir / "config.tmp").write_text(json.dumps(claim, indent=1) + "\n")
-    (workdir / "config.tmp").rename(workdir / "config.json")
+    if distributed.is_main():
+        (workdir / "records" / "left_out.json").write_text(json.dumps(left_out, indent=1) + "\n")
+        claim = {"digest": config_flags.config_digest(config), "config": config.to_dict()}
+        (workdir / "config.tmp").write_text(json.dumps(claim, indent=1) + "\n")
+        (workdir / "config.tmp").rename(workdir / "config.json")
     return Run(config, workdir, mesh, cfg, prompter, load_template(config.templates.meta), records["train"], evaluation, general)
 
 
@@ -163,15 +181,17 @@ def _refuse_leaks(records: dict[str, list[Record]]) -> None:
 def run_stage(run: Run, name: str, stage: Callable[[Run], str | None]) -> None:
     """Run a stage unless the work folder says that it is done. What the stage returns is a note for results.json and the report."""
     marker = run.workdir / "stages" / f"{name}.json"
-    if marker.is_file():
-        print(f"== {name}: done before ({json.loads(marker.read_text())['seconds']:.0f} s)", flush=True)
+    done = distributed.on_main(f"before {name}", lambda: json.loads(marker.read_text()) if marker.is_file() else None)
+    if done:
+        print(f"== {name}: done before ({done['seconds']:.0f} s)", flush=True)
         return
     print(f"== {name}", flush=True)
     began = time.time()
     note = stage(run)
     seconds = time.time() - began
-    _made(marker).with_suffix(".tmp").write_text(json.dumps({"seconds": seconds, "note": note}) + "\n")
-    marker.with_suffix(".tmp").rename(marker)
+    if distributed.is_main():
+        _made(marker).with_suffix(".tmp").write_text(json.dumps({"seconds": seconds, "note": note}) + "\n")
+        marker.with_suffix(".tmp").rename(marker)
     print(f"== {name}: {seconds:.0f} s" + (f". {note}" if note else ""), flush=True)
 
 

@@ -7,6 +7,8 @@
 """
 
 import json
+import os
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,6 +18,7 @@ from experiments import config_flags
 from experiments.stages.rft import general_examples
 from experiments.stages.run import Run, load_policy, policy_sampler
 from experiments.stages.train import fit
+from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.sources import load_source
 from grm_jax.data.world import make_critiques
@@ -72,18 +75,14 @@ def train_critic(run: Run) -> None:
 def sample_critiques(run: Run) -> None:
     """Critiques of the responses of every training record by the critic; a file that was cut short is continued behind its last whole line."""
     settings, path = run.config.cloud, run.judgments("critiques")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    whole = path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1]
-    path.write_bytes(whole)
-    done = {json.loads(line)["id"] for line in whole.splitlines()}
+    done = set(distributed.on_main("critiques on file", lambda: _critiqued(path)))
     records = [record for record in run.train if len(record.responses) > 1]
     left = [record for record in records if record.id not in done]
     blocks = write_critiques(
         policy_sampler(run, settings.temperature), _params(run, run.workdir / "models" / "critic"), run.prompter.tokenizer, left,
         range(settings.samples), seed=run.config.seed, buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
     )  # fmt: skip
-    with open(path, "a") as file, progress("critiques", len(records), "records", len(records) - len(left)) as advance:
+    with open(path if distributed.is_main() else os.devnull, "a") as file, progress("critiques", len(records), "records", len(records) - len(left)) as advance:
         for block in blocks:
             of_record: dict[str, list[dict]] = {}
             for one in block:
@@ -91,6 +90,15 @@ def sample_critiques(run: Run) -> None:
             file.write("".join(json.dumps({"id": name, "critiques": found}, ensure_ascii=False) + "\n" for name, found in of_record.items()))
             file.flush()
             advance(len(of_record))
+
+
+def _critiqued(path: pathlib.Path) -> list[str]:
+    """The records whose critiques are on file; a line that was cut short is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    whole = path.read_bytes()[: path.read_bytes().rfind(b"\n") + 1]
+    path.write_bytes(whole)
+    return [json.loads(line)["id"] for line in whole.splitlines()]
 
 
 def train_cloud(run: Run) -> None:
@@ -131,11 +139,13 @@ def judge_held_out(run: Run) -> None:
             continue
         rows = [row for block in model.judge(records, temperature=run.config.cloud.temperature if model.sampled else 0.0) for row in block]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        run.judgments(f"eval_{split}").parent.mkdir(parents=True, exist_ok=True)
-        run.judgments(f"eval_{split}").write_text(text)
+        if distributed.is_main():
+            run.judgments(f"eval_{split}").parent.mkdir(parents=True, exist_ok=True)
+            run.judgments(f"eval_{split}").write_text(text)
         results[split] = held_out_accuracy(rows)
         print(f"{split}: " + "  ".join(f"{name} {value:.4g}" for name, value in results[split].items()), flush=True)
-    (run.workdir / "held_out.json").write_text(json.dumps({"kind": run.config.kind, "splits": results}, indent=1) + "\n")
+    if distributed.is_main():
+        (run.workdir / "held_out.json").write_text(json.dumps({"kind": run.config.kind, "splits": results}, indent=1) + "\n")
 
 
 def held_out_accuracy(rows: Sequence[dict]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from experiments import config_flags
 from experiments.stages.run import Run
+from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.checkpoint.state import open_checkpoints, restore_latest, save
@@ -19,7 +20,7 @@ from grm_jax.data.pipeline import make_batches
 from grm_jax.judgment.records import Record
 from grm_jax.models.lora import LoraConfig, merge, start_adapters
 from grm_jax.models.table import CAUSAL_LM
-from grm_jax.sharding import batch_sharding, param_shardings
+from grm_jax.sharding import param_shardings, place_batch
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.progress import progress
@@ -97,9 +98,10 @@ def save_model(run: Run, name: str, training: Training, state: TrainState, archi
     save_folder(run.workdir / "models" / name, training.params_of(state), run.cfg, tokenizer_files_from=source, architecture=architecture)
 
 
-def on_mesh(run: Run, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Arrays with a leading batch axis, split over the mesh's data axes."""
-    return jax.device_put(dict(batch), batch_sharding(run.mesh))
+def leave(training: Training, stage: str, state: TrainState) -> None:
+    """End this process, as SIGTERM asked, once the checkpoint just begun is on disk."""
+    training.checkpoints.close()
+    distributed.leave(f"{stage}, saved behind update {int(state.step)}")
 
 
 def fit(
@@ -119,7 +121,11 @@ def fit(
     state, first = training.state, int(training.state.step)
     if training.extra:
         batches.set_state(training.extra["batches"])
-    with MetricsLog(run.workdir, stage, first) as log, progress(stage, settings.steps, done=first) as advance:
+    with (
+        MetricsLog(run.workdir, stage, first) as log,
+        progress(stage, settings.steps, done=first) as advance,
+        distributed.stop_signal() as stopped,
+    ):
 
         def write(rows):
             for step, row in rows:
@@ -130,11 +136,14 @@ def fit(
             host = {name.rsplit("_", 1)[0]: value for name, value in next(batches).items()}
             ids, valid = host.pop("id"), host.pop("valid")
             host.setdefault("mask", valid)
-            state, metrics = training.step(state, on_mesh(run, host))
+            state, metrics = training.step(state, place_batch(run.mesh, host))
             write(late.push(step, metrics, ids, tokens=sum(int((host[name] >= 0).sum()) for name in positions)))
-            if (step + 1) % run.config.checkpoint.every == 0:
+            stop = stopped()
+            if stop or (step + 1) % run.config.checkpoint.every == 0:
                 write(late.flush())
                 save_state(run, training, state, {"batches": batches.get_state()})
+            if stop:
+                leave(training, stage, state)
         write(late.flush())
     training.checkpoints.close()
     save_model(run, stage, training, state, architecture)

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params, find_row, from_hf, hf_names, hf_shape, hf_slice, is_stacked, to_hf
 from grm_jax.tokenizer import load_tokenizer
@@ -154,19 +155,25 @@ def save_folder(
 
     Args:
       folder: absent, empty, or a model folder (has config.json), which is replaced.
-      params: as `abstract_params(cfg, architecture)`; any dtype, any sharding that this process can read.
+      params: as `abstract_params(cfg, architecture)`; any dtype, any sharding. If it goes over several processes, all of them call this:
+        tensor after tensor is gathered, and process 0 writes. The others come back earlier: `distributed.barrier` before they read.
       tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids are stated in config.json.
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: a larger model goes into several files with an index; one tensor is never split.
     """
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: holds files but no config.json; refusing to replace a folder that is no model")
     flat, wanted = flatten_dict(params, sep="/"), flatten_dict(abstract_params(cfg, architecture), sep="/")
     if {path: leaf.shape for path, leaf in flat.items()} != {path: leaf.shape for path, leaf in wanted.items()}:
         differing = sorted(p for p in flat.keys() | wanted.keys() if p not in flat or p not in wanted or flat[p].shape != wanted[p].shape)
         raise ValueError(f"params do not fit {architecture} of this config, first at {differing[0]!r}")
+    files = _files(flat, cfg, _DTYPES[dtype], max_shard_bytes)
+    if not is_main():
+        for name, path, block, _ in (piece for file in files for piece in file):
+            to_host(_tensor(flat, path, block))
+        return
 
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: holds files but no config.json; refusing to replace a folder that is no model")
     config = to_hf_dict(cfg, architecture) | {"dtype": dtype}
     if architecture == SCALAR:
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # how transformers knows that there is one label
@@ -176,7 +183,7 @@ def save_folder(
     partial.mkdir(parents=True)
     if tokenizer_files_from is not None:
         config |= _copy_tokenizer(pathlib.Path(tokenizer_files_from), partial)
-    _write_tensors(partial, flat, cfg, _DTYPES[dtype], max_shard_bytes)
+    _write_tensors(partial, flat, files, _DTYPES[dtype])
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if folder.exists():
         folder.rename(replaced)
@@ -196,8 +203,9 @@ def _copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
 
 
-def _write_tensors(folder: pathlib.Path, flat: dict, cfg: Gemma2Config, dtype: np.dtype, max_shard_bytes: int) -> None:
-    pieces = []  # (tensor name, parameter path, block or None, bytes)
+def _files(flat: dict, cfg: Gemma2Config, dtype: np.dtype, max_shard_bytes: int) -> list[list[tuple[str, str, int | None, int]]]:
+    """What goes into each file: (tensor name, parameter path, block or None, bytes)."""
+    pieces = []
     for path, leaf in flat.items():
         for block, name in enumerate(hf_names(path, cfg)):
             n_tensors = leaf.shape[0] if is_stacked(path) else 1
@@ -209,16 +217,23 @@ def _write_tensors(folder: pathlib.Path, flat: dict, cfg: Gemma2Config, dtype: n
             room = max_shard_bytes
         shards[-1].append(piece)
         room -= piece[-1]
+    return shards
 
+
+def _tensor(flat: dict, path: str, block: int | None) -> jax.Array:
+    return flat[path] if block is None else flat[path][block]
+
+
+def _write_tensors(folder: pathlib.Path, flat: dict, shards: list, dtype: np.dtype) -> None:
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {}
         for name, path, block, _ in shard:
-            array = np.asarray(flat[path] if block is None else flat[path][block])
+            array = to_host(_tensor(flat, path, block))
             tensors[name] = np.ascontiguousarray(to_hf(array, find_row(path).inputs).astype(dtype, copy=False))
             weight_map[name] = file
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(piece[-1] for piece in pieces)}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(piece[-1] for shard in shards for piece in shard)}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
 from grm_jax.models.table import find_row, hf_names
@@ -19,17 +20,22 @@ MATRICES = {A: "lora_A", B: "lora_B"}
 
 
 def save_adapters(folder: str | os.PathLike, adapters: dict, cfg: Gemma2Config, lora: LoraConfig, base: str | os.PathLike) -> None:
-    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`: all of it or nothing. An adapter folder is replaced."""
-    folder = pathlib.Path(folder).absolute()
-    if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: holds files but no {CONFIG}; refusing to replace a folder that is no adapter")
+    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`: all of it or nothing. An adapter folder is replaced.
+
+    Of several processes all call this, and process 0 writes.
+    """
     tensors = {}
     for path, leaf in flatten_dict(adapters, sep="/").items():
         weight, matrix = path.rsplit("/", 1)
         for block, name in enumerate(_names(weight, matrix, cfg)):
-            array = np.asarray(leaf[block], np.float32)
+            array = to_host(leaf[block]).astype(np.float32)
             flat = array.reshape(-1, array.shape[-1]) if matrix == A else array.reshape(array.shape[0], -1)  # [in, r] or [r, out]
             tensors[name] = np.ascontiguousarray(flat.T)
+    if not is_main():
+        return
+    folder = pathlib.Path(folder).absolute()
+    if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: holds files but no {CONFIG}; refusing to replace a folder that is no adapter")
     modules = sorted({name.split(".")[-2] for weight in adapted_paths(cfg, lora) for name in hf_names(weight, cfg)})
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": lora.rank, "lora_alpha": lora.alpha,

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from grm_jax import distributed
+
 log = logging.getLogger(__name__)
 
 
@@ -34,13 +36,16 @@ def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointMana
     """Manager of one stage's checkpoints, made where missing, which keeps the last `keep` >= 1. Close it at the end of the stage.
 
     Removes, with a warning, what a killed run had begun to write. Keep several: one that turns out damaged is stepped over.
+    Of several processes each writes its own shards, and all must open, save, restore and close in step.
     """
     folder = pathlib.Path(folder).absolute()
     for torn in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
         log.warning("%s: incomplete, the run stopped while writing it; removed", torn)
     options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True)
     handlers = {"state": ocp.StandardCheckpointHandler(), "header": ocp.JsonCheckpointHandler()}
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    manager.reached_preemption = lambda step: False  # JAX counts the polls, and Orbax's would upset those of distributed.stop_signal
+    return manager
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any], digest: str) -> None:
@@ -95,9 +100,10 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
         if read != recorded:
             damaged.append(_warn(folder, f"step and checksum are {read}, {recorded} were recorded"))
             continue
-        if damaged and jax.process_index() == 0:
+        if damaged and distributed.is_main():
             for bad in damaged:
                 bad.rename(bad.with_name(bad.name + ".damaged"))
+        distributed.barrier("damaged checkpoints renamed")
         manager.reload()
         return state, header["extra"]
     if damaged:
@@ -111,7 +117,7 @@ def checksum(tree: Any) -> str:
     Integer sums wrap, and so do not depend on their order: sharded arrays are summed where they lie. Each element is weighted by an odd
     number made from its index, so changed and moved elements both show. Not a cryptographic hash.
     """
-    return hashlib.sha256(np.asarray(_leaf_sums(jax.tree.leaves(tree))).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(distributed.to_host(_leaf_sums(jax.tree.leaves(tree))).tobytes()).hexdigest()[:16]
 
 
 @jax.jit

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
+from grm_jax import distributed
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import render_prompt
 from grm_jax.judgment.records import Record, response_order
@@ -142,17 +143,28 @@ def judge_to_file(
 ) -> None:
     """`judge` into a JSONL file, one block a batch. A file that was cut short is continued where its last whole block ends.
 
-    `finish` may add to a block's rows before they are written (the Meta RM's logits). Prints progress under the file's name.
+    `finish` may add to a block's rows before they are written (the Meta RM's logits). Prints progress under the file's name. SIGTERM ends the
+    process behind the block under way. Several processes call this with the same arguments: all judge, process 0 writes, and when they come
+    back the file is complete.
     """
     sizes = [sum(len(asks[i].samples) for i in batch.requests) for batch in plan(_requests(prompter, asks), buckets, rows)]
-    done = _truncate_to_blocks(path, sizes)
+    done = distributed.on_main(f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes))
+    written = path if distributed.is_main() else os.devnull
     settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows, first_batch=done, labels=labels)
-    with open(path, "a") as file, progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance:
-        for drawn in judge(sampler, params, prompter, asks, **settings):
+    with (
+        open(written, "a") as file,
+        progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance,
+        distributed.stop_signal() as stopped,
+    ):
+        for blocks, drawn in enumerate(judge(sampler, params, prompter, asks, **settings), start=done + 1):
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish([one.row for one in drawn])))
             file.flush()
-            os.fsync(file.fileno())
+            if written == path:
+                os.fsync(file.fileno())
             advance(len(drawn))
+            if stopped():
+                distributed.leave(f"{path.stem}, {blocks} of {len(sizes)} blocks of judgments are on file")
+    distributed.barrier(f"{path.stem}: all judged")
 
 
 def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:

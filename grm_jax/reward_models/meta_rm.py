@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 
 from grm_jax.data.pipeline import bucket_length
+from grm_jax.distributed import to_host
 from grm_jax.judgment.prompts import render_meta_prompt
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import meta_label
@@ -54,7 +55,7 @@ def score_sequences(scorer: Callable, params: dict, sequences: Sequence[Sequence
         for row, i in enumerate(chosen):
             length = len(sequences[i])
             tokens_BT[row, :length], positions_BT[row, :length] = sequences[i], np.arange(length)
-        for i, logit in zip(chosen, np.asarray(scorer(params, tokens_BT, positions_BT))):
+        for i, logit in zip(chosen, to_host(scorer(params, tokens_BT, positions_BT))):
             logits[i] = float(logit)
     return logits
 

@@ -1,6 +1,7 @@
 """The sampler on one device, on replicas with `jax.pmap`, and over a mesh with `jax.shard_map` or GSPMD: same tokens.
 
-Prompts (with all their samples) are split over devices; the number of prompts is padded to a multiple with dummy rows.
+Prompts (with all their samples) are split over devices; the number of prompts is padded to a multiple with dummy rows. Where the mesh goes
+over several processes, all of them make the same calls with the same prompts, and get all completions.
 """
 
 import functools
@@ -11,8 +12,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grm_jax.distributed import to_host
 from grm_jax.models.config import Gemma2Config
 from grm_jax.sampling.sampler import SamplingConfig, sample
+from grm_jax.sharding import place_batch
 
 DATA_AXES = ("replica", "fsdp")
 
@@ -35,6 +38,8 @@ def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mes
     if mode == "pmap":
         if mesh is not None:
             raise ValueError("mode 'pmap' takes no mesh: it runs one replica on each local device")
+        if jax.process_count() > 1:
+            raise ValueError("mode 'pmap' runs on the devices of one process; with several take 'shard_map', which splits the prompts over all")
         shares = jax.local_device_count()
         mapped = jax.pmap(run, in_axes=(None, 0, 0, 0))
 
@@ -56,16 +61,17 @@ def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mes
             run, mesh=mesh, in_specs=(P(), P(DATA_AXES), P(DATA_AXES), P(DATA_AXES)), out_specs=P(DATA_AXES),
             axis_names=set(DATA_AXES), check_vma=False,
         )  # fmt: skip
-    return _padded(jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows), shares)
+    jitted = jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows)
+    return _padded(lambda params, *arrays: jitted(params, *place_batch(mesh, dict(enumerate(arrays))).values()), shares)
 
 
 def _padded(fn: Callable, shares: int) -> Callable:
-    """Pad the prompts to a multiple of `shares` with dummy rows (length 0), and drop them from the result."""
+    """Pad the prompts to a multiple of `shares` with dummy rows (length 0), and drop them from the result, whose arrays go to the host."""
 
     def call(params, *arrays):
         prompts = arrays[0].shape[0]
         extra = -prompts % shares
         arrays = [np.pad(np.asarray(a), [(0, extra)] + [(0, 0)] * (np.ndim(a) - 1)) for a in arrays]
-        return {name: a[:prompts] for name, a in fn(params, *arrays).items()}
+        return {name: to_host(a)[:prompts] for name, a in fn(params, *arrays).items()}
 
     return call

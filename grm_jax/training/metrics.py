@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 from tensorboardX import SummaryWriter
 
+from grm_jax import distributed
+
 
 def check_finite(step: int, metrics: Mapping[str, float], item_ids: Sequence[str] = ()) -> None:
     """Raises FloatingPointError, naming the step and the items of its batch, if the train step found its loss or a gradient not finite.
@@ -65,18 +67,22 @@ class MetricsLog:
     A row is one write of one line, so a killed run leaves at most its last line torn; opening drops it. Opening also drops the rows
     of this stage from `resumed_step` on (0-based; the step of the restored state), so that every step appears once however often the
     run was killed; TensorBoard is told to do the same. A value that is not finite becomes null. Raises ValueError, naming file and
-    line, where an earlier line is not JSON.
+    line, where an earlier line is not JSON. Of several processes process 0 does all this, and the others nothing.
     """
 
     def __init__(self, folder: str | os.PathLike, stage: str, resumed_step: int = 0):
+        self._stage, self._writes = stage, distributed.is_main()
+        if not self._writes:
+            return
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._stage = stage
         _drop_rows(folder / "metrics.jsonl", stage, resumed_step)
         self._file = open(folder / "metrics.jsonl", "ab", buffering=0)
         self._events = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=resumed_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self._writes:
+            return
         row = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write((json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False) + "\n").encode())
         for name, value in row.items():
@@ -85,8 +91,9 @@ class MetricsLog:
         self._events.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
     def __enter__(self):
         return self

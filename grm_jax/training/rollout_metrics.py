@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grm_jax.distributed import to_host
+
 
 def rollout_metrics(
     group_size: int,
@@ -73,8 +75,8 @@ def sampler_gap(sampler_logp_BT: np.ndarray, trainer_logp_BT: np.ndarray, mask_B
     sampling/logp_difference/{mean, max}: of |trainer - sampler|. sampling/importance_ratio/{min, mean, max}: of exp(trainer - sampler).
     sampling/token_mult_prob_error: mean of exp |trainer - sampler|; 1.0 if both agree. Empty where no token has mask 1.
     """
-    inside_BT = np.asarray(mask_BT) > 0
-    difference = np.asarray(trainer_logp_BT, np.float64)[inside_BT] - np.asarray(sampler_logp_BT, np.float64)[inside_BT]
+    inside_BT = to_host(mask_BT) > 0
+    difference = to_host(trainer_logp_BT).astype(np.float64)[inside_BT] - to_host(sampler_logp_BT).astype(np.float64)[inside_BT]
     if not difference.size:
         return {}
     gap, ratio = np.abs(difference), np.exp(difference)
