@@ -13,11 +13,12 @@ Run it again after adding a system, a benchmark or a larger k: only the new judg
 import pathlib
 import sys
 
-import jax
 from absl import app, logging
 
 from experiments import config_flags
 from experiments.stages.comparison import run
+from experiments.stages.run import start_processes
+from grm_jax import distributed
 from grm_jax.evaluation.comparison_table import markdown
 
 CONFIG, WORKDIR = config_flags.define_config()
@@ -25,14 +26,17 @@ CONFIG, WORKDIR = config_flags.define_config()
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_threefry_partitionable", True)
+    start_processes()
     workdir = pathlib.Path(WORKDIR.value)
     try:
         results = run(CONFIG.value.lock(), workdir)
     except (ValueError, FileNotFoundError) as error:  # a config, benchmark or folder that cannot be used, said in full
+        if distributed.count() > 1:
+            raise  # only after an exception does a process leave without waiting for the others
         sys.exit(f"{type(error).__name__}: {error}")
-    print(markdown(results))
-    print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
+    if distributed.is_main():
+        print(markdown(results))
+        print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import ml_collections
 from absl import app, flags, logging
 
 from experiments import config_flags
 from experiments.configs import tiny
 from experiments.stages import comparison, miniature, paper_document
+from experiments.stages.run import start_processes
+from grm_jax import distributed
 
 CONFIG, WORKDIR = config_flags.define_config()
 OUT = flags.DEFINE_string("out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True)
@@ -31,7 +32,9 @@ FAST = {"seeds": (0,), "groups": ("main", "judges", "ablations"), "betas": (0.02
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_threefry_partitionable", True)
+    start_processes()
+    if distributed.count() > 1:
+        raise ValueError(f"experiments.paper runs in one process, this job has {distributed.count()}: start it alone, with its own seeds or groups")
     config, workdir, out = CONFIG.value, pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
     if unknown := set(config.groups) - set(GROUPS):
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}")

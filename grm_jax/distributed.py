@@ -99,6 +99,11 @@ def is_main() -> bool:
     return distributed.global_state.process_id == 0
 
 
+def count() -> int:
+    """Processes of this job. Asks for no device."""
+    return distributed.global_state.num_processes or 1
+
+
 def barrier(name: str, timeout_s: float | None = None) -> None:
     """Wait until every process has called this with `name`, which may be used again. Returns at once where there is one process.
 

@@ -48,13 +48,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(count: int, what: str, variables) -> list[subprocess.Popen]:
+def start(count: int, what: str, variables, worker: str = WORKER) -> list[subprocess.Popen]:
     """The worker, `count` times; variables(i) is what the launcher sets for process i."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "GRM_JAX_"))}
     inherited |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, what], env=inherited | {name: str(value) for name, value in variables(i).items()}, cwd=REPO,
+            [sys.executable, "-c", worker, what], env=inherited | {name: str(value) for name, value in variables(i).items()}, cwd=REPO,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for i in range(count)
@@ -136,6 +136,23 @@ def test_one_process_starts_nothing(monkeypatch):
     assert distributed.initialize() == (0, 1, None, "none")
     assert distributed.is_main()
     distributed.barrier("alone", timeout_s=0.1)
+    assert distributed.on_main("alone", lambda: {1: (2, 3)}) == {1: (2, 3)} and distributed.count() == 1
+
+
+def test_sigterm_waits_for_whoever_looks_and_ends_who_does_not():
+    worker = """
+import os, signal, sys
+from grm_jax import distributed
+with distributed.stop_signal() as stopped:
+    assert not stopped()
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("alive", flush=True)
+    if sys.argv[1] == "look" and stopped():
+        distributed.leave("here")
+print("not reached")
+"""
+    for what, expected in (("look", (distributed.STOPPED, "alive\n== stopped by SIGTERM: here. The same command goes on from there\n")), ("away", (-15, "alive\n"))):
+        assert finish(start(1, what, lambda i: {}, worker), 60)[0][:2] == expected
 
 
 SLURM = {"SLURM_STEP_NODELIST": "gpu[3-6]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "4"}

@@ -6,16 +6,22 @@ import pathlib
 import ml_collections
 
 from experiments.stages import judging
+from grm_jax import distributed
 from grm_jax.evaluation.comparison import compare_systems
 from grm_jax.evaluation.comparison_report import write_report
 from grm_jax.evaluation.comparison_table import markdown
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-    """Judge what is missing, write the three files, and return what results.json holds. Raises ValueError for a config that cannot be right."""
+    """Judge what is missing, write the three files, and return what results.json holds; {} in all processes but the first, which writes.
+
+    Raises ValueError for a config that cannot be right.
+    """
     judging.validate(config)
     benchmarks = judging.load_benchmarks(config, workdir / "records")
     judged = judging.judge_all(config, benchmarks, workdir / "judgments")
+    if not distributed.is_main():
+        return {}
     results = {"config": config.to_dict()} | compare_systems(benchmarks, judged, tuple(config.ks), draws=config.bootstrap, seed=config.seeds[0])
     partial = workdir / "results.json.partial"
     partial.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")

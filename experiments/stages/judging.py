@@ -19,6 +19,7 @@ from typing import NamedTuple
 import ml_collections
 
 from experiments.stages.reward_models import KINDS, reward_model_maker, wrong_fields
+from grm_jax import distributed
 from grm_jax.data.world import make_records
 from grm_jax.evaluation.benchmarks import Benchmark, load_benchmark
 from grm_jax.evaluation.compare import Judged
@@ -59,6 +60,8 @@ def _problems(config) -> Iterator[str]:
             yield f'systems[{i}] ({name}): field "kind": expected one of {", ".join(KINDS)}, or package.module:function, got {spec.get("kind")!r}'
         elif problem := wrong_fields(spec):
             yield f"systems[{i}] ({name}): {problem}"
+        if spec.get("kind") == "remote" and distributed.count() > 1:
+            yield f"systems[{i}] ({name}): a remote model is asked by one process; this job has {distributed.count()}, each of which would pay for it"
         for field in WEIGHTS:
             if spec.get(field) is not None and not (pathlib.Path(spec[field]) / "config.json").is_file() and spec[field] != "tiny":
                 yield f'systems[{i}] ({name}): field "{field}": expected a Hugging Face folder with config.json, got {spec[field]}'
@@ -73,7 +76,8 @@ def load_benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
         if spec["kind"] == "world":
             path = folder / f"{spec.get('name', spec['split'])}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_records(path, make_records(spec["split"], spec["items"], spec.get("seed", 0)))
+            records = make_records(spec["split"], spec["items"], spec.get("seed", 0))
+            distributed.on_main(f"records {path.stem}", lambda path=path, records=records: write_records(path, records))
             spec = {"kind": "records", "path": str(path), "name": path.stem}
         benchmark = load_benchmark(spec)
         if benchmark.name in [other.name for other in benchmarks] or not NAME.fullmatch(benchmark.name):
@@ -105,7 +109,7 @@ def passes(config: ml_collections.ConfigDict, sampled: bool) -> list[Pass]:
 
 
 def judge_all(config: ml_collections.ConfigDict, benchmarks: Sequence[Benchmark], folder: pathlib.Path) -> dict[str, dict[str, Judged]]:
-    """{system: {benchmark: Judged}} with every row that the config asks for."""
+    """{system: {benchmark: Judged}} with every row that the config asks for; of several processes only process 0 has those on file."""
     return {spec["name"]: _judge(config, dict(spec), benchmarks, folder / spec["name"]) for spec in config.systems}
 
 
@@ -126,8 +130,8 @@ def _judge(config, spec, benchmarks, folder):
             for way in passes(config, facts["sampled"]):
                 asked = [record for record in records if len(record.responses) > 1] if way.swapped else records
                 path = folder / benchmark.name / f"{way.kind}-seed{seed}.jsonl"
-                found = read_rows(path, digests, way.temperature)
-                absent = missing(found, asked, way.samples, config.retry)
+                found = read_rows(path, digests, way.temperature) if distributed.is_main() else {}
+                absent = _missing(path, found, asked, way.samples, config.retry)
                 if absent:
                     label = f"{spec['name']} on {benchmark.name}, {way.kind}" + (f", seed {seed}" if len(config.seeds) > 1 else "")
                     count = sum(len(samples) * len(group) for samples, group in absent)
@@ -139,10 +143,19 @@ def _judge(config, spec, benchmarks, folder):
     return judged
 
 
+def _missing(path, found, asked, samples, retry):
+    """`missing` as process 0 finds it, whose rows alone are on file and in the results."""
+    ids = distributed.on_main(
+        f"missing in {path}", lambda: [(samples, [record.id for record in group]) for samples, group in missing(found, asked, samples, retry)])
+    by_id = {record.id: record for record in asked}
+    return [(tuple(samples), [by_id[i] for i in group]) for samples, group in ids]
+
+
 def _facts(config, spec: Mapping, sizes: Sequence[int], path: pathlib.Path, model: Callable) -> dict:
     """{"sampled", "accepts": {n: bool}} of a system, from its file or, where that does not have them, from the loaded model."""
     identity = _identity(config, spec)
-    facts = json.loads(path.read_text()) if path.is_file() else {"identity": identity, "sampled": None, "accepts": {}}
+    on_file = distributed.on_main(f"facts of {path.parent.name}", lambda: json.loads(path.read_text()) if path.is_file() else None)
+    facts = on_file or {"identity": identity, "sampled": None, "accepts": {}}
     if facts["identity"] != identity:
         changed = sorted(name for name in facts["identity"] | identity if facts["identity"].get(name) != identity.get(name))
         raise ValueError(
@@ -151,9 +164,10 @@ def _facts(config, spec: Mapping, sizes: Sequence[int], path: pathlib.Path, mode
     if unknown:
         one = model(config.seeds[0])
         facts |= {"sampled": bool(one.sampled), "accepts": facts["accepts"] | {str(n): bool(one.accepts(n)) for n in unknown}}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".partial").write_text(json.dumps(facts, indent=1) + "\n")
-        path.with_suffix(".partial").rename(path)
+        if distributed.is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".partial").write_text(json.dumps(facts, indent=1) + "\n")
+            path.with_suffix(".partial").rename(path)
     return facts
 
 

@@ -1,12 +1,11 @@
 """What the training stages share: a state that resumes, batches on the mesh, and the supervised loop of RFT and Meta RM."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 from jax.sharding import Mesh
 

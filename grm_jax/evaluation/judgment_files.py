@@ -14,6 +14,7 @@ import pathlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from grm_jax.distributed import is_main
 from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.reward_models.protocol import Judge
 from grm_jax.training.progress import progress
@@ -77,6 +78,7 @@ def judge_missing(
     path: pathlib.Path, judge: Judge, asked: list[tuple[tuple[int, ...], list[Record]]], temperature: float, swapped: bool, label: str, done: int
 ) -> Rows:
     """Ask `judge` for what `missing` named, append its rows to the file, and return them. `label` and `done` are for the progress line.
+    Of several processes all ask, and process 0 writes.
 
     Raises ValueError naming model and record for a row that was not asked for, twice given, or whose scores are no n finite numbers,
     and where a row that was asked for did not come.
@@ -84,7 +86,8 @@ def judge_missing(
     path.parent.mkdir(parents=True, exist_ok=True)
     found: Rows = {}
     total = sum(len(samples) * len(records) for samples, records in asked)
-    with open(path, "ab") as file, progress(label, total + done, "judgments", done) as advance:
+    written = path if is_main() else os.devnull
+    with open(written, "ab") as file, progress(label, total + done, "judgments", done) as advance:
         for samples, records in asked:
             wanted = {(record.id, sample): record for record in records for sample in samples}
             digests = {record.id: record_digest(record) for record in records}
@@ -103,7 +106,8 @@ def judge_missing(
             if wanted:
                 item, sample = next(iter(wanted))
                 raise ValueError(f"{label}: no row for {len(wanted)} judgments, first record {item!r}, sample {sample}")
-        os.fsync(file.fileno())
+        if written == path:
+            os.fsync(file.fileno())
     return found
 
 

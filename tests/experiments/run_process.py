@@ -10,6 +10,7 @@ import pathlib
 import re
 import runpy
 import signal
+import socket
 import sys
 import tempfile
 
@@ -34,14 +35,28 @@ def start_server() -> None:
     multiprocessing.forkserver.ensure_running()
 
 
-def start(config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, script: str = "spct_rl") -> multiprocessing.Process:
-    """A run under way, its output in <workdir>.log. Its pid is its process group."""
+def start(
+    config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, script: str = "spct_rl", environment: dict[str, str] = {}, log: str = "log",
+) -> multiprocessing.Process:  # fmt: skip
+    """A run under way, its output in <workdir>.<log>. Its pid is its process group. `environment` is set upon that of all runs."""
     arguments = [script, f"--config={config}", f"--workdir={workdir}", *overrides]
-    log = pathlib.Path(f"{workdir}.log")
+    log = pathlib.Path(f"{workdir}.{log}")
     log.write_bytes(b"")
-    process = _context.Process(target=_run, args=(arguments, str(log)), daemon=True)
+    process = _context.Process(target=_run, args=(arguments, str(log), environment), daemon=True)
     process.start()
     return process
+
+
+def start_job(config: str | os.PathLike, workdir: pathlib.Path, count: int, devices: int, *overrides: str) -> list[multiprocessing.Process]:
+    """A job of `count` processes with `devices` devices each, the output of process i in <workdir>.<i>.log."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    job = {"GRM_JAX_COORDINATOR": f"localhost:{port}", "GRM_JAX_NUM_PROCESSES": str(count), "GRM_JAX_HEARTBEAT_S": "20"}
+    job |= {"NPROC": "16", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+    return [
+        start(config, workdir, *overrides, environment=job | {"GRM_JAX_PROCESS_ID": str(i)}, log=f"{i}.log") for i in range(count)
+    ]
 
 
 def finish(process: multiprocessing.Process) -> int:
@@ -63,8 +78,9 @@ def run(config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, scrip
     return output
 
 
-def _run(arguments: list[str], log: str) -> None:
+def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)
     with open(log, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

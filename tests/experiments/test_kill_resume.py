@@ -1,13 +1,16 @@
 """A run that is killed with SIGKILL at random moments, and started again until it is through, ends as the one that was left alone."""
 import collections
 import json
+import os
 import pathlib
 import random
+import signal
 import time
 
 import pytest
 import run_process
 
+from grm_jax.distributed import STOPPED
 from grm_jax.training.metrics import read_metrics
 
 TRAINING = ("rft", "rl", "meta")
@@ -85,6 +88,22 @@ def test_killed_in_every_stage(processes, micro, finished, tmp_path):
     struck = run_killed(lambda workdir: processes.start(micro, workdir), tmp_path / "killed", conditions, rng)
     assert struck.total() - struck["torn"] == len(STAGES) and struck.keys() >= {"rft_sample", "rl", "eval"}
     assert_same(tmp_path / "killed", whole)
+
+
+def test_sigterm_saves_and_the_run_goes_on(processes, micro, finished, tmp_path):
+    workdir, whole = tmp_path / "stopped", finished[0]
+    log = pathlib.Path(f"{workdir}.log")
+    for reached, where in ((at_line("rft_sample", 1), "rft_sample, "), (at_line("rl", 1), "rl, saved behind update ")):
+        process = processes.start(micro, workdir)
+        while process.is_alive() and not reached(workdir):
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGTERM)
+        assert processes.finish(process) == STOPPED, log.read_text()[-6000:]
+        assert log.read_text().splitlines()[-1].startswith(f"== stopped by SIGTERM: {where}")
+    saved = int(log.read_text().rsplit("saved behind update ", 1)[1].split(".")[0])
+    assert lines(workdir, "rl") == saved and max(int(path.name) for path in (workdir / "checkpoints/rl").iterdir()) == saved
+    assert f"rl: goes on from update {saved} of 5" in processes.run(micro, workdir)
+    assert_same(workdir, whole)
 
 
 @pytest.mark.slow

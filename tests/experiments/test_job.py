@@ -1,0 +1,145 @@
+"""A job of several processes does what one process with as many devices does; it says who was lost, and goes on, also with other processes."""
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from grm_jax.distributed import STOPPED
+from grm_jax.reward_models.grm import read_rows
+from grm_jax.training.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+OVERRIDES = ("--config.mesh.replica=1", "--config.mesh.fsdp=-1", '--config.eval.systems=("grm",)', '--config.eval.splits=("test",)')
+TIMES = ("step_s", "tokens_per_s")
+LIMIT_S = 500
+
+
+def wait(job, limit_s=LIMIT_S) -> list[int]:
+    """The exit statuses; kills what has not ended in time."""
+    deadline = time.time() + limit_s
+    for process in job:
+        process.join(max(0.1, deadline - time.time()))
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+    return [process.exitcode for process in job]
+
+
+def logs(workdir: pathlib.Path) -> str:
+    return "".join(f"---- {path.name}\n{path.read_text()[-5000:]}" for path in sorted(workdir.parent.glob(f"{workdir.name}.*log")))
+
+
+def until(job, workdir: pathlib.Path, reached) -> None:
+    deadline = time.time() + LIMIT_S
+    while not reached():
+        assert all(process.is_alive() for process in job) and time.time() < deadline, logs(workdir)
+        time.sleep(0.01)
+
+
+def rows_of(workdir: pathlib.Path, stage: str) -> list[dict]:
+    rows = read_metrics(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").is_file() else []
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows if row["stage"] == stage]
+
+
+def assert_close(workdir: pathlib.Path, other: pathlib.Path, stages=("rft", "rl", "meta"), judgments="*") -> None:
+    """Every number of every step, the parameters, and every judgment."""
+    for stage in stages:
+        mine, theirs = rows_of(workdir, stage), rows_of(other, stage)
+        assert len(mine) == len(theirs) == 5
+        for a, b in zip(mine, theirs):
+            assert a.keys() == b.keys()
+            for name in a.keys() - {"stage"}:
+                rtol = 1e-5 if name in ("loss", "reward/mean", "learning_rate") else 1e-3
+                np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-5, err_msg=f"{stage}, step {a['step']}, {name}")
+        name = "grm" if stage == "rl" else stage
+        mine, theirs = (load_file(folder / f"models/{name}/model.safetensors") for folder in (workdir, other))
+        for tensor in theirs:
+            np.testing.assert_allclose(mine[tensor], theirs[tensor], rtol=1e-5, atol=1e-5, err_msg=f"{name}: {tensor}")
+    for path in sorted((other / "judgments").glob(f"{judgments}.jsonl")):
+        mine, theirs = read_rows(workdir / "judgments" / path.name), read_rows(path)
+        for row in mine + theirs:
+            row["meta_logit"] = row["meta_logit"] and round(row["meta_logit"], 3)
+        assert mine == theirs, path.name
+
+
+def before_rl(whole: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+    """A work folder as that of `whole` was when RL began."""
+    for name in ("records", "models/rft", "checkpoints/rft"):
+        shutil.copytree(whole / name, workdir / name)
+    for name in ("config.json", "judgments/rft_sample.jsonl", "stages/rft_sample.json", "stages/rft.json"):
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(whole / name, workdir / name)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_metrics(whole / "metrics.jsonl") if row["stage"] == "rft"))
+    return workdir
+
+
+def stop_behind_rl(processes, micro, workdir: pathlib.Path, count: int, devices: int) -> None:
+    """Goes on until RL is done, and asks one of several processes to stop: all do, with the status that says so."""
+    job = processes.start_job(micro, workdir, count, devices, *OVERRIDES)
+    until(job, workdir, (workdir / "stages/rl.json").is_file)
+    if count == 1:
+        return processes.kill(job[0])
+    os.kill(job[-1].pid, signal.SIGTERM)
+    assert wait(job) == [STOPPED] * count, logs(workdir)
+    assert "== stopped by SIGTERM: " in pathlib.Path(f"{workdir}.0.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def one(processes, micro, tmp_path_factory):
+    """One process with four devices."""
+    workdir = tmp_path_factory.mktemp("job") / "one"
+    job = processes.start_job(micro, workdir, 1, 4, *OVERRIDES)
+    assert wait(job) == [0], logs(workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(processes, micro, tmp_path_factory):
+    """Two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("job") / "two"
+    job = processes.start_job(micro, workdir, 2, 2, *OVERRIDES)
+    assert wait(job) == [0, 0], logs(workdir)
+    return workdir
+
+
+def test_two_processes_do_what_one_does(one, two):
+    assert_close(two, one)
+    for folder in (".", "records", "stages", "judgments", "models/grm", "checkpoints/rl"):
+        assert {path.name for path in (two / folder).iterdir()} == {path.name for path in (one / folder).iterdir()}
+    said = [line for line in pathlib.Path(f"{two}.1.log").read_text().splitlines() if not line.startswith("[Gloo]")]
+    assert said == [f"process 1 of 2 on {socket.gethostname()}, by environment"]
+
+
+def test_four_processes_do_what_one_does(processes, micro, one, tmp_path):
+    job = processes.start_job(micro, tmp_path / "four", 4, 1, *OVERRIDES)
+    assert wait(job) == [0] * 4, logs(tmp_path / "four")
+    assert_close(tmp_path / "four", one)
+
+
+def test_a_lost_process_is_named_and_the_job_goes_on(processes, micro, two, tmp_path):
+    """Killed in RL, the run is ended by as many processes, and by one on another mesh, with the parameters of the run that was left alone."""
+    workdir = before_rl(two, tmp_path / "lost")
+    job = processes.start_job(micro, workdir, 2, 2, *OVERRIDES)
+    until(job, workdir, lambda: len(rows_of(workdir, "rl")) >= 3)
+    os.killpg(job[1].pid, signal.SIGKILL)
+    began = time.time()
+    assert wait(job, 120)[0] not in (0, -signal.SIGKILL), logs(workdir)
+    assert time.time() - began < 60
+    said = pathlib.Path(f"{workdir}.0.log").read_text()
+    assert re.search(rf"missing process 1 \({re.escape(socket.gethostname())}\)|task_id=1|/task:1|/replica:0/task:1", said), said[-3000:]
+
+    alone = shutil.copytree(workdir, tmp_path / "alone")
+    stop_behind_rl(processes, micro, workdir, 2, 2)
+    assert "rl: goes on from update 2 of 5" in pathlib.Path(f"{workdir}.0.log").read_text()
+    assert (workdir / "models/grm/model.safetensors").read_bytes() == (two / "models/grm/model.safetensors").read_bytes()
+    assert (workdir / "judgments/rl.jsonl").read_bytes() == (two / "judgments/rl.jsonl").read_bytes()
+    stop_behind_rl(processes, micro, alone, 1, 2)
+    assert_close(alone, two, ("rft", "rl"), "r*")
