@@ -31,6 +31,7 @@ from grm_jax.training.state import abstract_state, init_state
 
 folder, mesh = pathlib.Path(sys.argv[1]), make_mesh(fsdp=-1)
 told = {"told": distributed.on_main("pid", os.getpid)}
+assert len(distributed.on_main("large", lambda: ["long"] * 2_000_000)) == 2_000_000
 batch = {"x": np.arange(12).reshape(4, 3)}
 placed = place_batch(mesh, batch)["x"]
 told["rows"] = [shard.data.tolist() for shard in placed.addressable_shards]

@@ -167,8 +167,8 @@ def save_folder(
         raise ValueError(f"params do not fit {architecture} of this config, first at {differing[0]!r}")
     files = _files(flat, cfg, _DTYPES[dtype], max_shard_bytes)
     if not is_main():
-        for name, path, block, _ in (piece for file in files for piece in file):
-            to_host(_tensor(flat, path, block))
+        for _, path, block, _ in (piece for file in files for piece in file):
+            to_host(_tensor(flat, path, block))  # process 0 gathers them in this order
         return
 
     folder = pathlib.Path(folder).absolute()
