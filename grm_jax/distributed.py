@@ -67,7 +67,7 @@ def initialize(
 
     Every process sees all devices of its host, unless SLURM or Open MPI started several on a host: then the one of its local rank.
     A process that ends in an exception leaves at once, where JAX would have it wait for the others, who may be waiting for it. Only after an
-    error of JAX itself, which a lost process leads to, it first finds out who is missing, for as long as a heartbeat may take.
+    error of JAX itself, which a lost process leads to, it first finds out who is missing, for half as long as a heartbeat may take.
 
     Raises:
       ValueError: some of the three are missing or wrong, or Open MPI does not say where process 0 is.
@@ -187,11 +187,12 @@ def _late(state, name: str, timeout_s: float, error: Exception) -> LateProcesses
 
 def _leave_after_error(heartbeat_s: int) -> None:
     if hasattr(sys, "last_value"):  # an exception that nothing caught; its traceback is printed
-        if isinstance(sys.last_value, jax.errors.JaxRuntimeError):  # perhaps a collective, which does not say which process is gone
+        error = sys.last_value
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):  # perhaps a collective, which does not say which process is gone
             try:
-                barrier("after an error", heartbeat_s + 10)
-            except LateProcesses as error:
-                print(error, file=sys.stderr)
+                barrier("after an error", heartbeat_s / 2)  # those who are left come at once; JAX ends this process behind a heartbeat
+            except LateProcesses as late:
+                print(late, file=sys.stderr)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

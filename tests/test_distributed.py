@@ -129,6 +129,29 @@ def test_an_exception_in_one_process_ends_all():
     assert status != 0 and ("missing process 1" in err or "1 heartbeat timeout" in err or "stopped sending heartbeats" in err), err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("lost, named", [(1, f"1 of 2 processes within 5 s, missing process 1 ({HOST})"), (0, "the leader (usually slice 0")])
+def test_a_lost_process_breaks_a_collective_and_is_named(lost, named):
+    worker = """
+import os, signal, sys, time
+import jax
+from grm_jax import distributed
+processes = distributed.initialize(timeout_s=120, heartbeat_s=10)
+mesh = jax.make_mesh((processes.count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+ranks = jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, jax.P("all")), jax.numpy.array([processes.index + 1.0]))
+total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=jax.P("all"), out_specs=jax.P()))
+for step in range(10_000):
+    if step == 20 and processes.index == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    float(total(ranks)[0])
+    time.sleep(0.01)
+"""
+    ended = finish(start(2, str(lost), by_environment(2), worker), 200)
+    assert ended[lost][0] == -9
+    status, _, err = ended[1 - lost]
+    assert status in (1, -6) and named in err, (status, err)
+
+
 def test_one_process_starts_nothing(monkeypatch):
     clean(monkeypatch)
     assert distributed.initialize() == (0, 1, None, "none")
@@ -151,8 +174,9 @@ with distributed.stop_signal() as stopped:
         distributed.leave("here")
 print("not reached")
 """
-    for what, expected in (("look", (distributed.STOPPED, "alive\n== stopped by SIGTERM: here. The same command goes on from there\n")), ("away", (-15, "alive\n"))):
-        assert finish(start(1, what, lambda i: {}, worker), 60)[0][:2] == expected
+    said = "== stopped by SIGTERM: here. The same command goes on from there\n"
+    assert finish(start(1, "look", lambda i: {}, worker), 60)[0][:2] == (distributed.STOPPED, "alive\n" + said)
+    assert finish(start(1, "away", lambda i: {}, worker), 60)[0][:2] == (-15, "alive\n")
 
 
 SLURM = {"SLURM_STEP_NODELIST": "gpu[3-6]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "4"}

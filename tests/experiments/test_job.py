@@ -2,7 +2,6 @@
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import socket
@@ -50,19 +49,21 @@ def rows_of(workdir: pathlib.Path, stage: str) -> list[dict]:
 
 
 def assert_close(workdir: pathlib.Path, other: pathlib.Path, stages=("rft", "rl", "meta"), judgments="*") -> None:
-    """Every number of every step, the parameters, and every judgment."""
+    """Every number of every step, the parameters, and every judgment. Adam divides a gradient that is next to nothing by its own size, so single
+    elements drift; each tensor is compared by the norm of the difference. The Meta RM, whose head begins at random, drifts most."""
     for stage in stages:
         mine, theirs = rows_of(workdir, stage), rows_of(other, stage)
         assert len(mine) == len(theirs) == 5
         for a, b in zip(mine, theirs):
             assert a.keys() == b.keys()
             for name in a.keys() - {"stage"}:
-                rtol = 1e-5 if name in ("loss", "reward/mean", "learning_rate") else 1e-3
-                np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=1e-5, err_msg=f"{stage}, step {a['step']}, {name}")
+                rtol, atol = (1e-5, 1e-6) if name in ("loss", "reward/mean", "learning_rate") else (1e-3, 1e-5)
+                np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=f"{stage}, step {a['step']}, {name}")
         name = "grm" if stage == "rl" else stage
         mine, theirs = (load_file(folder / f"models/{name}/model.safetensors") for folder in (workdir, other))
         for tensor in theirs:
-            np.testing.assert_allclose(mine[tensor], theirs[tensor], rtol=1e-5, atol=1e-5, err_msg=f"{name}: {tensor}")
+            difference = np.linalg.norm(mine[tensor] - theirs[tensor]) / np.linalg.norm(theirs[tensor])
+            assert difference < (5e-4 if name == "meta" else 1e-5), (name, tensor, difference)
     for path in sorted((other / "judgments").glob(f"{judgments}.jsonl")):
         mine, theirs = read_rows(workdir / "judgments" / path.name), read_rows(path)
         for row in mine + theirs:
@@ -134,7 +135,7 @@ def test_a_lost_process_is_named_and_the_job_goes_on(processes, micro, two, tmp_
     assert wait(job, 120)[0] not in (0, -signal.SIGKILL), logs(workdir)
     assert time.time() - began < 60
     said = pathlib.Path(f"{workdir}.0.log").read_text()
-    assert re.search(rf"missing process 1 \({re.escape(socket.gethostname())}\)|task_id=1|/task:1|/replica:0/task:1", said), said[-3000:]
+    assert f"missing process 1 ({socket.gethostname()})" in said, said[-3000:]
 
     alone = shutil.copytree(workdir, tmp_path / "alone")
     stop_behind_rl(processes, micro, workdir, 2, 2)
