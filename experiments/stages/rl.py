@@ -17,10 +17,10 @@ from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_too_easy, rule_reward
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
 from grm_jax.models.config import Gemma2Config
+from grm_jax.progress import progress
 from grm_jax.reward_models.grm import Ask, Drawn, judge, read_rows
 from grm_jax.sharding import place_batch
 from grm_jax.training.metrics import LateMetrics, MetricsLog
-from grm_jax.training.progress import progress
 from grm_jax.training.rollout_metrics import rollout_metrics, sampler_gap
 from grm_jax.training.step import LossFn, make_logprob_fn, rl_loss
 

@@ -26,13 +26,13 @@ from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import expected_credit, vote
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
+from grm_jax.progress import progress
 from grm_jax.reward_models.cloud import cloud, critic_example, head_examples, write_critiques
 from grm_jax.reward_models.grm import read_rows
 from grm_jax.reward_models.pair_rm import pair_examples, pair_rm
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.scalar import gold_pairs, preference_examples, scalar_rm
 from grm_jax.sharding import param_shardings
-from grm_jax.training.progress import progress
 from grm_jax.training.step import meta_loss, preference_loss, rft_loss
 
 Stages = list[tuple[str, Callable[[Run], None]]]

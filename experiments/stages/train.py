@@ -19,10 +19,10 @@ from grm_jax.data.pipeline import make_batches
 from grm_jax.judgment.records import Record
 from grm_jax.models.lora import LoraConfig, merge, start_adapters
 from grm_jax.models.table import CAUSAL_LM
+from grm_jax.progress import progress
 from grm_jax.sharding import param_shardings, place_batch
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.optimizer import make_optimizer
-from grm_jax.training.progress import progress
 from grm_jax.training.state import TrainState, abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step
 

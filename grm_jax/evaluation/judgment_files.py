@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from grm_jax.distributed import is_main
 from grm_jax.judgment.records import Record, record_to_dict
+from grm_jax.progress import progress
 from grm_jax.reward_models.protocol import Judge
-from grm_jax.training.progress import progress
 
 SLIM = ("id", "domain", "sample", "scores", "rewards", "tokens", "meta_logit", "failure", "seconds", "prompt_tokens", "cost")  # texts stay on file
 

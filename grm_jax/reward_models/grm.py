@@ -21,9 +21,9 @@ from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import render_prompt
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_correct
+from grm_jax.progress import progress
 from grm_jax.sampling.rollout import Completion, Request, generate, plan
 from grm_jax.tokenizer import Tokenizer
-from grm_jax.training.progress import progress
 
 
 @dataclasses.dataclass(frozen=True)

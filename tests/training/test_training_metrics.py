@@ -1,12 +1,10 @@
-"""metrics.jsonl over kills and resumes, late fetching, and the progress line."""
+"""metrics.jsonl over kills and resumes, and late fetching."""
 import json
 
 import jax.numpy as jnp
 import pytest
 
-from grm_jax.training import progress as progress_module
 from grm_jax.training.metrics import LateMetrics, MetricsLog, read_metrics
-from grm_jax.training.progress import progress
 
 
 def write(folder, stage, steps, resumed_step=0):
@@ -60,30 +58,3 @@ def test_metrics_come_one_step_late_and_are_checked():
     with pytest.raises(FloatingPointError, match="step 2: loss nan.*id-1, id-2"):
         late.flush()
     assert list(late.flush()) == []
-
-
-def test_progress_in_plain_lines(capsys, monkeypatch):
-    """A stage of 20 s with one step a second, resumed at step 10 of 30: no line before 5 s, then one each 15 s, and the last."""
-    now = [100.0]
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
-    with progress("rl", total=30, done=10) as advance:
-        for step in range(20):
-            now[0] += 1.0
-            advance(reward=0.5 + step)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "rl: 15/30 steps  0:00:05 elapsed  1 steps/s  ETA 0:00:15  reward 4.5"
-    assert lines[1] == "rl: 30/30 steps  0:00:20 elapsed  1 steps/s  ETA 0:00:00  reward 19.5"
-    assert len(lines) == 2
-    with progress("quick", total=2) as advance:
-        advance()
-        advance()
-    assert capsys.readouterr().out == ""
-
-
-def test_progress_on_a_terminal_draws_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with progress("rft", total=2) as advance:
-        advance(loss=1.5)
-        advance(loss=0.5)
-    out = capsys.readouterr().out
-    assert "rft" in out and "2/2 steps" in out and "loss 0.5" in out

@@ -47,6 +47,20 @@ def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iter
         yield advance
 
 
+@contextlib.contextmanager
+def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """`progress` in MB (10**6 bytes): context that gives `advance(n_bytes)`; `total` in bytes."""
+    done = 0
+    with progress(label, -(-total // 10**6), "MB") as advance:
+
+        def advance_bytes(n_bytes):
+            nonlocal done
+            before, done = done, done + n_bytes
+            advance(-(-done // 10**6) - -(-before // 10**6))
+
+        yield advance_bytes
+
+
 class _Tracker:
     def __init__(self, label, total, unit, done):
         self.label, self.total, self.unit, self.done = label, total, unit, done
