@@ -1,7 +1,8 @@
 """Hugging Face Gemma-2 folders in and out: `config.json`, one `model.safetensors` or several with an index, tokenizer files. No torch.
 
-Reading is lazy: each device's shard is filled from the slices of the files that it covers, so no host array is ever larger than one
-shard of one parameter. Names and layouts come from `grm_jax/models/table.py`.
+Reading is lazy: each device's shard is filled from the slices of the files that it covers, and a slice that several devices of this
+process hold is read once. The layers of a stacked parameter are put together on the device, so the host holds STAGED_BYTES, or one
+device's slice of one tensor where that is more. Names and layouts come from `grm_jax/models/table.py`.
 
 Vocabulary rows. Folders of transformers have 256000 rows, DeepMind's checkpoints 256128 (padded). A file must hold exactly the rows its
 config.json states; if `cfg.vocab_size` is another number (`load_config(folder, vocab_size=256128)`), the table is cropped, or padded
@@ -9,22 +10,28 @@ with zero rows. Padded rows take part in the softmax like any other (DeepMind's 
 """
 
 import contextlib
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
-from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params, find_row, from_hf, hf_names, hf_shape, hf_slice, is_stacked, to_hf
+from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params, find_row, hf_names, hf_shape, hf_slice, is_stacked, to_hf
+from grm_jax.progress import byte_progress
 from grm_jax.tokenizer import load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,6 +41,8 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 _FLOATS = ("F32", "BF16", "F16")  # safetensors' own names
+STAGED_BYTES = 64 * 2**20  # of a shard, put together on the host and copied to the device at once
+READ_BYTES = 2**18  # asked of a file at once: small enough to be turned round within a processor's cache
 
 
 def load_params(
@@ -54,16 +63,73 @@ def load_params(
     expected = flatten_dict(abstract_params(cfg, architecture), sep="/")
     shardings = {} if shardings is None else flatten_dict(shardings, sep="/")
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shards = {path: _local_shards(leaf.shape, shardings.get(path, one_device)) for path, leaf in expected.items()}
+    n_bytes = _DTYPES[dtype].itemsize * sum(math.prod(stop - start for start, stop in part) for parts in shards.values() for part in parts)
     with contextlib.ExitStack() as stack:
         tensors = _open(folder, stack)
         _check(tensors, expected, cfg, load_config(folder).vocab_size, folder)
-        params = {
-            path: jax.make_array_from_callback(
-                leaf.shape, shardings.get(path, one_device), _reader(path, leaf.shape, cfg, tensors, _DTYPES[dtype]), dtype=_DTYPES[dtype]
-            )
-            for path, leaf in expected.items()
-        }
+        advance = stack.enter_context(byte_progress(f"load {folder.name}", n_bytes))
+        params = {}
+        for path, leaf in expected.items():
+            read = _reader(path, leaf.shape, cfg, tensors, _DTYPES[dtype])
+            arrays = _fill(shards[path], read, _DTYPES[dtype].itemsize, advance)
+            params[path] = jax.make_array_from_single_device_arrays(leaf.shape, shardings.get(path, one_device), arrays)
         return jax.block_until_ready(unflatten_dict(params, sep="/"))
+
+
+Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
+
+
+def _local_shards(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Part, list[jax.Device]]:
+    """The different parts of an array that this process holds, each with the devices that hold it."""
+    shards = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        shards.setdefault(tuple(piece.indices(size)[:2] for piece, size in zip(index, shape)), []).append(device)
+    return shards
+
+
+def _fill(
+    shards: dict[Part, list[jax.Device]], read: Callable[[Part], np.ndarray], itemsize: int, advance: Callable[[int], None]
+) -> list[jax.Array]:
+    """One array for each device, in pieces of at most STAGED_BYTES or one row (one layer of a stacked parameter); one such is on the host at a time."""
+    lengths = [stop - start for start, stop in next(iter(shards))]
+    row_bytes = itemsize * math.prod(lengths[1:])
+    rows = max(n for n in range(1, lengths[0] + 1) if lengths[0] % n == 0 and (n == 1 or n * row_bytes <= STAGED_BYTES))
+
+    def pieces(first: int) -> list[jax.Array]:
+        arrays = []
+        for ((start, _), *rest), devices in shards.items():
+            host = read(((start + first, start + first + rows), *rest))
+            arrays += [jax.block_until_ready(jax.device_put(host, device, may_alias=False)) for device in devices]
+            advance(host.nbytes)
+            del host
+        return arrays
+
+    if rows == lengths[0]:
+        return pieces(0)
+    sharding, write = _row_writer(tuple(device for devices in shards.values() for device in devices))
+    n_devices = sharding.num_devices
+    whole = None
+    for first in range(0, lengths[0], rows):
+        arrays = pieces(first)
+        piece = jax.make_array_from_single_device_arrays((n_devices * rows, *lengths[1:]), sharding, arrays)
+        if whole is None:
+            whole = jax.numpy.zeros((n_devices * lengths[0], *lengths[1:]), piece.dtype, device=sharding)
+        whole = jax.block_until_ready(write(whole, piece, first))
+    by_device = {shard.device: shard.data for shard in whole.addressable_shards}
+    return [by_device[device] for device in sharding.mesh.devices.flat]
+
+
+@functools.cache
+def _row_writer(devices: tuple[jax.Device, ...]) -> tuple[NamedSharding, Callable]:
+    """(leading axis over these devices, function that writes a piece of rows into each device's part of an array, in place)."""
+    mesh = Mesh(np.array(devices), "device")
+    rows = P("device")
+
+    def write(whole, piece, first):
+        return jax.lax.dynamic_update_slice_in_dim(whole, piece, first, axis=0)
+
+    return NamedSharding(mesh, rows), jax.jit(jax.shard_map(write, mesh=mesh, in_specs=(rows, rows, P()), out_specs=rows), donate_argnums=0)
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
@@ -117,23 +183,27 @@ def _check(tensors: dict, expected: dict, cfg: Gemma2Config, file_vocab: int, fo
             raise ValueError(f"{file}: {name} has dtype {lazy.get_dtype()}; expected one of {', '.join(_FLOATS)}")
 
 
-def _reader(path: str, shape: tuple[int, ...], cfg: Gemma2Config, tensors: dict, dtype: np.dtype):
-    """Callback for `make_array_from_callback`: index of a shard -> its contents."""
+def _reader(path: str, shape: tuple[int, ...], cfg: Gemma2Config, tensors: dict, dtype: np.dtype) -> Callable[[Part], np.ndarray]:
+    """Function that gives one part of a parameter, from the slices of files that it covers."""
     inputs, names, stacked = find_row(path).inputs, hf_names(path, cfg), is_stacked(path)
 
     def read_one(name: str, index: tuple[slice, ...], whole: tuple[int, ...], out: np.ndarray) -> None:
         lazy = tensors[name][1]
-        there = [slice(min(s.start, n), min(s.stop, n)) for s, n in zip(hf_slice(index, whole, inputs), lazy.get_shape())]
-        part = lazy[tuple(there)]
-        if inputs == 0:  # only here may the file end early: a smaller vocabulary
-            out[: len(part)], out[len(part) :] = part, 0
-        else:
-            out[...] = from_hf(part, out.shape, inputs)
+        rows, *columns = [slice(min(s.start, n), min(s.stop, n)) for s, n in zip(hf_slice(index, whole, inputs), lazy.get_shape())]
+        target = to_hf(out, inputs)  # a view, as `out` is contiguous
+        n_rows = rows.stop - rows.start
+        target[n_rows:] = 0  # only a vocabulary may end early in the file
+        step = max(1, READ_BYTES // (4 * math.prod(target.shape[1:])))
+        for first in range(0, n_rows, step):
+            some = slice(first, min(first + step, n_rows))
+            part = lazy[(slice(rows.start + some.start, rows.start + some.stop), *columns)]
+            target[some] = part.astype(dtype, copy=False)
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        out = np.empty([len(range(*piece.indices(size))) for piece, size in zip(index, shape)], dtype)
+    def read(part: Part) -> np.ndarray:
+        index = tuple(slice(start, stop) for start, stop in part)
+        out = np.empty([stop - start for start, stop in part], dtype)
         if stacked:
-            for row, block in enumerate(range(*index[0].indices(shape[0]))):
+            for row, block in enumerate(range(*part[0])):
                 read_one(names[block], index[1:], shape[1:], out[row])
         else:
             read_one(names[0], index, shape, out)
