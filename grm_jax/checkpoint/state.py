@@ -26,6 +26,10 @@ class UnreadableCheckpoints(RuntimeError):
     """A folder holds checkpoints, and none of them can be restored."""
 
 
+class NotWhatWasSaved(RuntimeError):
+    """A checkpoint was read without error, and its step or checksum is not the one recorded when it was saved."""
+
+
 def config_digest(config: dict[str, Any]) -> str:
     """16 hex digits that change when any value of a (nested, JSON-able) config does; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
@@ -69,11 +73,12 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
     abstract_state: tree of `jax.ShapeDtypeStruct`, each with the sharding to restore it to (None: the first device). It need not be
     the sharding, nor the mesh, of the run that saved.
 
-    A checkpoint that cannot be read, or whose step or checksum is not what was recorded at save, is passed over with a warning. Once
-    one before it is restored, it is renamed to <step>.damaged, so that the run can write that step again.
+    A checkpoint that cannot be read (torn while it was written: a file is cut or missing) is passed over with a warning. Once one
+    before it is restored, it is renamed to <step>.damaged, so that the run can write that step again.
 
     Raises:
       ValueError: the checkpoint was written under another config, or its shapes or dtypes differ from `abstract_state`.
+      NotWhatWasSaved: step or checksum of what was read differ from those recorded. No torn file looks like that, so a person decides.
       UnreadableCheckpoints: there are checkpoints, but all are damaged. To start again in silence would hide that.
     """
     damaged = []
@@ -97,8 +102,10 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
             continue
         read, recorded = (int(state.step), checksum(state)), (step, header["checksum"])
         if read != recorded:
-            damaged.append(_warn(folder, f"step and checksum are {read}, {recorded} were recorded"))
-            continue
+            raise NotWhatWasSaved(
+                f"{folder}: step and checksum are {read}, {recorded} were recorded when it was saved. Bits changed on disk or on the way to the "
+                f"devices; to go on from the checkpoint before it, move this folder away"
+            )
         if damaged and distributed.is_main():
             for bad in damaged:
                 bad.rename(bad.with_name(bad.name + ".damaged"))
@@ -154,5 +161,6 @@ def _placed(abstract_state):
 
 
 def _warn(folder, reason):
-    log.warning("%s is damaged (%s: %s); trying the checkpoint before it", folder, type(reason).__name__, reason)
+    text = " ".join(str(reason).split())  # TensorStore tells its whole configuration
+    log.warning("%s is damaged (%s: %.300s); trying the checkpoint before it", folder, type(reason).__name__, text)
     return folder

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 import save_loop
 from grm_jax.checkpoint import state as checkpoints
-from grm_jax.checkpoint.state import UnreadableCheckpoints, checksum, config_digest, open_checkpoints, restore_latest, save
+from grm_jax.checkpoint.state import NotWhatWasSaved, UnreadableCheckpoints, checksum, config_digest, open_checkpoints, restore_latest, save
 from grm_jax.sharding import make_mesh, param_shardings
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import TrainState, abstract_state, init_state
@@ -95,35 +96,82 @@ def truncate_arrays(folder):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def flip_one_bit(folder):
-    largest = max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(bytes(data))
+def remove_largest_file(folder):
+    max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size).unlink()
 
 
 def cut_header(folder):
     (folder / "header" / "metadata").write_text('{"step": 3, "chec')
 
 
-def change_checksum(folder):
-    path = folder / "header" / "metadata"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": "0" * 16}))
+def remove_header(folder):
+    (folder / "header" / "metadata").unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate_arrays, flip_one_bit, cut_header, change_checksum])
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
+def empty_manifest(folder):
+    (folder / "state" / "manifest.ocdbt").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate_arrays, remove_largest_file, cut_header, remove_header, empty_manifest])
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
     folder, states = saved
     damage(folder / "3")
     with caplog.at_level(logging.WARNING, checkpoints.__name__):
         state, extra = restore(folder)
     assert_bits_equal(state, states[2])
     assert extra["data"] == {"position": 2}
-    assert [record.message for record in caplog.records if "3 is damaged" in record.message]
+    (warning,) = [record.message for record in caplog.records if "3 is damaged" in record.message]
+    assert str(folder / "3") in warning and len(warning) < len(str(folder)) + 400 and "\n" not in warning
     with open_checkpoints(folder, keep=2) as manager:  # the run goes on and writes step 3 again
         save(manager, 3, states[3], {}, "digest-a")
     assert_bits_equal(restore(folder)[0], states[3])
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "3.damaged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["removed", "cut", "emptied"])
+def test_whatever_file_is_torn_nothing_wrong_is_restored(saved, tmp_path_factory, damage):
+    """Each file of a step in turn: either Orbax can do without it, or the checkpoint before is used."""
+    folder, states = saved
+    files = [path.relative_to(folder) for path in (folder / "3").rglob("*") if path.is_file()]
+    used = []
+    for file in files:
+        copy = tmp_path_factory.mktemp("copy") / "run"
+        shutil.copytree(folder, copy)
+        content = (copy / file).read_bytes()
+        (copy / file).unlink() if damage == "removed" else (copy / file).write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        state, _ = restore(copy)
+        used.append(int(state.step))
+        assert_bits_equal(state, states[used[-1]])
+    assert set(used) == {2, 3}
+
+
+def change_header(folder, **changes):
+    path = folder / "header" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_what_is_read_but_is_not_what_was_saved_is_an_error(saved):
+    folder, states = saved
+    change_header(folder / "3", checksum="0" * 16)
+    with pytest.raises(NotWhatWasSaved, match=r"/3: step and checksum are \(3, '[0-9a-f]{16}'\), \(3, '0000000000000000'\) were recorded"):
+        restore(folder)
+    (folder / "3").rename(folder / "4")  # what was saved as step 3 is in the folder of step 4
+    change_header(folder / "4", checksum=checksum(states[3]))
+    with pytest.raises(NotWhatWasSaved, match=r"/4: step and checksum are \(3, '([0-9a-f]{16})'\), \(4, '\1'\) were recorded"):
+        restore(folder)
+    shutil.rmtree(folder / "4")
+    assert_bits_equal(restore(folder)[0], states[2])
+
+
+def test_a_bit_that_flips_in_an_array_is_never_restored(saved):
+    folder, _ = saved
+    largest = max((path for path in (folder / "3" / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(bytes(data))
+    with pytest.raises(NotWhatWasSaved, match="/3: step and checksum"):
+        restore(folder)
 
 
 def test_only_damaged_checkpoints_is_an_error_not_a_fresh_start(saved):
@@ -162,6 +210,7 @@ def test_training_goes_on_while_the_checkpoint_is_written(tmp_path):
     kept = jax.tree.map(lambda x: np.array(x, copy=True), state)
     with open_checkpoints(tmp_path, keep=1) as manager:
         save(manager, 1, state, {}, "digest-a")
+        assert manager.is_saving_in_progress() and not (tmp_path / "1").exists()
         for _ in range(10):
             state, _ = step_fn(state, batch)
         jax.block_until_ready(state)
