@@ -146,6 +146,8 @@ def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     the whole for a moment, so call it for one array at a time."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    if isinstance(array, jax.Array):  # of another array of the same buffers: a copy that np.asarray makes stays as long as its array
+        array = jax.make_array_from_single_device_arrays(array.shape, array.sharding, [shard.data for shard in array.addressable_shards])
     return np.asarray(array)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -48,7 +49,7 @@ READ_BYTES = 2**18  # asked of a file at once: small enough to be turned round w
 def load_params(
     folder: str | os.PathLike, cfg: Gemma2Config, shardings: Any = None, dtype: str = "float32", architecture: str = CAUSAL_LM
 ) -> dict:
-    """Parameters of a Hugging Face folder as a nested dict of jax arrays.
+    """Parameters of a Hugging Face folder as a nested dict of jax arrays. Each process reads what its own devices hold.
 
     Args:
       folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files it names.
@@ -91,33 +92,31 @@ def _local_shards(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> di
 def _fill(
     shards: dict[Part, list[jax.Device]], read: Callable[[Part], np.ndarray], itemsize: int, advance: Callable[[int], None]
 ) -> list[jax.Array]:
-    """One array for each device, in pieces of at most STAGED_BYTES or one row (one layer of a stacked parameter); one such is on the host at a time."""
-    lengths = [stop - start for start, stop in next(iter(shards))]
-    row_bytes = itemsize * math.prod(lengths[1:])
-    rows = max(n for n in range(1, lengths[0] + 1) if lengths[0] % n == 0 and (n == 1 or n * row_bytes <= STAGED_BYTES))
+    """One array for each device, in pieces of STAGED_BYTES or one row (a layer of a stacked parameter), one piece at a time on the host."""
+    n_rows, *rest = [stop - start for start, stop in next(iter(shards))]
+    step = min(n_rows, max(1, STAGED_BYTES // (itemsize * math.prod(rest))))
 
-    def pieces(first: int) -> list[jax.Array]:
+    def pieces(first: int, last: int) -> list[jax.Array]:
         arrays = []
-        for ((start, _), *rest), devices in shards.items():
-            host = read(((start + first, start + first + rows), *rest))
+        for ((start, _), *others), devices in shards.items():
+            host = read(((start + first, start + last), *others))
             arrays += [jax.block_until_ready(jax.device_put(host, device, may_alias=False)) for device in devices]
             advance(host.nbytes)
-            del host
+            del host  # before the next is made
         return arrays
 
-    if rows == lengths[0]:
-        return pieces(0)
+    if step == n_rows:
+        return pieces(0, n_rows)
     sharding, write = _row_writer(tuple(device for devices in shards.values() for device in devices))
-    n_devices = sharding.num_devices
-    whole = None
-    for first in range(0, lengths[0], rows):
-        arrays = pieces(first)
-        piece = jax.make_array_from_single_device_arrays((n_devices * rows, *lengths[1:]), sharding, arrays)
+    n_devices, whole = sharding.num_devices, None
+    for first in range(0, n_rows, step):
+        last = min(first + step, n_rows)
+        piece = jax.make_array_from_single_device_arrays((n_devices * (last - first), *rest), sharding, pieces(first, last))
         if whole is None:
-            whole = jax.numpy.zeros((n_devices * lengths[0], *lengths[1:]), piece.dtype, device=sharding)
+            whole = jnp.zeros((n_devices * n_rows, *rest), piece.dtype, device=sharding)
         whole = jax.block_until_ready(write(whole, piece, first))
-    by_device = {shard.device: shard.data for shard in whole.addressable_shards}
-    return [by_device[device] for device in sharding.mesh.devices.flat]
+        del piece
+    return [shard.data for shard in whole.addressable_shards]
 
 
 @functools.cache
@@ -130,6 +129,16 @@ def _row_writer(devices: tuple[jax.Device, ...]) -> tuple[NamedSharding, Callabl
         return jax.lax.dynamic_update_slice_in_dim(whole, piece, first, axis=0)
 
     return NamedSharding(mesh, rows), jax.jit(jax.shard_map(write, mesh=mesh, in_specs=(rows, rows, P()), out_specs=rows), donate_argnums=0)
+
+
+def open_safetensors(path: pathlib.Path) -> Any:
+    """`safe_open` whose errors name the file; FileNotFoundError, or ValueError where it is cut off or something else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: truncated, or not a safetensors file: {error}") from error
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
@@ -150,11 +159,8 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
         path = folder / file
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, but {INDEX} names it")
-        try:
-            opened = stack.enter_context(safe_open(path, framework="numpy"))
-        except SafetensorError as error:
-            raise ValueError(f"{path}: truncated, or not a safetensors file: {error}") from error
-        tensors |= {name: (path, opened.get_slice(name)) for name in opened.keys()}
+        opened = stack.enter_context(open_safetensors(path))
+        tensors |= {name: (path, opened.get_slice(name)) for name in opened.keys() if named is None or named.get(name, file) == file}
     if named is not None:
         for name, file in named.items():
             if name not in tensors or tensors[name][0].name != file:
@@ -229,7 +235,8 @@ def save_folder(
         tensor after tensor is gathered, and process 0 writes. The others come back earlier: `distributed.barrier` before they read.
       tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids are stated in config.json.
       dtype: of the tensors written, "float32" or "bfloat16".
-      max_shard_bytes: a larger model goes into several files with an index; one tensor is never split.
+      max_shard_bytes: a larger model goes into several files with an index; one tensor is never split. The host holds one such
+        file and one tensor.
     """
     flat, wanted = flatten_dict(params, sep="/"), flatten_dict(abstract_params(cfg, architecture), sep="/")
     if {path: leaf.shape for path, leaf in flat.items()} != {path: leaf.shape for path, leaf in wanted.items()}:
@@ -253,7 +260,7 @@ def save_folder(
     partial.mkdir(parents=True)
     if tokenizer_files_from is not None:
         config |= _copy_tokenizer(pathlib.Path(tokenizer_files_from), partial)
-    _write_tensors(partial, flat, files, _DTYPES[dtype])
+    _write_tensors(partial, folder.name, flat, files, _DTYPES[dtype])
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if folder.exists():
         folder.rename(replaced)
@@ -294,16 +301,20 @@ def _tensor(flat: dict, path: str, block: int | None) -> jax.Array:
     return flat[path] if block is None else flat[path][block]
 
 
-def _write_tensors(folder: pathlib.Path, flat: dict, shards: list, dtype: np.dtype) -> None:
+def _write_tensors(folder: pathlib.Path, label: str, flat: dict, shards: list, dtype: np.dtype) -> None:
     weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name, path, block, _ in shard:
-            array = to_host(_tensor(flat, path, block))
-            tensors[name] = np.ascontiguousarray(to_hf(array, find_row(path).inputs).astype(dtype, copy=False))
-            weight_map[name] = file
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+    with byte_progress(f"write {label}", sum(piece[-1] for shard in shards for piece in shard)) as advance:
+        for number, shard in enumerate(shards, 1):
+            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            tensors = {}
+            for name, path, block, n_bytes in shard:
+                array = to_host(_tensor(flat, path, block))
+                tensors[name] = np.ascontiguousarray(to_hf(array, find_row(path).inputs).astype(dtype, copy=False))
+                weight_map[name] = file
+                advance(n_bytes)
+                del array
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            del tensors
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(piece[-1] for shard in shards for piece in shard)}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

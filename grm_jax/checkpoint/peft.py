@@ -7,9 +7,9 @@ import shutil
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from grm_jax.checkpoint.huggingface import open_safetensors
 from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
@@ -51,16 +51,23 @@ def save_adapters(folder: str | os.PathLike, adapters: dict, cfg: Gemma2Config, 
 
 
 def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, LoraConfig]:
-    """(adapters, config) of such a folder, as numpy arrays. Raises ValueError for a tensor that is missing, left over, or of another shape."""
+    """(adapters, config) of such a folder, as numpy arrays.
+
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is missing, left over, or of another shape.
+    """
     folder = pathlib.Path(folder)
-    config = json.loads((folder / CONFIG).read_text())
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        config["r"], config["lora_alpha"], config["target_modules"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: expected JSON with r, lora_alpha and target_modules: {error!r}") from error
     short = {find_row(path).hf_name.split(".")[-2]: path.rsplit("/", 1)[1] for path in adapted_paths(cfg, LoraConfig(1))}
     unknown = [name for name in config["target_modules"] if name not in short]
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or config.get("use_dora") or config.get("use_rslora") or unknown:
         raise ValueError(f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, without bias, DoRA or rsLoRA; got {config}")
     lora = LoraConfig(config["r"], config["lora_alpha"], tuple(short[name] for name in config["target_modules"]))
     flat, used = {}, set()
-    with safe_open(folder / TENSORS, framework="numpy") as file:
+    with open_safetensors(folder / TENSORS) as file:
         there = set(file.keys())
         for path, leaf in adapted_paths(cfg, lora).items():
             inputs = find_row(path).inputs
@@ -71,7 +78,9 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
                     raise ValueError(f"{folder / TENSORS}: no tensor {missing[0]}")
                 tensors = [file.get_tensor(name).T for name in names]
                 if any(tensor.size != np.prod(shape) for tensor in tensors):
-                    raise ValueError(f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; this model and rank {lora.rank} need {np.prod(shape)} numbers")
+                    raise ValueError(
+                        f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; this model and rank {lora.rank} need {np.prod(shape)} numbers"
+                    )
                 flat[f"{path}/{matrix}"] = np.stack([tensor.reshape(shape) for tensor in tensors]).astype(np.float32)
                 used |= set(names)
     if left := sorted(there - used):

@@ -74,30 +74,11 @@ def test_straight_into_shards_and_back_to_files(folder, tmp_path):
     shardings = param_shardings(mesh, abstract_params(CFG))
     params = load_params(folder, CFG, shardings)
     jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding or pytest.fail(), params, shardings)
-    assert_equal(params, random_params())
     save_folder(tmp_path / "again", params, CFG)
+    assert all(leaf._npy_value is None for leaf in jax.tree.leaves(params))  # the host's copies are gone once they are written
+    assert_equal(params, random_params())
+    assert params["embedding"]._npy_value is not None  # which this would show
     assert (tmp_path / "again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-
-
-def test_only_the_slices_of_a_shard_are_read(folder, monkeypatch):
-    """No read is larger than one shard of one layer's tensor."""
-    reads = []
-
-    class Spy:
-        def __init__(self, lazy):
-            self.lazy = lazy
-
-        def __getattr__(self, name):
-            return getattr(self.lazy, name)
-
-        def __getitem__(self, index):
-            reads.append(self.lazy[index])
-            return reads[-1]
-
-    original = huggingface._open
-    monkeypatch.setattr(huggingface, "_open", lambda *args: {name: (path, Spy(lazy)) for name, (path, lazy) in original(*args).items()})
-    load_params(folder, CFG, param_shardings(make_mesh(fsdp=4, tensor=2), abstract_params(CFG)))
-    assert max(read.size for read in reads) == CFG.vocab_size * CFG.d_model // 8  # the embedding, over all eight devices
 
 
 def test_bfloat16_files_and_arrays(tmp_path):
@@ -152,6 +133,29 @@ def test_wrong_tensors_are_named_with_their_file(folder, kind):
     rewrite(folder, change)
     with pytest.raises(ValueError, match=message):
         load_params(folder, CFG)
+
+
+def test_one_of_several_files_that_is_cut_or_missing_is_named(tmp_path):
+    save_folder(tmp_path / "model", random_params(), CFG, max_shard_bytes=6000)
+    third = sorted(tmp_path.glob("model/*.safetensors"))[2]
+    content = third.read_bytes()
+    for size in (len(content) - 1, len(content) // 2, 100, 0):
+        third.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=f"{third.name}: truncated"):
+            load_params(tmp_path / "model", CFG)
+    third.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{third.name}: no such file, but model.safetensors.index.json names it"):
+        load_params(tmp_path / "model", CFG)
+
+
+def test_the_index_says_which_file_counts(tmp_path):
+    """A tensor that two files hold is read from the one that the index names."""
+    save_folder(tmp_path / "model", random_params(), CFG, max_shard_bytes=6000)
+    weight_map = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())["weight_map"]
+    for path in tmp_path.glob("model/*.safetensors"):
+        if path.name != weight_map[Q0]:
+            save_file(load_file(path) | {Q0: np.zeros((32, 16), np.float32)}, path)
+    assert_equal(load_params(tmp_path / "model", CFG), random_params())
 
 
 def test_truncated_file_is_named(folder):

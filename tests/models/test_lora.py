@@ -95,6 +95,21 @@ def test_a_folder_comes_back_as_it_was(tmp_path):
         load_adapters(tmp_path / "adapter", CFG)
 
 
+def test_a_damaged_adapter_file_is_named(tmp_path):
+    lora = LoraConfig(rank=3)
+    save_adapters(tmp_path / "adapter", random_adapters(lora, seed=2), CFG, lora, "base")
+    tensors, config = tmp_path / "adapter/adapter_model.safetensors", tmp_path / "adapter/adapter_config.json"
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="adapter_model.safetensors: truncated"):
+        load_adapters(tmp_path / "adapter", CFG)
+    tensors.unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
+        load_adapters(tmp_path / "adapter", CFG)
+    config.write_text(config.read_text()[:20])
+    with pytest.raises(ValueError, match="adapter_config.json: expected JSON with r, lora_alpha"):
+        load_adapters(tmp_path / "adapter", CFG)
+
+
 @pytest.mark.parametrize("wrong, message", [({"rank": 0}, "rank is 0"), ({"rank": 2, "targets": ()}, "got none"), ({"rank": 2, "targets": ("w",)}, "got w")])
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
