@@ -79,7 +79,8 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
                 tensors = [file.get_tensor(name).T for name in names]
                 if any(tensor.size != np.prod(shape) for tensor in tensors):
                     raise ValueError(
-                        f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; this model and rank {lora.rank} need {np.prod(shape)} numbers"
+                        f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; "
+                        f"this model and rank {lora.rank} need {np.prod(shape)} numbers"
                     )
                 flat[f"{path}/{matrix}"] = np.stack([tensor.reshape(shape) for tensor in tensors]).astype(np.float32)
                 used |= set(names)
