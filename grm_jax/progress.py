@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from grm_jax.distributed import is_main
+
 FIRST_LINE_S, EVERY_S = 5.0, 15.0  # plain lines: a stage that is done sooner prints none; then one this often
 
 
@@ -21,7 +23,11 @@ def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iter
         for ...: advance(loss=row["loss"])
 
     `done` is what an earlier process did: it counts as done but not in the speed. Nor does the first advance, which compiles.
+    Of several processes of one job the first prints.
     """
+    if not is_main():
+        yield lambda n=1, **shown: None
+        return
     tracker = _Tracker(label, total, unit, done)
     if sys.stdout.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))

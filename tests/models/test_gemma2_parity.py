@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from gemma2_cases import (
-    BASE, CASES, STRIDE, inputs, jax_logits, jax_scalar_logits, logits_of, random_params, torch_logits, torch_scalar_logits,
+    CASES, STRIDE, inputs, jax_logits, jax_scalar_logits, logits_of, random_params, torch_logits, torch_scalar_logits,
 )  # fmt: skip
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name("golden.npz"))
