@@ -54,7 +54,8 @@ def main(_):
     except (ValueError, ImportError) as error:
         sys.exit(str(error))
     out = pathlib.Path(OUT.value or f"runs/plans/{preset.stem}-{TOPOLOGY.value.replace(':', '-')}")
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, *(() if HLO.value is None else (pathlib.Path(HLO.value),))):
+        folder.mkdir(parents=True, exist_ok=True)
     plan = start_plan(config, str(preset), topology, out)
 
     for name in PROGRAMS.value:

@@ -1,5 +1,6 @@
 """Bytes that a compiled program moves between devices in one call, by kind of collective and by mesh axis."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -38,10 +39,10 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
                 continue
             if kind == "all-reduce" and name.lstrip("%").startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # XLA:TPU writes it as a fusion of an all-reduce and a slice
-            groups = _groups(instruction, int(np.prod(list(mesh_shape.values()))))
+            groups = _groups(instruction, math.prod(mesh_shape.values()))
             if groups is None:
                 strange.append(f"{instruction.opcode} {instruction.name} over groups in a form that is not known, taken for all devices")
-                groups = np.arange(np.prod(list(mesh_shape.values())))[None]
+                groups = np.arange(math.prod(mesh_shape.values()))[None]
             axes, n = _axes(groups, mesh_shape), groups.shape[1]
             if kind == "collective-permute":
                 share = 1.0
@@ -52,6 +53,12 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
             total[1] += times * share * _bytes(module, name, instruction)
     ordered = sorted(found.items(), key=lambda item: -item[1][1])
     return [Collective(kind, axes, *total) for (kind, axes), total in ordered], tuple(strange)
+
+
+def device_axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...] | None:
+    """Mesh axes that a collective runs along; None if its groups are written in a form that is not known."""
+    groups = _groups(instruction, math.prod(mesh_shape.values()))
+    return None if groups is None else _axes(groups, mesh_shape)
 
 
 def _bytes(module: Module, computation: str, instruction: Instruction) -> float:
@@ -76,14 +83,18 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray | None:
     if iota:
         shape, dims, order = (tuple(int(i) for i in part.split(",")) if part else None for part in iota.groups())
         return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape[0], -1)
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text)
-    if named:  # mesh['axis_0'=4,'axis_1'=2] {'axis_0'}: sizes in the order of the device numbers; the axes that a group runs over
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}", text)
+    if named:  # mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}: sizes, order of the devices, axes that a group runs over
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
-        inside = re.findall(r"'([^']+)'(?!:)", named[2])
-        if len(inside) == named[2].count("'") // 2:  # no part of an axis
+        numbers = np.arange(np.prod(list(sizes.values())))
+        if named[2]:
+            dims, transposed = (tuple(int(i) for i in part.split(",")) for part in named.group(2, 3))
+            numbers = numbers.reshape(dims).transpose(transposed)
+        inside = re.findall(r"'([^']+)'(?!:)", named[4])
+        if len(inside) == named[4].count("'") // 2:  # no part of an axis
             order = [i for i, axis in enumerate(sizes) if axis not in inside] + [list(sizes).index(axis) for axis in inside]
             group = int(np.prod([sizes[axis] for axis in inside]))
-            return np.arange(np.prod(list(sizes.values()))).reshape(tuple(sizes.values())).transpose(order).reshape(-1, group)
+            return numbers.reshape(tuple(sizes.values())).transpose(order).reshape(-1, group)
     listed = re.search(r"replica_groups=\{((?:\{[\d,]+\},?)*)\}", text)
     if listed and listed[1]:
         return np.array([[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])

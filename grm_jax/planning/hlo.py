@@ -130,7 +130,8 @@ def called(instruction: Instruction) -> list[str]:
 def trips(module: Module, loop: Instruction) -> int | None:
     """How often a while loop's body runs; None if the text does not say.
 
-    From `known_trip_count`, else the one integer constant of the condition (counters start at 0).
+    From `known_trip_count`, else the one integer constant of the condition (counters start at 0) and what the body adds to its counter:
+    XLA:TPU unrolls loops over a collective and counts in twos then.
     """
     known = re.search(r'known_trip_count[^}]*?"?n"?[=:]\s*"?(\d+)', loop.attributes)
     if known:
@@ -144,7 +145,27 @@ def trips(module: Module, loop: Instruction) -> int | None:
                 if not instruction.shape.dims:
                     constants.add(int(instruction.arguments))
     constants.discard(0)
-    return constants.pop() if len(constants) == 1 else None
+    return -(-constants.pop() // _step(module, loop)) if len(constants) == 1 else None
+
+
+def _step(module: Module, loop: Instruction) -> int:
+    """What a body adds to the element of its tuple that the condition compares; 1 where that is not written as a sum with a constant."""
+    condition, body = (module[re.search(rf"{name}=" + _NAME, loop.attributes)[1]] for name in ("condition", "body"))
+    root, result = (next((i for i in computation.values() if i.is_root), None) for computation in (condition, body))
+    compared = [condition[name] for name in root.operands if name in condition] if root is not None and root.opcode == "compare" else []
+    counter = next((_element(i) for i in compared if i.opcode == "get-tuple-element"), None)
+    if counter is None or result is None or result.opcode != "tuple":
+        return 1
+    total, left = 0, body.get(result.operands[counter])
+    while left is not None and left.opcode == "add":
+        parts = [body[name] for name in left.operands if name in body]
+        total += sum(int(part.arguments) for part in parts if part.opcode == "constant")
+        left = next((part for part in parts if part.opcode != "constant"), None)
+    return total if left is not None and left.opcode == "get-tuple-element" and _element(left) == counter and total > 0 else 1
+
+
+def _element(instruction: Instruction) -> int:
+    return int(re.search(r"index=(\d+)", instruction.attributes)[1])
 
 
 def times_run(module: Module, entry: str) -> tuple[dict[str, float], tuple[str, ...], dict[str, str]]:

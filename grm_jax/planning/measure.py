@@ -22,7 +22,7 @@ from grm_jax.planning.roofline import roofline
 from grm_jax.planning.topology import Topology
 from grm_jax.planning.traffic import hbm_bytes
 
-FORMAT = 1  # of cached figures; another number makes them anew
+FORMAT = 2  # of cached figures; another number makes them anew
 
 
 class Program(NamedTuple):

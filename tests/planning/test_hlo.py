@@ -84,7 +84,8 @@ def test_collectives_of_the_snippet():
 @pytest.mark.parametrize(("groups", "axes"), [
     ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}", ("fsdp",)), ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_2'}", ("tensor",)),
     ("mesh['a'=8] {'a'}", ("fsdp", "tensor")), ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",)), ("[4,2]<=[8]", ("tensor",)),
-    ("[1,8]<=[8]", ("fsdp", "tensor")),
+    ("[1,8]<=[8]", ("fsdp", "tensor")), ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ("tensor",)),
+    ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("fsdp",)),
 ])  # fmt: skip
 def test_every_form_of_groups(groups, axes):
     text = TPU.replace("replica_groups=[2,4]<=[4,2]T(1,0)", f"replica_groups={groups}")
@@ -97,6 +98,17 @@ def test_every_form_of_groups(groups, axes):
 def test_groups_in_an_unknown_form_are_named():
     found, unknown = collectives(TPU.replace("[2,4]<=[4,2]T(1,0)", "mesh['a'=8] {'a':(1)2}"), MESH)
     assert len(unknown) == 1 and "gather.1" in unknown[0]
+
+
+def test_a_loop_that_counts_in_twos_runs_half_as_often():
+    counted = TPU.replace("  ROOT %next = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %kernel)", """  %one = u32[]{:T(128)} constant(1)
+  %half = u32[]{:T(128)} add(%i, %one)
+  %whole = u32[]{:T(128)} add(%half, %one)
+  ROOT %next = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%whole, %kernel)""")
+    module, _ = parse(counted)
+    assert trips(module, module["main.1"]["loop"]) == 3  # 0, 2, 4 are less than 5
+    module, _ = parse(counted.replace("tuple(%whole", "tuple(%half"))
+    assert trips(module, module["main.1"]["loop"]) == 5
 
 
 def test_a_loop_of_unknown_length_is_named():
