@@ -1,7 +1,7 @@
 """Device meshes with the axes (replica, fsdp, tensor), and shardings read from the parameter table.
 
 Axis types are Auto: the compiler propagates shardings from the arguments. Parameters are split over fsdp and tensor and repeated over
-replica; the batch is split over (replica, fsdp).
+replica; the batch is split over (replica, fsdp), and so are the rows of activations, where the model pins them (models/rows.py).
 """
 
 import logging
@@ -16,10 +16,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.lora import A, B, adapter_spec
+from grm_jax.models.rows import DATA_AXES
 from grm_jax.models.table import find_row
 
 AXES = ("replica", "fsdp", "tensor")
-BATCH = P(("replica", "fsdp"))
+BATCH = P(DATA_AXES)
 
 
 def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -82,6 +83,11 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, fit_spec(mesh, spec, leaf.shape, path))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def shares(mesh: Mesh) -> int:
+    """Parts that a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in DATA_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

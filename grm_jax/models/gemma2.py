@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.rows import split_rows
 
 Segment = dict[str, jax.Array]  # k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
 
@@ -169,9 +170,9 @@ class Block(nn.Module):
                 RMSNorm(eps, name=f"{name}_pre_attn")(x_BTD), pos_BT,
                 None if prefix is None else prefix[name], None if suffix is None else suffix[name], block, slot_B,
             )  # fmt: skip
-            x_BTD = x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended)
+            x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended))
             mlp_out = MLP(self.cfg, name=f"{name}_mlp")(RMSNorm(eps, name=f"{name}_pre_mlp")(x_BTD))
-            x_BTD = x_BTD + RMSNorm(eps, name=f"{name}_post_mlp")(mlp_out)
+            x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_mlp")(mlp_out))
             if suffix is not None:
                 suffix = suffix | {name: layer_suffix}
             if self.keep_kv:
@@ -205,7 +206,7 @@ class Gemma2(nn.Module):
         cfg = self.cfg
         dtype = jnp.dtype(cfg.dtype)
         embedding_VD = self.param("embedding", nn.initializers.normal(cfg.d_model**-0.5), (cfg.vocab_size, cfg.d_model), jnp.float32)
-        x_BTD = embedding_VD.astype(dtype)[tokens_BT] * jnp.asarray(cfg.d_model**0.5, dtype)  # scale rounded to dtype
+        x_BTD = split_rows(embedding_VD.astype(dtype)[tokens_BT]) * jnp.asarray(cfg.d_model**0.5, dtype)  # scale rounded to dtype
 
         block_cls = Block if cfg.remat == "none" else nn.remat(Block, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
         stack = nn.scan(
@@ -214,8 +215,16 @@ class Gemma2(nn.Module):
         )  # fmt: skip
         carry = (x_BTD, pos_BT, slot_B, suffix)
         (x_BTD, _, _, suffix), kv = stack(cfg, keep_kv, name="blocks")(carry, (jnp.arange(cfg.n_blocks), prefix))
-        hidden_BTD = RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD)
+        hidden_BTD = split_rows(RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD))
         return hidden_BTD, {"kv": kv, "suffix": suffix}
+
+
+def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
+    """The parameters as a forward pass uses them: matrices and embedding in cfg.dtype, norm scales as they are.
+
+    Every use casts them so. Done once before a loop, the loop reads nothing wider; the results are the same. Done twice, it is the identity.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, x: x if path[-1].key == "scale" else x.astype(cfg.dtype), params)
 
 
 def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:

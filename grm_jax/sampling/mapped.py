@@ -1,23 +1,25 @@
 """The sampler on one device, on replicas with `jax.pmap`, and over a mesh with `jax.shard_map` or GSPMD: same tokens.
 
-Prompts (with all their samples) are split over devices; the number of prompts is padded to a multiple with dummy rows. Where the mesh goes
-over several processes, all of them make the same calls with the same prompts, and get all completions.
+Prompts (with all their samples) are split over devices; the number of prompts is padded to a multiple with dummy rows. Weights are cast to
+cfg.dtype before they are gathered or copied to other devices. Where the mesh goes over several processes, all of them make the same calls
+with the same prompts, and get all completions.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.distributed import to_host
 from grm_jax.models.config import Gemma2Config
+from grm_jax.models.gemma2 import cast_weights
+from grm_jax.models.rows import DATA_AXES
 from grm_jax.sampling.sampler import SamplingConfig, sample
-from grm_jax.sharding import place_batch
-
-DATA_AXES = ("replica", "fsdp")
+from grm_jax.sharding import batch_sharding, place_batch, shares
 
 
 def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None) -> Callable:
@@ -40,29 +42,32 @@ def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mes
             raise ValueError("mode 'pmap' takes no mesh: it runs one replica on each local device")
         if jax.process_count() > 1:
             raise ValueError("mode 'pmap' runs on the devices of one process; with several take 'shard_map', which splits the prompts over all")
-        shares = jax.local_device_count()
-        mapped = jax.pmap(run, in_axes=(None, 0, 0, 0))
+        devices = jax.local_device_count()
+        cast, mapped = jax.jit(functools.partial(cast_weights, cfg=cfg)), jax.pmap(run, in_axes=(None, 0, 0, 0))
 
         def split(params, *arrays):
-            out = mapped(params, *(a.reshape(shares, -1, *a.shape[1:]) for a in arrays))
+            out = mapped(cast(params), *(a.reshape(devices, -1, *a.shape[1:]) for a in arrays))
             return {name: a.reshape(-1, *a.shape[2:]) for name, a in out.items()}
 
-        return _padded(split, shares)
+        return _padded(split, devices)
     if mode == "jit" and mesh is None:
         return jax.jit(run)
     if mode not in ("jit", "shard_map"):
         raise ValueError(f"sampler mode is {mode!r}; expected 'jit', 'pmap' or 'shard_map'")
     if mesh is None:
         raise ValueError("mode 'shard_map' needs a mesh with the axes replica and fsdp")
-    rows = NamedSharding(mesh, P(DATA_AXES))
-    shares = mesh.shape["replica"] * mesh.shape["fsdp"]
+    rows = batch_sharding(mesh)
     if mode == "shard_map":
-        run = jax.shard_map(
-            run, mesh=mesh, in_specs=(P(), P(DATA_AXES), P(DATA_AXES), P(DATA_AXES)), out_specs=P(DATA_AXES),
-            axis_names=set(DATA_AXES), check_vma=False,
-        )  # fmt: skip
+        run = map_rows(run, cfg, mesh, (rows.spec, rows.spec, rows.spec), rows.spec)
     jitted = jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows)
-    return _padded(lambda params, *arrays: jitted(params, *place_batch(mesh, dict(enumerate(arrays))).values()), shares)
+    return _padded(lambda params, *arrays: jitted(params, *place_batch(mesh, dict(enumerate(arrays))).values()), shares(mesh))
+
+
+def map_rows(fn: Callable, cfg: Gemma2Config, mesh: Mesh, in_specs: tuple, out_specs: Any) -> Callable:
+    """`jax.shard_map` of fn(params, *arrays) over the data axes. Parameters are cast to cfg.dtype where they lie, then gathered over
+    these axes; the tensor axis stays with GSPMD."""
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=(P(), *in_specs), out_specs=out_specs, axis_names=set(DATA_AXES), check_vma=False)
+    return lambda params, *arrays: mapped(cast_weights(params, cfg), *arrays)
 
 
 def _padded(fn: Callable, shares: int) -> Callable:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.models.config import LOCAL, Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, lm_logits
+from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.sampling.logits import choose_tokens
 
 
@@ -171,6 +171,7 @@ def sample(
       length int32 [P, k]: tokens written, stop token included.
       finished bool [P, k]: a stop token was seen (else the row was cut at max_new_tokens).
     """
+    params = cast_weights(params, cfg)  # else every step would read them wide and write a copy
     prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2)
     for size in cache_sizes(scfg.max_new_tokens):
         state = jax.lax.while_loop(

@@ -40,14 +40,16 @@ def make_train_step(
 
     The gradient is accumulated over `micro_batches` equal parts one after the other. Part m takes rows m, m + M, m + 2M, ...: a batch
     sharded over its first axis is cut on each device, without moving a row. Runs on any mesh on which state and batch lie;
-    `state_shardings` (as given to `state.init_state`) pins the outgoing state to the placement of the incoming one.
+    `state_shardings` (as given to `state.init_state`) pins the outgoing state to the placement of the incoming one, and every gradient
+    to that of its parameter: each part's is reduced and scattered as it is made, and no sum of parts is whole on a device.
 
     Metrics (fp32 scalars): those of the loss, grad_norm before clipping, param_norm and update_norm (global L2 norms), and
     nonfinite, 1 if the loss or a gradient is not finite: see `metrics.check_finite`.
     """
 
     def step(state, batch, frozen=None):
-        loss, grads, metrics = _accumulate(loss_fn, state.params, batch, micro_batches, frozen)
+        placed = None if state_shardings is None else state_shardings.params
+        loss, grads, metrics = _accumulate(loss_fn, state.params, batch, micro_batches, frozen, placed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
@@ -68,16 +70,21 @@ def adapted(loss_fn: LossFn, scale: float) -> LossFn:
     return lambda adapters, batch: loss_fn(merge(batch["frozen"], adapters, scale), batch)
 
 
-def _accumulate(loss_fn, params, batch, micro_batches, frozen):
-    """Loss, gradient and metrics of the batch, from its micro-batches."""
-    rows = batch["mask"].shape[0]
+def _parts(batch, micro_batches):
+    """{name: [M, B/M, ...]}: part m holds rows m, m + M, m + 2M, ..."""
+    rows = next(iter(batch.values())).shape[0]
     if rows % micro_batches:
         raise ValueError(f"micro_batches is {micro_batches}; expected a divisor of the batch of {rows} rows")
+    return {name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+
+
+def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
+    """Loss, gradient and metrics of the batch, from its micro-batches; gradients lie as `placed` says, if it is not None."""
     whole = {"normaliser": normaliser_of(batch)} | ({} if frozen is None else {"frozen": frozen})
 
     def value_and_grad(part):
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part | whole)
-        return (loss, grads), metrics
+        return (loss, grads if placed is None else jax.lax.with_sharding_constraint(grads, placed)), metrics
 
     if micro_batches == 1:
         (loss, grads), metrics = value_and_grad(batch)
@@ -87,9 +94,8 @@ def _accumulate(loss_fn, params, batch, micro_batches, frozen):
         loss_and_grads, metrics = value_and_grad(part)
         return jax.tree.map(jnp.add, total, loss_and_grads), metrics
 
-    parts = {name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    (loss, grads), metrics_M = jax.lax.scan(add, zeros, parts)
+    (loss, grads), metrics_M = jax.lax.scan(add, zeros, _parts(batch, micro_batches))
     return loss, grads, combine(metrics_M)
 
 
@@ -165,9 +171,22 @@ def preference_loss(cfg: Gemma2Config, centre: float = 0.0) -> LossFn:
     return loss_fn
 
 
-def make_logprob_fn(cfg: Gemma2Config, temperature: float = 1.0) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """Jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`): of the reference policy, or of the policy before an update."""
-    return jax.jit(lambda params, tokens_BT, pos_BT: token_logprobs(params, cfg, tokens_BT, pos_BT, temperature)[0])
+def make_logprob_fn(cfg: Gemma2Config, temperature: float = 1.0, micro_batches: int = 1) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+    """Jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`): of the reference policy, or of the policy before an update.
+
+    The rows are run in `micro_batches` equal parts one after the other, cut as in `make_train_step`; ValueError unless it divides B.
+    """
+
+    def logprobs(params, tokens_BT, pos_BT):
+        def of_part(part):
+            return token_logprobs(params, cfg, part["tokens"], part["positions"], temperature)[0]
+
+        batch = {"tokens": tokens_BT, "positions": pos_BT}
+        if micro_batches == 1:
+            return of_part(batch)
+        return jax.lax.map(of_part, _parts(batch, micro_batches)).swapaxes(0, 1).reshape(tokens_BT.shape)
+
+    return jax.jit(logprobs)
 
 
 def _token_mean(x_BT, mask_BT, normaliser):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from jax.sharding import PartitionSpec as P
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.sampling.logits import choose_tokens, inverse_cdf
-from grm_jax.sampling.mapped import make_sampler
+from grm_jax.sampling.mapped import make_sampler, map_rows
 from grm_jax.sampling.rollout import Request, generate, plan
-from grm_jax.sampling.sampler import SamplingConfig, sample, sample_key
-from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.sampling.sampler import SamplingConfig, decode_step, grow_suffix, sample, sample_key, start
+from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs_reference
 
 CFG = Gemma2Config(
@@ -101,6 +102,43 @@ def test_eight_devices_give_the_tokens_of_one(params, prompts, drawn, mode, mesh
     out = sampler(placed, prompts[:7], LENGTHS[:7], keys(range(7), range(3)))  # 7 prompts: one share is padded
     np.testing.assert_array_equal(np.asarray(out["tokens"]), drawn["tokens"][:7])
     np.testing.assert_allclose(np.asarray(out["logp"]), drawn["logp"][:7], atol=1e-5)
+
+
+def test_weights_cast_once_give_the_tokens_of_weights_cast_at_each_use(params, prompts):
+    """In bfloat16, against a loop in Python over float32 weights; the loop of `sample` closes over nothing wider."""
+    cfg = dataclasses.replace(CFG, dtype="bfloat16")
+    drawn = run(params, prompts, LENGTHS, keys(range(8), range(2)), cfg)
+    prefix, state = jax.jit(lambda *a: start(a[0], cfg, SETTINGS, *a[1:]))(params, prompts, LENGTHS, keys(range(8), range(2)))
+    state |= {"suffix": grow_suffix(cfg, state["suffix"], SETTINGS.max_new_tokens)}
+    step = jax.jit(lambda params, prefix, state: decode_step(params, cfg, SETTINGS, prefix, state))
+    for _ in range(SETTINGS.max_new_tokens - 1):
+        state = step(params, prefix, state)
+    np.testing.assert_array_equal(drawn["tokens"].reshape(16, -1), state["tokens"])
+    np.testing.assert_array_equal(drawn["logp"].reshape(16, -1), state["logp"])
+
+
+@pytest.mark.parametrize("mode, primitive", [("jit", "while"), ("shard_map", "shard_map")])
+def test_weights_enter_the_loop_and_the_gather_in_the_type_of_the_model(params, prompts, mode, primitive):
+    cfg, mesh = dataclasses.replace(CFG, dtype="bfloat16"), make_mesh(1, 4, 2)
+    shapes = {x.shape for path, x in jax.tree.leaves_with_path(params) if not str(path[-1]).endswith("scale']")}
+    rows = batch_sharding(mesh).spec
+
+    def draw(params, *arrays):
+        return sample(params, cfg, SETTINGS, *arrays)
+
+    fn = draw if mode == "jit" else map_rows(draw, cfg, mesh, (rows, rows, rows), rows)
+    jaxpr = jax.make_jaxpr(fn)(params, prompts, LENGTHS, keys(range(8), range(2)))
+    inputs = [v.aval for eqn in equations(jaxpr.jaxpr, primitive) for v in eqn.invars if v.aval.shape in shapes]
+    assert inputs and {aval.dtype for aval in inputs} == {jnp.dtype("bfloat16")}
+
+
+def equations(jaxpr, name):
+    """All equations of a primitive, those in inner programs included."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from equations(inner, name)
 
 
 @pytest.mark.torch

@@ -13,6 +13,9 @@ from grm_jax.losses.grpo import grpo
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
+from grm_jax.models.rows import split_rows
+from grm_jax.planning.collectives import KINDS, device_axes
+from grm_jax.planning.hlo import arrays, parse, times_run
 from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import abstract_state, init_state
@@ -123,3 +126,52 @@ def test_the_compiled_program_holds_its_share_of_every_parameter(kind):
     for dims in re.findall(r"= \w+\[([\d,]+)\][^=]* all-gather(?:-start)?\(", text):
         shape = tuple(map(int, dims.split(",")))
         assert (shape[0], int(np.prod(shape))) not in stacks, f"an all-gather makes a whole stack of layers: {shape}"  # one block at a time
+
+    moved = over_fsdp(text, mesh)
+    assert any(kind == "all-gather" and (CFG.d_model, CFG.d_ff // 2) == dims for kind, dims in moved)  # the check reads what it should
+    only_the_look_up(moved)
+
+
+def over_fsdp(text, mesh):
+    """{(kind, dims)} of every array in a collective over fsdp alone. No parameter has a dimension of T."""
+    module, entry = parse(text)
+    return {
+        (kind, array.dims)
+        for name in times_run(module, entry)[0] for instruction in module[name].values()
+        if (kind := instruction.opcode.removesuffix("-start")) in KINDS and device_axes(instruction, dict(mesh.shape)) == ("fsdp",)
+        for array in arrays(instruction.shape)
+    }  # fmt: skip
+
+
+def only_the_look_up(moved):
+    """No activation is added up or gathered over fsdp. Of arrays with positions only those of the look-up in an embedding that is split
+    along D: token ids [B, T, 1] are gathered, and what was found goes from columns to rows by an all-to-all."""
+    wrong = {(kind, dims) for kind, dims in moved if T in dims and kind != "all-to-all" and dims[2:] != (1,)}
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_log_probabilities_of_a_split_batch(micro_batches):
+    """In micro-batches and on a mesh: the values of the whole batch on one device; no activation is added up or gathered over fsdp."""
+    mesh, batch = make_mesh(1, 4, 2), batches("rl")[0]
+    params = jax.device_put(parameters("rl"), param_shardings(mesh, parameters("rl")))
+    tokens, positions = (jax.device_put(batch[name], batch_sharding(mesh)) for name in ("tokens", "positions"))
+    compiled = make_logprob_fn(CFG, 0.7, micro_batches).lower(params, tokens, positions).compile()
+    want = make_logprob_fn(CFG, 0.7)(parameters("rl"), batch["tokens"], batch["positions"])
+    np.testing.assert_allclose(compiled(params, tokens, positions), want, atol=1e-5)
+    only_the_look_up(over_fsdp(compiled.as_text(), mesh))
+
+
+def test_activations_are_pinned_only_where_the_compiler_places_them():
+    """One device, rows that a mesh does not divide, one position, and `shard_map` over the data axes: no constraint."""
+    mesh, x = make_mesh(1, 4, 2), np.zeros((8, 3, 2), np.float32)
+    placed_x = jax.device_put(x, batch_sharding(mesh))
+
+    def constraints(fn, x):
+        return str(jax.make_jaxpr(fn)(x)).count("sharding_constraint")
+
+    assert constraints(split_rows, placed_x) == 1 and constraints(split_rows, x) == 0
+    assert constraints(lambda x: split_rows(x[:6]), placed_x) == 0 and constraints(lambda x: split_rows(x[:, :1]), placed_x) == 0
+    rows = batch_sharding(mesh).spec
+    manual = jax.shard_map(split_rows, mesh=mesh, in_specs=rows, out_specs=rows, axis_names={"replica", "fsdp"}, check_vma=False)
+    assert constraints(manual, placed_x) == 0

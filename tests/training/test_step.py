@@ -170,6 +170,12 @@ def test_state_is_donated_and_the_callers_parameters_are_not():
     assert metrics["param_norm"] == pytest.approx(float(after.params["w"]))
 
 
+def test_parameters_that_are_handed_over_are_freed():
+    params = {"w": jnp.float32(2.0)}
+    state = init_state(params, OPTIMIZER, donate=True)
+    assert params["w"].is_deleted() and float(state.params["w"]) == 2.0
+
+
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_value_that_is_not_finite_stops_the_run(micro_batches):
     step = make_train_step(quadratic, OPTIMIZER, micro_batches)
@@ -179,6 +185,14 @@ def test_a_value_that_is_not_finite_stops_the_run(micro_batches):
     _, metrics = step(state, batch | {"x": np.array([0.0, np.inf, 2.0, 3.0], np.float32)})
     with pytest.raises(FloatingPointError, match=r"step 7: loss inf.*items of the batch: a-1, b-2"):
         check_finite(7, jax.device_get(metrics), ["a-1", "b-2"])
+
+
+def test_log_probabilities_in_micro_batches_are_those_of_the_whole_batch():
+    batch = rows()
+    parts, whole = (make_logprob_fn(CFG, 0.8, n)(policy(), batch["tokens"], batch["positions"]) for n in (4, 1))
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+    with pytest.raises(ValueError, match="micro_batches is 3; expected a divisor of the batch of 16 rows"):
+        make_logprob_fn(CFG, 0.8, 3)(policy(), batch["tokens"], batch["positions"])
 
 
 def test_a_batch_that_does_not_divide_is_refused():

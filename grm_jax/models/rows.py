@@ -1,0 +1,28 @@
+"""Where activations lie on a mesh: rows over the data axes, the rest whole."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+DATA_AXES = ("replica", "fsdp")  # of the mesh: those that a batch is split over
+
+
+def split_rows(x_BTD: jax.Array) -> jax.Array:
+    """The same array, pinned to this placement in a jitted program: rows over the data axes, T and D whole.
+
+    The residual stream needs it. Weights are split over fsdp along D, and the compiler, left alone, splits activations along D too: all
+    rows on every device, and partial products added up over fsdp, which moves far more than gathering the weights does. What lies
+    between two pins follows: rows from them, heads and d_ff over `tensor` from the weights.
+
+    The mesh is the one in the array's type, that of the arguments which it was computed from. Nothing is done on one device, inside
+    `jax.shard_map` over the data axes (its rows are a device's own), where the data axes do not divide B, and at T = 1: the activations of
+    a decode step are smaller than the weights.
+    """
+    mesh = jax.typeof(x_BTD).sharding.mesh
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if name in DATA_AXES and kind == AxisType.Auto)
+    shares = math.prod(mesh.shape[name] for name in axes)
+    if shares == 1 or x_BTD.shape[0] % shares or x_BTD.shape[1] == 1:
+        return x_BTD
+    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(axes)))
