@@ -106,6 +106,12 @@ def validate_config(config: ml_collections.ConfigDict, files: bool = True) -> No
         raise ValueError(f"{len(problems)} wrong field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems))
 
 
+def check_micro_batch(config: ml_collections.ConfigDict, stage: str, shares: int) -> None:
+    """ValueError unless the stage's micro-batches can be cut into as many parts as the mesh cuts a batch into."""
+    if (rows := config[stage].micro_batch) % shares:
+        raise ValueError(f"{stage}.micro_batch: expected a multiple of replica x fsdp = {shares}, over which every micro-batch is split, got {rows}")
+
+
 def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     """Lengths that prompt + completion are padded to; each compiles once."""
     longest = config.lengths.prompt + config.lengths.completion
@@ -119,12 +125,12 @@ def folder_of(path: str | None) -> pathlib.Path | None:
 
 # One line each: (fields, what is expected, test). Everything that concerns one field alone is here. A field that a config does not
 # have is not looked at: presets of one script lack the stages of another.
-_STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")
+STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")  # that train
 _RULES = (
     (
         "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples cloud.samples eval.samples_per_order"
         " eval.reshuffles checkpoint.every checkpoint.keep log.example_every "
-        + " ".join(f"{stage}.{field}" for stage in _STAGES for field in ("batch_size", "micro_batch", "steps")),
+        + " ".join(f"{stage}.{field}" for stage in STAGES for field in ("batch_size", "micro_batch", "steps")),
         "a positive integer", lambda x: x >= 1,
     ),
     ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
@@ -134,7 +140,7 @@ _RULES = (
     ),
     (
         "lora.alpha optimizer.eps optimizer.clip_norm rft.temperature rl.temperature meta.temperature cloud.temperature eval.temperature "
-        + " ".join(f"{stage}.learning_rate" for stage in _STAGES), "a number > 0", lambda x: x > 0,
+        + " ".join(f"{stage}.learning_rate" for stage in STAGES), "a number > 0", lambda x: x > 0,
     ),
     ("sampling.top_p optimizer.final_fraction", "a number in (0, 1]", lambda x: 0 < x <= 1),
     ("rl.clip_low", "a number in (0, 1], or None for the loss's own", lambda x: x is None or 0 < x <= 1),
@@ -189,7 +195,7 @@ def _problems(config, files) -> Iterator[str]:
 
 
 def _batch_problems(config):
-    for name in _STAGES:
+    for name in STAGES:
         if name not in config:
             continue
         stage = config[name]

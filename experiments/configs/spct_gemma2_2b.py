@@ -17,5 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.tensor = 1
     config.sampling.sampler = "pmap"
     for stage in (config.rft, config.rl, config.meta):
-        stage.micro_batch = 32
+        stage.micro_batch = 8  # one sequence of 5,120 tokens on each chip: all that 16 GB hold beside weights and optimiser (docs/scale.md)
     return config

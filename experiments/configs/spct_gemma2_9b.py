@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
     config.model.path = "checkpoints/gemma-2-9b"
     config.mesh.tensor = 1
+    config.sampling.rows = 256  # 64 prompts of 4 samples: one on each of 64 chips
     for stage in (config.rft, config.rl, config.meta):
-        stage.micro_batch = 32
+        stage.micro_batch = 64  # a multiple of replica x fsdp up to 64 chips
     return config

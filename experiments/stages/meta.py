@@ -1,15 +1,11 @@
 """Meta RM (paper, section 4 and C.1): a scalar head on the policy's architecture, trained to tell correct judgments from wrong ones."""
 
-import jax
-
 from experiments.stages.rft import SAMPLES
-from experiments.stages.run import Run, load_policy, policy_sampler
+from experiments.stages.run import Run, load_policy, policy_sampler, with_head
 from experiments.stages.train import fit
-from grm_jax.models.heads import init_scalar_params
-from grm_jax.models.table import SCALAR, abstract_params
+from grm_jax.models.table import SCALAR
 from grm_jax.reward_models.grm import judge_to_file, read_rows, shuffled_asks
 from grm_jax.reward_models.meta_rm import meta_examples
-from grm_jax.sharding import param_shardings
 from grm_jax.training.step import meta_loss
 
 
@@ -36,8 +32,5 @@ def train(run: Run) -> None:
     kept = [example for example in examples if len(example["tokens"]) <= limit]
     print(f"meta: {len(kept)} judgments ({len(examples) - len(kept)} longer than {limit} tokens left out), "
           f"{sum(e['labels'] for e in kept) / len(kept):.3f} of them correct", flush=True)  # fmt: skip
-    policy = load_policy(run, run.config.meta.policies[-1])
-    key = jax.random.key(run.config.seed)
-    shardings = param_shardings(run.mesh, abstract_params(run.cfg, SCALAR))
-    start = jax.jit(lambda backbone: init_scalar_params(run.cfg, backbone, key), out_shardings=shardings)(policy)
+    start = with_head(run, load_policy(run, run.config.meta.policies[-1]))
     fit(run, "meta", start, meta_loss(run.cfg), {"judgments": kept}, {"judgments": 1.0}, run.config.meta, architecture=SCALAR)

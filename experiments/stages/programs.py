@@ -16,13 +16,15 @@ from experiments import config_flags
 from experiments.stages import rl
 from experiments.stages.train import lora_config, make_step
 from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config, alternating, load_config
+from grm_jax.models.gemma2 import cast_weights
 from grm_jax.models.lora import start_adapters
+from grm_jax.models.rows import DATA_AXES
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program
-from grm_jax.sampling.mapped import DATA_AXES
+from grm_jax.sampling.mapped import map_rows
 from grm_jax.sampling.sampler import SamplingConfig, decode_step, empty_suffix, grow_suffix, start
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
+from grm_jax.sharding import batch_sharding, make_mesh, param_shardings, shares
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.training.step import adapted, make_logprob_fn, meta_loss, rft_loss
 
@@ -61,11 +63,6 @@ def width(config: ml_collections.ConfigDict) -> int:
     return config.lengths.prompt + config.lengths.completion
 
 
-def shares(mesh: Mesh) -> int:
-    """Parts that a batch is cut into."""
-    return mesh.shape["replica"] * mesh.shape["fsdp"]
-
-
 def placed(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of a tree, laid over a mesh."""
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
@@ -80,12 +77,10 @@ def _batch(mesh, rows, length, **more) -> dict:
 
 
 def _train_step(stage, config, cfg, mesh) -> Program:
-    """A step as `experiments.stages.train.begin` makes it. Beside it lie the parameters that its caller still holds: RL's reference, and
-    those that RFT (one set) and Meta RM (two: the policy, and the policy with a head) started from. Adapters are trained beside them."""
+    """A step as `experiments.stages.train.begin` makes it. Beside it lies RL's reference; the other stages hand over what they start from.
+    With adapters the frozen weights are an argument, and RL's reference."""
     settings = config[stage]
-    if settings.micro_batch % shares(mesh):
-        expected = f"a multiple of replica x fsdp = {shares(mesh)}, over which every micro-batch is split"
-        raise ValueError(f"{stage}.micro_batch: expected {expected}, got {settings.micro_batch}")
+    config_flags.check_micro_batch(config, stage, shares(mesh))
     params, updates = abstract_params(cfg), settings.steps
     if stage == "rft":
         loss, fields = rft_loss(cfg), {}
@@ -101,9 +96,7 @@ def _train_step(stage, config, cfg, mesh) -> Program:
     step, _, _, state = make_step(config, mesh, params, loss, settings, updates)
     B, T = settings.batch_size, width(config)
     batch = _batch(mesh, B, T, **fields)
-    resident = {"rft": {"starting params": whole}, "rl": {"reference": whole}, "meta": {"policy": whole, "starting params": whole}}[stage]
-    if config.lora.rank:
-        resident = {"policy": whole} if stage == "meta" else {}  # the frozen weights are an argument
+    resident = {"reference": whole} if stage == "rl" and not config.lora.rank else {}
     return Program(
         f"{stage}_step", step, (state, batch, frozen), mesh,
         {"params": (state.params, frozen), "optimizer": state.opt_state, "batch": batch}, resident,
@@ -118,7 +111,7 @@ def _logprobs(config, cfg, mesh) -> Program:
     batch = _batch(mesh, B, T)
     beside = {name: arrays for name, arrays in beside.items() if name != "reference"} | {"policy": params}
     return Program(
-        "logprobs", make_logprob_fn(cfg, config.rl.temperature), (params, batch["tokens"], batch["positions"]), mesh,
+        "logprobs", make_logprob_fn(cfg, config.rl.temperature, B // config.rl.micro_batch), (params, batch["tokens"], batch["positions"]), mesh,
         {"params": params, "batch": (batch["tokens"], batch["positions"])}, beside, B * forward_flops(cfg, T, logits=T), B * T,
     )  # fmt: skip
 
@@ -156,7 +149,7 @@ def _prefill(config, cfg, mesh) -> Program:
     scfg = _sampling(config)
     (asked, prompts, G), T, parts = sampler_call(config, mesh.shape), config.lengths.buckets[-1], mesh.size
     params, beside = _rl_arrays(config, cfg, mesh)
-    policy, (mapped, mesh, params, prompts) = params, _mapping(config, mesh, params, prompts)
+    policy, (mapped, mesh, params, prompts) = params, _mapping(config, cfg, mesh, params, prompts)
     real = asked * mesh.size / parts  # without dummies; on these devices
     data = P(DATA_AXES)
 
@@ -167,18 +160,20 @@ def _prefill(config, cfg, mesh) -> Program:
     out_specs = _specs(jax.eval_shape(run, params, *args))
     args = placed(args, [NamedSharding(mesh, data)] * 3)
     return Program(
-        "prefill", mapped(run, (P(), data, data, data), out_specs), (params, *args), mesh, {"params": params, "batch": args},
+        "prefill", mapped(run, (data, data, data), out_specs), (params, *args), mesh, {"params": params, "batch": args},
         beside | ({"policy": policy} if config.sampling.sampler == "pmap" else {}), real * forward_flops(cfg, T, logits=1), round(real * T),
     )  # fmt: skip
 
 
 def _decode(config, cfg, mesh) -> Program:
-    """One `sampler.decode_step` with the longest caches, from parameters as they lie inside the loop: "shard_map" holds them whole over fsdp."""
+    """One `sampler.decode_step` with the longest caches, from parameters as they lie inside the loop: cast, and with "shard_map" whole over
+    fsdp. The policy that they were made from lies beside them."""
     scfg = _sampling(config)
     (asked, prompts, G), T, C, parts = sampler_call(config, mesh.shape), config.lengths.buckets[-1], config.lengths.completion, mesh.size
     params, beside = _rl_arrays(config, cfg, mesh)
-    policy, (mapped, mesh, params, prompts) = params, _mapping(config, mesh, params, prompts)
+    policy, (mapped, mesh, params, prompts) = params, _mapping(config, cfg, mesh, params, prompts)
     real = asked * mesh.size / parts
+    params = _cast(cfg, params)
     if config.sampling.sampler == "shard_map":
         whole = jax.tree.map(lambda x: NamedSharding(mesh, P(*(axis if axis == "tensor" else None for axis in x.sharding.spec))), params)
         params = placed(params, whole)
@@ -196,31 +191,37 @@ def _decode(config, cfg, mesh) -> Program:
     cache = {"prefix": prefix, "suffix": rows["suffix"]}
     other = {name: value for name, value in rows.items() if name != "suffix"}
     return Program(
-        "decode", mapped(run, (P(), *specs), specs[1], donate=2), (params, prefix, rows), mesh,
-        {"params": params, "kv cache": cache, "batch": other}, beside | ({"policy": policy} if config.sampling.sampler != "jit" else {}),
+        "decode", mapped(run, specs, specs[1], donate=2), (params, prefix, rows), mesh,
+        {"params": params, "kv cache": cache, "batch": other}, beside | {"policy": policy},
         real * G * forward_flops(cfg, T + C // 2, T + C // 2 - 1, logits=1), round(real * G),
     )  # fmt: skip
 
 
-def _mapping(config, mesh, params, prompts):
+def _cast(cfg, params) -> Any:
+    return placed(jax.eval_shape(lambda p: cast_weights(p, cfg), params), jax.tree.map(lambda x: x.sharding, params))
+
+
+def _mapping(config, cfg, mesh, params, prompts):
     """(how to jit a function of the sampler, its mesh, its parameters, its prompts), as `sampling.mapped.make_sampler` maps it."""
     mode = config.sampling.sampler
     if mode == "pmap":  # one device's share, with the whole model on it
         alone = Mesh(mesh.devices.reshape(-1)[:1].reshape(1, 1, 1), mesh.axis_names, axis_types=mesh.axis_types)
-        params = placed(params, jax.tree.map(lambda x: NamedSharding(alone, P()), params))
-        return _jit, alone, params, prompts // mesh.size
+        params = _cast(cfg, placed(params, jax.tree.map(lambda x: NamedSharding(alone, P()), params)))
+        return _jit(cfg), alone, params, prompts // mesh.size
     if mode == "jit":
-        return _jit, mesh, params, prompts
+        return _jit(cfg), mesh, params, prompts
 
     def shard_mapped(fn, in_specs, out_specs, donate=()):
-        mapped = jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=set(DATA_AXES), check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(map_rows(fn, cfg, mesh, in_specs, out_specs), donate_argnums=donate)
 
     return shard_mapped, mesh, params, prompts
 
 
-def _jit(fn, in_specs, out_specs, donate=()):
-    return jax.jit(fn, donate_argnums=donate)
+def _jit(cfg):
+    def jitted(fn, in_specs, out_specs, donate=()):
+        return jax.jit(lambda params, *arrays: fn(cast_weights(params, cfg), *arrays), donate_argnums=donate)
+
+    return jitted
 
 
 def _specs(tree) -> Any:

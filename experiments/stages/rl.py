@@ -88,7 +88,7 @@ def train(run: Run) -> None:
     batches = make_batches({"prompts": [{"index": i} for i in range(len(records))]}, batch_size=settings.batch_size // G, seed=run.config.seed)
     advantage = resolve(settings.advantage, ADVANTAGES)
     reference = load_policy(run, "rft")
-    logprobs = make_logprob_fn(run.cfg, settings.temperature)
+    logprobs = make_logprob_fn(run.cfg, settings.temperature, settings.batch_size // settings.micro_batch)
     sampler = policy_sampler(run, settings.temperature)
     loss, cfg = objective(run.config, run.cfg)
 

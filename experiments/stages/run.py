@@ -35,11 +35,12 @@ from grm_jax.judgment.records import Record, write_records
 from grm_jax.judgment.rules import best_index
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating, load_config
+from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.reward_models.grm import Prompter, split_by_length
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
-from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.sharding import make_mesh, param_shardings, shares
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -90,6 +91,9 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {cfg.vocab_size} embeddings")
 
     mesh = make_mesh(**config.mesh)
+    for stage in config_flags.STAGES:
+        if stage in config:
+            config_flags.check_micro_batch(config, stage, shares(mesh))
     print(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; model {cfg}", flush=True)
     sources = {"train": config.data.train} | {split: config.data.eval[split] for split in config.eval.splits}
     records, left_out = {}, {}
@@ -209,6 +213,12 @@ def load_policy(run: Run, name: str) -> dict:
     if run.config.model.random_init is not None:
         return jax.jit(lambda key: init_params(run.cfg, key), out_shardings=shardings)(jax.random.key(run.config.seed))
     return load_params(config_flags.model_folder(run.config), run.cfg, shardings)
+
+
+def with_head(run: Run, policy: dict) -> dict:
+    """A scalar model with a fresh head on the policy, whose arrays it takes over."""
+    key, shardings = jax.random.key(run.config.seed), param_shardings(run.mesh, abstract_params(run.cfg, SCALAR))
+    return jax.jit(lambda backbone: init_scalar_params(run.cfg, backbone, key), out_shardings=shardings, donate_argnums=0)(policy)
 
 
 def load_meta(run: Run) -> dict:

@@ -11,12 +11,11 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from experiments import config_flags
 from experiments.stages.rft import general_examples
-from experiments.stages.run import Run, load_policy, policy_sampler
+from experiments.stages.run import Run, load_policy, policy_sampler, with_head
 from experiments.stages.train import fit
 from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import load_params
@@ -24,7 +23,6 @@ from grm_jax.data.sources import load_source
 from grm_jax.data.world import make_critiques
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import expected_credit, vote
-from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.progress import progress
 from grm_jax.reward_models.cloud import cloud, critic_example, head_examples, write_critiques
@@ -167,8 +165,7 @@ def _load_critiques(source: dict, seed: int) -> list[Record]:
 
 def _fit_scalar(run: Run, name: str, loss: Callable, examples: list[dict]) -> None:
     """Train a scalar head, and the base model below it, on the examples that fit -> models/<name>."""
-    key, shardings = jax.random.key(run.config.seed), param_shardings(run.mesh, abstract_params(run.cfg, SCALAR))
-    start = jax.jit(lambda backbone: init_scalar_params(run.cfg, backbone, key), out_shardings=shardings)(load_policy(run, "base"))
+    start = with_head(run, load_policy(run, "base"))
     fit(run, name, start, loss, {"pairs": _fitting(run, name, examples)}, {"pairs": 1.0}, run.config[name], architecture=SCALAR)
 
 

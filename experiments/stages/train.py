@@ -56,13 +56,17 @@ def make_step(
     return step, schedule, optimizer, placed
 
 
-def begin(run: Run, stage: str, params: dict, loss_fn: Callable, settings: ml_collections.ConfigDict, updates: int) -> Training:
+def begin(
+    run: Run, stage: str, params: dict, loss_fn: Callable, settings: ml_collections.ConfigDict, updates: int, donate: bool = False
+) -> Training:
     """A new training state from `params`, or the last one that this stage saved; `updates` in all are scheduled.
 
+    donate: `params` are the state's from now on, and deleted; without it they stay on the devices beside it, as RL's reference must.
     With config.lora.rank > 0 `params` stay as they are and adapters beside them are trained (models/lora.py).
     """
     frozen, merged = None, None
     if run.config.lora.rank:
+        donate = False
         lora, frozen = lora_config(run.config), params
         merged = jax.jit(lambda frozen, adapters: merge(frozen, adapters, lora.scale), out_shardings=param_shardings(run.mesh, frozen))
         params, loss_fn = start_adapters(run.cfg, lora, frozen, jax.random.key(run.config.seed)), adapted(loss_fn, lora.scale)
@@ -75,7 +79,10 @@ def begin(run: Run, stage: str, params: dict, loss_fn: Callable, settings: ml_co
     checkpoints = open_checkpoints(run.workdir / "checkpoints" / stage, run.config.checkpoint.keep)
     found = restore_latest(checkpoints, placed, config_flags.config_digest(run.config))
     if found is None:
-        return Training(step, params_of, schedule, checkpoints, init_state(params, optimizer, jax.tree.map(lambda leaf: leaf.sharding, placed)), {})
+        state = init_state(params, optimizer, jax.tree.map(lambda leaf: leaf.sharding, placed), donate)
+        return Training(step, params_of, schedule, checkpoints, state, {})
+    if donate:
+        jax.tree.map(lambda x: x.delete(), params)
     print(f"{stage}: goes on from update {int(found[0].step)} of {updates}", flush=True)
     return Training(step, params_of, schedule, checkpoints, *found)
 
@@ -107,7 +114,7 @@ def fit(
     run: Run, stage: str, params: dict, loss_fn: Callable, sources: dict[str, Sequence[dict]], weights: dict[str, float],
     settings: ml_collections.ConfigDict, architecture: str = CAUSAL_LM,
 ) -> None:
-    """Minimise `loss_fn` over examples drawn from `sources` by weight -> models/<stage>.
+    """Minimise `loss_fn` over examples drawn from `sources` by weight -> models/<stage>. `params` are donated (see `begin`).
 
     Examples hold "id" and the fields of the loss's batch without "normaliser"; fields of positions have names that end in "positions".
     """
@@ -116,7 +123,7 @@ def fit(
         sources, batch_size=settings.batch_size, seed=run.config.seed, buckets=run.sequence_buckets, weights=weights,
         pad_values=dict.fromkeys(positions, -1),
     )  # fmt: skip
-    training, late = begin(run, stage, params, loss_fn, settings, settings.steps), LateMetrics()
+    training, late = begin(run, stage, params, loss_fn, settings, settings.steps, donate=True), LateMetrics()
     state, first = training.state, int(training.state.step)
     if training.extra:
         batches.set_state(training.extra["batches"])

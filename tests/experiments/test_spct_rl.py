@@ -115,6 +115,12 @@ def test_another_config_in_the_same_folder_is_refused_by_field(finished):
         setup(config_with(**{"rl.beta": 0.5, "seed": 1}), finished[0])
 
 
+def test_a_micro_batch_that_the_mesh_cannot_cut_is_refused_before_data_is_read(tmp_path):
+    with pytest.raises(ValueError, match="rft.micro_batch: expected a multiple of replica x fsdp = 8, .* got 4"):
+        setup(config_with(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_test_record_is_a_training_record(finished):
     def contents(name):
         return {(record.conversation, frozenset(record.responses)) for record in read_records(finished[0] / f"records/{name}.jsonl")}
@@ -131,7 +137,8 @@ def files(tmp_path):
         for name, records in (("train", train), ("test", test)):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         paths = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("train", "test")}
-        return config_with(**{"data.train": (paths["train"],), "data.eval": {"test": paths["test"]}, "eval.splits": ("test",)})
+        mesh = {"mesh.replica": 1, "mesh.tensor": -1}  # 8 devices here, which micro-batches of 4 rows cannot be cut over
+        return config_with(**{"data.train": (paths["train"],), "data.eval": {"test": paths["test"]}, "eval.splits": ("test",)} | mesh)
 
     return write
 
