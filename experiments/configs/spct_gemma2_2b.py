@@ -3,7 +3,7 @@
 
 SPCT on the pretrained Gemma-2-2B. The paper has no run of this size; values that are not set here are those of its 27B run.
 
-Hardware: 8 TPU v5p chips; a whole replica for sampling fits on each, and training is sharded over all of them.
+Hardware: 8 TPU chips, v5e or larger (docs/scale.md); a whole replica for sampling fits on each, and training is sharded over all of them.
 Result and time: not run here.
 """
 import ml_collections
@@ -17,5 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.tensor = 1
     config.sampling.sampler = "pmap"
     for stage in (config.rft, config.rl, config.meta):
-        stage.micro_batch = 8  # one sequence of 5,120 tokens on each chip: all that 16 GB hold beside weights and optimiser (docs/scale.md)
+        stage.micro_batch = 8  # one sequence on each of 8 chips, for the 16 GB of a v5e
     return config
