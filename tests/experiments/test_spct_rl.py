@@ -11,12 +11,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import config_flags
-from experiments.stages.run import setup
+from experiments.stages.run import load_policy, setup
+from experiments.stages.train import begin, save_state
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.judgment.records import read_records
 from grm_jax.models.config import load_config
 from grm_jax.reward_models.grm import read_rows
 from grm_jax.training.metrics import read_metrics
+from grm_jax.training.step import rft_loss
 
 SYSTEMS, SPLITS, STEPS = ("base", "rft", "grm"), ("test", "hard", "wide", "single"), 5
 STAGES = ["rft_sample", "rft", "rl", "meta_sample", "meta", *(f"eval_{system}_{split}" for system in SYSTEMS for split in SPLITS)]
@@ -154,6 +156,23 @@ def test_a_training_record_among_the_test_records_is_refused(files, tmp_path):
         setup(files(train, [*test, leaked]), tmp_path / "run")
     run = setup(files(train, test), tmp_path / "run")  # nothing was computed: the folder takes the mended data
     assert [r.id for r in run.evaluation["test"]] == ["c"]
+
+
+def test_a_stage_takes_over_what_it_starts_from(files, tmp_path):
+    """A new state and one that is restored: the starting parameters are freed; a reference is not."""
+    run = setup(files([record("a", "Name 1 animal")], [record("c", "Name 3 animals")]), tmp_path / "run")
+    for donate in (True, True, False):
+        params = load_policy(run, "base")
+        training = begin(run, "rft", params, rft_loss(run.cfg), run.config.rft, 5, donate=donate)
+        assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(params))
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(training.state))
+        if not training.extra:
+            save_state(run, training, training.state.replace(step=training.state.step + 2), {"batches": {}})
+        else:
+            assert int(training.state.step) == 2
+        training.checkpoints.close()
+    want = load_policy(run, "base")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state.params), jax.device_get(want))
 
 
 def test_overlong_records_are_reported_by_id_and_left_out(files, tmp_path, capsys):
