@@ -21,6 +21,7 @@ from grm_jax import losses
 from grm_jax.data import sources as data_sources
 from grm_jax.data.world.records import SPLITS
 from grm_jax.judgment.prompts import load_template
+from grm_jax.models.config import ATTENTIONS
 from grm_jax.models.lora import TARGETS as LORA_TARGETS
 from grm_jax.training.optimizer import SCHEDULES
 
@@ -154,6 +155,7 @@ _CHOICES = {
     "answer": ("scores", "index"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
+    "model.attention": ATTENTIONS,
     "sampling.sampler": ("jit", "pmap", "shard_map"),
     "optimizer.schedule": SCHEDULES,
     "optimizer.mu_dtype": ("float32", "bfloat16"),

@@ -34,7 +34,7 @@ NAMES = ("rft_step", "rl_step", "logprobs", "meta_step", "prefill", "decode")
 
 def planned_model(config: ml_collections.ConfigDict) -> Gemma2Config:
     """The model of a config: from its folder, or where that is not there, the published size that the folder is named after."""
-    numerics = dict(dtype=config.model.dtype, scan_layers=config.model.scan_layers, remat=config.model.remat)
+    numerics = {name: config.model[name] for name in ("dtype", "scan_layers", "remat", "attention")}
     if config.model.random_init is not None:
         sizes = config.model.random_init.to_dict()
         vocab_size = load_tokenizer(config_flags.tokenizer_path(config)).vocab_size

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
+ATTENTIONS = ("reference", "splash", "splash_interpreted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,8 @@ class Gemma2Config:
     `dtype` is the compute type; norms, softmax, logits and RoPE are float32 whatever it is.
     `scan_layers` compiles one block of layers and scans it (small programs, fast compile); unrolled is faster on CPU.
     `remat` is what the backward pass recomputes: "none", "full" (everything inside a block) or "dots" (all but matmuls).
+    `attention` is what computes the attention of a call over its own keys alone (training, log-probabilities, prefill): "reference",
+    or on TPU "splash" (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any platform.
     """
 
     vocab_size: int
@@ -37,6 +40,7 @@ class Gemma2Config:
     dtype: str = "float32"
     scan_layers: bool = True
     remat: str = "none"
+    attention: str = "reference"
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
@@ -47,6 +51,8 @@ class Gemma2Config:
             raise ValueError(f"layer_types holds {sorted(unknown)}; expected {LOCAL!r} or {GLOBAL!r}")
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat is {self.remat!r}; expected 'none', 'full' or 'dots'")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention is {self.attention!r}; expected one of {', '.join(ATTENTIONS)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
 
@@ -86,7 +92,7 @@ _HF_FIELDS = {  # Gemma2Config field <- config.json key, and the value transform
 
 
 def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) -> Gemma2Config:
-    """Gemma2Config from the contents of a Hugging Face `config.json`; `overrides` set dtype, scan_layers, remat.
+    """Gemma2Config from the contents of a Hugging Face `config.json`; `overrides` set dtype, scan_layers, remat, attention.
 
     Raises ValueError, naming `where` and the key, for another architecture or a feature Gemma-2 checkpoints do not use.
     """

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.rows import split_rows
+from grm_jax.models.splash import splash_attend
 
 Segment = dict[str, jax.Array]  # k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
 
@@ -135,8 +136,11 @@ class Attention(nn.Module):
         else:
             segments = [own]
         window = cfg.sliding_window if self.layer_type == LOCAL else None
-        segments = ([prefix] if prefix is not None else []) + segments
-        out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
+        if cfg.attention != "reference" and prefix is None and suffix is None:
+            out_BTNH = splash_attend(q_BTNH, own["k"], own["v"], pos_BT, window, cfg.attn_softcap, cfg.attention == "splash_interpreted")
+        else:
+            segments = ([prefix] if prefix is not None else []) + segments
+            out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
         out_BTD = jnp.einsum("btnh,nhd->btd", out_BTNH, _linear(self, "o", (N, H, D), N * H, dtype))
         return out_BTD, own, suffix
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.splash import blocks_computed
 
 
 class Flops(NamedTuple):
@@ -24,7 +25,7 @@ def count(jaxpr: ClosedJaxpr | Jaxpr, while_trips: int | None = None) -> Flops:
 
     scan: body times length. cond: its most expensive branch. while: body times `while_trips`, or named in `unknown` and counted once
     where that is None. shard_map: a device's share times the devices of its manual axes. pallas_call: its own cost estimate, or its
-    body over the whole grid, which counts blocks that a mask skips, and is named.
+    body times the blocks that are not masked (kernels of models/splash.py), or its body over the whole grid, and then it is named.
     """
     total, unknown = 0.0, []
     for eqn in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
@@ -59,8 +60,11 @@ def _equation(eqn, while_trips) -> Flops:
     if name == "pallas_call":
         if params["cost_estimate"] is not None:
             return Flops(float(params["cost_estimate"].flops))
-        grid = math.prod(params["grid_mapping"].grid)
-        return Flops(total * grid, unknown + ("a Pallas kernel without a cost estimate, counted over its whole grid",))
+        grid = params["grid_mapping"].grid
+        steps = blocks_computed(params["name"], grid)
+        if steps is not None:
+            return Flops(total * steps, unknown)
+        return Flops(total * math.prod(grid), unknown + ("a Pallas kernel without a cost estimate, counted over its whole grid",))
     return Flops(total, unknown)
 
 

@@ -95,7 +95,7 @@ def load_scalar(folder: str | os.PathLike, mesh: Mesh | None = None, **numerics)
     """(params, cfg, tokenizer) of a `Gemma2ForSequenceClassification` folder with one label, for `scalar_rm`.
 
     folder: config.json, safetensors, and tokenizer.json or tokenizer.model. mesh: over which the parameters are laid; None for one
-    device. numerics: overrides of dtype, scan_layers, remat of the config.
+    device. numerics: overrides of dtype, scan_layers, remat, attention of the config.
 
     The tokenizer's pad_id is that of config.json, the token that transformers passes over when it looks for the last one; where
     config.json says null, transformers passes over none, and pad_id is -1. Raises as `load_config`, `load_params`, `load_tokenizer`.
