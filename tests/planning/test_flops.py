@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config, alternating
+from grm_jax.models.splash import block_size, splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.planning.flops import count, forward_flops
 from grm_jax.sharding import make_mesh
@@ -102,6 +103,27 @@ def test_train_step_of_the_model(remat):
     step = flops(jax.value_and_grad(rft_loss(cfg), has_aux=True), params, {"tokens": ints, "positions": ints, "mask": floats}).total
     ratio = step / forward
     assert 2.9 < ratio < 3.05 if remat == "none" else 3.6 < ratio < 4.05
+
+
+@pytest.mark.parametrize("T, window", [(640, None), (640, 1), (640, 128), (640, 129), (640, 300), (640, 640), (1024, 700), (100, 30)])
+def test_splash_counts_the_blocks_that_its_mask_leaves(T, window):
+    """Forward: two products a block. Backward: three for dq, four for dk and dv, which compute the logits again."""
+    rows, heads, head_dim = 2, 4, 16
+    q, kv = (jax.ShapeDtypeStruct((rows, T, n, head_dim), np.float32) for n in (heads, 1))
+    pos = jax.ShapeDtypeStruct((rows, T), np.int32)
+
+    def attention(q, k, v, pos):
+        return splash_attend(q, k, v, pos, window, 50.0)
+
+    padded = -(-T // 128) * 128
+    size = block_size(padded)
+    seen_TT = np.arange(padded)[:, None] - np.arange(padded)
+    seen_TT = (seen_TT >= 0) & (seen_TT < (window or padded))
+    blocks = seen_TT.reshape(padded // size, size, -1, size).any((1, 3)).sum()
+    one = 2 * size * size * head_dim * rows * heads
+    assert flops(attention, q, kv, kv, pos) == (2 * blocks * one, ())
+    both = flops(jax.grad(lambda *args: attention(*args).sum(), (0, 1, 2)), q, kv, kv, pos)
+    assert both == (9 * blocks * one + 2 * rows * heads * padded * head_dim, ())  # the sum of output times its gradient, for the softmax
 
 
 def test_forward_flops_by_hand():
