@@ -19,7 +19,8 @@ class Gemma2Config:
     `scan_layers` compiles one block of layers and scans it (small programs, fast compile); unrolled is faster on CPU.
     `remat` is what the backward pass recomputes: "none", "full" (everything inside a block) or "dots" (all but matmuls).
     `attention` is what computes the attention of a call over its own keys alone (training, log-probabilities, prefill): "reference",
-    or on TPU "splash" (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any platform.
+    or on TPU "splash" (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any platform. The last two
+    take position t at index t of a row and padding behind it, as all batches of this package have it.
     """
 
     vocab_size: int
