@@ -26,7 +26,7 @@ from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state
 from grm_jax.training.step import make_train_step, rft_loss
 
-FORWARD, BACKWARD = 1e-5, 3e-5  # largest absolute differences, of values of order 1 and gradients of order 10, in float32
+FORWARD, BACKWARD = 1e-5, 3e-4  # largest differences in float32: of values of order 1, of gradients that are sums of terms up to 100
 
 
 def arrays(B, T, N, K, H, dtype=jnp.float32):
@@ -67,7 +67,7 @@ def out_and_gradients(attention, qkv, pos_BT, window, cap):
         pytest.param((256, 77), 256, 4, 2, 128, 100, 3.0, id="grouped heads, a window, a cap that bites"),
         pytest.param((200, 1), 200, 4, 1, 32, None, 3.0, id="one kv head, no window, T not a multiple of 128"),
         pytest.param((128,), 128, 2, 2, 256, 1, None, id="a kv head for each, only oneself in sight, no cap"),
-        pytest.param((300,), 384, 2, 1, 16, 128, 50.0, id="three blocks, a window of one"),
+        pytest.param((300,), 384, 2, 1, 16, 128, 50.0, id="three blocks, a window of one block"),
     ],
 )
 def test_output_and_gradients_are_those_of_the_reference(lengths, T, N, K, H, window, cap):
