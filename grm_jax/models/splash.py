@@ -12,7 +12,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-DATA_AXES = ("replica", "fsdp")  # of the mesh: those that a batch is split over
+from grm_jax.models.rows import DATA_AXES
+
 LANES = 128  # what a block is a multiple of
 
 

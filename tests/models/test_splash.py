@@ -15,12 +15,13 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config, alternating
 from grm_jax.models.gemma2 import attend
+from grm_jax.models.rows import DATA_AXES
 from grm_jax.models.splash import require_tpu, splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program, measure
 from grm_jax.planning.topology import get_topology
-from grm_jax.sampling.mapped import DATA_AXES, make_sampler
+from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state
