@@ -82,8 +82,9 @@ def visible(length: int, window: int | None) -> masks.Mask:
 def blocks_computed(name: str, grid: tuple[int, ...]) -> int | None:
     """Steps of a splash kernel's grid that compute something, for the masks and blocks of this file; None for another kernel.
 
-    Row i of a causal mask in square blocks has i + 1 blocks that are not empty; with a window, as many of those as the grid is wide. Columns
-    have the same, in reverse. Grids are (rows of the batch..., heads, block rows, width), in the kernel of dk and dv (..., block columns, heads, width).
+    Row i of a causal mask in square blocks has i + 1 blocks that are not empty; with a window, at most as many of those as the grid is wide.
+    Columns have the same, in reverse. Grids are (rows of the batch, heads, block rows, width), for dk and dv (rows of the batch, block
+    columns, heads, width).
     """
     if not name.startswith("splash_mha_"):
         return None
