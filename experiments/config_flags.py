@@ -23,6 +23,7 @@ from grm_jax.data.world.records import SPLITS
 from grm_jax.judgment.prompts import load_template
 from grm_jax.models.config import ATTENTIONS
 from grm_jax.models.lora import TARGETS as LORA_TARGETS
+from grm_jax.models.splash import attention_on
 from grm_jax.training.optimizer import SCHEDULES
 
 PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
@@ -113,6 +114,11 @@ def check_micro_batch(config: ml_collections.ConfigDict, stage: str, shares: int
         raise ValueError(f"{stage}.micro_batch: expected a multiple of replica x fsdp = {shares}, over which every micro-batch is split, got {rows}")
 
 
+def numerics(config: ml_collections.ConfigDict, platform: str) -> dict:
+    """How a model computes on devices of a platform: the fields of `Gemma2Config` that are not in its config.json."""
+    return {name: config.model[name] for name in ("dtype", "scan_layers", "remat")} | {"attention": attention_on(config.model.attention, platform)}
+
+
 def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
     """Lengths that prompt + completion are padded to; each compiles once."""
     longest = config.lengths.prompt + config.lengths.completion
@@ -155,7 +161,7 @@ _CHOICES = {
     "answer": ("scores", "index"),
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full", "dots"),
-    "model.attention": ATTENTIONS,
+    "model.attention": ("auto", *ATTENTIONS),
     "sampling.sampler": ("jit", "pmap", "shard_map"),
     "optimizer.schedule": SCHEDULES,
     "optimizer.mu_dtype": ("float32", "bfloat16"),

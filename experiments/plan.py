@@ -24,7 +24,6 @@ from rich.console import Console
 
 from experiments import config_flags
 from experiments.stages.programs import NAMES, make_programs, planned_model, sampler_call
-from grm_jax.models.splash import require_tpu
 from grm_jax.planning.measure import measure
 from grm_jax.planning.report import markdown, show
 from grm_jax.planning.topology import Topology, get_topology
@@ -51,7 +50,7 @@ def main(_):
             raise ValueError(f"--programs: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}")
         topology = get_topology(TOPOLOGY.value)
         topology = topology._replace(compiles=topology.compiles and COMPILE.value)
-        require_tpu(planned_model(config).attention, "tpu" if topology.chip.torus else "gpu")
+        planned_model(config, "tpu" if topology.chip.torus else "gpu")
     except (ValueError, ImportError) as error:
         sys.exit(str(error))
     out = pathlib.Path(OUT.value or f"runs/plans/{preset.stem}-{TOPOLOGY.value.replace(':', '-')}")

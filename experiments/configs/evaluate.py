@@ -35,7 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.retry = ()  # names of failures to ask again, such as ("request_failed",)
     config.bootstrap = 2000  # resamples
     config.report_items = 100  # of each benchmark that can be read in report.html; all judgments are on file
-    config.model = ml_collections.ConfigDict(dict(dtype="bfloat16", scan_layers=True, remat="none", attention="reference"))  # on TPU: "splash"
+    config.model = ml_collections.ConfigDict(dict(dtype="bfloat16", scan_layers=True, remat="none", attention="auto"))
     config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))  # devices along each axis; -1: all that are left
     config.templates = ml_collections.ConfigDict(dict(pointwise="pointwise", single="single", judge="judge", meta="meta"))
     config.lengths = ml_collections.ConfigDict(dict(  # in tokens; a longer prompt is a failure by name, nothing is cut

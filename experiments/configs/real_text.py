@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
             d_model=64, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=32, d_ff=128, query_pre_attn_scalar=32.0,
             sliding_window=1024,  # shorter than the prompts, so that the local layer's ring buffer is at work
         ),
-        dtype="float32", scan_layers=False, remat="none", attention="reference",
+        dtype="float32", scan_layers=False, remat="none", attention="auto",
     ))
     config.mesh.tensor = 1
     config.lengths.update(prompt=4096, completion=48, buckets=(1024, 2048, 4096), sequences=(1024, 2048))

@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         dtype="bfloat16",  # open: compute type; "float32" | "bfloat16". Norms, softmax and logits are fp32 either way
         scan_layers=True,  # one compiled (local, global) layer pair, scanned 23 times
         remat="full",  # what the backward pass recomputes: "none" | "full" (all of a layer pair) | "dots" (all but matmuls)
-        attention="splash",  # of a call over its own keys: "splash" (TPU kernels, forward and backward) | "reference" (any platform)
+        attention="auto",  # of a call over its own keys: "splash" (TPU kernels, forward and backward) | "reference" | "auto": splash on TPU
     ))
     config.tokenizer = ml_collections.ConfigDict(dict(path=placeholder(str)))  # None: the tokenizer in the folder model.path
     config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))  # devices along each axis; -1: all that are left

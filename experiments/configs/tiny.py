@@ -23,7 +23,7 @@ PROMPT, COMPLETION, BUCKETS, SEQUENCES = 80, 128, (32, 48, 80), (48, 64, 96, 128
 
 def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
-    config.model.update(path="tiny", dtype="float32", scan_layers=False, remat="none", attention="reference")  # scanning layers costs 48 % on CPU
+    config.model.update(path="tiny", dtype="float32", scan_layers=False, remat="none")  # scanning layers costs 48 % on CPU
     config.mesh.update(replica=-1, fsdp=1, tensor=1)  # so small a model is whole on every device
     config.templates.update(pointwise="tiny_pointwise", single="tiny_single", meta="tiny_meta")
     config.lengths.update(prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS, sequences=SEQUENCES)

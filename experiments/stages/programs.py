@@ -32,9 +32,9 @@ PUBLISHED = {"gemma-2-2b": GEMMA2_2B, "gemma-2-9b": GEMMA2_9B, "gemma-2-27b": GE
 NAMES = ("rft_step", "rl_step", "logprobs", "meta_step", "prefill", "decode")
 
 
-def planned_model(config: ml_collections.ConfigDict) -> Gemma2Config:
-    """The model of a config: from its folder, or where that is not there, the published size that the folder is named after."""
-    numerics = {name: config.model[name] for name in ("dtype", "scan_layers", "remat", "attention")}
+def planned_model(config: ml_collections.ConfigDict, platform: str = "tpu") -> Gemma2Config:
+    """The model of a config on a platform: from its folder, or where that is not there, the published size that the folder is named after."""
+    numerics = config_flags.numerics(config, platform)
     if config.model.random_init is not None:
         sizes = config.model.random_init.to_dict()
         vocab_size = load_tokenizer(config_flags.tokenizer_path(config)).vocab_size
@@ -50,7 +50,7 @@ def planned_model(config: ml_collections.ConfigDict) -> Gemma2Config:
 
 def make_programs(config: ml_collections.ConfigDict, devices: list, names: tuple[str, ...] = NAMES) -> dict[str, Program]:
     """{name: Program} at the widest shapes of the config: every sequence as long as lengths allow. ValueError where a shape cannot be."""
-    cfg, mesh = planned_model(config), make_mesh(**config.mesh, devices=devices)
+    cfg, mesh = planned_model(config, devices[0].platform), make_mesh(**config.mesh, devices=devices)
     makers = {
         "rft_step": functools.partial(_train_step, "rft"), "rl_step": functools.partial(_train_step, "rl"), "logprobs": _logprobs,
         "meta_step": functools.partial(_train_step, "meta"), "prefill": _prefill, "decode": _decode,

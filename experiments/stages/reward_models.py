@@ -19,14 +19,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 
-from experiments.config_flags import folder_of, sequence_buckets
+from experiments.config_flags import folder_of, numerics, sequence_buckets
 from experiments.stages.run import sampler_of
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record
 from grm_jax.losses.names import resolve
 from grm_jax.models.config import load_config
-from grm_jax.models.splash import require_tpu
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.reward_models import baselines
 from grm_jax.reward_models.cloud import cloud
@@ -98,7 +97,8 @@ def _judge(spec, config) -> Maker:
 
 
 def _scalar(spec, config) -> Maker:
-    params, cfg, tokenizer = load_scalar(folder_of(spec["path"]), _mesh(config), **config.model)
+    mesh = make_mesh(**config.mesh)
+    params, cfg, tokenizer = load_scalar(folder_of(spec["path"]), mesh, **numerics(config, mesh.devices.flat[0].platform))
     model = scalar_rm(spec["name"], params, cfg, tokenizer, buckets=sequence_buckets(config), rows=config.sampling.rows)
     return lambda seed: model
 
@@ -148,16 +148,10 @@ def _template(spec, config, name):
     return load_template((spec.get("templates") or {}).get(name, config.templates[name]))
 
 
-def _mesh(config):
-    mesh = make_mesh(**config.mesh)
-    require_tpu(config.model.attention, mesh.devices.flat[0].platform)
-    return mesh
-
-
 def _load(path, config, architecture=CAUSAL_LM):
     """(params on the mesh, cfg, tokenizer, mesh) of a Hugging Face folder."""
-    folder, mesh = folder_of(path), _mesh(config)
-    cfg = load_config(folder, **config.model)
+    folder, mesh = folder_of(path), make_mesh(**config.mesh)
+    cfg = load_config(folder, **numerics(config, mesh.devices.flat[0].platform))
     params = load_params(folder, cfg, param_shardings(mesh, abstract_params(cfg, architecture)), architecture=architecture)
     return params, cfg, load_tokenizer(folder), mesh
 

@@ -36,7 +36,6 @@ from grm_jax.judgment.rules import best_index
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating, load_config
 from grm_jax.models.heads import init_scalar_params
-from grm_jax.models.splash import require_tpu
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.reward_models.grm import Prompter, split_by_length
 from grm_jax.sampling.mapped import make_sampler
@@ -82,7 +81,8 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     distributed.on_main("config", lambda: _refuse_other_config(config, workdir))
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     prompter = Prompter(tokenizer, load_template(config.templates.pointwise), load_template(config.templates.single), config.answer)
-    numerics = {name: config.model[name] for name in ("dtype", "scan_layers", "remat", "attention")}
+    mesh = make_mesh(**config.mesh)
+    numerics = config_flags.numerics(config, mesh.devices.flat[0].platform)
     if config.model.random_init is not None:
         sizes = config.model.random_init.to_dict()
         cfg = Gemma2Config(vocab_size=tokenizer.vocab_size, layer_types=alternating(sizes["n_layers"]), **sizes, **numerics)
@@ -91,11 +91,9 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     if cfg.vocab_size < tokenizer.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {cfg.vocab_size} embeddings")
 
-    mesh = make_mesh(**config.mesh)
     for stage in config_flags.STAGES:
         if stage in config:
             config_flags.check_micro_batch(config, stage, shares(mesh))
-    require_tpu(cfg.attention, mesh.devices.flat[0].platform)
     print(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; model {cfg}", flush=True)
     sources = {"train": config.data.train} | {split: config.data.eval[split] for split in config.eval.splits}
     records, left_out = {}, {}

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from grm_jax.models.config import Gemma2Config, alternating
 from grm_jax.models.gemma2 import attend
 from grm_jax.models.rows import DATA_AXES
-from grm_jax.models.splash import require_tpu, splash_attend
+from grm_jax.models.splash import attention_on, splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program, measure
@@ -151,10 +151,14 @@ def test_prefill_of_the_sampler_on_a_sharded_model():
 def test_bad_values_are_refused():
     with pytest.raises(ValueError, match="attention is 'flash'; expected one of reference, splash"):
         dataclasses.replace(BASE, attention="flash")
-    with pytest.raises(ValueError, match="model.attention: 'splash' needs a TPU, the platform is cpu; expected 'reference'"):
-        require_tpu("splash", "cpu")
-    for attention, platform in (("splash", "tpu"), ("reference", "cpu"), ("splash_interpreted", "cpu")):
-        require_tpu(attention, platform)
+    with pytest.raises(ValueError, match="model.attention: 'splash' needs a TPU, the platform is cpu; expected 'auto' or 'reference'"):
+        attention_on("splash", "cpu")
+
+
+def test_auto_is_splash_on_tpu_alone():
+    assert [attention_on("auto", platform) for platform in ("tpu", "gpu", "cpu")] == ["splash", "reference", "reference"]
+    for attention, platform in (("splash", "tpu"), ("reference", "tpu"), ("splash_interpreted", "cpu")):
+        assert attention_on(attention, platform) == attention
 
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
