@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh: rows over the data axes, the rest whole."""
+"""Where activations lie on a mesh: rows over the data axes, the rest whole; and the embedding where logits are taken again and again."""
 
 import math
 
@@ -26,3 +26,16 @@ def split_rows(x_BTD: jax.Array) -> jax.Array:
     if shares == 1 or x_BTD.shape[0] % shares or x_BTD.shape[1] == 1:
         return x_BTD
     return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(axes)))
+
+
+def gather_width(embedding_VD: jax.Array) -> jax.Array:
+    """The same array, its width D whole on every device; the vocabulary stays over `tensor` where that divides it.
+
+    Before a loop over chunks of positions: left split over fsdp, the embedding is gathered anew for every chunk.
+    """
+    mesh = jax.typeof(embedding_VD).sharding.mesh
+    auto = [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto and mesh.shape[name] > 1]
+    if not auto:
+        return embedding_VD
+    tensor = "tensor" if "tensor" in auto and embedding_VD.shape[0] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(embedding_VD, NamedSharding(mesh, P(tensor)))

@@ -24,6 +24,7 @@ from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.heads import scalar_logits
 from grm_jax.models.lora import merge
+from grm_jax.models.rows import gather_width
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.state import TrainState
 
@@ -178,6 +179,8 @@ def make_logprob_fn(cfg: Gemma2Config, temperature: float = 1.0, micro_batches: 
     """
 
     def logprobs(params, tokens_BT, pos_BT):
+        params = params | {"embedding": gather_width(params["embedding"].astype(cfg.dtype))}  # once; every use casts it so
+
         def of_part(part):
             return token_logprobs(params, cfg, part["tokens"], part["positions"], temperature)[0]
 
