@@ -111,8 +111,8 @@ def claims(tables: Tables, ks: Sequence[int]) -> list[Claim]:
     def vote(system: str, k: int) -> Way:
         return Way(system, "vote", k)
 
-    def gain(system: str) -> list[float] | None:
-        return gap(tables, vote(system, most), vote(system, 1))
+    def gain(system: str, k: int) -> list[float] | None:
+        return gap(tables, vote(system, k), vote(system, 1))
 
     def drop(system: str) -> list[float] | None:
         return minus(tables.value(Way(system), "test"), tables.value(Way(system), "heldout")) if "heldout" in tables.splits else None
@@ -134,8 +134,8 @@ def claims(tables: Tables, ks: Sequence[int]) -> list[Claim]:
         Claim("RFT: unhinted samples help (greedy)", "Tab 4", gap(tables, rft, Way("rft_no_unhinted"))),
         Claim("RFT: unhinted samples matter more than hinted ones (greedy)", "Tab 4", gap(tables, Way("rft_no_hinted"), Way("rft_no_unhinted"))),
         Claim("RFT: general instruction data help (greedy)", "Tab 4", gap(tables, rft, Way("rft_no_general"))),
-        Claim(f"the GRM gains more from k = {most} than CLoud", "Tab 2", minus(gain("grm"), gain("cloud"))),
-        Claim(f"the GRM gains more from k = {most} than LLM-as-a-Judge", "Tab 2", minus(gain("grm"), gain("llm_judge"))),
+        Claim(f"the GRM gains more from k = {most} than CLoud", "Tab 2", minus(gain("grm", most), gain("cloud", most))),
+        Claim(f"the GRM gains more from k = {focus} than LLM-as-a-Judge", "Tab 2", minus(gain("grm", focus), gain("llm_judge", focus))),
         Claim("the GRM is less uneven over domains than the Bradley-Terry model (standard deviation, test)", "5.1", minus(spread("bradley_terry"), spread("grm"))),
         Claim("the GRM loses less than the Bradley-Terry model on families held out from all reward data", "the generalist's case", minus(drop("bradley_terry"), drop("grm"))),
         Claim("the GRM is better than the Bradley-Terry model on held-out families (greedy)", "the generalist's case",
