@@ -101,7 +101,7 @@ def test_rewardbench_weights(tmp_path):
     assert figures["overall"] == pytest.approx((0.5 + 258 / 358 + 2) / 4)
     assert figures["section/Prior Sets"] == 0.75  # harmless and pku are no part of it
     assert figures["overall/with_prior_sets"] == pytest.approx((2 * (0.5 + 258 / 358 + 2) + 0.75) / 9)
-    assert benchmark.counts["rows of prior sets that were withdrawn"] == 2 and benchmark.official == ("strict", "expected")
+    assert benchmark.counts["rows of prior sets that were withdrawn"] == 2 and benchmark.official == ("strict", "expected", None)
     core = {record.id: 1.0 for record in benchmark.records if record.domain in SECTIONS["Safety"]}
     assert benchmark.summarise(core).keys() == {"section/Safety", *(f"subset/{name}" for name in SECTIONS["Safety"])}  # no overall of a part
 

@@ -65,4 +65,4 @@ def test_official_conventions_have_names(tmp_path):
     from grm_jax.evaluation.benchmarks import load_benchmark
     for kind in FAMILIES:
         official = load_benchmark(official_files.WRITERS[kind](tmp_path / kind)).official
-        assert official is None or set(official) <= CREDIT.keys()
+        assert official is None or ({official.scalar, official.generative} <= CREDIT.keys() and official.orders in (None, "mean", "verdicts"))
