@@ -99,6 +99,11 @@ def is_main() -> bool:
     return distributed.global_state.process_id == 0
 
 
+def written(path: str | os.PathLike) -> str | os.PathLike:
+    """The file that this process writes instead of `path`: `path` itself in process 0, and nothing in the others."""
+    return path if is_main() else os.devnull
+
+
 def count() -> int:
     """Processes of this job. Asks for no device."""
     return distributed.global_state.num_processes or 1

@@ -49,9 +49,10 @@ def _settings(config) -> dict:
 def read_figures(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[dict]:
     """All seeds of a folder, in order. Raises ValueError for a file that was made with another config."""
     found = sorted((json.loads(path.read_text()) for path in folder.glob("seed_*.json")), key=lambda one: one["seed"])
+    settings = _settings(config)
     for one in found:
-        if one["config"] != _settings(config):
-            wrong = sorted(name for name in one["config"] | _settings(config) if one["config"].get(name) != _settings(config).get(name))
+        if one["config"] != settings:
+            wrong = sorted(name for name in one["config"] | settings if one["config"].get(name) != settings.get(name))
             raise ValueError(f"{folder}/seed_{one['seed']}.json was made with another config; it differs in {', '.join(wrong)}. Remove it, or choose another --out")
     return found
 

@@ -99,10 +99,9 @@ def train(run: Run) -> None:
         batches.set_state(training.extra["batches"])
     rollouts = run.judgments("rl")
     distributed.on_main("rollouts on file", lambda: keep_steps_before(rollouts, first))
-    written = rollouts if distributed.is_main() else os.devnull
     with (
         MetricsLog(run.workdir, "rl", first) as log,
-        open(written, "a") as file,
+        open(distributed.written(rollouts), "a") as file,
         progress("rl", settings.steps, done=first) as advance,
         distributed.stop_signal() as stopped,
     ):
@@ -142,7 +141,7 @@ def train(run: Run) -> None:
             if stop or (step + 1) % run.config.checkpoint.every == 0:
                 write(late.flush())
                 file.flush()
-                if written == rollouts:
+                if distributed.is_main():
                     os.fsync(file.fileno())
                 save_state(run, training, state, {"batches": batches.get_state()})
             if stop:

@@ -7,7 +7,6 @@
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -80,8 +79,7 @@ def sample_critiques(run: Run) -> None:
         policy_sampler(run, settings.temperature), _params(run, run.workdir / "models" / "critic"), run.prompter.tokenizer, left,
         range(settings.samples), seed=run.config.seed, buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
     )  # fmt: skip
-    written = path if distributed.is_main() else os.devnull
-    with open(written, "a") as file, progress("critiques", len(records), "records", len(records) - len(left)) as advance:
+    with open(distributed.written(path), "a") as file, progress("critiques", len(records), "records", len(records) - len(left)) as advance:
         for block in blocks:
             of_record: dict[str, list[dict]] = {}
             for one in block:

@@ -14,7 +14,7 @@ import pathlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from grm_jax.distributed import is_main
+from grm_jax.distributed import is_main, written
 from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.progress import progress
 from grm_jax.reward_models.protocol import Judge
@@ -86,8 +86,7 @@ def judge_missing(
     path.parent.mkdir(parents=True, exist_ok=True)
     found: Rows = {}
     total = sum(len(samples) * len(records) for samples, records in asked)
-    written = path if is_main() else os.devnull
-    with open(written, "ab") as file, progress(label, total + done, "judgments", done) as advance:
+    with open(written(path), "ab") as file, progress(label, total + done, "judgments", done) as advance:
         for samples, records in asked:
             wanted = {(record.id, sample): record for record in records for sample in samples}
             digests = {record.id: record_digest(record) for record in records}
@@ -106,7 +105,7 @@ def judge_missing(
             if wanted:
                 item, sample = next(iter(wanted))
                 raise ValueError(f"{label}: no row for {len(wanted)} judgments, first record {item!r}, sample {sample}")
-        if written == path:
+        if is_main():
             os.fsync(file.fileno())
     return found
 

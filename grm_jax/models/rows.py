@@ -9,6 +9,12 @@ from jax.sharding import PartitionSpec as P
 DATA_AXES = ("replica", "fsdp")  # of the mesh: those that a batch is split over
 
 
+def auto_axes(x: jax.Array) -> tuple[jax.sharding.AbstractMesh, list[str]]:
+    """(mesh of the array's type, those of its axes over which the compiler places arrays). Axes of an enclosing `jax.shard_map` are not."""
+    mesh = jax.typeof(x).sharding.mesh
+    return mesh, [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto]
+
+
 def split_rows(x_BTD: jax.Array) -> jax.Array:
     """The same array, pinned to this placement in a jitted program: rows over the data axes, T and D whole.
 
@@ -20,8 +26,8 @@ def split_rows(x_BTD: jax.Array) -> jax.Array:
     `jax.shard_map` over the data axes (its rows are a device's own), where the data axes do not divide B, and at T = 1: the activations of
     a decode step are smaller than the weights.
     """
-    mesh = jax.typeof(x_BTD).sharding.mesh
-    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types) if name in DATA_AXES and kind == AxisType.Auto)
+    mesh, auto = auto_axes(x_BTD)
+    axes = tuple(name for name in auto if name in DATA_AXES)
     shares = math.prod(mesh.shape[name] for name in axes)
     if shares == 1 or x_BTD.shape[0] % shares or x_BTD.shape[1] == 1:
         return x_BTD
@@ -33,9 +39,8 @@ def gather_width(embedding_VD: jax.Array) -> jax.Array:
 
     Before a loop over chunks of positions: left split over fsdp, the embedding is gathered anew for every chunk.
     """
-    mesh = jax.typeof(embedding_VD).sharding.mesh
-    auto = [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto and mesh.shape[name] > 1]
-    if not auto:
+    mesh, auto = auto_axes(embedding_VD)
+    if all(mesh.shape[name] == 1 for name in auto):
         return embedding_VD
     tensor = "tensor" if "tensor" in auto and embedding_VD.shape[0] % mesh.shape["tensor"] == 0 else None
     return jax.lax.with_sharding_constraint(embedding_VD, NamedSharding(mesh, P(tensor)))

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.rows import DATA_AXES
+from grm_jax.models.rows import DATA_AXES, auto_axes
 
 LANES = 128  # what a block is a multiple of
 
@@ -34,8 +33,7 @@ def splash_attend(
     divide B, heads over `tensor` where it divides N, or else whole on each device. Where `tensor` does not divide the K heads of keys and
     values, they are repeated to the least common multiple. Axes that are manual already, inside another shard_map, are left as they are.
     """
-    mesh = jax.typeof(q_BTNH).sharding.mesh
-    auto = [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto]
+    mesh, auto = auto_axes(q_BTNH)
     if not auto:
         return _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret)
     B, _, N, _ = q_BTNH.shape

@@ -149,17 +149,16 @@ def judge_to_file(
     """
     sizes = [sum(len(asks[i].samples) for i in batch.requests) for batch in plan(_requests(prompter, asks), buckets, rows)]
     done = distributed.on_main(f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes))
-    written = path if distributed.is_main() else os.devnull
     settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows, first_batch=done, labels=labels)
     with (
-        open(written, "a") as file,
+        open(distributed.written(path), "a") as file,
         progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance,
         distributed.stop_signal() as stopped,
     ):
         for blocks, drawn in enumerate(judge(sampler, params, prompter, asks, **settings), start=done + 1):
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish([one.row for one in drawn])))
             file.flush()
-            if written == path:
+            if distributed.is_main():
                 os.fsync(file.fileno())
             advance(len(drawn))
             if stopped():

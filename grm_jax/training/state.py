@@ -22,8 +22,9 @@ def init_state(
     params: Any, optimizer: optax.GradientTransformation, shardings: TrainState | None = None, donate: bool = False
 ) -> TrainState:
     """State before the first step. `params` are copied, because the train step donates its state: the caller's arrays (a reference
-    policy, say) stay valid. With `donate` they are taken over instead, and deleted. `shardings`: of every leaf, `sharding.param_shardings(mesh, abstract_state(params, optimizer))`, which
-    lays the optimizer's moments as their parameters; None for a single device."""
+    policy, say) stay valid. With `donate` they are taken over instead, and deleted. `shardings`: of every leaf,
+    `sharding.param_shardings(mesh, abstract_state(params, optimizer))`, which lays the optimizer's moments as their parameters; None for a
+    single device."""
     make = jax.jit(lambda p: _state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=shardings, donate_argnums=0 if donate else ())
     return make(params)
 
