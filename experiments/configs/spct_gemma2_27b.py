@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling = ml_collections.ConfigDict(dict(
         top_p=1.0,  # open: 1.0 and 0 leave the distribution as it is, so sampler and trainer log-probabilities are of the same one
         top_k=0,
-        rows=64,  # sequences decoded at once, on all devices together
+        rows=512,  # decoded at once, on all devices together: all rollouts of an RL step; a decode step reads the weights once for them
         sampler="shard_map",  # "jit": one device; "pmap": a whole model on every device; "shard_map": the model lies over the mesh
     ))
     config.optimizer = ml_collections.ConfigDict(dict(  # AdamW, in all three stages. open: nothing but the learning rates is given

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
     config.model.path = "checkpoints/gemma-2-2b"
     config.mesh.tensor = 1
-    config.sampling.sampler = "pmap"
+    config.sampling.update(sampler="pmap", rows=64)  # two prompts of 4 samples on each of 8 chips
     for stage in (config.rft, config.rl, config.meta):
         stage.micro_batch = 8  # one sequence on each of 8 chips, for the 16 GB of a v5e
     return config
