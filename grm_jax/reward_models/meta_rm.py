@@ -40,7 +40,7 @@ def meta_examples(tokenizer: Tokenizer, template: jinja2.Template, records: Mapp
 
 @functools.cache
 def make_scorer(cfg: Gemma2Config) -> Callable:
-    """Jitted `(params, tokens_BT, positions_BT) -> logits_B`."""
+    """Jitted `(params, tokens_BT, positions_BT) -> logits_B`. Rows are shared among the data axes of the parameters' mesh, where those divide B."""
     return jax.jit(lambda params, tokens_BT, positions_BT: scalar_logits(params, cfg, tokens_BT, positions_BT))
 
 

@@ -16,6 +16,7 @@ from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.rows import split_rows
 from grm_jax.planning.collectives import KINDS, device_axes
 from grm_jax.planning.hlo import arrays, parse, times_run
+from grm_jax.reward_models.meta_rm import make_scorer
 from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import abstract_state, init_state
@@ -160,6 +161,16 @@ def test_log_probabilities_of_a_split_batch(micro_batches):
     want = make_logprob_fn(CFG, 0.7)(parameters("rl"), batch["tokens"], batch["positions"])
     np.testing.assert_allclose(compiled(params, tokens, positions), want, atol=1e-5)
     only_the_look_up(over_fsdp(compiled.as_text(), mesh))
+
+
+def test_scorers_share_rows_among_devices():
+    """Host arrays in, as a Meta RM is asked: each device computes its own rows, and the logits are those of one device."""
+    batch, params = batches("rft")[0], parameters("bradley_terry")
+    mesh, scorer = make_mesh(2, 4, 1), make_scorer(CFG)
+    args = jax.device_put(params, param_shardings(mesh, params)), batch["tokens"], batch["positions"]
+    one, shared = (scorer.lower(*a).compile().cost_analysis()["flops"] for a in ((params, *args[1:]), args))
+    assert shared < one / 6
+    np.testing.assert_allclose(scorer(*args), scorer(params, *args[1:]), atol=1e-5)
 
 
 def test_activations_are_pinned_only_where_the_compiler_places_them():
