@@ -34,11 +34,20 @@ def split_rows(x_BTD: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(axes)))
 
 
+@jax.custom_vjp
 def gather_width(embedding_VD: jax.Array) -> jax.Array:
     """The same array, its width D whole on every device; the vocabulary stays over `tensor` where that divides it.
 
-    Before a loop over chunks of positions: left split over fsdp, the embedding is gathered anew for every chunk.
+    Before a loop over chunks of positions: left split over fsdp, the embedding is gathered anew for every chunk. Its gradient is left to the
+    compiler, which scatters each chunk's: a sum of chunks is split as the parameter is, and never whole on a device.
     """
+    return _gather_width(embedding_VD)
+
+
+gather_width.defvjp(lambda embedding_VD: (_gather_width(embedding_VD), None), lambda _, gradient_VD: (gradient_VD,))
+
+
+def _gather_width(embedding_VD):
     mesh, auto = auto_axes(embedding_VD)
     if all(mesh.shape[name] == 1 for name in auto):
         return embedding_VD

@@ -137,4 +137,4 @@ def _gib(value: float | None) -> str:
 def _number(value: float | None, form: str = ".3g") -> str:
     if value is None:
         return "-"
-    return f"{value:,.0f}" if form == ".3g" and abs(value) >= 1000 else format(value, form)
+    return f"{value:,.0f}" if form == ".3g" and abs(value) >= 999.5 else format(value, form)

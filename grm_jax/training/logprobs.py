@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, lm_logits
+from grm_jax.models.rows import gather_width
 
 LOGITS_PER_ROW = 2**27  # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
 
@@ -35,6 +36,7 @@ def token_logprobs(
     if chunk >= T:
         logp_BT, entropy_BT = _target_logprobs(embedding, cfg, hidden_BTD, target_BT, temperature)
     else:
+        embedding = {"embedding": gather_width(params["embedding"])}
         body = jax.checkpoint(lambda hidden_target: _target_logprobs(embedding, cfg, *hidden_target, temperature))
         logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
         logp_BT, entropy_BT = _join(logp_CBt, T), _join(entropy_CBt, T)

@@ -3,6 +3,7 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from grm_jax.planning.collectives import KINDS, device_axes
 from grm_jax.planning.hlo import arrays, parse, times_run
 from grm_jax.reward_models.meta_rm import make_scorer
 from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
+from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_logprob_fn, make_train_step, preference_loss, rft_loss, rl_loss
@@ -161,6 +163,22 @@ def test_log_probabilities_of_a_split_batch(micro_batches):
     want = make_logprob_fn(CFG, 0.7)(parameters("rl"), batch["tokens"], batch["positions"])
     np.testing.assert_allclose(compiled(params, tokens, positions), want, atol=1e-5)
     only_the_look_up(over_fsdp(compiled.as_text(), mesh))
+
+
+def test_gradient_of_log_probabilities_in_chunks():
+    """Five positions at a time, the embedding gathered before the loop: the gradient of all at once on one device, split as the parameters are."""
+    mesh, batch = make_mesh(2, 2, 2), batches("rl")[0]
+
+    def loss(chunk, params, tokens, positions, mask):
+        logp_BT, entropy_BT = token_logprobs(params, CFG, tokens, positions, 0.7, chunk)
+        return jnp.sum((logp_BT + jax.lax.stop_gradient(entropy_BT)) * mask)
+
+    arrays = [batch[name] for name in ("tokens", "positions", "mask")]
+    want = jax.jit(jax.grad(functools.partial(loss, T)))(parameters("rl"), *arrays)
+    shardings = param_shardings(mesh, parameters("rl"))
+    split = [jax.device_put(array, batch_sharding(mesh)) for array in arrays]
+    got = jax.jit(jax.grad(functools.partial(loss, 5)), out_shardings=shardings)(jax.device_put(parameters("rl"), shardings), *split)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
 
 
 def test_scorers_share_rows_among_devices():
