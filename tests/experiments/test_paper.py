@@ -7,7 +7,7 @@ import pytest
 
 from experiments.configs import tiny_paper
 from experiments.stages import miniature, paper_document
-from experiments.stages.paper_tables import OVERALL, Claim, Way, claims, estimate, gap, make_tables, table, verdict
+from experiments.stages.paper_tables import OVERALL, Claim, Way, claims, critical, estimate, gap, make_tables, table, verdict
 from grm_jax.judgment.records import Record, Turn
 
 
@@ -53,7 +53,9 @@ def test_estimates_are_means_over_seeds_with_their_standard_error():
         "| GRM | 85.0 ± 5.0 | 55.0 ± 5.0 |", "| RFT | 65.0 ± 5.0 |  |", ""]  # fmt: skip
 
 
-def test_a_claim_shows_when_it_is_more_than_two_standard_errors_above_zero():
+def test_a_claim_shows_by_a_t_test_over_seeds():
+    assert critical(3) == pytest.approx(2.920, abs=1e-3)
+    assert verdict(Claim("", "", [0.10, 0.11, 0.30])) == "not resolved"  # 2.6 standard errors
     assert verdict(Claim("", "", [0.10, 0.11, 0.12])) == "shows"
     assert verdict(Claim("", "", [-0.10, -0.11, -0.12])) == "**the opposite shows**"
     assert verdict(Claim("", "", [0.10, -0.11, 0.12])) == "not resolved"
