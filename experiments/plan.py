@@ -62,6 +62,7 @@ def main(_):
         plan["programs"][name] = figures_of(config, topology, name, plan["cache"])
         write(plan, out)
     plan["stages"] = stages(config, topology, plan["programs"])
+    write(plan, out)
     if CHANGES.value and topology.compiles:
         for name, figures in plan["programs"].items():
             if figures["fits"] is False:

@@ -21,6 +21,15 @@ def plan(out: pathlib.Path, *flags: str) -> dict:
     return json.loads((out / "plan.json").read_text())
 
 
+def test_files_hold_the_whole_plan(tmp_path):
+    """Without compiling: programs, and the stages that they make up."""
+    found = plan(tmp_path, "--nocompile", "--programs=rft_step,meta_step")
+    assert set(found["programs"]) == {"rft_step", "meta_step"}
+    hours = {one["stage"]: one["hours"] for one in found["stages"]}
+    assert hours["rft"] > 0 and hours["meta"] > 0 and hours["rl"] is None
+    assert "| rft | 5 x rft_step |" in (tmp_path / "plan.md").read_text()
+
+
 def test_a_change_that_makes_a_step_fit(tmp_path):
     """Remat is tried first; the second change halves the micro-batch."""
     rows = 2**15
