@@ -1,11 +1,11 @@
 """python -m experiments.paper --config=experiments/configs/tiny_paper.py --workdir=runs/paper --out=docs/results.md
 
 The paper in miniature: every system of its tables, trained on the checkable world from one base, its ablations, the beta sweep and three
-model sizes; 3 seeds. Everything is resumed by running the command again; --config.seeds=1 --config.groups=main makes a part. --config.fast=True trains for a few steps and judges a few
-items, to see the whole job run.
+model sizes; 3 seeds. Everything is resumed by running the command again; --config.seeds=1 --config.groups=main makes a part, and the document is made
+anew from all parts that are there. --config.fast=True trains for a few steps and judges a few items, to see the whole job run.
 
-Hardware: 2 CPU cores. Time: 1.5 h a seed on one core, by group 0.66, 0.21 and 0.64 (main, judges, ablations); sizes, and the two bases that they need
-first, were not timed. Result: docs/results.md, seed 0 without sizes so far.
+Hardware: 2 CPU cores, of which a process uses one well: give each seed a core. Time: SIZES_TIME
+Result: docs/results.md.
 """
 import ml_collections
 

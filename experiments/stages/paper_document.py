@@ -11,6 +11,7 @@ from experiments.configs import tiny
 from experiments.stages.paper_tables import OVERALL, Way, claims, claims_table, critical, curves, k_curve, make_tables, table
 
 SHIPPED_WIDTH = 128
+READINGS = "readings.md"  # what a person says of the figures: a file beside them, that ends the document
 KEPT = (  # of a row of results.json
     "system", "benchmark", "aggregation", "k", "k_meta", "items", "value", "ci_low", "ci_high", "strict_item_mean", "tie_rate", "parse_failure_rate",
     "domain_std", "tokens_per_judgment",
@@ -65,7 +66,7 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     lists = tuple(split for split in config.splits if split != "single")
     tables, most = make_tables(rows, lists), max(config.ks)
     focus = max(k for k in config.ks if k <= 8)
-    found = claims(tables, config.ks)
+    found = claims(tables, config.ks, config.widths)
     made = [group for one in seeds for group in one["groups"].values()]
     hours = [sum(group[name] for group in made) / len(seeds) / 3600 for name in ("training_s", "judging_s")]
     took = f"{hours[0]:.2f} h of training and {hours[1]:.2f} h of judging a seed"
@@ -103,6 +104,8 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         curves(plots / "widths.png", {
             f"width {width}": k_curve(lambda way: tables.value(way, OVERALL), _of_width(width), config.ks) for width in (*config.widths, SHIPPED_WIDTH)
         }, "k, judgments in the vote", "Three model sizes, mean over the splits of lists")  # fmt: skip
+    if (plots / READINGS).is_file():
+        lines += ["## Readings", "", (plots / READINGS).read_text()]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines).rstrip() + "\n")
 

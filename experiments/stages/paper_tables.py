@@ -109,9 +109,10 @@ def minus(a: list[float] | None, b: list[float] | None) -> list[float] | None:
     return None if a is None or b is None else [x - y for x, y in zip(a, b)]
 
 
-def claims(tables: Tables, ks: Sequence[int]) -> list[Claim]:
-    """The paper's statements (METHOD numbers its tables), each as one difference."""
+def claims(tables: Tables, ks: Sequence[int], widths: Sequence[int]) -> list[Claim]:
+    """The paper's statements (METHOD numbers its tables), each as one difference. widths: of the models beside the shipped one, which is the largest."""
     most, focus = max(ks), 8 if 8 in ks else max(ks)
+    small = f"width_{min(widths, default=0)}"
     grm, rft, base = Way("grm"), Way("rft"), Way("base")
 
     def vote(system: str, k: int) -> Way:
@@ -133,6 +134,8 @@ def claims(tables: Tables, ks: Sequence[int]) -> list[Claim]:
         Claim(f"the GRM's vote of {most} is better than that of {focus}", "Tab 2", gap(tables, vote("grm", most), vote("grm", focus)) if most > focus else None),
         Claim(f"the GRM's vote of {most} is better than greedy", "Tab 2", gap(tables, vote("grm", most), grm)),
         Claim(f"the Meta RM adds to the vote of {most}", "Tab 2", gap(tables, Way("grm", "meta", most, max(1, most // 2)), vote("grm", most))),
+        Claim("a larger GRM is better (largest less smallest, greedy)", "Fig 4", gap(tables, grm, Way(small))),
+        Claim(f"the smallest GRM's vote of {most} is better than the largest, greedy", "Fig 4", gap(tables, vote(small, most), grm)),
         Claim("principles help (greedy)", "Tab 4", gap(tables, grm, Way("no_principles"))),
         Claim("RL needs the rejective cold start (greedy)", "Tab 4", gap(tables, grm, Way("no_rejection"))),
         Claim("RL lifts a policy that saw general data alone (greedy)", "Tab 4", gap(tables, Way("no_rejection"), Way("rft_general_only"))),

@@ -61,7 +61,7 @@ def test_a_claim_shows_by_a_t_test_over_seeds():
     assert verdict(Claim("", "", [0.10, -0.11, 0.12])) == "not resolved"
     assert verdict(Claim("", "", [0.10])) == "one seed: no standard error"
     assert verdict(Claim("", "", None)) == "no figure here"
-    assert all(claim.difference is None for claim in claims(make_tables([[]], ("test", "heldout")), (1, 8, 32)))
+    assert all(claim.difference is None for claim in claims(make_tables([[]], ("test", "heldout")), (1, 8, 32), (64, 96)))
 
 
 def test_every_model_that_is_judged_is_trained(tmp_path):
