@@ -48,9 +48,9 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     assert abs(device_bytes(decode.parts["params"]) / (2 * parameters / 2) - 1) < 0.001  # bfloat16 and whole over fsdp inside the loop
     assert device_bytes(decode.resident["policy"]) == device_bytes(step.parts["params"])
     assert programs["rft_step"].resident == programs["meta_step"].resident == {}  # what they start from becomes their state
-    # 16 prompts and 64 rows on 4 groups; bfloat16 keys and values; heads over tensor; positions beside them
-    keys_values = 2 * 2 * 46 * 16 * 128 * (16 * 4096 + 64 * 1024) / 8
-    positions = 4 * 46 * (16 * 4096 + 64 * 1024) / 4
+    # 128 prompts and 512 rows on 4 groups; bfloat16 keys and values; heads over tensor; positions beside them
+    keys_values = 2 * 2 * 46 * 16 * 128 * (128 * 4096 + 512 * 1024) / 8
+    positions = 4 * 46 * (128 * 4096 + 512 * 1024) / 4
     assert device_bytes(decode.parts["kv cache"]) == keys_values + positions
     assert programs["meta_step"].args[0].params["score"].shape == (4608, 1)
 
