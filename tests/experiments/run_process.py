@@ -3,6 +3,7 @@
 A run has its own process group, one CPU device, and writes its output to a file. All runs of a test session share a compilation cache;
 that pays for compiling with optimisation, which most tests go without.
 """
+import atexit
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 IMPORTS = (
@@ -85,4 +87,10 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = arguments
-    runpy.run_module(f"experiments.{arguments[0]}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"experiments.{arguments[0]}", run_name="__main__", alter_sys=True)
+    except Exception as error:  # as the interpreter ends: multiprocessing would run no exit functions
+        traceback.print_exc()
+        sys.last_value = error
+        atexit._run_exitfuncs()
+        sys.exit(1)
