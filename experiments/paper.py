@@ -3,6 +3,7 @@
     python -m experiments.paper --config=experiments/configs/tiny_paper.py --workdir=runs/paper --out=docs/results.md
 
     <workdir>/bases/, seed_<s>/<training>/   what is trained (experiments/stages/miniature.py)
+    <workdir>/compiled/                      programs, kept from one system to the next; may be deleted
     <workdir>/seed_<s>/judged/<group>/       what experiments.evaluate leaves: judgments, results.json, report.html
     <out without suffix>/seed_<s>.json       the figures of a seed, group by group
     <out>, <out without suffix>/*.png        tables, claims, plots, from all seeds whose files are there
@@ -15,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 
@@ -36,6 +38,8 @@ def main(_):
     if distributed.count() > 1:
         raise ValueError(f"experiments.paper runs in one process, this job has {distributed.count()}: start it alone, with its own seeds or groups")
     config, workdir, out = CONFIG.value, pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
+    if not jax.config.jax_compilation_cache_dir:  # most systems run the same programs
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     if unknown := set(config.groups) - set(GROUPS):
         raise ValueError(f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}")
     if config.fast:

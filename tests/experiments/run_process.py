@@ -49,7 +49,9 @@ def start(
     return process
 
 
-def start_job(config: str | os.PathLike, workdir: pathlib.Path, count: int, devices: int, *overrides: str) -> list[multiprocessing.Process]:
+def start_job(
+    config: str | os.PathLike, workdir: pathlib.Path, count: int, devices: int, *overrides: str, script: str = "spct_rl",
+) -> list[multiprocessing.Process]:  # fmt: skip
     """A job of `count` processes with `devices` devices each, the output of process i in <workdir>.<i>.log."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
@@ -57,7 +59,7 @@ def start_job(config: str | os.PathLike, workdir: pathlib.Path, count: int, devi
     job = {"GRM_JAX_COORDINATOR": f"localhost:{port}", "GRM_JAX_NUM_PROCESSES": str(count), "GRM_JAX_HEARTBEAT_S": "20"}
     job |= {"NPROC": "16", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
     return [
-        start(config, workdir, *overrides, environment=job | {"GRM_JAX_PROCESS_ID": str(i)}, log=f"{i}.log") for i in range(count)
+        start(config, workdir, *overrides, script=script, environment=job | {"GRM_JAX_PROCESS_ID": str(i)}, log=f"{i}.log") for i in range(count)
     ]
 
 
