@@ -27,6 +27,7 @@ from experiments.stages.programs import NAMES, make_programs, planned_model, sam
 from grm_jax.planning.measure import measure
 from grm_jax.planning.report import markdown, show
 from grm_jax.planning.topology import Topology, get_topology
+from grm_jax.sharding import make_mesh
 
 CONFIG = config_flags.define_preset()
 TOPOLOGY = flags.DEFINE_string("topology", None, "slice to plan for: v5e:2x4, v5p:4x4x4, v6e:8x8, tpu7x:4x4x4, h100:8", required=True)
@@ -41,6 +42,8 @@ SAMPLED = 10_000  # judgments that the sampling stages' rows of the table are fo
 
 
 def main(_):
+    if missing := [stage for stage in ("rft", "rl", "meta") if stage not in CONFIG.value]:
+        sys.exit(f"--config: expected a preset of experiments.spct_rl; this one has no {', '.join(missing)}")
     config = config_flags.load(CONFIG, files=False)
     jax.config.update("jax_threefry_partitionable", True)  # as experiments/spct_rl.py
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of absent devices, and would store each
@@ -51,6 +54,9 @@ def main(_):
         topology = get_topology(TOPOLOGY.value)
         topology = topology._replace(compiles=topology.compiles and COMPILE.value)
         planned_model(config, "tpu" if topology.chip.torus else "gpu")
+        make_mesh(**config.mesh, devices=topology.devices)
+        if SEARCH.value and not topology.compiles:
+            raise ValueError("--search ranks compiled programs, and nothing is compiled here: expected a TPU slice, or such GPUs at hand, and no --nocompile")
     except (ValueError, ImportError) as error:
         sys.exit(str(error))
     out = pathlib.Path(OUT.value or f"runs/plans/{preset.stem}-{TOPOLOGY.value.replace(':', '-')}")
@@ -63,16 +69,16 @@ def main(_):
         write(plan, out)
     plan["stages"] = stages(config, topology, plan["programs"])
     write(plan, out)
-    if CHANGES.value and topology.compiles:
+    if CHANGES.value:
         for name, figures in plan["programs"].items():
-            if figures["fits"] is False:
+            if figures["fits"] is False and "memory" in figures:  # not where a shape cannot be
                 for tried in what_fits(config, topology, name, plan["cache"]):
                     plan["changes"].append(tried)
                     write(plan, out)
-    if SEARCH.value and topology.compiles:
+    if SEARCH.value:
         plan["searched"] = "rl_step"
         for found in search(config, topology, plan["cache"]):
-            plan["search"] = sorted([*plan["search"], found], key=lambda one: (not one["fits"], one["seconds"] or math.inf))
+            plan["search"] = sorted([*plan["search"], found], key=rank)
             write(plan, out)
     show(plan, Console(width=None if sys.stdout.isatty() else 200))
     print(f"plan: {out / 'plan.md'}")
@@ -123,7 +129,9 @@ def stages(config: ml_collections.ConfigDict, topology: Topology, programs: dict
     Every sequence is taken to be as long as the config allows, and every call of the sampler to run until lengths.completion.
     """
     seconds = {name: programs.get(name, {}).get("seconds") for name in NAMES}
-    prompts, _, G = sampler_call(config, mesh_sizes(config, len(topology.devices)))
+    sizes = mesh_sizes(config, len(topology.devices))
+    prompts, _, G = sampler_call(config, sizes)
+    judged, _, _ = sampler_call(config, sizes, judging=True)
     calls, rl = math.ceil(config.rl.batch_size / G / prompts), config.rl
     passes, steps = 1 + (rl.old_logp == "trainer"), config.lengths.completion - 1
 
@@ -138,10 +146,10 @@ def stages(config: ml_collections.ConfigDict, topology: Topology, programs: dict
         }  # fmt: skip
 
     rollout = total(prefill=calls, decode=calls * steps)
-    sample = total(prefill=1, decode=steps)
+    sample = total(judge_prefill=1, judge_decode=steps)
     rl_step = None if rollout is None else total(logprobs=passes, rl_step=rl.updates_per_rollout)
     return [
-        row("rft_sample, meta_sample", f"{SAMPLED:,} judgments, {prompts * G} at once", sample, math.ceil(SAMPLED / (prompts * G))),
+        row("rft_sample, meta_sample", f"{SAMPLED:,} judgments, {judged} at once (judge_prefill + {steps} x judge_decode)", sample, math.ceil(SAMPLED / judged)),
         row("rft", f"{config.rft.steps} x rft_step", seconds["rft_step"], config.rft.steps),
         row(
             "rl", f"{rl.steps} x ({calls} x (prefill + {steps} x decode) + {passes} x logprobs + {rl.updates_per_rollout} x rl_step)",
@@ -170,40 +178,36 @@ def mesh_sizes(config: ml_collections.ConfigDict, devices: int) -> dict[str, int
 def single_changes(config: ml_collections.ConfigDict, devices: int, name: str) -> Iterator[dict]:
     """Changes of one thing that need less memory, those that cost least first."""
     sizes, heads = mesh_sizes(config, devices), planned_model(config).n_heads
-    if name.endswith("_step"):
-        stage = name.removesuffix("_step")
-        if config.model.remat != "full":
+    if name.endswith("_step") or name == "logprobs":
+        stage = name.removesuffix("_step") if name != "logprobs" else "rl"
+        if config.model.remat != "full" and name != "logprobs":
             yield {"model.remat": "full"}
         micro = config[stage].micro_batch
         while micro % 2 == 0 and (micro := micro // 2) >= sizes["replica"] * sizes["fsdp"]:
             yield {f"{stage}.micro_batch": micro}
-    if name in ("prefill", "decode"):
+    if name.endswith(("prefill", "decode")):
         if config.sampling.sampler == "pmap":
             yield {"sampling.sampler": "jit"}
         rows = config.sampling.rows
-        while rows % 2 == 0 and (rows := rows // 2) >= config.rl.group_size:
+        while rows % 2 == 0 and (rows := rows // 2) >= (1 if name.startswith("judge_") else config.rl.group_size):
             yield {"sampling.rows": rows}
     tensor = sizes["tensor"]
     while (tensor := 2 * tensor) <= min(heads, devices // sizes["replica"]):
-        yield {"mesh.fsdp": -1, "mesh.tensor": tensor}
-    if name == "logprobs":
-        batch = config.rl.batch_size
-        while batch % 2 == 0 and (batch := batch // 2) >= sizes["replica"] * sizes["fsdp"]:
-            yield {"rl.batch_size": batch, "rl.micro_batch": min(batch, config.rl.micro_batch)}
+        yield {"mesh.replica": sizes["replica"], "mesh.fsdp": -1, "mesh.tensor": tensor}
     if config.optimizer.mu_dtype != "bfloat16":
         yield {"optimizer.mu_dtype": "bfloat16"}
     if not config.lora.rank:
         yield {"lora.rank": 16}
-    if name in ("prefill", "decode") and config.sampling.sampler == "shard_map":
+    if name.endswith(("prefill", "decode")) and config.sampling.sampler == "shard_map":
         yield {"sampling.sampler": "jit"}
 
 
 def what_fits(config: ml_collections.ConfigDict, topology: Topology, name: str, cache: dict) -> Iterator[dict]:
-    """Tries `single_changes` until one makes the program fit; yields all that were tried."""
+    """Tries `single_changes` until one makes the program fit, or its arguments where nothing is compiled; yields all that were tried."""
     for changes in single_changes(config, len(topology.devices), name):
         tried = attempt(changed(config, changes), topology, name, cache, words(changes))
         yield tried
-        if tried["fits"]:
+        if tried["fits"] is not False:
             return
 
 
@@ -214,8 +218,13 @@ def attempt(config: ml_collections.ConfigDict, topology: Topology, name: str, ca
     seconds = figures.get("seconds")
     return {
         "program": name, "change": change, "fits": figures["fits"], "peak_bytes": peak, "error": figures.get("error"), "seconds": seconds,
-        "bound": figures.get("bound"), "tokens_per_second": None if seconds is None else figures["tokens"] / seconds,
+        "times": figures.get("times"), "bound": figures.get("bound"), "tokens_per_second": None if seconds is None else figures["tokens"] / seconds,
     }  # fmt: skip
+
+
+def rank(one: dict) -> tuple:
+    """What fits first, by time; of programs that the same resource bounds alike, the one that keeps the others less busy."""
+    return not one["fits"], *(sorted(one["times"].values(), reverse=True) if one["times"] else [math.inf])
 
 
 def words(changes: dict) -> str:

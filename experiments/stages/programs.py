@@ -29,7 +29,8 @@ from grm_jax.tokenizer import load_tokenizer
 from grm_jax.training.step import adapted, make_logprob_fn, meta_loss, rft_loss
 
 PUBLISHED = {"gemma-2-2b": GEMMA2_2B, "gemma-2-9b": GEMMA2_9B, "gemma-2-27b": GEMMA2_27B}
-NAMES = ("rft_step", "rl_step", "logprobs", "meta_step", "prefill", "decode")
+NAMES = ("rft_step", "rl_step", "logprobs", "meta_step", "prefill", "decode", "judge_prefill", "judge_decode")
+ONE_HOST = 8  # devices of the largest host
 
 
 def planned_model(config: ml_collections.ConfigDict, platform: str = "tpu") -> Gemma2Config:
@@ -53,8 +54,9 @@ def make_programs(config: ml_collections.ConfigDict, devices: list, names: tuple
     cfg, mesh = planned_model(config, devices[0].platform), make_mesh(**config.mesh, devices=devices)
     makers = {
         "rft_step": functools.partial(_train_step, "rft"), "rl_step": functools.partial(_train_step, "rl"), "logprobs": _logprobs,
-        "meta_step": functools.partial(_train_step, "meta"), "prefill": _prefill, "decode": _decode,
+        "meta_step": functools.partial(_train_step, "meta"),
     }  # fmt: skip
+    makers |= {name: functools.partial(_sampler_program, name) for name in ("prefill", "decode", "judge_prefill", "judge_decode")}
     return {name: makers[name](config, cfg, mesh) for name in names}
 
 
@@ -125,13 +127,15 @@ def _rl_arrays(config, cfg, mesh) -> tuple[Any, dict]:
     return params, beside if frozen is None else beside | {"adapters": state.params}
 
 
-def sampler_call(config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int]) -> tuple[int, int, int]:
-    """(prompts of one call of the RL stage's sampler, the same with the dummies that fill the devices, samples of each prompt).
+def sampler_call(config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int], judging: bool = False) -> tuple[int, int, int]:
+    """(prompts of one call of the sampler, the same with the dummies that fill the devices, samples of each prompt).
 
-    As `rl.roll_out` and `sampling.rollout.generate` cut them.
+    As `rl.roll_out` and `sampling.rollout.generate` cut them: RL draws a group from each prompt; judgments for RFT, the Meta RM and evaluation
+    (`judging`) each have an order of responses, and so a prompt, of their own.
     """
-    G = config.rl.group_size
-    prompts = min(config.rl.batch_size, config.sampling.rows // G * G) // G
+    G = 1 if judging else config.rl.group_size
+    rows = config.sampling.rows if judging else min(config.rl.batch_size, config.sampling.rows)
+    prompts = rows // G
     parts = mesh_shape["replica"] * mesh_shape["fsdp"] * (mesh_shape["tensor"] if config.sampling.sampler == "pmap" else 1)
     return prompts, -(-prompts // parts) * parts, G
 
@@ -144,11 +148,20 @@ def _sampling(config) -> SamplingConfig:
     )
 
 
-def _prefill(config, cfg, mesh) -> Program:
+def _sampler_program(name, config, cfg, mesh) -> Program:
+    """"prefill" and "decode": RL's rollouts. "judge_prefill" and "judge_decode": judgments, with nothing but the policy on the devices."""
+    if config.sampling.sampler == "pmap" and mesh.size > ONE_HOST:
+        raise ValueError(f"sampling.sampler=pmap runs on the devices of one process, at most {ONE_HOST}, not on {mesh.size}; take shard_map")
+    judging = name.startswith("judge_")
+    params, beside = _rl_arrays(config, cfg, mesh)
+    make = _prefill if name.endswith("prefill") else _decode
+    return make(name, config, cfg, mesh, params, {} if judging else beside, sampler_call(config, mesh.shape, judging))
+
+
+def _prefill(name, config, cfg, mesh, params, beside, call) -> Program:
     """`sampler.start` on the widest bucket, from the parameters as the job hands them over: "shard_map" gathers them over fsdp here."""
     scfg = _sampling(config)
-    (asked, prompts, G), T, parts = sampler_call(config, mesh.shape), config.lengths.buckets[-1], mesh.size
-    params, beside = _rl_arrays(config, cfg, mesh)
+    (asked, prompts, G), T, parts = call, config.lengths.buckets[-1], mesh.size
     policy, (mapped, mesh, params, prompts) = params, _mapping(config, cfg, mesh, params, prompts)
     real = asked * mesh.size / parts  # without dummies; on these devices
     data = P(DATA_AXES)
@@ -160,17 +173,16 @@ def _prefill(config, cfg, mesh) -> Program:
     out_specs = _specs(jax.eval_shape(run, params, *args))
     args = placed(args, [NamedSharding(mesh, data)] * 3)
     return Program(
-        "prefill", mapped(run, (data, data, data), out_specs), (params, *args), mesh, {"params": params, "batch": args},
+        name, mapped(run, (data, data, data), out_specs), (params, *args), mesh, {"params": params, "batch": args},
         beside | ({"policy": policy} if config.sampling.sampler == "pmap" else {}), real * forward_flops(cfg, T, logits=1), round(real * T),
     )  # fmt: skip
 
 
-def _decode(config, cfg, mesh) -> Program:
+def _decode(name, config, cfg, mesh, params, beside, call) -> Program:
     """One `sampler.decode_step` with the longest caches, from parameters as they lie inside the loop: cast, and with "shard_map" whole over
     fsdp. The policy that they were made from lies beside them."""
     scfg = _sampling(config)
-    (asked, prompts, G), T, C, parts = sampler_call(config, mesh.shape), config.lengths.buckets[-1], config.lengths.completion, mesh.size
-    params, beside = _rl_arrays(config, cfg, mesh)
+    (asked, prompts, G), T, C, parts = call, config.lengths.buckets[-1], config.lengths.completion, mesh.size
     policy, (mapped, mesh, params, prompts) = params, _mapping(config, cfg, mesh, params, prompts)
     real = asked * mesh.size / parts
     params = _cast(cfg, params)
@@ -191,7 +203,7 @@ def _decode(config, cfg, mesh) -> Program:
     cache = {"prefix": prefix, "suffix": rows["suffix"]}
     other = {name: value for name, value in rows.items() if name != "suffix"}
     return Program(
-        "decode", mapped(run, specs, specs[1], donate=2), (params, prefix, rows), mesh,
+        name, mapped(run, specs, specs[1], donate=2), (params, prefix, rows), mesh,
         {"params": params, "kv cache": cache, "batch": other}, beside | {"policy": policy},
         real * G * forward_flops(cfg, T + C // 2, T + C // 2 - 1, logits=1), round(real * G),
     )  # fmt: skip

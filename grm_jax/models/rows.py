@@ -1,6 +1,8 @@
 """Where activations lie on a mesh: rows over the data axes, the rest whole; and the embedding where logits are taken again and again."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, NamedSharding
@@ -34,22 +36,29 @@ def split_rows(x_BTD: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(axes)))
 
 
-@jax.custom_vjp
 def gather_width(embedding_VD: jax.Array) -> jax.Array:
     """The same array, its width D whole on every device; the vocabulary stays over `tensor` where that divides it.
 
-    Before a loop over chunks of positions: left split over fsdp, the embedding is gathered anew for every chunk. Its gradient is left to the
-    compiler, which scatters each chunk's: a sum of chunks is split as the parameter is, and never whole on a device.
+    Before a loop over chunks of positions or micro-batches: left split over fsdp, the embedding is gathered anew in each turn.
     """
-    return _gather_width(embedding_VD)
-
-
-gather_width.defvjp(lambda embedding_VD: (_gather_width(embedding_VD), None), lambda _, gradient_VD: (gradient_VD,))
-
-
-def _gather_width(embedding_VD):
     mesh, auto = auto_axes(embedding_VD)
     if all(mesh.shape[name] == 1 for name in auto):
         return embedding_VD
     tensor = "tensor" if "tensor" in auto and embedding_VD.shape[0] % mesh.shape["tensor"] == 0 else None
     return jax.lax.with_sharding_constraint(embedding_VD, NamedSharding(mesh, P(tensor)))
+
+
+def map_own_rows(fn: Callable, embedding_VD: jax.Array, *rows_B: jax.Array) -> Any:
+    """fn(embedding_VD, *rows_B), each device of the data axes with its own rows and the whole width of the embedding.
+
+    fn works row by row, and returns arrays [B, ...]. With a loop in fn, a device adds up its turns' gradients of the embedding by itself, in
+    one array of the embedding's shape, and the devices' sums are added up once behind the loop; the compiler, left alone, adds up each turn's.
+    Plain fn where the data axes have one device, are manual already, or do not divide B.
+    """
+    mesh, auto = auto_axes(rows_B[0])
+    axes = tuple(name for name in auto if name in DATA_AXES)
+    shares = math.prod(mesh.shape[name] for name in axes)
+    if shares == 1 or rows_B[0].shape[0] % shares:
+        return fn(gather_width(embedding_VD), *rows_B)
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=(P(), *[P(axes)] * len(rows_B)), out_specs=P(axes), axis_names=set(axes), check_vma=False)
+    return mapped(gather_width(embedding_VD), *rows_B)

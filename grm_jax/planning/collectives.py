@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grm_jax.planning.hlo import Instruction, Module, arrays, parse, times_run
+from grm_jax.planning.hlo import Instruction, Module, arrays, goes_on, parse, times_run
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast", "ragged-all-to-all")
 
@@ -35,7 +35,7 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
     for name, times in runs.items():
         for instruction in module[name].values():
             kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            if kind not in KINDS or goes_on(module[name], instruction):
                 continue
             if kind == "all-reduce" and name.lstrip("%").startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # XLA:TPU writes it as a fusion of an all-reduce and a slice

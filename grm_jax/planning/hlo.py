@@ -191,3 +191,11 @@ def times_run(module: Module, entry: str) -> tuple[dict[str, float], tuple[str, 
 
     visit(entry, 1.0)
     return runs, tuple(unknown), caller
+
+
+def goes_on(body: dict[str, Instruction], instruction: Instruction) -> bool:
+    """Whether it is a later part of a collective that began elsewhere. XLA:TPU writes an asynchronous collective into several fusions, one that
+    starts it, others that go on beside other work, one that waits for it, and each holds the whole instruction, with the same chain_id."""
+    if "AsyncCollectiveDone" in instruction.attributes:
+        return True
+    return "chain_id=" in instruction.attributes and not any("AsyncCollectiveStart" in other.attributes for other in body.values())

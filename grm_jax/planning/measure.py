@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import math
+import os
 import pathlib
 import re
 import resource
@@ -22,7 +23,7 @@ from grm_jax.planning.roofline import roofline
 from grm_jax.planning.topology import Topology
 from grm_jax.planning.traffic import hbm_bytes
 
-FORMAT = 2  # of cached figures; another number makes them anew
+FORMAT = 3  # of cached figures; another number makes them anew
 
 
 class Program(NamedTuple):
@@ -98,6 +99,7 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
         lowered = traced.lower()
         text = lowered.as_text()
     versions = [FORMAT, jax.__version__, _libtpu_version(), topology.name, list(program.mesh.shape.items())]
+    versions += [os.environ.get(name) for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     digest = hashlib.sha256(f"{versions}\n{text}".encode()).hexdigest()
     if digest in cache:
         say(f"{program.name}: compiled before ({cache[digest]['compile_seconds']:.0f} s then)")

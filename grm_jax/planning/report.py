@@ -110,8 +110,9 @@ def _stages(plan) -> Cells:
 
 def _changes(plan) -> Cells:
     rows = [
-        [one["program"], one["change"], "fits" if one["fits"] else one["error"] or "does not fit", _gib(one["peak_bytes"])] for one in plan["changes"]
-    ]
+        [one["program"], one["change"], {True: "fits", None: "arguments fit", False: one["error"] or "does not fit"}[one["fits"]], _gib(one["peak_bytes"])]
+        for one in plan["changes"]
+    ]  # fmt: skip
     return "Single changes tried for what does not fit", ["program", "change", "result", "peak GiB"], rows
 
 

@@ -62,8 +62,9 @@ def get_topology(name: str) -> Topology:
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
+    alone = {"chips_per_host_bounds": [1] * 3} if math.prod(shape) == 1 else {}  # a host of these kinds has 4 chips or more otherwise
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{'TPU7x' if kind == 'tpu7x' else kind}:{size}")
+        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{'TPU7x' if kind == 'tpu7x' else kind}:{size}", **alone)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"topology {name!r}: libtpu does not know it: {str(error).splitlines()[0]}") from error
     return Topology(name, TPUS[kind], shape, list(described.devices), True)

@@ -1,6 +1,6 @@
 """Bytes that a compiled program reads from and writes to HBM in one call, estimated from its HLO text."""
 
-from grm_jax.planning.hlo import Module, Shape, arrays, parse, times_run
+from grm_jax.planning.hlo import Module, Shape, arrays, goes_on, parse, times_run
 
 # These move nothing themselves: names for memory, or control flow whose bodies are counted.
 _FREE = frozenset(
@@ -73,7 +73,7 @@ def _read_of(module, body, name) -> float:
     """Bytes of the array `name` that the users inside a fusion read; infinite where one of them reads all of it."""
     total = 0.0
     for user in body.values():
-        if name not in user.operands:
+        if name not in user.operands or user.opcode == "tuple" or goes_on(body, user):  # passed on, not read
             continue
         if user.opcode in _SLICES and user.operands[0] == name and name not in user.operands[1:]:
             total += sum(array.bytes for array in arrays(user.shape))
@@ -90,6 +90,10 @@ def _read_of(module, body, name) -> float:
 
 
 def _written_by(body, root, output) -> float:
+    if root is not None and (root.opcode == "parameter" or goes_on(body, root)):
+        return 0.0  # passed on
+    if root is not None and "AsyncCollectiveStart" in root.attributes:
+        return _hbm(output[1])  # operand, result, flags
     while root is not None and root.opcode in ("bitcast", "reshape", "copy", "convert") and root.operands:
         root = body.get(root.operands[0])
     place = {"dynamic-update-slice": 1, "scatter": -1}.get("" if root is None else root.opcode)

@@ -1,12 +1,14 @@
 """Log-probabilities of given tokens under a policy, without ever holding logits for a whole batch of a large vocabulary."""
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, lm_logits
-from grm_jax.models.rows import gather_width
+from grm_jax.models.rows import map_own_rows
 
 LOGITS_PER_ROW = 2**27  # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
 
@@ -31,15 +33,12 @@ def token_logprobs(
     """
     hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
     target_BT = jnp.roll(tokens_BT, -1, axis=1)  # the last column is dropped below
-    embedding = {"embedding": params["embedding"]}
     T, chunk = tokens_BT.shape[1], chunk or max(1, LOGITS_PER_ROW // cfg.vocab_size)
     if chunk >= T:
-        logp_BT, entropy_BT = _target_logprobs(embedding, cfg, hidden_BTD, target_BT, temperature)
+        logp_BT, entropy_BT = _target_logprobs(params["embedding"], cfg, hidden_BTD, target_BT, temperature)
     else:
-        embedding = {"embedding": gather_width(params["embedding"])}
-        body = jax.checkpoint(lambda hidden_target: _target_logprobs(embedding, cfg, *hidden_target, temperature))
-        logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
-        logp_BT, entropy_BT = _join(logp_CBt, T), _join(entropy_CBt, T)
+        in_chunks = functools.partial(_chunked_logprobs, cfg=cfg, temperature=temperature, chunk=chunk)
+        logp_BT, entropy_BT = map_own_rows(in_chunks, params["embedding"], hidden_BTD, target_BT)
     return _shift(logp_BT), _shift(entropy_BT)
 
 
@@ -52,10 +51,17 @@ def token_logprobs_reference(params, cfg, tokens_BT, pos_BT, temperature=1.0) ->
     return jnp.pad(logp_BT, ((0, 0), (1, 0))), jnp.pad(jax.lax.stop_gradient(entropy_BT), ((0, 0), (1, 0)))
 
 
-def _target_logprobs(embedding, cfg, hidden_BTD, target_BT, temperature):
+def _chunked_logprobs(embedding_VD, hidden_BTD, target_BT, *, cfg, temperature, chunk):
+    body = jax.checkpoint(lambda hidden_target: _target_logprobs(embedding_VD, cfg, *hidden_target, temperature))
+    logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
+    T = target_BT.shape[1]
+    return _join(logp_CBt, T), _join(entropy_CBt, T)
+
+
+def _target_logprobs(embedding_VD, cfg, hidden_BTD, target_BT, temperature):
     """log p(target) and entropy at each position. The target's logit is picked by comparison, not by gather: its gradient is then
     no scatter, and it partitions over a sharded vocabulary."""
-    logits_BTV = lm_logits(embedding, cfg, hidden_BTD) / temperature
+    logits_BTV = lm_logits({"embedding": embedding_VD}, cfg, hidden_BTD) / temperature
     log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     is_target_BTV = jax.lax.broadcasted_iota(target_BT.dtype, logits_BTV.shape, 2) == target_BT[..., None]
     logp_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1) - log_normaliser_BT

@@ -144,6 +144,69 @@ def test_gathers_in_a_scan_of_a_compiled_program():
     assert least <= hbm_bytes(text) <= 6 * least
 
 
+# An asynchronous all-gather as XLA:TPU writes it: begun in one fusion, carried on beside a product in a loop, waited for in a third.
+CHAINED = '''HloModule m
+
+%begin (p: bf16[64,8]) -> (bf16[64,8], bf16[64,32], u32[]) {
+  %p = bf16[64,8]{1,0} parameter(0)
+  %gather.1 = bf16[64,32]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={1}, frontend_attributes={chain_id="7"}
+  ROOT %started = (bf16[64,8]{1,0}, bf16[64,32]{1,0}, u32[]{:S(2)}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%beside (x: f32[16,16], q: bf16[64,8], r: bf16[64,32]) -> (f32[16,16], bf16[64,8], bf16[64,32]) {
+  %x = f32[16,16]{1,0} parameter(0)
+  %q = bf16[64,8]{1,0} parameter(1)
+  %r = bf16[64,32]{1,0} parameter(2)
+  %gather.2 = bf16[64,32]{1,0} all-gather(%q), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={1}, frontend_attributes={chain_id="7"}
+  %twice = f32[16,16]{1,0} add(%x, %x)
+  ROOT %both = (f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) tuple(%twice, %q, %gather.2)
+}
+
+%condition (c: (u32[], f32[16,16], bf16[64,8], bf16[64,32])) -> pred[] {
+  %c = (u32[], f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) parameter(0)
+  %counter = u32[] get-tuple-element(%c), index=0
+  %trips = u32[] constant(5)
+  ROOT %less = pred[] compare(%counter, %trips), direction=LT
+}
+
+%turn (c: (u32[], f32[16,16], bf16[64,8], bf16[64,32])) -> (u32[], f32[16,16], bf16[64,8], bf16[64,32]) {
+  %c = (u32[], f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%c), index=0
+  %x = f32[16,16]{1,0} get-tuple-element(%c), index=1
+  %q = bf16[64,8]{1,0} get-tuple-element(%c), index=2
+  %r = bf16[64,32]{1,0} get-tuple-element(%c), index=3
+  %step = (f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) fusion(%x, %q, %r), kind=kCustom, calls=%beside
+  ROOT %next = (u32[], f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) tuple(%i, %step, %q, %r)
+}
+
+%wait (q: bf16[64,8], r: bf16[64,32]) -> bf16[64,32] {
+  %q = bf16[64,8]{1,0} parameter(0)
+  %r = bf16[64,32]{1,0} parameter(1)
+  %gather.3 = bf16[64,32]{1,0} all-gather(%q), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={1}, frontend_attributes={chain_id="7"}
+  ROOT %ended = bf16[64,32]{1,0} custom-call(%q, %r, %gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: bf16[64,8], x: f32[16,16]) -> bf16[64,32] {
+  %w = bf16[64,8]{1,0} parameter(0)
+  %x = f32[16,16]{1,0} parameter(1)
+  %start = (bf16[64,8]{1,0}, bf16[64,32]{1,0}, u32[]{:S(2)}) fusion(%w), kind=kCustom, calls=%begin
+  %zero = (u32[], f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) tuple(%i0, %x, %start)
+  %loop = (u32[], f32[16,16]{1,0}, bf16[64,8]{1,0}, bf16[64,32]{1,0}) while(%zero), condition=%condition, body=%turn
+  %q = bf16[64,8]{1,0} get-tuple-element(%loop), index=2
+  %r = bf16[64,32]{1,0} get-tuple-element(%loop), index=3
+  ROOT %done = bf16[64,32]{1,0} fusion(%q, %r), kind=kCustom, calls=%wait
+}
+'''
+
+
+def test_an_asynchronous_collective_counts_once():
+    """Not again in the fusions beside which it goes on, nor once a turn of a loop that it goes through; nor are its buffers read and written there."""
+    found, unknown = collectives(CHAINED, MESH)
+    gathered = 64 * 32 * 2
+    assert unknown == () and found == [("all-gather", ("fsdp",), 1, gathered * 3 / 4)]
+    assert hbm_bytes(CHAINED) == gathered / 4 + gathered + 5 * 2 * 16 * 16 * 4
+
+
 SLICED = '''HloModule m
 
 %fused (p0: f32[6,64,64], p1: s32[]) -> f32[64,64] {
