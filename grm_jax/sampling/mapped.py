@@ -29,13 +29,14 @@ def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mes
       "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and parameters keep whatever
         sharding they come with (GSPMD inserts the collectives).
       "pmap": every local device holds the whole model and takes a share of the prompts. No mesh.
-      "shard_map": each (replica, fsdp) group runs its own loop, stopping when its own rows are finished; parameters
-        are whole within a group, or split over the mesh's tensor axis, which stays with GSPMD.
+      "shard_map": each (replica, fsdp) group runs its own loop; parameters are whole within a group, or split over the mesh's tensor axis,
+        which stays with GSPMD. A group stops when its own rows are finished or, with a tensor axis, when those of all are: collectives
+        that the compiler puts into the loop may need every device of the mesh.
     """
-    inner = functools.partial(sample, cfg=cfg, scfg=scfg)
+    together = DATA_AXES if mode == "shard_map" and mesh is not None and mesh.shape["tensor"] > 1 else ()
 
     def run(params, prompts_PT, lengths_P, keys_Pk2):
-        return inner(params, prompts_PT=prompts_PT, lengths_P=lengths_P, keys_Pk2=keys_Pk2)
+        return sample(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2, together)
 
     if mode == "pmap":
         if mesh is not None:

@@ -6,7 +6,6 @@ Randomness is a function of (seed, item id, sample index, step) alone: see `samp
 """
 
 import dataclasses
-import functools
 import hashlib
 
 import jax
@@ -154,9 +153,16 @@ def decode_step(params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: d
     return _record(scfg, state | {"suffix": cache["suffix"]}, lm_logits(params, cfg, hidden_B1D[:, 0]))
 
 
+def _unfinished(state, axes):
+    """Whether a row is not done, here or on any device along the axes."""
+    here = jnp.any(~state["done"])
+    return jax.lax.pmax(here.astype(jnp.int32), axes) > 0 if axes else here
+
+
 def sample(
-    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prompts_PT: jax.Array, lengths_P: jax.Array, keys_Pk2: jax.Array
-) -> dict[str, jax.Array]:
+    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prompts_PT: jax.Array, lengths_P: jax.Array, keys_Pk2: jax.Array,
+    together: tuple[str, ...] = (),
+) -> dict[str, jax.Array]:  # fmt: skip
     """k completions of each prompt.
 
     Args:
@@ -164,6 +170,7 @@ def sample(
       prompts_PT: int32 token ids, right-padded.
       lengths_P: int32 prompt lengths; 0 marks a dummy row, which returns length 0.
       keys_Pk2: uint32, `sample_key` of every sample.
+      together: axes of an enclosing `jax.shard_map` whose devices all decode until the last row of all of them is done.
 
     Returns:
       tokens int32 [P, k, C] with C = max_new_tokens: the stop token is included, pad_id after it.
@@ -173,11 +180,16 @@ def sample(
     """
     params = cast_weights(params, cfg)  # else every step would read them wide and write a copy
     prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2)
+
+    def step(carry):
+        state = decode_step(params, cfg, scfg, prefix, carry[0])
+        return state, _unfinished(state, together)
+
+    unfinished = _unfinished(state, together)
     for size in cache_sizes(scfg.max_new_tokens):
-        state = jax.lax.while_loop(
-            lambda s, size=size: (s["step"] < size) & ~jnp.all(s["done"]),
-            functools.partial(decode_step, params, cfg, scfg, prefix),
-            state | {"suffix": grow_suffix(cfg, state["suffix"], size)},
-        )
+        state, unfinished = jax.lax.while_loop(
+            lambda carry, size=size: (carry[0]["step"] < size) & carry[1], step,
+            (state | {"suffix": grow_suffix(cfg, state["suffix"], size)}, unfinished),
+        )  # fmt: skip
     P, k = keys_Pk2.shape[:2]
     return {name: state[name].reshape(P, k, *state[name].shape[1:]) for name in ("tokens", "logp", "length", "finished")}
