@@ -28,7 +28,7 @@ from grm_jax.training.optimizer import SCHEDULES
 
 PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
 TINY_BASE = PACKAGE / "assets" / "tiny_base"
-NOT_RESULTS = ("note", "checkpoint", "log")  # sections that change nothing in the parameters or figures of a run
+NOT_RESULTS = ("note", "checkpoint", "log", "mesh")  # sections that change nothing in the parameters or figures of a run, but for rounding
 
 
 def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:

@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import numpy as np
 from jax._src import cloud_tpu_init, distributed  # no public road leads to the key-value store, nor to whether this is a TPU VM
 from jax.experimental import multihost_utils
 
+READING_S = 3  # process 0, which has the store, leaves so much later than the others who read there who is missing
 SHUTDOWN_S = 3600  # a process that is done waits so long for the others; after that JAX ends the whole job
 VARIABLES = ("GRM_JAX_COORDINATOR", "GRM_JAX_NUM_PROCESSES", "GRM_JAX_PROCESS_ID")
 STOPPED = 75  # exit status of a job that was asked to stop, and saved: EX_TEMPFAIL, start it again
@@ -71,7 +73,10 @@ def initialize(
 
     Raises:
       ValueError: some of the three are missing or wrong, or Open MPI does not say where process 0 is.
-      RuntimeError: devices were asked for before, or not all processes came in time.
+      RuntimeError: devices were asked for before.
+
+    Where not all processes come in time, JAX ends this one (SIGABRT) and does not say who is missing. So each says first, on stderr, who it is and
+    whom it waits for: the host without that line is the one to look at.
     """
     launcher, asked = _launcher(coordinator, num_processes, process_id)
     if launcher == "none":
@@ -82,13 +87,10 @@ def initialize(
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     times = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": heartbeat_s, "shutdown_timeout_seconds": SHUTDOWN_S}
     state = distributed.global_state
-    try:
-        jax.distributed.initialize(**asked, **times)
-    except jax.errors.JaxRuntimeError as error:
-        raise RuntimeError(
-            f"process {state.process_id} on {socket.gethostname()} (launcher: {launcher}) did not meet all others at {state.coordinator_address}"
-            f" within {timeout_s} s: {error}"
-        ) from error
+    me = f"{socket.gethostname()} (launcher: {launcher})" + "".join(f", {name} {asked[name]}" for name in asked if name in ("process_id", "num_processes"))
+    print(f"{me}: meeting the others at {asked.get('coordinator_address') or 'the place that the launcher names'}, for {timeout_s} s at most", file=sys.stderr)
+    sys.stderr.flush()
+    jax.distributed.initialize(**asked, **times)
     atexit.register(_leave_after_error, heartbeat_s)  # runs before what JAX registered when it was imported
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", socket.gethostname())
     return Processes(state.process_id, state.num_processes, state.coordinator_address, launcher)
@@ -146,6 +148,17 @@ def on_main(what: str, function: Callable[[], Any]) -> Any:
     return json.loads(client.blocking_key_value_get(key, 60_000))
 
 
+def in_all(what: str, fine: bool) -> bool:
+    """Whether it is fine in every process, the same answer in all. `what` is a barrier's name, as in `on_main`."""
+    client = distributed.global_state.client
+    if client is None:
+        return fine
+    folder = f"{_TOLD}/{next(_told)}"
+    client.key_value_set(f"{folder}/{distributed.global_state.process_id}", str(int(fine)))
+    barrier(what)
+    return all(answer == "1" for answer in _by_process(client, folder).values())
+
+
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     """The whole array, in every process. Where parts of it are with other processes, all of them must call this; each of its devices then holds
     the whole for a moment, so call it for one array at a time."""
@@ -195,11 +208,14 @@ def _late(state, name: str, timeout_s: float, error: Exception) -> LateProcesses
 def _leave_after_error(heartbeat_s: int) -> None:
     if hasattr(sys, "last_value"):  # an exception that nothing caught; its traceback is printed
         error = sys.last_value
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):  # perhaps a collective, which does not say which process is gone
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+        if of_jax or "Gloo" in str(error):  # perhaps a collective, which does not say which process is gone
             try:
                 barrier("after an error", heartbeat_s / 2)  # those who are left come at once; JAX ends this process behind a heartbeat
             except LateProcesses as late:
-                print(late, file=sys.stderr)
+                print(f"{late}\nWho is missing may be alive, and waiting for this process, whose own error is above", file=sys.stderr)
+        if isinstance(error, LateProcesses) and is_main():
+            time.sleep(READING_S)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

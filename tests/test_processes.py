@@ -60,6 +60,17 @@ abstract = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, lea
 with open_checkpoints(folder / "checkpoints", keep=2) as manager:
     restored, extra = restore_latest(manager, abstract, "digest")
 assert checksum(restored) == told["state"] and extra == {"position": 3}
+
+with open_checkpoints(folder / "checkpoints", keep=2) as manager:
+    save(manager, 1, restored.replace(step=restored.step + 1), {"position": 4}, "digest")
+if processes.index == 0:  # what a host writes last is what is lost when its power goes
+    for path in (folder / "checkpoints/1/state/ocdbt.process_1/d").iterdir():
+        path.write_bytes(b"")
+distributed.barrier("torn")
+with open_checkpoints(folder / "checkpoints", keep=2) as manager:
+    restored, extra = restore_latest(manager, abstract, "digest")
+assert checksum(restored) == told["state"] and extra == {"position": 3}, extra
+assert (folder / "checkpoints/1.damaged").is_dir()
 print(json.dumps(told), flush=True)
 
 with distributed.stop_signal() as stopped:

@@ -42,6 +42,7 @@ def write_accepted(run: Run, rows: list[dict]) -> list[dict]:
     """Decide which of the trajectories are accepted; they become judgments/rft_sample.jsonl, whole or not at all, and are returned."""
     rows = with_acceptance(rows, run.config.rft.drop_too_easy, run.config.rft.keep_hinted_of_too_easy)
     path = run.judgments(SAMPLES)
+    distributed.barrier("trajectories read")  # by all, before another file takes the place of this one
     whole = path.with_suffix(".tmp")
     if distributed.is_main():
         whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

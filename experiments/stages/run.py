@@ -134,7 +134,10 @@ def _refuse_other_config(config, workdir):
         found = json.loads(path.read_text())
         if found["digest"] != config_flags.config_digest(config):
             old, new = _flat(found["config"]), _flat(json.loads(json.dumps(config.to_dict())))
-            changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+            changed = sorted(
+                name for name in old.keys() | new.keys()
+                if old.get(name) != new.get(name) and name.split(".")[0] not in config_flags.NOT_RESULTS
+            )  # fmt: skip
             raise ValueError(f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. Choose another --workdir.")
 
 

@@ -79,7 +79,10 @@ def sample_critiques(run: Run) -> None:
         policy_sampler(run, settings.temperature), _params(run, run.workdir / "models" / "critic"), run.prompter.tokenizer, left,
         range(settings.samples), seed=run.config.seed, buckets=run.config.lengths.buckets, rows=run.config.sampling.rows,
     )  # fmt: skip
-    with open(distributed.written(path), "a") as file, progress("critiques", len(records), "records", len(records) - len(left)) as advance:
+    with (
+        open(distributed.written(path), "a") as file, progress("critiques", len(records), "records", len(records) - len(left)) as advance,
+        distributed.stop_signal() as stopped,
+    ):  # fmt: skip
         for block in blocks:
             of_record: dict[str, list[dict]] = {}
             for one in block:
@@ -87,6 +90,8 @@ def sample_critiques(run: Run) -> None:
             file.write("".join(json.dumps({"id": name, "critiques": found}, ensure_ascii=False) + "\n" for name, found in of_record.items()))
             file.flush()
             advance(len(of_record))
+            if stopped():
+                distributed.leave("critiques, what was drawn is on file")
 
 
 def _critiqued(path: pathlib.Path) -> list[str]:
@@ -134,7 +139,12 @@ def judge_held_out(run: Run) -> None:
         records = [record for record in records if model.accepts(len(record.responses)) and len(record.responses) > 1]
         if not records:
             continue
-        rows = [row for block in model.judge(records, temperature=run.config.cloud.temperature if model.sampled else 0.0) for row in block]
+        rows = []
+        with distributed.stop_signal() as stopped:
+            for block in model.judge(records, temperature=run.config.cloud.temperature if model.sampled else 0.0):
+                rows += block
+                if stopped():
+                    distributed.leave(f"held_out, {split}: judged anew")
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if distributed.is_main():
             run.judgments(f"eval_{split}").parent.mkdir(parents=True, exist_ok=True)

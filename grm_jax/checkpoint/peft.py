@@ -62,10 +62,11 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: expected JSON with r, lora_alpha and target_modules: {error!r}") from error
     short = {find_row(path).hf_name.split(".")[-2]: path.rsplit("/", 1)[1] for path in adapted_paths(cfg, LoraConfig(1))}
-    unknown = [name for name in config["target_modules"] if name not in short]
+    targets = config["target_modules"] if isinstance(config["target_modules"], list) else [config["target_modules"]]  # a name, or "all-linear"
+    unknown = [name for name in targets if name not in short] or config.get("rank_pattern") or config.get("alpha_pattern")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or config.get("use_dora") or config.get("use_rslora") or unknown:
-        raise ValueError(f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, without bias, DoRA or rsLoRA; got {config}")
-    lora = LoraConfig(config["r"], config["lora_alpha"], tuple(short[name] for name in config["target_modules"]))
+        raise ValueError(f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, one rank and alpha for all, without bias, DoRA or rsLoRA; got {config}")
+    lora = LoraConfig(config["r"], config["lora_alpha"], tuple(short[name] for name in targets))
     flat, used = {}, set()
     with open_safetensors(folder / TENSORS) as file:
         there = set(file.keys())

@@ -82,11 +82,10 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
       UnreadableCheckpoints: there are checkpoints, but all are damaged. To start again in silence would hide that.
     """
     damaged = []
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in distributed.on_main("steps on disk", lambda: sorted(manager.all_steps(), reverse=True)):
         folder = pathlib.Path(manager.directory) / str(step)
-        try:
-            header = manager.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore())).header
-        except Exception as error:  # Orbax, TensorStore, JSON and the file system each raise their own
+        header, error = distributed.on_main(f"header of {folder}", lambda folder=folder: _tried(ocp.JsonCheckpointHandler().restore, folder / "header"))
+        if error:
             damaged.append(_warn(folder, error))
             continue
         if header["config_digest"] != digest:
@@ -95,10 +94,10 @@ def restore_latest(manager: ocp.CheckpointManager, abstract_state: Any, digest: 
                 "go on with the config that it was started with, or choose another work folder"
             )
         _check_arrays(folder, header["arrays"], abstract_state)
-        try:
-            state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_placed(abstract_state)))).state
-        except Exception as error:
-            damaged.append(_warn(folder, error))
+        # by the handler: the manager's restore ends in a barrier, which a process whose own files are torn would not reach
+        state, error = _tried(ocp.StandardCheckpointHandler().restore, folder / "state", args=ocp.args.StandardRestore(_placed(abstract_state)))
+        if not distributed.in_all(f"state of {folder}", error is None):
+            damaged.append(_warn(folder, error or "the files of another process cannot be read"))
             continue
         read, recorded = (int(state.step), checksum(state)), (step, header["checksum"])
         if read != recorded:
@@ -160,7 +159,14 @@ def _placed(abstract_state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), abstract_state)
 
 
+def _tried(function, *args, **keywords) -> tuple[Any, str | None]:
+    """(result, None), or (None, what went wrong): Orbax, TensorStore, JSON and the file system each raise their own."""
+    try:
+        return function(*args, **keywords), None
+    except Exception as error:
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"  # TensorStore tells its whole configuration
+
+
 def _warn(folder, reason):
-    text = " ".join(str(reason).split())  # TensorStore tells its whole configuration
-    log.warning("%s is damaged (%s: %.300s); trying the checkpoint before it", folder, type(reason).__name__, text)
+    log.warning("%s is damaged (%.300s); trying the checkpoint before it", folder, reason)
     return folder

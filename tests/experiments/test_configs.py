@@ -207,7 +207,7 @@ def test_the_digest_follows_what_can_change_results():
     digest = config_flags.config_digest(preset("tiny"))
     assert re.fullmatch("[0-9a-f]{64}", digest) and digest == config_flags.config_digest(preset("tiny"))
     same, other = preset("tiny"), preset("tiny")
-    same.note, same.log.example_every, same.checkpoint.every = "again", 7, 3
+    same.note, same.log.example_every, same.checkpoint.every, same.mesh.tensor = "again", 7, 3, 2
     other.rl.beta += 0.01
     assert config_flags.config_digest(same) == digest != config_flags.config_digest(other)
 
