@@ -111,7 +111,7 @@ state() { # READY, PREEMPTED, ... or ABSENT
 }
 
 keep() {
-  local is said made=0
+  local is said='' before made=0 errors=0
   if [ -n "$dry_run" ]; then
     create && install && start
     echo "every 60 s: $(quote "${tpu_vm[@]}" describe "$name" "${where[@]}" '--format=value(state)'), and if it is READY:"
@@ -122,26 +122,38 @@ keep() {
     return
   fi
   while true; do
-    is="$(state)"
+    is="$(state)" || is=unknown
+    before="$said" said=''
     case "$is" in
       READY)
-        said="$(on_hosts 0 bash launch/tpu_host.sh status | tail -n 1)"
+        said="$(on_hosts 0 bash launch/tpu_host.sh status | tail -n 1)" || said=unknown
         case "$said" in
-          running*) ;;
+          running*) errors=0 ;;
           'ended 0') echo "the job is done" && return ;;
+          unknown) errors=$((errors + 1)) && echo "== $(date '+%F %T') host 0 does not answer" ;;
+          'ended 75' | 'ended 137' | 'ended 143') # stopped or killed: by a preemption, which shows at the next look, or by a hand or a maintenance
+            echo "== $(date '+%F %T') the job was stopped on host 0 with status ${said#ended }"
+            if [ "$said" = "$before" ]; then
+              [ "$made" -le "$recreate" ] || die "gave up: $name was made or started $made times"
+              install && start
+              made=$((made + 1)) said=''
+            fi
+            ;;
           ended*) die "the job failed on host 0 with status ${said#ended }; see bash launch/tpu_pod.sh logs $name --zone=$zone" ;;
           *) install && start ;;
         esac
         ;;
       PREEMPTED | TERMINATED | ABSENT)
-        [ "$made" -le "$recreate" ] || die "gave up: $name was made $made times"
+        [ "$made" -le "$recreate" ] || die "gave up: $name was made or started $made times"
         echo "== $(date '+%F %T') $name is $is"
         [ "$is" = ABSENT ] || delete
         create && install && start
-        made=$((made + 1))
+        made=$((made + 1)) errors=0
         ;;
+      unknown) errors=$((errors + 1)) ;;
       *) echo "== $(date '+%F %T') $name is $is" ;;
     esac
+    [ "$errors" -lt 5 ] || die "gave up: $name did not answer at 5 looks in a row"
     sleep 60
   done
 }

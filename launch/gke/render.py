@@ -42,13 +42,18 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def problems(args):
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name):
         yield f"name {args.name!r}: expected at most 40 small letters, digits and -, the first a letter"
+    for name in ("chips_per_host", "slices", "hosts"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            yield f"--{name.replace('_', '-')}: expected at least 1, got {value}"
+    if args.restarts < 0:
+        yield f"--restarts: expected at least 0, got {args.restarts}"
     if (args.tpu is None) == (args.gpu is None):
         yield "expected one of --tpu and --gpu"
-    if args.tpu and not re.fullmatch(r"[\w-]+:\d+x\d+(x\d+)?", args.tpu):
+    if args.tpu and not re.fullmatch(r"[\w-]+:[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", args.tpu):
         yield f"--tpu: expected ACCELERATOR:TOPOLOGY, such as tpu-v5p-slice:4x4x4, got {args.tpu!r}"
     if args.tpu and (chips(args.tpu) % args.chips_per_host or args.hosts):
         yield f"--tpu={args.tpu}: {chips(args.tpu)} chips are not a number of hosts of --chips-per-host={args.chips_per_host}; --hosts is for --gpu"
-    if args.gpu and (not re.fullmatch(r"[\w-]+:\d+", args.gpu) or not args.hosts):
+    if args.gpu and (not re.fullmatch(r"[\w-]+:[1-9]\d*", args.gpu) or not args.hosts):
         yield f"--gpu: expected ACCELERATOR:COUNT, such as nvidia-h100-80gb:8, and --hosts=NODES, got {args.gpu!r}"
     if args.gpu and args.slices != 1:
         yield "--slices: only for --tpu"

@@ -132,6 +132,31 @@ def test_keep_ends_when_the_job_fails(pod, tmp_path):
     assert done.returncode != 0 and "the job failed on host 0 with status 9" in done.stderr
 
 
+STOPPED_ONCE = 'case $PWD in */hosts/0/*) ;; *) exit 0 ;; esac; if [ -f "$POD/seen" ]; then exit 0; fi; touch "$POD/seen"; '
+
+
+def test_keep_survives_the_minutes_of_a_preemption(pod, tmp_path):
+    """The job saves and ends with 75, then host 0 does not answer, and only then the slice is said to be gone. On the new one the job is done."""
+    text = STOPPED_ONCE + f"touch {tmp_path}/going; exit 75"
+    gcloud = tmp_path / "bin" / "gcloud"
+    going = """if [ "$4" = ssh ] && [[ "$command" == *tpu_host.sh\\ status* ]] && [ -f going ]; then
+  if [ -f refused ]; then rm going; echo PREEMPTED >state; echo 'Connection refused' >&2; exit 255; fi
+  if cat hosts/0/grm_jax/job.status | grep -q ended; then touch refused; fi
+fi
+"""
+    gcloud.write_text(gcloud.read_text().replace('case "$4" in\n  describe)', going + 'case "$4" in\n  describe)'))
+    done = keep(pod, tmp_path, text)
+    assert done.returncode == 0 and "the job is done" in done.stdout, done.stdout + done.stderr
+    assert "stopped on host 0 with status 75" in done.stdout and "host 0 does not answer" in done.stdout and "grm is PREEMPTED" in done.stdout
+    assert [line.split()[3] for line in (tmp_path / "calls").read_text().splitlines()].count("create") == 2
+
+
+def test_keep_starts_a_stopped_job_again_where_the_slice_stays(pod, tmp_path):
+    done = keep(pod, tmp_path, STOPPED_ONCE + "exit 75")
+    assert done.returncode == 0 and "stopped on host 0 with status 75" in done.stdout, done.stdout + done.stderr
+    assert [line.split()[3] for line in (tmp_path / "calls").read_text().splitlines()].count("create") == 1
+
+
 def test_keep_does_not_take_an_error_of_gcloud_for_a_lost_slice(pod, tmp_path):
     (tmp_path / "broken").touch()
     done = keep(pod, tmp_path, "exit 0")
