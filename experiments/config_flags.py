@@ -73,8 +73,12 @@ def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collecti
 
 def config_digest(config: ml_collections.ConfigDict) -> str:
     """sha256 (hex) of the config as JSON with sorted keys, without the sections in NOT_RESULTS: equal for runs that must agree."""
-    kept = {name: value for name, value in config.to_dict().items() if name not in NOT_RESULTS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(of_results(config.to_dict()), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def of_results(config: dict) -> dict:
+    """A config's sections without those in NOT_RESULTS."""
+    return {name: value for name, value in config.items() if name not in NOT_RESULTS}
 
 
 def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:

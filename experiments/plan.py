@@ -179,13 +179,13 @@ def single_changes(config: ml_collections.ConfigDict, devices: int, name: str) -
     """Changes of one thing that need less memory, those that cost least first."""
     sizes, heads = mesh_sizes(config, devices), planned_model(config).n_heads
     if name.endswith("_step") or name == "logprobs":
-        stage = name.removesuffix("_step") if name != "logprobs" else "rl"
-        if config.model.remat != "full" and name != "logprobs":
+        stage = "rl" if name == "logprobs" else name.removesuffix("_step")
+        if name != "logprobs" and config.model.remat != "full":
             yield {"model.remat": "full"}
         micro = config[stage].micro_batch
         while micro % 2 == 0 and (micro := micro // 2) >= sizes["replica"] * sizes["fsdp"]:
             yield {f"{stage}.micro_batch": micro}
-    if name.endswith(("prefill", "decode")):
+    else:
         if config.sampling.sampler == "pmap":
             yield {"sampling.sampler": "jit"}
         rows = config.sampling.rows

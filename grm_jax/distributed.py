@@ -88,8 +88,7 @@ def initialize(
     times = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": heartbeat_s, "shutdown_timeout_seconds": SHUTDOWN_S}
     state = distributed.global_state
     me = f"{socket.gethostname()} (launcher: {launcher})" + "".join(f", {name} {asked[name]}" for name in asked if name in ("process_id", "num_processes"))
-    print(f"{me}: meeting the others at {asked.get('coordinator_address') or 'the place that the launcher names'}, for {timeout_s} s at most", file=sys.stderr)
-    sys.stderr.flush()
+    print(f"{me}: meeting the others at {asked.get('coordinator_address') or 'the place that the launcher names'}, for {timeout_s} s at most", file=sys.stderr, flush=True)
     jax.distributed.initialize(**asked, **times)
     atexit.register(_leave_after_error, heartbeat_s)  # runs before what JAX registered when it was imported
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", socket.gethostname())

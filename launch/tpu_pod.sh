@@ -128,9 +128,9 @@ keep() {
       READY)
         said="$(on_hosts 0 bash launch/tpu_host.sh status | tail -n 1)" || said=unknown
         case "$said" in
-          running*) errors=0 ;;
+          running*) ;;
           'ended 0') echo "the job is done" && return ;;
-          unknown) errors=$((errors + 1)) && echo "== $(date '+%F %T') host 0 does not answer" ;;
+          unknown) echo "== $(date '+%F %T') host 0 does not answer" ;;
           'ended 75' | 'ended 137' | 'ended 143') # stopped or killed: by a preemption, which shows at the next look, or by a hand or a maintenance
             echo "== $(date '+%F %T') the job was stopped on host 0 with status ${said#ended }"
             if [ "$said" = "$before" ]; then
@@ -148,10 +148,13 @@ keep() {
         echo "== $(date '+%F %T') $name is $is"
         [ "$is" = ABSENT ] || delete
         create && install && start
-        made=$((made + 1)) errors=0
+        made=$((made + 1))
         ;;
-      unknown) errors=$((errors + 1)) ;;
       *) echo "== $(date '+%F %T') $name is $is" ;;
+    esac
+    case "$is $said" in
+      *unknown*) errors=$((errors + 1)) ;;
+      *) errors=0 ;;
     esac
     [ "$errors" -lt 5 ] || die "gave up: $name did not answer at 5 looks in a row"
     sleep 60

@@ -133,11 +133,8 @@ def _refuse_other_config(config, workdir):
     if path.is_file():
         found = json.loads(path.read_text())
         if found["digest"] != config_flags.config_digest(config):
-            old, new = _flat(found["config"]), _flat(json.loads(json.dumps(config.to_dict())))
-            changed = sorted(
-                name for name in old.keys() | new.keys()
-                if old.get(name) != new.get(name) and name.split(".")[0] not in config_flags.NOT_RESULTS
-            )  # fmt: skip
+            old, new = (_flat(config_flags.of_results(one)) for one in (found["config"], json.loads(json.dumps(config.to_dict()))))
+            changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
             raise ValueError(f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. Choose another --workdir.")
 
 

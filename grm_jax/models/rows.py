@@ -17,6 +17,14 @@ def auto_axes(x: jax.Array) -> tuple[jax.sharding.AbstractMesh, list[str]]:
     return mesh, [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto]
 
 
+def row_axes(x: jax.Array) -> tuple[str, ...]:
+    """The data axes over which the compiler can split the rows of x [B, ...]; none where they have one device or do not divide B."""
+    mesh, auto = auto_axes(x)
+    axes = tuple(name for name in auto if name in DATA_AXES)
+    shares = math.prod(mesh.shape[name] for name in axes)
+    return axes if shares > 1 and x.shape[0] % shares == 0 else ()
+
+
 def split_rows(x_BTD: jax.Array) -> jax.Array:
     """The same array, pinned to this placement in a jitted program: rows over the data axes, T and D whole.
 
@@ -28,12 +36,10 @@ def split_rows(x_BTD: jax.Array) -> jax.Array:
     `jax.shard_map` over the data axes (its rows are a device's own), where the data axes do not divide B, and at T = 1: the activations of
     a decode step are smaller than the weights.
     """
-    mesh, auto = auto_axes(x_BTD)
-    axes = tuple(name for name in auto if name in DATA_AXES)
-    shares = math.prod(mesh.shape[name] for name in axes)
-    if shares == 1 or x_BTD.shape[0] % shares or x_BTD.shape[1] == 1:
+    axes = row_axes(x_BTD)
+    if not axes or x_BTD.shape[1] == 1:
         return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(mesh, P(axes)))
+    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(jax.typeof(x_BTD).sharding.mesh, P(axes)))
 
 
 def gather_width(embedding_VD: jax.Array) -> jax.Array:
@@ -55,10 +61,8 @@ def map_own_rows(fn: Callable, embedding_VD: jax.Array, *rows_B: jax.Array) -> A
     one array of the embedding's shape, and the devices' sums are added up once behind the loop; the compiler, left alone, adds up each turn's.
     Plain fn where the data axes have one device, are manual already, or do not divide B.
     """
-    mesh, auto = auto_axes(rows_B[0])
-    axes = tuple(name for name in auto if name in DATA_AXES)
-    shares = math.prod(mesh.shape[name] for name in axes)
-    if shares == 1 or rows_B[0].shape[0] % shares:
-        return fn(gather_width(embedding_VD), *rows_B)
-    mapped = jax.shard_map(fn, mesh=mesh, in_specs=(P(), *[P(axes)] * len(rows_B)), out_specs=P(axes), axis_names=set(axes), check_vma=False)
-    return mapped(gather_width(embedding_VD), *rows_B)
+    axes = row_axes(rows_B[0])
+    if axes:
+        mesh, specs = jax.typeof(rows_B[0]).sharding.mesh, (P(), *[P(axes)] * len(rows_B))
+        fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(axes), axis_names=set(axes), check_vma=False)
+    return fn(gather_width(embedding_VD), *rows_B)

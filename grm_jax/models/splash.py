@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.rows import DATA_AXES, auto_axes
+from grm_jax.models.rows import auto_axes, row_axes
 
 LANES = 128  # what a block is a multiple of
 
@@ -36,10 +36,8 @@ def splash_attend(
     mesh, auto = auto_axes(q_BTNH)
     if not auto:
         return _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret)
-    B, _, N, _ = q_BTNH.shape
-    K = k_BTKH.shape[2]
-    rows = tuple(name for name in DATA_AXES if name in auto)
-    rows = rows if B % math.prod(mesh.shape[name] for name in rows) == 0 else None
+    N, K = q_BTNH.shape[2], k_BTKH.shape[2]
+    rows = row_axes(q_BTNH)
     tensor = mesh.shape["tensor"] if "tensor" in auto else 1
     heads = "tensor" if tensor > 1 and N % tensor == 0 else None
     if heads:

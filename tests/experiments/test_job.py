@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 MESH = ("--config.mesh.replica=1", "--config.mesh.fsdp=-1")
 OVERRIDES = (*MESH, '--config.eval.systems=("grm",)', '--config.eval.splits=("test",)')
 TIMES = ("step_s", "tokens_per_s")
-LIMIT_S = 900
+INEXACT = ("meta_logit", "scores", "preference", "preferences", "probability")  # of a row of judgments: what models give as real numbers
+LIMIT_S = 500
 
 
 def wait(job, limit_s=LIMIT_S) -> list[int]:
@@ -54,7 +55,7 @@ def assert_close(
     workdir: pathlib.Path, other: pathlib.Path, stages=("rft", "rl", "meta"), judgments="*", steps: int = 5,
 ) -> None:  # fmt: skip
     """Every number of every step, the parameters, and every judgment. Adam divides a gradient that is next to nothing by its own size, so single
-    elements drift; each tensor is compared by the norm of the difference. Heads that begin at random drift most."""
+    elements drift; each tensor is compared by the norm of the difference. The Meta RM, whose head begins at random, drifts most."""
     for stage in stages:
         mine, theirs = rows_of(workdir, stage), rows_of(other, stage)
         assert len(mine) == len(theirs) == steps
@@ -65,28 +66,29 @@ def assert_close(
                 np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=f"{stage}, step {a['step']}, {name}")
         name = "grm" if stage == "rl" else stage
         mine, theirs = (load_file(folder / f"models/{name}/model.safetensors") for folder in (workdir, other))
-        worst = max((np.linalg.norm(mine[tensor] - theirs[tensor]) / np.linalg.norm(theirs[tensor]), tensor) for tensor in theirs)
-        print(f"{stage}: {worst}")
-        assert worst[0] < (1e-5 if name in ("rft", "grm") else 5e-4), (name, worst)
+        differences = {tensor: np.linalg.norm(mine[tensor] - theirs[tensor]) / np.linalg.norm(theirs[tensor]) for tensor in theirs}
+        print(f"{stage}: {max(differences.values()):.2g}")
+        for tensor, difference in differences.items():
+            assert difference < (5e-4 if name == "meta" else 1e-5), (name, tensor, difference)
     assert_same_judgments(workdir, other, judgments)
 
 
 def assert_same_judgments(workdir: pathlib.Path, other: pathlib.Path, judgments="*") -> None:
-    """Row by row; numbers that are no scores to three decimals."""
+    """Row by row; the numbers in INEXACT to three decimals."""
     paths = sorted((other / "judgments").rglob(f"{judgments}.jsonl"))
     assert paths
     for path in paths:
-        mine, theirs = ([rounded(row) for row in read_rows(folder / path.relative_to(other))] for folder in (workdir, other))
+        mine, theirs = ([rounded(row, False) for row in read_rows(folder / path.relative_to(other))] for folder in (workdir, other))
         assert mine == theirs, path.name
 
 
-def rounded(value):
-    """`value` with three decimals in every float, and without times."""
+def rounded(value, inexact: bool = True):
+    """`value` without times, and with three decimals in every float, or in those below a name in INEXACT."""
     if isinstance(value, dict):
-        return {name: rounded(inner) for name, inner in value.items() if name != "seconds"}
+        return {name: rounded(inner, inexact or name in INEXACT) for name, inner in value.items() if name != "seconds"}
     if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return round(value, 3) if isinstance(value, float) else value
+        return [rounded(inner, inexact) for inner in value]
+    return round(value, 3) if inexact and isinstance(value, float) else value
 
 
 def before_rl(whole: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:

@@ -1,5 +1,4 @@
 """The plan of the smallest run, for four devices that are not there: what does not fit is mended, and meshes are ranked."""
-import importlib.util
 import json
 import pathlib
 import subprocess
@@ -8,11 +7,6 @@ import sys
 import pytest
 
 MICRO = pathlib.Path(__file__).with_name("micro.py")
-
-
-def for_tpu(test):
-    reason = "libtpu is not installed: pip install -e '.[tpu]'"
-    return pytest.mark.tpu_aot(pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=reason)(test))
 
 
 def plan(out: pathlib.Path, topology: str, *flags: str) -> dict:
@@ -31,7 +25,7 @@ def test_files_hold_the_whole_plan(tmp_path):
     assert "| rft | 5 x rft_step |" in (tmp_path / "plan.md").read_text()
 
 
-@for_tpu
+@pytest.mark.tpu_aot
 def test_a_change_that_makes_a_step_fit(tmp_path):
     """Remat is tried first; the second change halves the micro-batch."""
     rows = 2**15
@@ -42,7 +36,7 @@ def test_a_change_that_makes_a_step_fit(tmp_path):
     assert tried[-1][0] in (tmp_path / "plan.md").read_text()
 
 
-@for_tpu
+@pytest.mark.tpu_aot
 def test_search_ranks_meshes_by_time(tmp_path):
     found = plan(tmp_path, "v5e:2x2", "--programs=rl_step", "--search")["search"]
     meshes = {one["change"] for one in found}

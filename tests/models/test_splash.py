@@ -1,7 +1,6 @@
 """Splash attention against `attend`: interpreted on CPU, alone, over meshes and in the whole model; compiled for a TPU (marked tpu_aot)."""
 import dataclasses
 import functools
-import importlib.util
 import re
 
 import jax
@@ -161,9 +160,6 @@ def test_auto_is_splash_on_tpu_alone():
         assert attention_on(attention, platform) == attention
 
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
-
-
 def kernels(hlo: str) -> list[str]:
     """What Mosaic compiled, by name, as often as it is called in the text of a program."""
     names = re.findall(r"%(splash_mha_[a-z]+)_\S* = .*custom_call_target=\"tpu_custom_call\"", hlo)
@@ -172,7 +168,6 @@ def kernels(hlo: str) -> list[str]:
 
 
 @pytest.mark.tpu_aot
-@needs_libtpu
 def test_the_kernels_compile_for_a_tpu_with_the_heads_of_2b_and_9b():
     """Head dimension 256, 5,120 tokens, no mesh: forward and backward in blocks of 512 are within the memory of a core."""
     one = NamedSharding(make_mesh(devices=get_topology("v5e:2x4").devices[:1]), P())
@@ -188,7 +183,6 @@ def test_the_kernels_compile_for_a_tpu_with_the_heads_of_2b_and_9b():
 
 
 @pytest.mark.tpu_aot
-@needs_libtpu
 def test_a_train_step_compiles_for_a_tpu(tmp_path):
     """fsdp 4 x tensor 2: the kernels of forward, dq and dkv for either layer of the scanned pair, and the forward once more (remat)."""
     topology = get_topology("v5e:2x4")

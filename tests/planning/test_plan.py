@@ -1,5 +1,4 @@
 """Plans of a job: its programs in their shapes, what a plan's tables say, and the whole command (marked tpu_aot: it compiles for a TPU)."""
-import importlib.util
 import json
 import os
 import subprocess
@@ -108,12 +107,8 @@ def test_shapes_alone_bound_what_is_not_compiled():
     assert figures["hardware_flops"] > figures["model_flops"] > 0 and figures["bound"] in ("compute", "hbm")
 
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
-
-
 @pytest.mark.tpu_aot
 @pytest.mark.slow
-@needs_libtpu
 def test_the_command_compiles_a_tiny_job_for_a_tpu(tmp_path):
     command = [
         sys.executable, "-m", "experiments.plan", "--config=experiments/configs/tiny.py", "--topology=v5e:2x4", f"--out={tmp_path}",
