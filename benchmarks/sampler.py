@@ -1,10 +1,14 @@
-"""python -m benchmarks.sampler [--model=FOLDER] [--prompts=32] [--samples=8] [--prompt_length=48] [--new_tokens=64] [--repeats=3]
+"""python -m benchmarks.sampler [--model=FOLDER] [--prompts=32] [--samples=8] [--prompt_length=48]
+[--new_tokens=64] [--repeats=3]
 
-Speed of the sampler as a ratio to peers in the same process, on the same weights and the same number of tokens: `transformers` generate
-in torch (left out where torch is missing), our sampler without shared prefixes, and the obvious slow twin that runs the whole text again
-for every token. Every row is sampled at temperature 1 to its full length. Runs on whatever device JAX finds; torch takes its GPU if it
-has one. The first call of each contender compiles and is not counted; the best of `repeats` is.
+Speed of the sampler as a ratio to peers in the same process, on the same weights and the same
+number of tokens: `transformers` generate in torch (left out where torch is missing), our sampler
+without shared prefixes, and the obvious slow twin that runs the whole text again for every token.
+Every row is sampled at temperature 1 to its full length. Runs on whatever device JAX finds; torch
+takes its GPU if it has one. The first call of each contender compiles and is not counted; the best
+of `repeats` is.
 """
+
 import functools
 import json
 import time
@@ -52,15 +56,28 @@ def torch_generate(folder, prompts_BT, new_tokens):
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).to(device).eval()
+    model = (
+        AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", dtype=torch.float32
+        )
+        .to(device)
+        .eval()
+    )
     prompts = torch.tensor(np.asarray(prompts_BT), dtype=torch.long, device=device)
 
     def call():
         with torch.no_grad():
             out = model.generate(
-                prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0,
-            )  # fmt: skip
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                pad_token_id=0,
+            )
         return out.cpu()
 
     return call
@@ -88,8 +105,15 @@ def main(_):
     slow = jax.jit(functools.partial(recompute, cfg=cfg, new_tokens=C))
 
     contenders = {
-        "sampler, k samples share their prefix": lambda: sampler(params, prompts_PT=prompts_PT, lengths_P=np.full(P, T, np.int32), keys_Pk2=keys_Pk2),
-        "sampler, every row its own prefix": lambda: sampler(params, prompts_PT=rows_BT, lengths_P=np.full(P * k, T, np.int32), keys_Pk2=keys_B2[:, None]),
+        "sampler, k samples share their prefix": lambda: sampler(
+            params, prompts_PT=prompts_PT, lengths_P=np.full(P, T, np.int32), keys_Pk2=keys_Pk2
+        ),
+        "sampler, every row its own prefix": lambda: sampler(
+            params,
+            prompts_PT=rows_BT,
+            lengths_P=np.full(P * k, T, np.int32),
+            keys_Pk2=keys_B2[:, None],
+        ),
         "no cache (slow twin)": lambda: slow(params, prompts_BT=rows_BT, keys_B2=keys_B2),
         "transformers generate, torch": torch_generate(MODEL.value, rows_BT, C),
     }
@@ -100,8 +124,19 @@ def main(_):
             continue
         took = seconds(call)
         first = first or took
-        print(json.dumps({"contender": name, "device": jax.devices()[0].device_kind, "rows": P * k, "seconds": round(took, 3),
-                          "tokens_per_s": round(P * k * C / took), "sampler_is_faster_by": round(took / first, 2)}), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "contender": name,
+                    "device": jax.devices()[0].device_kind,
+                    "rows": P * k,
+                    "seconds": round(took, 3),
+                    "tokens_per_s": round(P * k * C / took),
+                    "sampler_is_faster_by": round(took / first, 2),
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

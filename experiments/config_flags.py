@@ -1,10 +1,12 @@
-"""--config and --workdir: load a preset, apply the overrides of the command line, refuse what cannot be right before anything is computed.
+"""--config and --workdir: load a preset, apply the overrides of the command line, refuse what
+cannot be right before anything is computed.
 
     CONFIG, WORKDIR = config_flags.define_config()
     def main(_):
         config = config_flags.load(CONFIG)
     app.run(main)
 """
+
 import difflib
 import hashlib
 import json
@@ -28,30 +30,41 @@ from grm_jax.training.optimizer import SCHEDULES
 
 PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
 TINY_BASE = PACKAGE / "assets" / "tiny_base"
-NOT_RESULTS = ("note", "checkpoint", "log", "mesh")  # sections that change nothing in the parameters or figures of a run, but for rounding
+# sections that change nothing in the parameters or figures of a run, but for rounding
+NOT_RESULTS = ("note", "checkpoint", "log", "mesh")
 
 
 def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines the flags --config (a preset's file) and --workdir, both required. Call it once, where the script is imported.
+    """Defines the flags --config (a preset's file) and --workdir, both required. Call it once,
+    where the script is imported.
 
-    An override of a field that does not exist ends the program while flags are parsed, with the nearest field that does.
+    An override of a field that does not exist ends the program while flags are parsed, with the
+    nearest field that does.
     """
     holder = define_preset()
-    workdir = flags.DEFINE_string("workdir", None, "folder for checkpoints, judgments, metrics and reports; a run in it is resumed")
+    workdir = flags.DEFINE_string(
+        "workdir",
+        None,
+        "folder for checkpoints, judgments, metrics and reports; a run in it is resumed",
+    )
     flags.mark_flag_as_required("workdir")
     return holder, workdir
 
 
 def define_preset() -> flags.FlagHolder:
     """The flag --config of `define_config` alone."""
-    holder = config_flags.DEFINE_config_file("config", help_string="preset to run, e.g. experiments/configs/tiny.py")
+    holder = config_flags.DEFINE_config_file(
+        "config", help_string="preset to run, e.g. experiments/configs/tiny.py"
+    )
     flags.FLAGS["config"].parser = _Parser("config")
     flags.mark_flag_as_required("config")
     return holder
 
 
 def load(holder: flags.FlagHolder, files: bool = True) -> ml_collections.ConfigDict:
-    """The config that the command line asks for, `finish`ed; ends the program with the message if a field is wrong."""
+    """The config that the command line asks for, `finish`ed; ends the program with the message if a
+    field is wrong.
+    """
     try:
         return finish(holder.value, files)
     except ValueError as error:
@@ -59,21 +72,32 @@ def load(holder: flags.FlagHolder, files: bool = True) -> ml_collections.ConfigD
 
 
 def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collections.ConfigDict:
-    """A locked copy with every data source as a dict (`sources`), checked by `validate_config`. ValueError as there."""
+    """A locked copy with every data source as a dict (`sources`), checked by `validate_config`.
+    ValueError as there.
+    """
     config = ml_collections.ConfigDict(config.to_dict())
     with config.ignore_type():  # a path becomes a dict
-        config.data.train, config.data.general = sources(config.data.train or ()), sources(config.data.general)
+        config.data.train, config.data.general = (
+            sources(config.data.train or ()),
+            sources(config.data.general),
+        )
         if "critiques" in config.data:
             config.data.critiques = sources(config.data.critiques)
         for split, source in config.data.eval.items():
-            config.data.eval[split] = ml_collections.ConfigDict(sources(source)[0]) if source else None
+            config.data.eval[split] = (
+                ml_collections.ConfigDict(sources(source)[0]) if source else None
+            )
     validate_config(config, files)
     return config.lock()
 
 
 def config_digest(config: ml_collections.ConfigDict) -> str:
-    """sha256 (hex) of the config as JSON with sorted keys, without the sections in NOT_RESULTS: equal for runs that must agree."""
-    return hashlib.sha256(json.dumps(of_results(config.to_dict()), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """sha256 (hex) of the config as JSON with sorted keys, without the sections in NOT_RESULTS:
+    equal for runs that must agree.
+    """
+    return hashlib.sha256(
+        json.dumps(of_results(config.to_dict()), sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def of_results(config: dict) -> dict:
@@ -82,12 +106,16 @@ def of_results(config: dict) -> dict:
 
 
 def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """Hugging Face folder of the model to start from: `model.path`, where "tiny" is the one in the package; None with model.random_init."""
+    """Hugging Face folder of the model to start from: `model.path`, where "tiny" is the one in the
+    package; None with model.random_init.
+    """
     return folder_of(config.model.path)
 
 
 def critic_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """Hugging Face folder of the policy that the critic starts from: `critic.path`; None where it is the model."""
+    """Hugging Face folder of the policy that the critic starts from: `critic.path`; None where it
+    is the model.
+    """
     return folder_of(config.critic.path)
 
 
@@ -97,30 +125,46 @@ def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
 
 
 def sources(value: str | Mapping | Sequence[str | Mapping]) -> tuple[dict, ...]:
-    """A data field as source dicts: one or several, each a dict or a bare string that stands for {"path": string}."""
+    """A data field as source dicts: one or several, each a dict or a bare string that stands for
+    {"path": string}.
+    """
     many = (value,) if isinstance(value, (str, Mapping, ml_collections.ConfigDict)) else value
     return tuple({"path": source} if isinstance(source, str) else dict(source) for source in many)
 
 
 def validate_config(config: ml_collections.ConfigDict, files: bool = True) -> None:
-    """Raises ValueError with one line for each field that is wrong: its name, what was expected and what it is.
+    """Raises ValueError with one line for each field that is wrong: its name, what was expected and
+    what it is.
 
-    files: False leaves out what must be on this machine (model, tokenizer, templates, data), for planning elsewhere.
+    files: False leaves out what must be on this machine (model, tokenizer, templates, data), for
+        planning elsewhere.
     """
     problems = list(_problems(config, files))
     if problems:
-        raise ValueError(f"{len(problems)} wrong field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems))
+        raise ValueError(
+            f"{len(problems)} wrong "
+            f"field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems)
+        )
 
 
 def check_micro_batch(config: ml_collections.ConfigDict, stage: str, shares: int) -> None:
-    """ValueError unless the stage's micro-batches can be cut into as many parts as the mesh cuts a batch into."""
+    """ValueError unless the stage's micro-batches can be cut into as many parts as the mesh cuts a
+    batch into.
+    """
     if (rows := config[stage].micro_batch) % shares:
-        raise ValueError(f"{stage}.micro_batch: expected a multiple of replica x fsdp = {shares}, over which every micro-batch is split, got {rows}")
+        raise ValueError(
+            f"{stage}.micro_batch: expected a multiple of replica x fsdp = {shares}, over which "
+            f"every micro-batch is split, got {rows}"
+        )
 
 
 def numerics(config: ml_collections.ConfigDict, platform: str) -> dict:
-    """How a model computes on devices of a platform: the fields of `Gemma2Config` that are not in its config.json."""
-    return {name: config.model[name] for name in ("dtype", "scan_layers", "remat")} | {"attention": attention_on(config.model.attention, platform)}
+    """How a model computes on devices of a platform: the fields of `Gemma2Config` that are not in
+    its config.json.
+    """
+    return {name: config.model[name] for name in ("dtype", "scan_layers", "remat")} | {
+        "attention": attention_on(config.model.attention, platform)
+    }
 
 
 def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
@@ -134,30 +178,54 @@ def folder_of(path: str | None) -> pathlib.Path | None:
     return None if path is None else TINY_BASE if path == "tiny" else pathlib.Path(path)
 
 
-# One line each: (fields, what is expected, test). Everything that concerns one field alone is here. A field that a config does not
-# have is not looked at: presets of one script lack the stages of another.
+# One line each: (fields, what is expected, test). Everything that concerns one field alone is here.
+# A field that a config does not have is not looked at: presets of one script lack the stages of
+# another.
 STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")  # that train
 _RULES = (
     (
-        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout meta.own_samples cloud.samples eval.samples_per_order"
+        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout "
+        "meta.own_samples cloud.samples eval.samples_per_order"
         " eval.reshuffles checkpoint.every checkpoint.keep log.example_every "
-        + " ".join(f"{stage}.{field}" for stage in STAGES for field in ("batch_size", "micro_batch", "steps")),
-        "a positive integer", lambda x: x >= 1,
+        + " ".join(
+            f"{stage}.{field}"
+            for stage in STAGES
+            for field in ("batch_size", "micro_batch", "steps")
+        ),
+        "a positive integer",
+        lambda x: x >= 1,
     ),
     ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
     (
-        "lora.rank sampling.top_k rft.hinted_samples eval.records optimizer.warmup_steps optimizer.weight_decay rl.beta bradley_terry.centre",
-        "a number >= 0", lambda x: x >= 0,
+        "lora.rank sampling.top_k rft.hinted_samples eval.records optimizer.warmup_steps "
+        "optimizer.weight_decay rl.beta bradley_terry.centre",
+        "a number >= 0",
+        lambda x: x >= 0,
     ),
     (
-        "lora.alpha optimizer.eps optimizer.clip_norm rft.temperature rl.temperature meta.temperature cloud.temperature eval.temperature "
-        + " ".join(f"{stage}.learning_rate" for stage in STAGES), "a number > 0", lambda x: x > 0,
+        "lora.alpha optimizer.eps optimizer.clip_norm rft.temperature rl.temperature "
+        "meta.temperature cloud.temperature eval.temperature "
+        + " ".join(f"{stage}.learning_rate" for stage in STAGES),
+        "a number > 0",
+        lambda x: x > 0,
     ),
     ("sampling.top_p optimizer.final_fraction", "a number in (0, 1]", lambda x: 0 < x <= 1),
-    ("rl.clip_low", "a number in (0, 1], or None for the loss's own", lambda x: x is None or 0 < x <= 1),
+    (
+        "rl.clip_low",
+        "a number in (0, 1], or None for the loss's own",
+        lambda x: x is None or 0 < x <= 1,
+    ),
     ("rl.clip_high", "a number > 0, or None for the loss's own", lambda x: x is None or x > 0),
-    ("optimizer.b1 optimizer.b2 rft.general_fraction critic.general_fraction", "a number in [0, 1)", lambda x: 0 <= x < 1),
-    ("mesh.replica mesh.fsdp mesh.tensor", "a positive integer, or -1 for all devices that are left", lambda x: x >= 1 or x == -1),
+    (
+        "optimizer.b1 optimizer.b2 rft.general_fraction critic.general_fraction",
+        "a number in [0, 1)",
+        lambda x: 0 <= x < 1,
+    ),
+    (
+        "mesh.replica mesh.fsdp mesh.tensor",
+        "a positive integer, or -1 for all devices that are left",
+        lambda x: x >= 1 or x == -1,
+    ),
 )
 KINDS = ("bradley_terry", "pair_rm", "cloud")
 _CHOICES = {
@@ -174,10 +242,17 @@ _CHOICES = {
     "rl.zero_variance": ("keep", "drop"),
 }
 _FUNCTIONS = {
-    "rl.loss": losses.LOSSES, "rl.advantage": losses.ADVANTAGES, "rl.kl": losses.KL_ESTIMATORS, "rl.aggregation": losses.AGGREGATIONS,
+    "rl.loss": losses.LOSSES,
+    "rl.advantage": losses.ADVANTAGES,
+    "rl.kl": losses.KL_ESTIMATORS,
+    "rl.aggregation": losses.AGGREGATIONS,
 }
 SYSTEMS, TRAJECTORIES = ("base", "rft", "grm"), ("unhinted", "hinted")
-WORLD_KEYS, WORLD_INSTRUCTIONS, WORLD_CRITIQUES = ("world", "items", "seed"), ("instructions",), ("critiques",)
+WORLD_KEYS, WORLD_INSTRUCTIONS, WORLD_CRITIQUES = (
+    ("world", "items", "seed"),
+    ("instructions",),
+    ("critiques",),
+)
 
 
 def _problems(config, files) -> Iterator[str]:
@@ -190,12 +265,19 @@ def _problems(config, files) -> Iterator[str]:
             yield f"{field}: expected one of {', '.join(choices)}, got {value!r}"
     for field, table in _FUNCTIONS.items():
         try:
-            if _has(config, field) and ((name := _get(config, field)) is not None or field != "rl.aggregation"):
+            if _has(config, field) and (
+                (name := _get(config, field)) is not None or field != "rl.aggregation"
+            ):
                 losses.resolve(name, table)
         except (ValueError, TypeError) as error:
             yield f"{field}: {error}"
-    if not config.lora.targets or (unknown := [name for name in config.lora.targets if name not in LORA_TARGETS]):
-        yield f"lora.targets: expected some of {', '.join(LORA_TARGETS)}, got {', '.join(unknown) if config.lora.targets else 'none'}"
+    if not config.lora.targets or (
+        unknown := [name for name in config.lora.targets if name not in LORA_TARGETS]
+    ):
+        yield (
+            f"lora.targets: expected some of {', '.join(LORA_TARGETS)}, got "
+            f"{', '.join(unknown) if config.lora.targets else 'none'}"
+        )
     if sum(size == -1 for size in config.mesh.values()) > 1:
         yield f"mesh: expected at most one axis of -1, got {config.mesh.to_dict()}"
     yield from _batch_problems(config)
@@ -212,30 +294,59 @@ def _batch_problems(config):
             continue
         stage = config[name]
         if stage.steps < config.optimizer.warmup_steps:
-            yield f"{name}.steps: expected at least optimizer.warmup_steps = {config.optimizer.warmup_steps}, got {stage.steps}"
+            yield (
+                f"{name}.steps: expected at least optimizer.warmup_steps = "
+                f"{config.optimizer.warmup_steps}, got {stage.steps}"
+            )
         if stage.micro_batch >= 1 and stage.batch_size % stage.micro_batch:
-            yield f"{name}.batch_size: expected a multiple of {name}.micro_batch = {stage.micro_batch}, got {stage.batch_size}"
+            yield (
+                f"{name}.batch_size: expected a multiple of {name}.micro_batch = "
+                f"{stage.micro_batch}, got {stage.batch_size}"
+            )
     if "rl" in config:
         rl = config.rl
         if rl.group_size >= 2 and rl.batch_size % rl.group_size:
-            yield f"rl.batch_size: expected a multiple of rl.group_size = {rl.group_size}, as it counts rollouts, got {rl.batch_size}"
-        together = max(rl.group_size, min(config.eval.samples_per_order, max(config.eval.ks, default=1)))  # samples that share a prompt
+            yield (
+                f"rl.batch_size: expected a multiple of rl.group_size = {rl.group_size}, as it "
+                f"counts rollouts, got {rl.batch_size}"
+            )
+        # samples that share a prompt
+        together = max(
+            rl.group_size, min(config.eval.samples_per_order, max(config.eval.ks, default=1))
+        )
         if config.sampling.rows < together:
-            yield f"sampling.rows: expected at least rl.group_size and eval.samples_per_order, {together}, got {config.sampling.rows}"
+            yield (
+                "sampling.rows: expected at least rl.group_size and eval.samples_per_order, "
+                f"{together}, got {config.sampling.rows}"
+            )
     if "rft" in config:
         if unknown := [name for name in config.rft.trajectories if name not in TRAJECTORIES]:
-            yield f"rft.trajectories: expected some of {', '.join(TRAJECTORIES)}, or none of them, got {', '.join(unknown)}"
+            yield (
+                f"rft.trajectories: expected some of {', '.join(TRAJECTORIES)}, or none of them, "
+                f"got {', '.join(unknown)}"
+            )
         if not config.rft.trajectories and config.rft.general_fraction == 0:
             yield "rft.general_fraction: expected more than 0, as rft.trajectories is empty, got 0"
     for name in ("rft", "critic"):
         if name in config and config[name].general_fraction > 0 and not config.data.general:
-            yield f"data.general: {name}.general_fraction is {config[name].general_fraction:g}, so at least one source is expected, got none"
+            yield (
+                f"data.general: {name}.general_fraction is {config[name].general_fraction:g}, so "
+                "at least one source is expected, got none"
+            )
 
 
 def _length_problems(config):
     buckets = tuple(config.lengths.buckets)
-    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[0] < 1 or buckets[-1] != config.lengths.prompt:
-        yield f"lengths.buckets: expected growing lengths that end in lengths.prompt = {config.lengths.prompt}, got {buckets}"
+    if (
+        not buckets
+        or list(buckets) != sorted(set(buckets))
+        or buckets[0] < 1
+        or buckets[-1] != config.lengths.prompt
+    ):
+        yield (
+            "lengths.buckets: expected growing lengths that end in lengths.prompt = "
+            f"{config.lengths.prompt}, got {buckets}"
+        )
     sequences = tuple(config.lengths.sequences)
     if list(sequences) != sorted(set(sequences)) or (sequences and sequences[0] < 1):
         yield f"lengths.sequences: expected growing positive lengths, got {sequences}"
@@ -243,16 +354,28 @@ def _length_problems(config):
 
 def _path_problems(config):
     if (config.model.path is None) == (config.model.random_init is None):
-        yield "model: expected one of model.path and model.random_init, got " + ("none" if config.model.path is None else "both")
+        yield ("model: expected one of model.path and model.random_init, got ") + (
+            "none" if config.model.path is None else "both"
+        )
     folder, tokenizer = model_folder(config), tokenizer_path(config)
     if folder is not None and not (folder / "config.json").is_file():
         yield f"model.path: expected a Hugging Face folder with config.json, got {folder}"
     if tokenizer is None:
-        yield "tokenizer.path: expected a SentencePiece model or tokenizer.json, as model.random_init brings none, got nothing"
+        yield (
+            "tokenizer.path: expected a SentencePiece model or tokenizer.json, as "
+            "model.random_init brings none, got nothing"
+        )
     elif not tokenizer.exists():
         yield f"tokenizer.path: no such file or folder: {tokenizer}"
-    if "critic" in config and critic_folder(config) is not None and not (critic_folder(config) / "config.json").is_file():
-        yield f"critic.path: expected a Hugging Face folder with config.json, got {config.critic.path}"
+    if (
+        "critic" in config
+        and critic_folder(config) is not None
+        and not (critic_folder(config) / "config.json").is_file()
+    ):
+        yield (
+            "critic.path: expected a Hugging Face folder with config.json, got "
+            f"{config.critic.path}"
+        )
     for name, template in config.templates.items():
         try:
             load_template(template)
@@ -261,9 +384,17 @@ def _path_problems(config):
 
 
 def _data_problems(config):
-    fields = {"data.train": config.data.train, "data.general": config.data.general, "data.critiques": config.data.get("critiques", ())}
+    fields = {
+        "data.train": config.data.train,
+        "data.general": config.data.general,
+        "data.critiques": config.data.get("critiques", ()),
+    }
     worlds = {"data.general": WORLD_INSTRUCTIONS, "data.critiques": WORLD_CRITIQUES}
-    fields |= {f"data.eval.{split}": config.data.eval[split] for split in config.eval.splits if split in config.data.eval}
+    fields |= {
+        f"data.eval.{split}": config.data.eval[split]
+        for split in config.eval.splits
+        if split in config.data.eval
+    }
     for field, value in fields.items():
         if not value and field not in worlds:
             yield f"{field}: expected the path of a file or a source, got nothing"
@@ -274,7 +405,9 @@ def _data_problems(config):
                 yield f"{field}: {message}"
     trained = {source["path"] for source in sources(config.data.train or ()) if "path" in source}
     for field in fields:
-        if field.startswith("data.eval.") and any(source.get("path") in trained for source in sources(fields[field] or ())):
+        if field.startswith("data.eval.") and any(
+            source.get("path") in trained for source in sources(fields[field] or ())
+        ):
             yield f"{field}: expected other records than data.train, got the same file"
 
 
@@ -298,13 +431,23 @@ def _eval_problems(config):
     if not ks or list(ks) != sorted(set(ks)) or ks[0] < 1:
         yield f"eval.ks: expected growing positive integers, got {ks}"
     elif ks[-1] % max(1, min(config.eval.get("samples_per_order", 1), ks[-1])):
-        yield f"eval.samples_per_order: expected a divisor of the largest of eval.ks = {ks[-1]}, got {config.eval.samples_per_order}"
-    for field, known in (("eval.splits", tuple(config.data.eval)), ("eval.systems", SYSTEMS), ("meta.policies", SYSTEMS)):
+        yield (
+            f"eval.samples_per_order: expected a divisor of the largest of eval.ks = {ks[-1]}, "
+            f"got {config.eval.samples_per_order}"
+        )
+    for field, known in (
+        ("eval.splits", tuple(config.data.eval)),
+        ("eval.systems", SYSTEMS),
+        ("meta.policies", SYSTEMS),
+    ):
         if not _has(config, field):
             continue
         chosen = _get(config, field)
         if not chosen or (unknown := [name for name in chosen if name not in known]):
-            yield f"{field}: expected some of {', '.join(known)}, got {', '.join(unknown) if chosen else 'none'}"
+            yield (
+                f"{field}: expected some of {', '.join(known)}, got "
+                f"{', '.join(unknown) if chosen else 'none'}"
+            )
 
 
 def _has(config, field):
@@ -319,9 +462,11 @@ def _get(config, field):
 
 
 class _Parser(config_flags.ConfigFileFlagParser):
-    """ml_collections' parser of a preset's path, which then checks the names of the overrides behind it on the command line.
+    """ml_collections' parser of a preset's path, which then checks the names of the overrides
+    behind it on the command line.
 
-    absl turns its ValueError into one line and exit status 1; ml_collections alone would end in a traceback.
+    absl turns its ValueError into one line and exit status 1; ml_collections alone would end in a
+    traceback.
     """
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
@@ -340,7 +485,10 @@ def _require_field(config, field):
     node, names = config, field.split("[")[0].split(".")
     for name in names:
         if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-            raise ValueError(f"no such field {field}; nearest: {', '.join(_nearest('.'.join(names), _fields(config)))}")
+            raise ValueError(
+                f"no such field {field}; nearest: "
+                f"{', '.join(_nearest('.'.join(names), _fields(config)))}"
+            )
         node = node[name]
 
 

@@ -1,10 +1,11 @@
-"""Compare reward models on benchmarks: judge what is missing, then write the figures and a page to read them and every judgment.
+"""Compare reward models on benchmarks: judge what is missing, then write the figures and a page to
+read them and every judgment.
 
     python -m experiments.evaluate --config=experiments/configs/tiny_evaluate.py --workdir=runs/tiny_evaluate
 
-    judgments/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl   every raw row (experiments/stages/judging.py)
-    results.json    flat rows, paired differences, capabilities, config, versions and protocols of the benchmarks
-    table.md        the headline
+    judgments/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl   every raw row
+    (experiments/stages/judging.py) results.json    flat rows, paired differences, capabilities,
+    config, versions and protocols of the benchmarks table.md        the headline
     report.html     one self-contained page
 
 Run it again after adding a system, a benchmark or a larger k: only the new judgments are asked for.
@@ -30,7 +31,8 @@ def main(_):
     workdir = pathlib.Path(WORKDIR.value)
     try:
         results = run(CONFIG.value.lock(), workdir)
-    except (ValueError, FileNotFoundError) as error:  # a config, benchmark or folder that cannot be used, said in full
+    # a config, benchmark or folder that cannot be used, said in full
+    except (ValueError, FileNotFoundError) as error:
         if distributed.count() > 1:
             raise  # only after an exception does a process leave without waiting for the others
         sys.exit(f"{type(error).__name__}: {error}")

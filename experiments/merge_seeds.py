@@ -1,6 +1,6 @@
 """Mean and standard error over seeds of several runs, as Markdown.
 
-    python -m experiments.merge_seeds --out=docs/tiny_full.md runs/tiny_full_0 runs/tiny_full_1 runs/tiny_full_2
+python -m experiments.merge_seeds --out=docs/tiny_full.md runs/tiny_full_0 runs/tiny_full_1 runs/tiny_full_2
 """
 
 import json
@@ -10,7 +10,9 @@ from absl import app, flags
 
 from grm_jax.evaluation.results import markdown, merge_seeds
 
-_OUT = flags.DEFINE_string("out", None, "Markdown file to write; the merged table goes beside it as .json", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Markdown file to write; the merged table goes beside it as .json", required=True
+)
 
 
 def main(argv):

@@ -2,7 +2,8 @@
 
     python -m experiments.reward_model --config=experiments/configs/tiny_reward_model.py --config.kind=bradley_terry --workdir=runs/tiny_bt
 
-Run it again to go on where it was. Each kind wants a work folder of its own. What it leaves: experiments/stages/scalar.py, run.py.
+Run it again to go on where it was. Each kind wants a work folder of its own. What it leaves:
+experiments/stages/scalar.py, run.py.
 """
 
 import pathlib
@@ -21,7 +22,10 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
     config = config_flags.load(CONFIG)
     if "kind" not in config:
-        sys.exit(f"kind: expected a preset of experiments.reward_model, with one of {', '.join(config_flags.KINDS)}; this one has none")
+        sys.exit(
+            "kind: expected a preset of experiments.reward_model, with one of "
+            f"{', '.join(config_flags.KINDS)}; this one has none"
+        )
     start_processes()
     print(config, flush=True)
     run = setup(config, pathlib.Path(WORKDIR.value))

@@ -1,8 +1,10 @@
-"""Self-Principled Critique Tuning, end to end: rejective fine-tuning, rule-based RL, Meta RM, evaluation, report.
+"""Self-Principled Critique Tuning, end to end: rejective fine-tuning, rule-based RL, Meta RM,
+evaluation, report.
 
     python -m experiments.spct_rl --config=experiments/configs/tiny.py --workdir=runs/tiny
 
-Run it again to go on where it was, or to write the report anew. What lies where: experiments/stages/run.py.
+Run it again to go on where it was, or to write the report anew. What lies where:
+experiments/stages/run.py.
 """
 
 import json
@@ -39,10 +41,19 @@ def main(_):
     if not distributed.is_main():
         return
 
-    rows = (row for path in sorted((run.workdir / "judgments").glob("eval_*.jsonl")) for row in read_rows(path))
-    summary = summarise(rows, config.eval.ks, shuffles=config.eval.reshuffles, seed=config.eval.seed)
+    rows = (
+        row
+        for path in sorted((run.workdir / "judgments").glob("eval_*.jsonl"))
+        for row in read_rows(path)
+    )
+    summary = summarise(
+        rows, config.eval.ks, shuffles=config.eval.reshuffles, seed=config.eval.seed
+    )
     done = finished_stages(run)
-    about = {"timings_s": {name: stage["seconds"] for name, stage in done.items()}, "notes": [stage["note"] for stage in done.values() if stage["note"]]}
+    about = {
+        "timings_s": {name: stage["seconds"] for name, stage in done.items()},
+        "notes": [stage["note"] for stage in done.values() if stage["note"]],
+    }
     results = {"config": config.to_dict(), "seed": config.seed} | about | summary
     (run.workdir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print_table(results)
@@ -50,12 +61,22 @@ def main(_):
 
 
 def print_table(results: dict) -> None:
-    """The headline: accuracy of every system and split, greedy, and voted with and without the Meta RM at the largest k."""
+    """The headline: accuracy of every system and split, greedy, and voted with and without the Meta
+    RM at the largest k.
+    """
     for row in results["rows"]:
-        if row["aggregation"] == "greedy" or row["k"] in (1, 8, max(r["k"] for r in results["rows"])):
+        if row["aggregation"] == "greedy" or row["k"] in (
+            1,
+            8,
+            max(r["k"] for r in results["rows"]),
+        ):
             print(
-                f"{row['system']:5s} {row['split']:8s} {row['aggregation']:6s} k={row['k']:<3d} accuracy {100 * row['accuracy']:5.1f} +- {100 * row['stderr']:.1f}"
-                f"  strict {100 * row['strict_accuracy']:5.1f}  ties {100 * row['tie_rate']:4.1f} %  parse failures {100 * row['parse_failure_rate']:4.1f} %"
+                f"{row['system']:5s} {row['split']:8s} {row['aggregation']:6s} "
+                f"k={row['k']:<3d} accuracy {100 * row['accuracy']:5.1f} +- "
+                f"{100 * row['stderr']:.1f}"
+                f"  strict {100 * row['strict_accuracy']:5.1f}  ties "
+                f"{100 * row['tie_rate']:4.1f} %  parse failures "
+                f"{100 * row['parse_failure_rate']:4.1f} %"
             )
 
 

@@ -1,14 +1,17 @@
-"""A job of several processes: its start, what process 0 does for all, the barrier that says who is late, and its end on SIGTERM.
+"""A job of several processes: its start, what process 0 does for all, the barrier that says who is
+late, and its end on SIGTERM.
 
     processes = distributed.initialize()          # before anything else asks JAX for its devices
-    distributed.barrier("loaded", timeout_s=600)  # LateProcesses names the processes, with their hosts, that did not come
-    done = distributed.on_main("done", count)     # process 0 reads or writes files, all get what it found
-    with distributed.stop_signal() as stopped:    # polled at every step: SIGTERM came, save and leave
+    distributed.barrier("loaded", timeout_s=600)  # LateProcesses names the processes, with their
+    hosts, that did not come done = distributed.on_main("done", count)     # process 0 reads or
+    writes files, all get what it found with distributed.stop_signal() as stopped:    # polled at
+    every step: SIGTERM came, save and leave
 
 Every process runs the same program on the same values, and only what touches files asks who it is.
 
-Who the processes are comes from, in this order: arguments; GRM_JAX_COORDINATOR, GRM_JAX_NUM_PROCESSES and GRM_JAX_PROCESS_ID (launch/gke,
-launch/multi_gpu.sh); Open MPI; SLURM; the TPU slice. One process needs nothing, and nothing is then started.
+Who the processes are comes from, in this order: arguments; GRM_JAX_COORDINATOR,
+GRM_JAX_NUM_PROCESSES and GRM_JAX_PROCESS_ID (launch/gke, launch/multi_gpu.sh); Open MPI; SLURM; the
+TPU slice. One process needs nothing, and nothing is then started.
 """
 
 import atexit
@@ -26,21 +29,28 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax._src import cloud_tpu_init, distributed  # no public road leads to the key-value store, nor to whether this is a TPU VM
+
+# no public road leads to the key-value store, nor to whether this is a TPU VM
+from jax._src import cloud_tpu_init, distributed
 from jax.experimental import multihost_utils
 
-READING_S = 3  # process 0, which has the store, leaves so much later than the others who read there who is missing
-SHUTDOWN_S = 3600  # a process that is done waits so long for the others; after that JAX ends the whole job
+# process 0, which has the store, leaves so much later than the others who read there who is missing
+READING_S = 3
+# a process that is done waits so long for the others; after that JAX ends the whole job
+SHUTDOWN_S = 3600
 VARIABLES = ("GRM_JAX_COORDINATOR", "GRM_JAX_NUM_PROCESSES", "GRM_JAX_PROCESS_ID")
 STOPPED = 75  # exit status of a job that was asked to stop, and saved: EX_TEMPFAIL, start it again
 _HOSTS, _BARRIERS, _TOLD = "grm_jax/hosts", "grm_jax/barriers", "grm_jax/told"
-_told, _polls = itertools.count(), itertools.count()  # the same numbers in every process, as all run the same program
+# the same numbers in every process, as all run the same program
+_told, _polls = itertools.count(), itertools.count()
 
 
 class Processes(NamedTuple):
-    """index: of this process, in [0, count). coordinator: "host:port" of process 0, None for one process.
+    """index: of this process, in [0, count). coordinator: "host:port" of process 0, None for one
+    process.
 
-    launcher: what said so: "arguments", "environment", "open mpi", "slurm", "tpu"; "none" where nothing was started.
+    launcher: what said so: "arguments", "environment", "open mpi", "slurm", "tpu"; "none" where
+        nothing was started.
     """
 
     index: int
@@ -50,7 +60,9 @@ class Processes(NamedTuple):
 
 
 class LateProcesses(RuntimeError):
-    """A barrier was not reached by all. late: the processes that did not come. The job cannot go on: let it end, and start it again."""
+    """A barrier was not reached by all. late: the processes that did not come. The job cannot go
+    on: let it end, and start it again.
+    """
 
     def __init__(self, message: str, late: tuple[int, ...]):
         super().__init__(message)
@@ -58,50 +70,82 @@ class LateProcesses(RuntimeError):
 
 
 def initialize(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-    timeout_s: int | None = None, heartbeat_s: int | None = None,
-) -> Processes:  # fmt: skip
-    """Join the processes of this job: all of them call this, before anything that needs a device. For one process nothing is done.
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout_s: int | None = None,
+    heartbeat_s: int | None = None,
+) -> Processes:
+    """Join the processes of this job: all of them call this, before anything that needs a device.
+    For one process nothing is done.
 
-    coordinator: "host:port" where process 0 listens and the others reach it. Give all of the first three, or none.
+    coordinator: "host:port" where process 0 listens and the others reach it. Give all of the first
+        three, or none.
     timeout_s: how long to wait for the others (GRM_JAX_TIMEOUT_S, else 300).
-    heartbeat_s: a process that is silent for so long counts as dead, and JAX ends all others (GRM_JAX_HEARTBEAT_S, else 100).
+    heartbeat_s: a process that is silent for so long counts as dead, and JAX ends all others
+        (GRM_JAX_HEARTBEAT_S, else 100).
 
-    Every process sees all devices of its host, unless SLURM or Open MPI started several on a host: then the one of its local rank.
-    A process that ends in an exception leaves at once, where JAX would have it wait for the others, who may be waiting for it. Only after an
-    error of JAX itself, which a lost process leads to, it first finds out who is missing, for half as long as a heartbeat may take.
+    Every process sees all devices of its host, unless SLURM or Open MPI started several on a host:
+    then the one of its local rank. A process that ends in an exception leaves at once, where JAX
+    would have it wait for the others, who may be waiting for it. Only after an error of JAX itself,
+    which a lost process leads to, it first finds out who is missing, for half as long as a
+    heartbeat may take.
 
     Raises:
-      ValueError: some of the three are missing or wrong, or Open MPI does not say where process 0 is.
+      ValueError: some of the three are missing or wrong, or Open MPI does not say where process 0
+          is.
       RuntimeError: devices were asked for before.
 
-    Where not all processes come in time, JAX ends this one (SIGABRT) and does not say who is missing. So each says first, on stderr, who it is and
-    whom it waits for: the host without that line is the one to look at.
+    Where not all processes come in time, JAX ends this one (SIGABRT) and does not say who is
+    missing. So each says first, on stderr, who it is and whom it waits for: the host without that
+    line is the one to look at.
     """
     launcher, asked = _launcher(coordinator, num_processes, process_id)
     if launcher == "none":
         return Processes(0, 1, None, launcher)
-    timeout_s = timeout_s or _integer("GRM_JAX_TIMEOUT_S", os.environ.get("GRM_JAX_TIMEOUT_S", "300"))
-    heartbeat_s = heartbeat_s or _integer("GRM_JAX_HEARTBEAT_S", os.environ.get("GRM_JAX_HEARTBEAT_S", "100"))
+    timeout_s = timeout_s or _integer(
+        "GRM_JAX_TIMEOUT_S", os.environ.get("GRM_JAX_TIMEOUT_S", "300")
+    )
+    heartbeat_s = heartbeat_s or _integer(
+        "GRM_JAX_HEARTBEAT_S", os.environ.get("GRM_JAX_HEARTBEAT_S", "100")
+    )
     if "cpu" in (jax.config.jax_platforms or ""):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    times = {"initialization_timeout": timeout_s, "heartbeat_timeout_seconds": heartbeat_s, "shutdown_timeout_seconds": SHUTDOWN_S}
+    times = {
+        "initialization_timeout": timeout_s,
+        "heartbeat_timeout_seconds": heartbeat_s,
+        "shutdown_timeout_seconds": SHUTDOWN_S,
+    }
     state = distributed.global_state
-    me = f"{socket.gethostname()} (launcher: {launcher})" + "".join(f", {name} {asked[name]}" for name in asked if name in ("process_id", "num_processes"))
-    print(f"{me}: meeting the others at {asked.get('coordinator_address') or 'the place that the launcher names'}, for {timeout_s} s at most", file=sys.stderr, flush=True)
+    me = (f"{socket.gethostname()} (launcher: {launcher})") + "".join(
+        f", {name} {asked[name]}" for name in asked if name in ("process_id", "num_processes")
+    )
+    print(
+        f"{me}: meeting the others at "
+        f"{asked.get('coordinator_address') or 'the place that the launcher names'}, for "
+        f"{timeout_s} s at most",
+        file=sys.stderr,
+        flush=True,
+    )
     jax.distributed.initialize(**asked, **times)
-    atexit.register(_leave_after_error, heartbeat_s)  # runs before what JAX registered when it was imported
+    # runs before what JAX registered when it was imported
+    atexit.register(_leave_after_error, heartbeat_s)
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", socket.gethostname())
     return Processes(state.process_id, state.num_processes, state.coordinator_address, launcher)
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that writes reports. True where `initialize` started nothing. Asks for no device."""
+    """Whether this is process 0, the one that writes reports. True where `initialize` started
+    nothing. Asks for no device.
+    """
     return distributed.global_state.process_id == 0
 
 
 def written(path: str | os.PathLike) -> str | os.PathLike:
-    """The file that this process writes instead of `path`: `path` itself in process 0, and nothing in the others."""
+    """The file that this process writes instead of `path`: `path` itself in process 0, and nothing
+    in the others.
+    """
     return path if is_main() else os.devnull
 
 
@@ -111,11 +155,13 @@ def count() -> int:
 
 
 def barrier(name: str, timeout_s: float | None = None) -> None:
-    """Wait until every process has called this with `name`, which may be used again. Returns at once where there is one process.
+    """Wait until every process has called this with `name`, which may be used again. Returns at
+    once where there is one process.
 
-    timeout_s: GRM_JAX_BARRIER_S where None, else 3600: while process 0 writes a large model, the others wait.
-    Each process notes in the coordinator's store that it is here; where the others do not come in time, those who wait read who is missing.
-    Raises LateProcesses then, and also where a process died.
+    timeout_s: GRM_JAX_BARRIER_S where None, else 3600: while process 0 writes a large model, the
+    others wait. Each process notes in the coordinator's store that it is here; where the others do
+    not come in time, those who wait read who is missing. Raises LateProcesses then, and also where
+    a process died.
     """
     state = distributed.global_state
     if state.client is None:
@@ -128,14 +174,17 @@ def barrier(name: str, timeout_s: float | None = None) -> None:
         state.client.wait_at_barrier(f"grm_jax/{name}", round(1000 * timeout_s))
     except jax.errors.JaxRuntimeError as error:
         raise _late(state, name, timeout_s, error) from error
-    state.client.key_value_delete(mine)  # all have come, so no one reads it; it must be gone when the name is used again
+    # all have come, so no one reads it; it must be gone when the name is used again
+    state.client.key_value_delete(mine)
 
 
 def on_main(what: str, function: Callable[[], Any]) -> Any:
-    """What `function()` gives in process 0, in every process: the others do not call it, they wait for it. It must be JSON-able.
+    """What `function()` gives in process 0, in every process: the others do not call it, they wait
+    for it. It must be JSON-able.
 
-    For all that reads or changes files on which the program's way depends, so that no process sees them earlier or later than another.
-    `what` is the barrier's name, and LateProcesses is raised as by `barrier`.
+    For all that reads or changes files on which the program's way depends, so that no process sees
+    them earlier or later than another. `what` is the barrier's name, and LateProcesses is raised as
+    by `barrier`.
     """
     client = distributed.global_state.client
     if client is None:
@@ -148,7 +197,9 @@ def on_main(what: str, function: Callable[[], Any]) -> Any:
 
 
 def in_all(what: str, fine: bool) -> bool:
-    """Whether it is fine in every process, the same answer in all. `what` is a barrier's name, as in `on_main`."""
+    """Whether it is fine in every process, the same answer in all. `what` is a barrier's name, as
+    in `on_main`.
+    """
     client = distributed.global_state.client
     if client is None:
         return fine
@@ -159,23 +210,33 @@ def in_all(what: str, fine: bool) -> bool:
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole array, in every process. Where parts of it are with other processes, all of them must call this; each of its devices then holds
-    the whole for a moment, so call it for one array at a time."""
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+    """The whole array, in every process. Where parts of it are with other processes, all of them
+    must call this; each of its devices then holds the whole for a moment, so call it for one array
+    at a time.
+    """
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    if isinstance(array, jax.Array):  # of another array of the same buffers: a copy that np.asarray makes stays as long as its array
-        array = jax.make_array_from_single_device_arrays(array.shape, array.sharding, [shard.data for shard in array.addressable_shards])
+    # of another array of the same buffers: a copy that np.asarray makes stays as long as its array
+    if isinstance(array, jax.Array):
+        array = jax.make_array_from_single_device_arrays(
+            array.shape, array.sharding, [shard.data for shard in array.addressable_shards]
+        )
     return np.asarray(array)
 
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Context in which SIGTERM ends nothing; it gives `stopped()`, to be called once a step: whether to save now, and then `leave`.
+    """Context in which SIGTERM ends nothing; it gives `stopped()`, to be called once a step:
+    whether to save now, and then `leave`.
 
-    Of several processes one may have got the signal: JAX tells the others, and `stopped` is true at the same step in all of them. A lone
-    process that leaves the context without having looked ends there, by the signal.
+    Of several processes one may have got the signal: JAX tells the others, and `stopped` is true at
+    the same step in all of them. A lone process that leaves the context without having looked ends
+    there, by the signal.
     """
-    if distributed.global_state.client is not None:  # JAX has the signal, inside the context and outside of it
+    # JAX has the signal, inside the context and outside of it
+    if distributed.global_state.client is not None:
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_polls))
         return
     came: list[int] = []
@@ -189,30 +250,53 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 def leave(where: str) -> None:
-    """End this process, as SIGTERM asked: with a line that says `where`, and the status STOPPED. Everything must be saved."""
+    """End this process, as SIGTERM asked: with a line that says `where`, and the status STOPPED.
+    Everything must be saved.
+    """
     print(f"== stopped by SIGTERM: {where}. The same command goes on from there", flush=True)
     raise SystemExit(STOPPED)
 
 
 def _late(state, name: str, timeout_s: float, error: Exception) -> LateProcesses:
     try:
-        here, hosts = _by_process(state.client, f"{_BARRIERS}/{name}"), _by_process(state.client, _HOSTS)
+        here, hosts = (
+            _by_process(state.client, f"{_BARRIERS}/{name}"),
+            _by_process(state.client, _HOSTS),
+        )
     except jax.errors.JaxRuntimeError:  # the store is in process 0
-        return LateProcesses(f"barrier {name!r}: process 0 ({state.coordinator_address}) is gone. {error}", (0,))
+        return LateProcesses(
+            f"barrier {name!r}: process 0 ({state.coordinator_address}) is gone. {error}", (0,)
+        )
     late = tuple(i for i in range(state.num_processes) if i not in here)
-    missing = "missing " + ", ".join(f"process {i} ({hosts.get(i, 'host not known')})" for i in late) if late else "all came, and one failed"
-    return LateProcesses(f"barrier {name!r}: {len(here)} of {state.num_processes} processes within {timeout_s:g} s, {missing}. {error}", late)
+    missing = (
+        "missing " + ", ".join(f"process {i} ({hosts.get(i, 'host not known')})" for i in late)
+        if late
+        else "all came, and one failed"
+    )
+    return LateProcesses(
+        f"barrier {name!r}: {len(here)} of {state.num_processes} processes within {timeout_s:g} "
+        f"s, {missing}. {error}",
+        late,
+    )
 
 
 def _leave_after_error(heartbeat_s: int) -> None:
     if hasattr(sys, "last_value"):  # an exception that nothing caught; its traceback is printed
         error = sys.last_value
-        of_jax = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-        if of_jax or "Gloo" in str(error):  # perhaps a collective, which does not say which process is gone
+        of_jax = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(
+            error
+        )
+        # perhaps a collective, which does not say which process is gone
+        if of_jax or "Gloo" in str(error):
             try:
-                barrier("after an error", heartbeat_s / 2)  # those who are left come at once; JAX ends this process behind a heartbeat
+                # those who are left come at once; JAX ends this process behind a heartbeat
+                barrier("after an error", heartbeat_s / 2)
             except LateProcesses as late:
-                print(f"{late}\nWho is missing may be alive, and waiting for this process, whose own error is above", file=sys.stderr)
+                print(
+                    f"{late}\nWho is missing may be alive, and waiting for this process, whose "
+                    "own error is above",
+                    file=sys.stderr,
+                )
         if isinstance(error, LateProcesses) and is_main():
             time.sleep(READING_S)
         logging.shutdown()
@@ -227,8 +311,13 @@ def _by_process(client, folder: str) -> dict[int, str]:
 
 
 def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict]:
-    """What started this process, and what to tell `jax.distributed.initialize`; "none" for one process."""
-    env, arguments = os.environ, {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    """What started this process, and what to tell `jax.distributed.initialize`; "none" for one
+    process.
+    """
+    env, arguments = (
+        os.environ,
+        {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id},
+    )
     if any(value is not None for value in arguments.values()):
         return _explicit("arguments", arguments)
     if env.get("GRM_JAX_NUM_PROCESSES") or env.get("GRM_JAX_PROCESS_ID"):
@@ -237,7 +326,10 @@ def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict]:
         return "open mpi", _open_mpi(env)
     if "SLURM_STEP_NODELIST" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
         tasks_per_node = -(-int(env["SLURM_NTASKS"]) // int(env["SLURM_STEP_NUM_NODES"]))
-        return "slurm", {"cluster_detection_method": "slurm", "local_device_ids": _local_devices(tasks_per_node, int(env["SLURM_LOCALID"]))}
+        return "slurm", {
+            "cluster_detection_method": "slurm",
+            "local_device_ids": _local_devices(tasks_per_node, int(env["SLURM_LOCALID"])),
+        }
     if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (jax.config.jax_platforms or "tpu"):
         return "tpu", {}  # how many hosts the slice has is for JAX to find out
     if env.get("GRM_JAX_COORDINATOR"):
@@ -250,10 +342,15 @@ def _explicit(launcher, given: dict) -> tuple[str, dict]:
     if count is not None and _integer(count_name, count) == 1:
         return "none", {}
     if missing := [name for name, value in given.items() if value is None]:
-        raise ValueError(f"{', '.join(missing)} not set; expected all of {', '.join(given)}, or none")
+        raise ValueError(
+            f"{', '.join(missing)} not set; expected all of {', '.join(given)}, or none"
+        )
     count, index = _integer(count_name, count), _integer(index_name, index)
     if not 0 <= index < count:
-        raise ValueError(f"{index_name}: expected a number from 0 to {count - 1}, as {count_name} is {count}, got {index}")
+        raise ValueError(
+            f"{index_name}: expected a number from 0 to {count - 1}, as {count_name} is {count}, "
+            f"got {index}"
+        )
     if not coordinator.rpartition(":")[2].isdigit():
         raise ValueError(f"{next(iter(given))}: expected HOST:PORT, got {coordinator!r}")
     asked = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
@@ -264,18 +361,27 @@ def _open_mpi(env) -> dict:
     coordinator = env.get("GRM_JAX_COORDINATOR") or None
     if coordinator is None and "OMPI_MCA_orte_hnp_uri" not in env:  # jax-ml/jax#14576
         raise ValueError(
-            "Open MPI 5 does not say where rank 0 is, as Open MPI 4 did; start with mpirun -x GRM_JAX_COORDINATOR=HOST:PORT, HOST that of rank 0"
+            "Open MPI 5 does not say where rank 0 is, as Open MPI 4 did; start with mpirun "
+            "-x GRM_JAX_COORDINATOR=HOST:PORT, HOST that of rank 0"
         )
     return {
-        "coordinator_address": coordinator, "num_processes": int(env["OMPI_COMM_WORLD_SIZE"]), "process_id": int(env["OMPI_COMM_WORLD_RANK"]),
+        "coordinator_address": coordinator,
+        "num_processes": int(env["OMPI_COMM_WORLD_SIZE"]),
+        "process_id": int(env["OMPI_COMM_WORLD_RANK"]),
         "cluster_detection_method": "ompi",
-        "local_device_ids": _local_devices(int(env["OMPI_COMM_WORLD_LOCAL_SIZE"]), int(env["OMPI_COMM_WORLD_LOCAL_RANK"])),
-    }  # fmt: skip
+        "local_device_ids": _local_devices(
+            int(env["OMPI_COMM_WORLD_LOCAL_SIZE"]), int(env["OMPI_COMM_WORLD_LOCAL_RANK"])
+        ),
+    }
 
 
 def _local_devices(processes_on_host: int, local_rank: int) -> list[int]:
-    """The GPUs of a process, [] for all that it sees. Left to itself JAX gives each process under SLURM or Open MPI one GPU, even a lone one."""
-    bound = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The GPUs of a process, [] for all that it sees. Left to itself JAX gives each process under
+    SLURM or Open MPI one GPU, even a lone one.
+    """
+    bound = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and os.environ.get(
+        "CUDA_VISIBLE_DEVICES"
+    )
     return [] if processes_on_host == 1 or bound else [local_rank]
 
 

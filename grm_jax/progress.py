@@ -1,4 +1,7 @@
-"""One line that says how far a stage is, how fast, and when it will be done: a rich bar on a terminal, plain lines elsewhere."""
+"""One line that says how far a stage is, how fast, and when it will be done: a rich bar on a
+terminal, plain lines elsewhere.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,18 +15,22 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from grm_jax.distributed import is_main
 
-FIRST_LINE_S, EVERY_S = 5.0, 15.0  # plain lines: a stage that is done sooner prints none; then one this often
+# plain lines: a stage that is done sooner prints none; then one this often
+FIRST_LINE_S, EVERY_S = 5.0, 15.0
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Callable[..., None]]:
-    """Context that gives `advance(n=1, **shown)`: n more units are done; `shown` are numbers to print beside them.
+def progress(
+    label: str, total: int, unit: str = "steps", done: int = 0
+) -> Iterator[Callable[..., None]]:
+    """Context that gives `advance(n=1, **shown)`: n more units are done; `shown` are numbers to
+    print beside them.
 
     with progress("rft", total=400, done=restored_step) as advance:
         for ...: advance(loss=row["loss"])
 
-    `done` is what an earlier process did: it counts as done but not in the speed. Nor does the first advance, which compiles.
-    Of several processes of one job the first prints.
+    `done` is what an earlier process did: it counts as done but not in the speed. Nor does the
+    first advance, which compiles. Of several processes of one job the first prints.
     """
     if not is_main():
         yield lambda n=1, **shown: None
@@ -46,7 +53,9 @@ def progress(label: str, total: int, unit: str = "steps", done: int = 0) -> Iter
             nonlocal next_line
             tracker.add(n)
             now = time.monotonic()
-            if now >= next_line or (tracker.done >= total and now - tracker.started >= FIRST_LINE_S):
+            if now >= next_line or (
+                tracker.done >= total and now - tracker.started >= FIRST_LINE_S
+            ):
                 next_line = now + EVERY_S
                 print(f"{label}: {tracker.text(shown)}", flush=True)
 
@@ -80,10 +89,16 @@ class _Tracker:
     def text(self, shown):
         now = time.monotonic()
         (since, already) = self.first
-        parts = [f"{self.done:,}/{self.total:,} {self.unit}", f"{_clock(now - self.started)} elapsed"]
+        parts = [
+            f"{self.done:,}/{self.total:,} {self.unit}",
+            f"{_clock(now - self.started)} elapsed",
+        ]
         if self.done > already and now > since:
             rate = (self.done - already) / (now - since)
-            parts += [f"{rate:,.3g} {self.unit}/s", f"ETA {_clock((self.total - self.done) / rate)}"]
+            parts += [
+                f"{rate:,.3g} {self.unit}/s",
+                f"ETA {_clock((self.total - self.done) / rate)}",
+            ]
         return "  ".join(parts + [f"{name} {value:.4g}" for name, value in shown.items()])
 
 

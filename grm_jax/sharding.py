@@ -1,7 +1,8 @@
 """Device meshes with the axes (replica, fsdp, tensor), and shardings read from the parameter table.
 
-Axis types are Auto: the compiler propagates shardings from the arguments. Parameters are split over fsdp and tensor and repeated over
-replica; the batch is split over (replica, fsdp), and so are the rows of activations, where the model pins them (models/rows.py).
+Axis types are Auto: the compiler propagates shardings from the arguments. Parameters are split over
+fsdp and tensor and repeated over replica; the batch is split over (replica, fsdp), and so are the
+rows of activations, where the model pins them (models/rows.py).
 """
 
 import logging
@@ -23,10 +24,14 @@ AXES = ("replica", "fsdp", "tensor")
 BATCH = P(DATA_AXES)
 
 
-def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Mesh over all devices (or those given). One size may be -1: whatever remains. Raises ValueError unless the product fits.
+def make_mesh(
+    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Mesh over all devices (or those given). One size may be -1: whatever remains. Raises
+    ValueError unless the product fits.
 
-    Of several TPU slices each holds whole replicas: only the replica axis, over which gradients alone are summed, leaves a slice.
+    Of several TPU slices each holds whole replicas: only the replica axis, over which gradients
+    alone are summed, leaves a slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dict(zip(AXES, (replica, fsdp, tensor)))
@@ -38,41 +43,63 @@ def make_mesh(replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequen
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"mesh {sizes} does not cover the {len(devices)} devices exactly")
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = (
+        len({getattr(device, "slice_index", 0) for device in devices})
+        if devices[0].platform == "tpu"
+        else 1
+    )
     if sizes["replica"] % slices:
-        raise ValueError(f"mesh {sizes}: the devices are {slices} slices; expected a replica axis of a multiple of {slices}, the only one that spans slices")
-    # jax.make_mesh would refuse to cut a dimension of the torus in two, on all chips but v5e: 16 x 4 on 8x8
+        raise ValueError(
+            f"mesh {sizes}: the devices are {slices} slices; expected a replica axis of a "
+            f"multiple of {slices}, the only one that spans slices"
+        )
+    # jax.make_mesh would refuse to cut a dimension of the torus in two, on all chips but v5e: 16 x
+    # 4 on 8x8
     if slices == 1:
-        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        placed = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
     else:
         inside = (sizes["replica"] // slices, sizes["fsdp"], sizes["tensor"])
-        placed = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+        placed = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def fit_spec(mesh: Mesh, spec: P, shape: tuple[int, ...], path: str) -> P:
     """`spec` for an array of this shape.
 
-    `fsdp` must divide its dimension (ValueError otherwise): memory plans rest on it. `tensor` is dropped, with a log line, from a
-    dimension that it does not divide: fewer kv heads than tensor shards (they are repeated then) or an odd vocabulary.
+    `fsdp` must divide its dimension (ValueError otherwise): memory plans rest on it. `tensor` is
+    dropped, with a log line, from a dimension that it does not divide: fewer kv heads than tensor
+    shards (they are repeated then) or an odd vocabulary.
     """
     if len(spec) > len(shape):
-        raise ValueError(f"{path}: shape {shape} has fewer axes than its {spec} in the parameter table")
+        raise ValueError(
+            f"{path}: shape {shape} has fewer axes than its {spec} in the parameter table"
+        )
     fitted = []
     for axis, size in zip(spec, shape):
         if axis is not None and size % mesh.shape[axis]:
             if axis == "fsdp":
-                raise ValueError(f"{path}: fsdp = {mesh.shape[axis]} does not divide {size} in shape {shape}; choose another mesh")
-            logging.getLogger(__name__).info("%s: %s does not divide %d in %s; not split over it", path, axis, size, shape)
+                raise ValueError(
+                    f"{path}: fsdp = {mesh.shape[axis]} does not divide {size} in shape {shape}; "
+                    "choose another mesh"
+                )
+            logging.getLogger(__name__).info(
+                "%s: %s does not divide %d in %s; not split over it", path, axis, size, shape
+            )
             axis = None
         fitted.append(axis)
     return P(*fitted)
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
-    """NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees (an optimiser's moments).
+    """NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees (an
+    optimiser's moments).
 
-    Leaves are arrays or ShapeDtypeStructs, found in the table by the end of their path. Leaves of rank 0 are replicated.
+    Leaves are arrays or ShapeDtypeStructs, found in the table by the end of their path. Leaves of
+    rank 0 are replicated.
     """
 
     def sharding(key_path, leaf):
@@ -98,8 +125,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Arrays with a leading batch axis, split over the mesh's data axes.
 
-    Every process passes the whole batch, the same, and its devices take their rows: whichever rows these are, also where the tensor axis
-    goes over several processes. Raises ValueError for a batch that the data axes do not divide.
+    Every process passes the whole batch, the same, and its devices take their rows: whichever rows
+    these are, also where the tensor axis goes over several processes. Raises ValueError for a batch
+    that the data axes do not divide.
     """
     where = batch_sharding(mesh)
-    return {name: jax.make_array_from_callback(array.shape, where, lambda index, array=array: array[index]) for name, array in batch.items()}
+    return {
+        name: jax.make_array_from_callback(
+            array.shape, where, lambda index, array=array: array[index]
+        )
+        for name, array in batch.items()
+    }

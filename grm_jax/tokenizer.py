@@ -1,11 +1,16 @@
-"""Text to ids and back, for a Hugging Face tokenizer.json or a SentencePiece model, and the Gemma-2 chat format in ids.
+"""Text to ids and back, for a Hugging Face tokenizer.json or a SentencePiece model, and the Gemma-2
+chat format in ids.
 
 Three rules hold for every tokenizer:
-- text never becomes a control id: a response that contains "<end_of_turn>" or "<bos>" is encoded as ordinary pieces;
-- prompt and completion are encoded apart, here as in the sampler, so that training sees the ids that were sampled;
-- `decode(encode(text)) == text` as far as the tokenizer's own normaliser allows: the "dummy prefix" (a space that SentencePiece
-  models of the Llama family put before every text) is switched off, and `chat_prompt` writes that space once, behind the BOS.
+- text never becomes a control id: a response that contains "<end_of_turn>" or "<bos>" is encoded as
+  ordinary pieces;
+- prompt and completion are encoded apart, here as in the sampler, so that training sees the ids
+  that were sampled;
+- `decode(encode(text)) == text` as far as the tokenizer's own normaliser allows: the "dummy prefix"
+  (a space that SentencePiece models of the Llama family put before every text) is switched off, and
+  `chat_prompt` writes that space once, behind the BOS.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,17 +26,20 @@ import tokenizers
 
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
-# A serialised ModelProto that is appended to another is merged into it. This one: normalizer_spec (field 3) { add_dummy_prefix (3): false }.
+# A serialised ModelProto that is appended to another is merged into it. This one: normalizer_spec
+# (field 3) { add_dummy_prefix (3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Ids of the control tokens, and `encode` (text -> ids, never a control id) and `decode` (ids -> text, control ids left out).
+    """Ids of the control tokens, and `encode` (text -> ids, never a control id) and `decode` (ids
+    -> text, control ids left out).
 
-    `start_of_turn_id` and `end_of_turn_id` are None for a tokenizer without turn tokens. `text_prefix` is " " for models that were
-    trained with a space before every text, else "".
+    `start_of_turn_id` and `end_of_turn_id` are None for a tokenizer without turn tokens.
+    `text_prefix` is " " for models that were trained with a space before every text, else "".
     """
+
     vocab_size: int
     pad_id: int
     bos_id: int
@@ -44,65 +52,102 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion: <end_of_turn> where it exists (instruction-tuned Gemma stops there), and eos."""
+        """Ids that end a completion: <end_of_turn> where it exists (instruction-tuned Gemma stops
+        there), and eos.
+        """
         return (self.eos_id,) if self.end_of_turn_id is None else (self.eos_id, self.end_of_turn_id)
 
     def chat_prompt(self, user_text: str) -> list[int]:
-        """One user turn up to where the model begins to write; one BOS, at the front. Outer white space is cut, as in Gemma's template.
+        """One user turn up to where the model begins to write; one BOS, at the front. Outer white
+        space is cut, as in Gemma's template.
 
-        Gemma: <bos><start_of_turn>user\\n{text}<end_of_turn>\\n<start_of_turn>model\\n. There is no system role: instructions go into the
-        user's turn. Tokenizers without turn tokens: <bos>{text}\\n.
+        Gemma: <bos><start_of_turn>user\\n{text}<end_of_turn>\\n<start_of_turn>model\\n. There is no
+        system role: instructions go into the user's turn. Tokenizers without turn tokens:
+        <bos>{text}\\n.
         """
         text = user_text.strip()
         if self.start_of_turn_id is None or self.end_of_turn_id is None:
             return [self.bos_id, *self.encode(f"{self.text_prefix}{text}\n")]
         return [
-            self.bos_id, self.start_of_turn_id, *self.encode(f"user\n{text}"), self.end_of_turn_id,
-            *self.encode("\n"), self.start_of_turn_id, *self.encode("model\n"),
+            self.bos_id,
+            self.start_of_turn_id,
+            *self.encode(f"user\n{text}"),
+            self.end_of_turn_id,
+            *self.encode("\n"),
+            self.start_of_turn_id,
+            *self.encode("model\n"),
         ]
 
     def chat_completion(self, text: str) -> list[int]:
-        """The model's turn as it is trained and sampled: the text exactly as given, then <end_of_turn> (eos without turn tokens)."""
-        return [*self.encode(text), self.eos_id if self.end_of_turn_id is None else self.end_of_turn_id]
+        """The model's turn as it is trained and sampled: the text exactly as given, then
+        <end_of_turn> (eos without turn tokens).
+        """
+        return [
+            *self.encode(text),
+            self.eos_id if self.end_of_turn_id is None else self.end_of_turn_id,
+        ]
 
     def chat_prompt_with_answer(self, user_text: str, answer: str) -> list[int]:
-        """A finished exchange, `chat_prompt` + `chat_completion`: the input of a model that scores it (Meta RM)."""
+        """A finished exchange, `chat_prompt` + `chat_completion`: the input of a model that scores
+        it (Meta RM).
+        """
         return self.chat_prompt(user_text) + self.chat_completion(answer)
 
     def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """A whole conversation of (role, text) turns as Gemma's own template writes it: the input of a scalar reward model.
+        """A whole conversation of (role, text) turns as Gemma's own template writes it: the input
+        of a scalar reward model.
 
-        Gemma: <bos>, then <start_of_turn>{user or model}\\n{text}<end_of_turn>\\n for each turn. There is no system role: a system turn
-        is put in front of the turn after it, a blank line between. Tokenizers without turn tokens: <bos>, a line for each turn, eos.
+        Gemma: <bos>, then <start_of_turn>{user or model}\\n{text}<end_of_turn>\\n for each turn.
+        There is no system role: a system turn is put in front of the turn after it, a blank line
+        between. Tokenizers without turn tokens: <bos>, a line for each turn, eos.
         """
         joined, instructions = [], ""
         for role, text in turns:
             if role == "system":
                 instructions += f"{text.strip()}\n\n"
             else:
-                joined.append(("model" if role == "assistant" else "user", instructions + text.strip()))
+                joined.append(
+                    ("model" if role == "assistant" else "user", instructions + text.strip())
+                )
                 instructions = ""
         if self.start_of_turn_id is None or self.end_of_turn_id is None:
-            return [self.bos_id, *self.encode(self.text_prefix + "\n".join(text for _, text in joined)), self.eos_id]
+            return [
+                self.bos_id,
+                *self.encode(self.text_prefix + "\n".join(text for _, text in joined)),
+                self.eos_id,
+            ]
         ids = [self.bos_id]
         for role, text in joined:
-            ids += [self.start_of_turn_id, *self.encode(f"{role}\n{text}"), self.end_of_turn_id, *self.encode("\n")]
+            ids += [
+                self.start_of_turn_id,
+                *self.encode(f"{role}\n{text}"),
+                self.end_of_turn_id,
+                *self.encode("\n"),
+            ]
         return ids
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Reads a Hugging Face folder or its tokenizer.json, a folder with tokenizer.model, or a SentencePiece file. No network is used.
+    """Reads a Hugging Face folder or its tokenizer.json, a folder with tokenizer.model, or a
+    SentencePiece file. No network is used.
 
     Raises FileNotFoundError or ValueError, naming the file and what was expected in it.
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        found = [
+            path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()
+        ]
         if not found:
-            raise FileNotFoundError(f"{path}: expected a tokenizer.json or a tokenizer.model in this folder")
+            raise FileNotFoundError(
+                f"{path}: expected a tokenizer.json or a tokenizer.model in this folder"
+            )
         path = found[0]
     elif not path.is_file():
-        raise FileNotFoundError(f"{path}: no such tokenizer; expected a folder, a tokenizer.json or a SentencePiece model")
+        raise FileNotFoundError(
+            f"{path}: no such tokenizer; expected a folder, a tokenizer.json or a SentencePiece "
+            "model"
+        )
     return _load_hugging_face(path) if path.suffix == ".json" else _load_sentencepiece(path)
 
 
@@ -119,15 +164,26 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
 
     def id_of(piece: str) -> int | None:
         index = model.piece_to_id(piece)
-        return index if model.id_to_piece(index) == piece else None  # an unknown piece is answered with the id of <unk>
+        # an unknown piece is answered with the id of <unk>
+        return index if model.id_to_piece(index) == piece else None
 
     return _tokenizer(
-        path=path, vocab_size=vocab_size, id_of=id_of,
-        special={name: i if i >= 0 else None for name, i in (
-            ("bos", model.bos_id()), ("eos", model.eos_id()), ("pad", model.pad_id()), ("unk", model.unk_id()))},
+        path=path,
+        vocab_size=vocab_size,
+        id_of=id_of,
+        special={
+            name: i if i >= 0 else None
+            for name, i in (
+                ("bos", model.bos_id()),
+                ("eos", model.eos_id()),
+                ("pad", model.pad_id()),
+                ("unk", model.unk_id()),
+            )
+        },
         control={model.id_to_piece(i): i for i in range(vocab_size) if model.is_control(i)},
         text_prefix=" " if has_prefix else "",
-        encode=model.encode, decode=model.decode,
+        encode=model.encode,
+        decode=model.decode,
     )
 
 
@@ -135,19 +191,29 @@ def _load_hugging_face(path: Path) -> Tokenizer:
     spec = _read_json(path)
     try:
         original = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for a JSON file that is no tokenizer
+    # the library raises bare Exception for a JSON file that is no tokenizer
+    except Exception as error:
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         spec[part] = _without_dummy_prefix(spec.get(part), part)
     model = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    has_prefix = original.encode("a", add_special_tokens=False).ids != model.encode("a", add_special_tokens=False).ids
+    has_prefix = (
+        original.encode("a", add_special_tokens=False).ids
+        != model.encode("a", add_special_tokens=False).ids
+    )
     model = model if has_prefix else original
     model.no_truncation()
     model.no_padding()
     return _tokenizer(
-        path=path, vocab_size=max(model.get_vocab().values()) + 1, id_of=model.token_to_id,
+        path=path,
+        vocab_size=max(model.get_vocab().values()) + 1,
+        id_of=model.token_to_id,
         special=_special_ids(path.parent, model.token_to_id),
-        control={token.content: i for i, token in model.get_added_tokens_decoder().items() if token.special},
+        control={
+            token.content: i
+            for i, token in model.get_added_tokens_decoder().items()
+            if token.special
+        },
         text_prefix=" " if has_prefix else "",
         encode=lambda text: model.encode(text, add_special_tokens=False).ids,
         decode=lambda ids: model.decode(ids, skip_special_tokens=False),
@@ -155,47 +221,76 @@ def _load_hugging_face(path: Path) -> Tokenizer:
 
 
 def _tokenizer(
-    path: Path, vocab_size: int, id_of: Callable[[str], int | None], special: dict[str, int | None], control: dict[str, int],
-    text_prefix: str, encode: Callable[[str], list[int]], decode: Callable[[list[int]], str],
+    path: Path,
+    vocab_size: int,
+    id_of: Callable[[str], int | None],
+    special: dict[str, int | None],
+    control: dict[str, int],
+    text_prefix: str,
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
 ) -> Tokenizer:
-    """Wraps a library's encode and decode. `special`: bos, eos, pad, unk; `control`: further strings that text must not become, with ids."""
+    """Wraps a library's encode and decode. `special`: bos, eos, pad, unk; `control`: further
+    strings that text must not become, with ids.
+    """
     for name in ("bos", "eos"):
         if special[name] is None:
-            raise ValueError(f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a SentencePiece {name}_id")
+            raise ValueError(
+                f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
+                f"SentencePiece {name}_id"
+            )
     unk_id = special["unk"]
     turns = {text: id_of(text) for text in (START_OF_TURN, END_OF_TURN) if id_of(text) is not None}
-    control = {text: i for text, i in {**control, **turns}.items() if i != unk_id}  # without byte fallback, text may be <unk>
-    control_ids = {*control.values(), *(special[name] for name in ("bos", "eos", "pad") if special[name] is not None)} - {unk_id}
+    # without byte fallback, text may be <unk>
+    control = {text: i for text, i in {**control, **turns}.items() if i != unk_id}
+    control_ids = {
+        *control.values(),
+        *(special[name] for name in ("bos", "eos", "pad") if special[name] is not None),
+    } - {unk_id}
     single = [text for text in control if len(text) < 2]
     if single:
-        raise ValueError(f"{path}: control token {single[0]!r} has fewer than two characters, so text cannot be kept apart from it")
+        raise ValueError(
+            f"{path}: control token {single[0]!r} has fewer than two characters, so text cannot "
+            "be kept apart from it"
+        )
     pad_id = next(i for i in (special["pad"], unk_id, special["eos"]) if i is not None)
     inside = re.compile("(?=" + "|".join(map(re.escape, control)) + ")") if control else None
 
     def encode_text(text: str) -> list[int]:
-        # Every control string is cut behind its first character; the look-ahead finds overlapping ones too.
+        # Every control string is cut behind its first character; the look-ahead finds overlapping
+        # ones too.
         cuts = [match.start() + 1 for match in inside.finditer(text)] if inside else []
         ids: list[int] = []
         for start, end in zip([0, *cuts], [*cuts, len(text)]):
             part = encode(text[start:end])
-            if not control_ids.isdisjoint(part):  # a normaliser made the string, such as NFKC from full-width letters
+            # a normaliser made the string, such as NFKC from full-width letters
+            if not control_ids.isdisjoint(part):
                 part = [i for character in text[start:end] for i in encode(character)]
             ids += part
         return ids
 
     def decode_ids(ids: Iterable[int]) -> str:
-        # A model may have more rows than the tokenizer has ids (padding of the embedding table); those stand for no text.
+        # A model may have more rows than the tokenizer has ids (padding of the embedding table);
+        # those stand for no text.
         return decode([int(i) for i in ids if int(i) not in control_ids and int(i) < vocab_size])
 
     return Tokenizer(
-        vocab_size=vocab_size, pad_id=pad_id, bos_id=special["bos"], eos_id=special["eos"],
-        start_of_turn_id=turns.get(START_OF_TURN), end_of_turn_id=turns.get(END_OF_TURN),
-        text_prefix=text_prefix, encode=encode_text, decode=decode_ids,
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        bos_id=special["bos"],
+        eos_id=special["eos"],
+        start_of_turn_id=turns.get(START_OF_TURN),
+        end_of_turn_id=turns.get(END_OF_TURN),
+        text_prefix=text_prefix,
+        encode=encode_text,
+        decode=decode_ids,
     )
 
 
 def _special_ids(folder: Path, id_of: Callable[[str], int | None]) -> dict[str, int | None]:
-    """Ids of bos, eos, pad, unk from tokenizer_config.json or special_tokens_map.json (as text), else config.json (as ids)."""
+    """Ids of bos, eos, pad, unk from tokenizer_config.json or special_tokens_map.json (as text),
+    else config.json (as ids).
+    """
     texts: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
@@ -224,15 +319,34 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _without_dummy_prefix(node: dict | None, part: str) -> dict | None:
-    """A component of tokenizer.json without the steps that put a space before a text, or (in the decoder) take one away."""
-    if node is None or node["type"] == "Prepend" or (part == "decoder" and node["type"] == "Strip" and node.get("start")):
+    """A component of tokenizer.json without the steps that put a space before a text, or (in the
+    decoder) take one away.
+    """
+    if (
+        node is None
+        or node["type"] == "Prepend"
+        or (part == "decoder" and node["type"] == "Strip" and node.get("start"))
+    ):
         return None
-    children = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}[part]
+    children = {
+        "normalizer": "normalizers",
+        "pre_tokenizer": "pretokenizers",
+        "decoder": "decoders",
+    }[part]
     if node["type"] == "Sequence":
-        kept = [child for child in (_without_dummy_prefix(child, part) for child in node[children]) if child is not None]
+        kept = [
+            child
+            for child in (_without_dummy_prefix(child, part) for child in node[children])
+            if child is not None
+        ]
         return {**node, children: kept} if kept else None
     if node["type"] == "Metaspace":
-        return {"type": "Metaspace", "replacement": node["replacement"], "prepend_scheme": "never", "split": node.get("split", True)}
+        return {
+            "type": "Metaspace",
+            "replacement": node["replacement"],
+            "prepend_scheme": "never",
+            "split": node.get("split", True),
+        }
     if node["type"] == "ByteLevel" and part == "pre_tokenizer":
         return {**node, "add_prefix_space": False}
     return node

@@ -1,4 +1,7 @@
-"""python launch/missing.py requirements.txt: exit 1 if a package of the file is not installed in just its pinned version."""
+"""python launch/missing.py requirements.txt: exit 1 if a package of the file is not installed in
+just its pinned version.
+"""
+
 import importlib.metadata
 import pathlib
 import sys

@@ -1,9 +1,12 @@
-"""Run a command until it ends well: a log for this host, signals passed on, restarts up to a limit, and a copy of its work folder in a bucket.
+"""Run a command until it ends well: a log for this host, signals passed on, restarts up to a limit,
+and a copy of its work folder in a bucket.
 
-    python launch/supervise.py --logs=runs/big/logs --restarts=5 -- .venv/bin/python -m experiments.spct_rl --config=... --workdir=runs/big
+    python launch/supervise.py --logs=runs/big/logs --restarts=5 -- .venv/bin/python -m
+    experiments.spct_rl --config=... --workdir=runs/big
 
-SIGTERM and SIGINT go to the command, which may use --grace seconds to save before it is killed; it is not started again then. Its status is
-that of the command (128 + n for signal n). Needs nothing but Python; --bucket needs gcloud.
+SIGTERM and SIGINT go to the command, which may use --grace seconds to save before it is killed; it
+is not started again then. Its status is that of the command (128 + n for signal n). Needs nothing
+but Python; --bucket needs gcloud.
 """
 
 import argparse
@@ -23,21 +26,48 @@ PAUSE_S = 10  # before a restart: the other hosts of a job end at about the same
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="launch/supervise.py", allow_abbrev=False, usage="%(prog)s [options] -- COMMAND ...")
-    parser.add_argument("--restarts", type=int, default=5, help="how often the command is started again after it failed")
-    parser.add_argument("--grace", type=float, default=120, help="seconds between a SIGTERM that was passed on and SIGKILL")
-    parser.add_argument("--logs", type=pathlib.Path, required=True, help="folder for HOSTNAME.log, which is appended to")
-    parser.add_argument("--status", type=pathlib.Path, help="file that says 'running PID' and then 'ended STATUS'")
-    parser.add_argument("--bucket", help="gs://BUCKET/FOLDER for a copy of --workdir; only for a job of one host")
+    parser = argparse.ArgumentParser(
+        prog="launch/supervise.py", allow_abbrev=False, usage="%(prog)s [options] -- COMMAND ..."
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=5,
+        help="how often the command is started again after it failed",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=120,
+        help="seconds between a SIGTERM that was passed on and SIGKILL",
+    )
+    parser.add_argument(
+        "--logs",
+        type=pathlib.Path,
+        required=True,
+        help="folder for HOSTNAME.log, which is appended to",
+    )
+    parser.add_argument(
+        "--status", type=pathlib.Path, help="file that says 'running PID' and then 'ended STATUS'"
+    )
+    parser.add_argument(
+        "--bucket", help="gs://BUCKET/FOLDER for a copy of --workdir; only for a job of one host"
+    )
     parser.add_argument("--workdir", type=pathlib.Path, help="the work folder of the command")
     parser.add_argument("--every", type=float, default=300, help="seconds between copies")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
-    own, dashes, command = (argv[: argv.index("--")], True, argv[argv.index("--") + 1 :]) if "--" in argv else (argv, False, [])
+    own, dashes, command = (
+        (argv[: argv.index("--")], True, argv[argv.index("--") + 1 :])
+        if "--" in argv
+        else (argv, False, [])
+    )
     args = parser.parse_args(own)
     if not dashes or not command:
         parser.error("expected -- and a command behind the options")
     if args.bucket and (not args.bucket.startswith("gs://") or args.workdir is None):
-        parser.error(f"--bucket: expected gs://BUCKET/FOLDER with --workdir beside it, got {args.bucket}")
+        parser.error(
+            f"--bucket: expected gs://BUCKET/FOLDER with --workdir beside it, got {args.bucket}"
+        )
     args.command = command
     return args
 
@@ -58,7 +88,9 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: (signals.append(number), stop.set()))
     done = threading.Event()
-    copier = threading.Thread(target=copy_often, args=(args.bucket, args.workdir, args.every, done), daemon=True)
+    copier = threading.Thread(
+        target=copy_often, args=(args.bucket, args.workdir, args.every, done), daemon=True
+    )
     if args.bucket:
         copier.start()
     with open(log_path, "ab", buffering=0) as log:
@@ -87,9 +119,17 @@ def run(args, log, stop: threading.Event, signals: list[int]) -> int:
     return status
 
 
-def run_once(command: list[str], log, stop: threading.Event, signals: list[int], grace: float) -> int:
+def run_once(
+    command: list[str], log, stop: threading.Event, signals: list[int], grace: float
+) -> int:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
     reader = threading.Thread(target=tee, args=(child.stdout, log), daemon=True)
     reader.start()
     deadline = None
@@ -138,8 +178,13 @@ def write_status(path: pathlib.Path | None, text: str) -> None:
 
 
 def fetch_commands(bucket: str, workdir: pathlib.Path) -> list[list[str]]:
-    """The first writes to the bucket: a folder that is there is listed or fails, and is never taken for an empty one."""
-    return [["gcloud", "storage", "cp", "-", f"{bucket}/launched.txt"], ["gcloud", "storage", "rsync", "--recursive", bucket, str(workdir)]]
+    """The first writes to the bucket: a folder that is there is listed or fails, and is never taken
+    for an empty one.
+    """
+    return [
+        ["gcloud", "storage", "cp", "-", f"{bucket}/launched.txt"],
+        ["gcloud", "storage", "rsync", "--recursive", bucket, str(workdir)],
+    ]
 
 
 def fetch(bucket: str, workdir: pathlib.Path) -> None:
@@ -149,22 +194,37 @@ def fetch(bucket: str, workdir: pathlib.Path) -> None:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     claim, rsync = fetch_commands(bucket, workdir)
-    subprocess.run(claim, check=True, input=f"{socket.gethostname()} {time.strftime('%F %T')}\n".encode())
+    subprocess.run(
+        claim, check=True, input=(f"{socket.gethostname()} {time.strftime('%F %T')}\n").encode()
+    )
     subprocess.run(rsync, check=True)
 
 
 def copy_commands(bucket: str, workdir: pathlib.Path, stages: str) -> list[list[str]]:
-    """In this order, so that what a later file speaks of is there: checkpoints before the rows that followed them, stage markers last.
+    """In this order, so that what a later file speaks of is there: checkpoints before the rows that
+    followed them, stage markers last.
 
-    stages: a folder with the markers of the stages that were done before the copy began. Nothing is deleted from the bucket.
+    stages: a folder with the markers of the stages that were done before the copy began. Nothing is
+        deleted from the bucket.
     """
     rsync = ["gcloud", "storage", "rsync", "--recursive"]
-    checkpoints = [*rsync, r"--exclude=.*\.orbax-checkpoint-tmp.*", f"{workdir}/checkpoints", f"{bucket}/checkpoints"]
-    return [checkpoints, [*rsync, "--exclude=^(checkpoints|stages)/.*", str(workdir), bucket], [*rsync, stages, f"{bucket}/stages"]]
+    checkpoints = [
+        *rsync,
+        r"--exclude=.*\.orbax-checkpoint-tmp.*",
+        f"{workdir}/checkpoints",
+        f"{bucket}/checkpoints",
+    ]
+    return [
+        checkpoints,
+        [*rsync, "--exclude=^(checkpoints|stages)/.*", str(workdir), bucket],
+        [*rsync, stages, f"{bucket}/stages"],
+    ]
 
 
 def copy(bucket: str, workdir: pathlib.Path) -> bool:
-    """Copy the work folder to the bucket; False, with a line that says why, if that failed. The next copy brings what is missing."""
+    """Copy the work folder to the bucket; False, with a line that says why, if that failed. The
+    next copy brings what is missing.
+    """
     with tempfile.TemporaryDirectory() as stages:
         for marker in (workdir / "stages").glob("*.json"):
             shutil.copy2(marker, stages)
@@ -172,7 +232,11 @@ def copy(bucket: str, workdir: pathlib.Path) -> bool:
             if pathlib.Path(command[-2]).is_dir() and any(pathlib.Path(command[-2]).iterdir()):
                 status = subprocess.run(command).returncode
                 if status:
-                    print(f"== the copy to {bucket} failed: {shlex.join(command)} ended with {status}", flush=True)
+                    print(
+                        f"== the copy to {bucket} failed: {shlex.join(command)} ended with "
+                        f"{status}",
+                        flush=True,
+                    )
                     return False
     return True
 
@@ -187,7 +251,9 @@ def describe(args, log_path: pathlib.Path) -> None:
         for command in fetch_commands(args.bucket, args.workdir):
             print(f"unless {args.workdir}/config.json is there: {shlex.join(command)}")
     print(f"up to {args.restarts + 1} times: {shlex.join(args.command)}")
-    print(f"log: {log_path}; SIGTERM and SIGINT are passed on, SIGKILL follows after {args.grace:g} s")
+    print(
+        f"log: {log_path}; SIGTERM and SIGINT are passed on, SIGKILL follows after {args.grace:g} s"
+    )
     for command in copy_commands(args.bucket, args.workdir, "STAGES_DONE") if args.bucket else ():
         print(f"every {args.every:g} s, and at the end: {shlex.join(command)}")
 

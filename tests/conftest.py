@@ -1,10 +1,17 @@
-"""Test session setup: 8 virtual CPU devices, and a thread pool large enough that queued collectives cannot starve on few cores."""
+"""Test session setup: 8 virtual CPU devices, and a thread pool large enough that queued collectives
+cannot starve on few cores.
+"""
+
 import os
 
-os.environ["NPROC"] = "16"  # the CPU client sizes its pool from this; 8 devices on 2 cores deadlock without it
+# the CPU client sizes its pool from this; 8 devices on 2 cores deadlock without it
+os.environ["NPROC"] = "16"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # same HLO, less LLVM effort: compiling is most of the suite's time
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=8"
+)
+# same HLO, less LLVM effort: compiling is most of the suite's time
+os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 import importlib.util  # noqa: E402
 import pathlib  # noqa: E402

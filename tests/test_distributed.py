@@ -1,4 +1,6 @@
-"""Real processes on this machine: who they are, sums over them, barriers that name who is late; and what every launcher's variables mean."""
+"""Real processes on this machine: who they are, sums over them, barriers that name who is late; and
+what every launcher's variables mean.
+"""
 
 import os
 import pathlib
@@ -50,19 +52,29 @@ def free_port() -> int:
 
 def start(count: int, what: str, variables, worker: str = WORKER) -> list[subprocess.Popen]:
     """The worker, `count` times; variables(i) is what the launcher sets for process i."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "GRM_JAX_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "OMPI_", "GRM_JAX_"))
+    }
     inherited |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", worker, what], env=inherited | {name: str(value) for name, value in variables(i).items()}, cwd=REPO,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", worker, what],
+            env=inherited | {name: str(value) for name, value in variables(i).items()},
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def finish(workers, timeout_s: float) -> list[tuple[int, str, str]]:
-    """(status, stdout without what Gloo prints there, stderr) of each; kills what has not ended in time."""
+    """(status, stdout without what Gloo prints there, stderr) of each; kills what has not ended in
+    time.
+    """
     deadline, found = time.time() + timeout_s, []
     for worker in workers:
         try:
@@ -70,43 +82,73 @@ def finish(workers, timeout_s: float) -> list[tuple[int, str, str]]:
         except subprocess.TimeoutExpired:
             worker.kill()
             out, err = worker.communicate()
-        found.append((worker.returncode, "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")), err))
+        found.append(
+            (
+                worker.returncode,
+                "".join(line for line in out.splitlines(True) if not line.startswith("[Gloo]")),
+                err,
+            )
+        )
     return found
 
 
 def by_environment(count: int):
     port = free_port()
-    return lambda i: {"GRM_JAX_COORDINATOR": f"localhost:{port}", "GRM_JAX_NUM_PROCESSES": count, "GRM_JAX_PROCESS_ID": i}
+    return lambda i: {
+        "GRM_JAX_COORDINATOR": f"localhost:{port}",
+        "GRM_JAX_NUM_PROCESSES": count,
+        "GRM_JAX_PROCESS_ID": i,
+    }
 
 
 def by_slurm(count: int):
     job = free_port()  # JAX makes the port from the job's number
     return lambda i: {
-        "SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": count, "SLURM_PROCID": i, "SLURM_LOCALID": i,
+        "SLURM_JOB_ID": job,
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": count,
+        "SLURM_PROCID": i,
+        "SLURM_LOCALID": i,
         "SLURM_STEP_NUM_NODES": 1,
-    }  # fmt: skip
+    }
 
 
 def by_open_mpi(count: int):
     job = free_port() * 2**12
     return lambda i: {
-        "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": count, "OMPI_COMM_WORLD_RANK": i,
-        "OMPI_COMM_WORLD_LOCAL_SIZE": count, "OMPI_COMM_WORLD_LOCAL_RANK": i,
-    }  # fmt: skip
+        "OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": count,
+        "OMPI_COMM_WORLD_RANK": i,
+        "OMPI_COMM_WORLD_LOCAL_SIZE": count,
+        "OMPI_COMM_WORLD_LOCAL_RANK": i,
+    }
 
 
 def test_a_late_process_is_named_and_the_others_end():
     workers = start(2, "late", by_environment(2))
-    (status, out, err), (late_status, late_out, _) = finish(workers[:1], 300) + finish(workers[1:], 20)
-    assert out.splitlines()[1:] == ["sum 3.0", "late 1 " + out.split()[-1]] and out.startswith("0 2 localhost:") and "environment True" in out
+    (status, out, err), (late_status, late_out, _) = finish(workers[:1], 300) + finish(
+        workers[1:], 20
+    )
+    assert (
+        out.splitlines()[1:] == ["sum 3.0", "late 1 " + out.split()[-1]]
+        and out.startswith("0 2 localhost:")
+        and "environment True" in out
+    )
     assert 4 <= int(out.split()[-1]) <= 8
-    assert f"barrier 'end': 1 of 2 processes within 4 s, missing process 1 ({HOST})" in err and status == 1
-    assert late_out.startswith("1 2 localhost:") and late_out.endswith("environment False\nsum 3.0\n")
+    assert (
+        f"barrier 'end': 1 of 2 processes within 4 s, missing process 1 ({HOST})"
+    ) in err and status == 1
+    assert late_out.startswith("1 2 localhost:") and late_out.endswith(
+        "environment False\nsum 3.0\n"
+    )
     assert late_status == -6  # ended by JAX, as the coordinator left
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count, variables, launcher", [(2, by_slurm, "slurm"), (4, by_open_mpi, "open mpi"), (4, by_environment, "environment")])
+@pytest.mark.parametrize(
+    "count, variables, launcher",
+    [(2, by_slurm, "slurm"), (4, by_open_mpi, "open mpi"), (4, by_environment, "environment")],
+)
 def test_processes_meet_by_the_variables_of_each_launcher(count, variables, launcher):
     for i, (status, out, err) in enumerate(finish(start(count, "pass", variables(count)), 400)):
         who, *rest = out.splitlines()
@@ -118,19 +160,35 @@ def test_processes_meet_by_the_variables_of_each_launcher(count, variables, laun
 @pytest.mark.slow
 def test_late_process_among_four():
     for i, (status, out, err) in enumerate(finish(start(4, "late", by_environment(4))[:3], 400)):
-        assert status in (1, -6) and "missing process 3" in err and out.splitlines()[-1].startswith("late 3 "), (i, status, out, err)
+        assert (
+            status in (1, -6)
+            and "missing process 3" in err
+            and out.splitlines()[-1].startswith("late 3 ")
+        ), (i, status, out, err)
 
 
 @pytest.mark.slow
 def test_an_exception_in_one_process_ends_all():
     workers = start(2, "error", by_environment(2))
-    (failed_status, _, failed_err), (status, _, err) = finish(workers[1:], 300) + finish(workers[:1], 60)
+    (failed_status, _, failed_err), (status, _, err) = finish(workers[1:], 300) + finish(
+        workers[:1], 60
+    )
     assert failed_status == 1 and "ValueError: an error of one process" in failed_err
-    assert status != 0 and ("missing process 1" in err or "1 heartbeat timeout" in err or "stopped sending heartbeats" in err), err
+    assert status != 0 and (
+        "missing process 1" in err
+        or "1 heartbeat timeout" in err
+        or "stopped sending heartbeats" in err
+    ), err
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost, named", [(1, f"1 of 2 processes within 5 s, missing process 1 ({HOST})"), (0, "the leader (usually slice 0")])
+@pytest.mark.parametrize(
+    "lost, named",
+    [
+        (1, f"1 of 2 processes within 5 s, missing process 1 ({HOST})"),
+        (0, "the leader (usually slice 0"),
+    ],
+)
 def test_a_lost_process_breaks_a_collective_and_is_named(lost, named):
     worker = """
 import os, signal, sys, time
@@ -159,7 +217,10 @@ def test_one_process_starts_nothing(monkeypatch):
     assert distributed.initialize() == (0, 1, None, "none")
     assert distributed.is_main()
     distributed.barrier("alone", timeout_s=0.1)
-    assert distributed.on_main("alone", lambda: {1: (2, 3)}) == {1: (2, 3)} and distributed.count() == 1
+    assert (
+        distributed.on_main("alone", lambda: {1: (2, 3)}) == {1: (2, 3)}
+        and distributed.count() == 1
+    )
 
 
 def test_sigterm_waits_for_whoever_looks_and_ends_who_does_not():
@@ -175,13 +236,27 @@ with distributed.stop_signal() as stopped:
 print("not reached")
 """
     said = "== stopped by SIGTERM: here. The same command goes on from there\n"
-    assert finish(start(1, "look", lambda i: {}, worker), 60)[0][:2] == (distributed.STOPPED, "alive\n" + said)
+    assert finish(start(1, "look", lambda i: {}, worker), 60)[0][:2] == (
+        distributed.STOPPED,
+        "alive\n" + said,
+    )
     assert finish(start(1, "away", lambda i: {}, worker), 60)[0][:2] == (-15, "alive\n")
 
 
-SLURM = {"SLURM_STEP_NODELIST": "gpu[3-6]", "SLURM_NTASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "4"}
+SLURM = {
+    "SLURM_STEP_NODELIST": "gpu[3-6]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_NODES": "4",
+}
 SLURM_8 = SLURM | {"SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
-OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
 ORTE = {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"}
 RANK_5 = {"num_processes": 8, "process_id": 5, "cluster_detection_method": "ompi"}
 
@@ -193,10 +268,19 @@ RANK_5 = {"num_processes": 8, "process_id": 5, "cluster_detection_method": "ompi
         ({"GRM_JAX_NUM_PROCESSES": "1"} | SLURM, ("none", {})),
         (SLURM, ("slurm", {"cluster_detection_method": "slurm", "local_device_ids": []})),
         (SLURM_8, ("slurm", {"cluster_detection_method": "slurm", "local_device_ids": [1]})),
-        (SLURM_8 | {"CUDA_VISIBLE_DEVICES": "0"}, ("slurm", {"cluster_detection_method": "slurm", "local_device_ids": []})),
+        (
+            SLURM_8 | {"CUDA_VISIBLE_DEVICES": "0"},
+            ("slurm", {"cluster_detection_method": "slurm", "local_device_ids": []}),
+        ),
         (SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, ("none", {})),
-        (ORTE | OPEN_MPI, ("open mpi", RANK_5 | {"coordinator_address": None, "local_device_ids": [1]})),
-        (OPEN_MPI | {"GRM_JAX_COORDINATOR": "a:1"}, ("open mpi", RANK_5 | {"coordinator_address": "a:1", "local_device_ids": [1]})),
+        (
+            ORTE | OPEN_MPI,
+            ("open mpi", RANK_5 | {"coordinator_address": None, "local_device_ids": [1]}),
+        ),
+        (
+            OPEN_MPI | {"GRM_JAX_COORDINATOR": "a:1"},
+            ("open mpi", RANK_5 | {"coordinator_address": "a:1", "local_device_ids": [1]}),
+        ),
     ],
 )
 def test_what_the_variables_say(monkeypatch, env, expected):
@@ -207,8 +291,13 @@ def test_what_the_variables_say(monkeypatch, env, expected):
 def test_a_tpu_vm_is_left_to_jax(monkeypatch):
     clean(monkeypatch)
     monkeypatch.setattr(cloud_tpu_init, "running_in_cloud_tpu_vm", True)
-    assert distributed._launcher(None, None, None) == ("none", {})  # these tests run with JAX_PLATFORMS=cpu
-    monkeypatch.setattr(distributed, "jax", types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms="tpu,cpu")))
+    # these tests run with JAX_PLATFORMS=cpu
+    assert distributed._launcher(None, None, None) == ("none", {})
+    monkeypatch.setattr(
+        distributed,
+        "jax",
+        types.SimpleNamespace(config=types.SimpleNamespace(jax_platforms="tpu,cpu")),
+    )
     assert distributed._launcher(None, None, None) == ("tpu", {})
 
 
@@ -217,10 +306,22 @@ def test_a_tpu_vm_is_left_to_jax(monkeypatch):
     [
         ({"GRM_JAX_NUM_PROCESSES": "4"}, (), "GRM_JAX_COORDINATOR, GRM_JAX_PROCESS_ID not set"),
         ({"GRM_JAX_COORDINATOR": "a:1"}, (), "GRM_JAX_NUM_PROCESSES, GRM_JAX_PROCESS_ID not set"),
-        ({}, ("a:1", 4, None), "process_id not set; expected all of coordinator, num_processes, process_id, or none"),
-        ({}, ("a:1", 4, 4), "process_id: expected a number from 0 to 3, as num_processes is 4, got 4"),
+        (
+            {},
+            ("a:1", 4, None),
+            "process_id not set; expected all of coordinator, num_processes, process_id, or none",
+        ),
+        (
+            {},
+            ("a:1", 4, 4),
+            "process_id: expected a number from 0 to 3, as num_processes is 4, got 4",
+        ),
         ({}, ("a", 4, 0), "coordinator: expected HOST:PORT, got 'a'"),
-        ({"GRM_JAX_NUM_PROCESSES": "two"}, (), "GRM_JAX_NUM_PROCESSES: expected a whole number, got 'two'"),
+        (
+            {"GRM_JAX_NUM_PROCESSES": "two"},
+            (),
+            "GRM_JAX_NUM_PROCESSES: expected a whole number, got 'two'",
+        ),
         (OPEN_MPI, (), "mpirun -x GRM_JAX_COORDINATOR=HOST:PORT"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Two real processes: what lies over both of them goes to files and comes back, and SIGTERM to one stops both at the same step."""
+"""Two real processes: what lies over both of them goes to files and comes back, and SIGTERM to one
+stops both at the same step.
+"""
 
 import json
 
@@ -86,14 +88,26 @@ with distributed.stop_signal() as stopped:
 def test_files_of_two_processes_and_a_signal_to_one(tmp_path):
     ended = finish(start(2, str(tmp_path), by_environment(2), WORKER), 300)
     assert [status for status, _, _ in ended] == [distributed.STOPPED] * 2, ended
-    (first, said), (second, said_too) = ([line for line in out.splitlines() if line.startswith(("{", "=="))] for _, out, _ in ended)  # no progress
+    # no progress
+    (first, said), (second, said_too) = (
+        [line for line in out.splitlines() if line.startswith(("{", "=="))] for _, out, _ in ended
+    )
     assert said == said_too and said.startswith("== stopped by SIGTERM: step ")
     first, second = json.loads(first), json.loads(second)
-    assert first.pop("rows") == [[[0, 1, 2], [3, 4, 5]]] and second.pop("rows") == [[[6, 7, 8], [9, 10, 11]]]
+    assert first.pop("rows") == [[[0, 1, 2], [3, 4, 5]]] and second.pop("rows") == [
+        [[6, 7, 8], [9, 10, 11]]
+    ]
     assert first == second
 
     cfg = load_config(tmp_path / "model", scan_layers=True)
-    here = load_params(tmp_path / "model", cfg, param_shardings(make_mesh(fsdp=4, devices=jax.devices()[:4]), abstract_params(cfg)))
-    assert checksum(here) == first["checksum"] and len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    here = load_params(
+        tmp_path / "model",
+        cfg,
+        param_shardings(make_mesh(fsdp=4, devices=jax.devices()[:4]), abstract_params(cfg)),
+    )
+    assert (
+        checksum(here) == first["checksum"]
+        and len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    )
     adapters, _ = load_adapters(tmp_path / "adapters", cfg)
     assert any(np.any(leaf) for leaf in jax.tree.leaves(adapters))

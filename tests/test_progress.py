@@ -1,10 +1,13 @@
 """The progress line: plain lines, a bar on a terminal, and bytes."""
+
 from grm_jax import progress as progress_module
 from grm_jax.progress import byte_progress, progress
 
 
 def test_progress_in_plain_lines(capsys, monkeypatch):
-    """A stage of 20 s with one step a second, resumed at step 10 of 30: no line before 5 s, then one each 15 s, and the last."""
+    """A stage of 20 s with one step a second, resumed at step 10 of 30: no line before 5 s, then
+    one each 15 s, and the last.
+    """
     now = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     with progress("rl", total=30, done=10) as advance:
@@ -38,4 +41,7 @@ def test_bytes_are_shown_as_whole_megabytes(capsys, monkeypatch):
         for _ in range(7):
             now[0] += 1.0
             advance(900_000)
-    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == ["load: 5/7 MB", "load: 7/7 MB"]
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "load: 5/7 MB",
+        "load: 7/7 MB",
+    ]

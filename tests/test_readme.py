@@ -1,4 +1,7 @@
-"""The Python snippets of README run, and the files that it names are there. tests/experiments/test_configs.py has its commands."""
+"""The Python snippets of README run, and the files that it names are there.
+tests/experiments/test_configs.py has its commands.
+"""
+
 import pathlib
 import re
 
@@ -22,4 +25,6 @@ def test_links_and_launchers_exist():
 
 def test_every_preset_is_in_the_table():
     presets = {path.name for path in (REPO / "experiments/configs").glob("[a-z]*.py")}
-    assert presets == set(re.findall(r"`((?:spct_gemma2_\w+|tiny\w*|real_text|evaluate)\.py)`", README))
+    assert presets == set(
+        re.findall(r"`((?:spct_gemma2_\w+|tiny\w*|real_text|evaluate)\.py)`", README)
+    )

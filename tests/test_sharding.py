@@ -18,8 +18,16 @@ from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.sharding import batch_sharding, fit_spec, make_mesh, param_shardings
 
 CFG = Gemma2Config(
-    vocab_size=66, d_model=16, n_layers=2, n_heads=4, n_kv_heads=1, head_dim=8, d_ff=24, layer_types=alternating(2), sliding_window=5,
-)  # fmt: skip
+    vocab_size=66,
+    d_model=16,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=1,
+    head_dim=8,
+    d_ff=24,
+    layer_types=alternating(2),
+    sliding_window=5,
+)
 
 
 def test_axes_and_their_types_are_stated():
@@ -30,11 +38,17 @@ def test_axes_and_their_types_are_stated():
 
 def test_minus_one_takes_the_remaining_devices():
     assert dict(make_mesh().shape) == {"replica": 1, "fsdp": 8, "tensor": 1}
-    assert dict(make_mesh(replica=-1, fsdp=1, tensor=2).shape) == {"replica": 4, "fsdp": 1, "tensor": 2}
+    assert dict(make_mesh(replica=-1, fsdp=1, tensor=2).shape) == {
+        "replica": 4,
+        "fsdp": 1,
+        "tensor": 2,
+    }
     assert make_mesh(devices=jax.devices()[:1]).size == 1
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 1), (-1, 3, 1), (-1, -1, 1), (0, -1, 1), (-2, 1, 1), (16, 1, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 2, 1), (-1, 3, 1), (-1, -1, 1), (0, -1, 1), (-2, 1, 1), (16, 1, 1)]
+)
 def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
     with pytest.raises(ValueError, match="mesh"):
         make_mesh(*sizes)
@@ -43,17 +57,35 @@ def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
 def two_slices():
     """2 x (2 x 4) chips of v5e, which are nowhere."""
     return [
-        types.SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", slice_index=s, id=8 * s + i, process_index=2 * s + i // 4, coords=(i % 2, i // 2, 0), core_on_chip=0)
-        for s in (0, 1) for i in range(8)
-    ]  # fmt: skip
+        types.SimpleNamespace(
+            platform="tpu",
+            device_kind="TPU v5 lite",
+            slice_index=s,
+            id=8 * s + i,
+            process_index=2 * s + i // 4,
+            coords=(i % 2, i // 2, 0),
+            core_on_chip=0,
+        )
+        for s in (0, 1)
+        for i in range(8)
+    ]
 
 
 def test_only_the_replica_axis_leaves_a_slice(monkeypatch):
-    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)  # a real one takes real devices alone
+    # a real one takes real devices alone
+    monkeypatch.setattr(sharding, "Mesh", lambda devices, axes, axis_types: devices)
     slice_of = np.vectorize(lambda device: device.slice_index)
-    assert (slice_of(make_mesh(replica=2, fsdp=4, tensor=2, devices=two_slices())) == np.array([0, 1])[:, None, None]).all()
-    assert (slice_of(make_mesh(replica=4, fsdp=-1, tensor=1, devices=two_slices())) == np.array([0, 0, 1, 1])[:, None, None]).all()
-    with pytest.raises(ValueError, match="the devices are 2 slices; expected a replica axis of a multiple of 2"):
+    assert (
+        slice_of(make_mesh(replica=2, fsdp=4, tensor=2, devices=two_slices()))
+        == np.array([0, 1])[:, None, None]
+    ).all()
+    assert (
+        slice_of(make_mesh(replica=4, fsdp=-1, tensor=1, devices=two_slices()))
+        == np.array([0, 0, 1, 1])[:, None, None]
+    ).all()
+    with pytest.raises(
+        ValueError, match="the devices are 2 slices; expected a replica axis of a multiple of 2"
+    ):
         make_mesh(fsdp=16, devices=two_slices())
 
 
@@ -72,7 +104,8 @@ def test_tensor_is_dropped_where_it_does_not_divide_and_said_so(caplog):
     mesh = make_mesh(fsdp=2, tensor=4)
     with caplog.at_level("INFO"):
         shardings = flatten_dict(param_shardings(mesh, abstract_params(CFG)), sep="/")
-    assert shardings["blocks/layer_0_attn/k"].spec == P(None, "fsdp", None, None)  # one kv head, repeated on all four
+    # one kv head, repeated on all four
+    assert shardings["blocks/layer_0_attn/k"].spec == P(None, "fsdp", None, None)
     assert shardings["blocks/layer_0_attn/q"].spec == P(None, "fsdp", "tensor", None)
     assert shardings["embedding"].spec == P(None, "fsdp")  # 66 rows
     assert "blocks/layer_0_attn/k: tensor does not divide 1" in caplog.text
@@ -105,7 +138,9 @@ def test_a_parameter_without_a_row_is_an_error():
 
 def test_sharded_forward_equals_one_device():
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(CFG))
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(CFG)
+    )
     tokens_BT = rng.integers(3, CFG.vocab_size, (8, 12)).astype(np.int32)
     pos_BT = np.broadcast_to(np.arange(12, dtype=np.int32), (8, 12))
 

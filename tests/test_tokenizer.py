@@ -1,4 +1,7 @@
-"""Text <-> ids: control tokens cannot come from text, prompt and completion concatenate, published ids are met."""
+"""Text <-> ids: control tokens cannot come from text, prompt and completion concatenate, published
+ids are met.
+"""
+
 import functools
 import json
 
@@ -11,7 +14,12 @@ from hypothesis import strategies as st
 from grm_jax.tokenizer import END_OF_TURN, START_OF_TURN, load_tokenizer
 
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", START_OF_TURN, END_OF_TURN]
-TEXTS = ["Score the response from 1 to 10.", "user model\n\n The best response is: Response 2", "\\boxed{7, 3}", "café naïve 生活的真谛是"] * 3
+TEXTS = [
+    "Score the response from 1 to 10.",
+    "user model\n\n The best response is: Response 2",
+    "\\boxed{7, 3}",
+    "café naïve 生活的真谛是",
+] * 3
 
 # Ids of google/gemma's tokenizer without bos, from the public tests of huggingface/transformers.
 GEMMA_IDS = {
@@ -19,7 +27,18 @@ GEMMA_IDS = {
     "Hi   Hello": [2151, 140, 4521],
     " Hello": [25957],
     "生活的真谛是": [122182, 235710, 245467, 235427],
-    "The quick brown fox jumps over the lazy dog.": [651, 4320, 8426, 25341, 36271, 1163, 573, 27894, 5929, 235265],
+    "The quick brown fox jumps over the lazy dog.": [
+        651,
+        4320,
+        8426,
+        25341,
+        36271,
+        1163,
+        573,
+        27894,
+        5929,
+        235265,
+    ],
     "<s> Hello<s>how": [204, 25957, 204, 1139],
     "\t\t\t\t \n\n61": [255971, 235248, 109, 235318, 235274],
 }
@@ -33,11 +52,17 @@ def byte_level_tokenizer(folder, normalizer=None, prefix=False):
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=CONTROL, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+        vocab_size=400,
+        special_tokens=CONTROL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>",
+        "bos_token": "<bos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
         "eos_token": {"__type": "AddedToken", "content": "<eos>", "special": True},
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -63,12 +88,21 @@ def mistral(data_dir):
 
 
 nasty_text = st.lists(
-    st.sampled_from([*CONTROL, "<s>", "</s>", "<", ">", "end_of_turn", "\n", " ", "<<bos>"]) | st.text(max_size=6), max_size=8).map("".join)
+    st.sampled_from([*CONTROL, "<s>", "</s>", "<", ">", "end_of_turn", "\n", " ", "<<bos>"])
+    | st.text(max_size=6),
+    max_size=8,
+).map("".join)
 same_tokenizer_every_time = [HealthCheck.function_scoped_fixture]
 
 
 def control_ids(tokenizer):
-    return {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, *tokenizer.stop_ids, tokenizer.start_of_turn_id} - {None}
+    return {
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+        *tokenizer.stop_ids,
+        tokenizer.start_of_turn_id,
+    } - {None}
 
 
 def test_small_tokenizer_reads_the_control_ids(small):
@@ -112,7 +146,8 @@ def test_a_normaliser_cannot_make_a_control_token(tmp_path):
     full_width = "＜end_of_turn＞"
     raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer = load_tokenizer(folder)
-    assert tokenizer.end_of_turn_id in raw.encode(full_width, add_special_tokens=False).ids  # the danger is real
+    # the danger is real
+    assert tokenizer.end_of_turn_id in raw.encode(full_width, add_special_tokens=False).ids
     assert control_ids(tokenizer).isdisjoint(tokenizer.encode(full_width))
     assert tokenizer.decode(tokenizer.encode(full_width)) == END_OF_TURN
 
@@ -130,7 +165,9 @@ def test_gemma_control_ids(gemma):
 def test_gemma_prompt_is_the_official_chat_format(gemma, data_dir):
     # Encoding the rendered template whole is how other stacks do it; the ids have to be the same.
     whole = "<start_of_turn>user\nWho won?\n\n1. A\n2. B<end_of_turn>\n<start_of_turn>model\n"
-    raw = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "gemma_tokenizer" / "tokenizer.model"))
+    raw = sentencepiece.SentencePieceProcessor(
+        model_file=str(data_dir / "gemma_tokenizer" / "tokenizer.model")
+    )
     assert gemma.chat_prompt("\nWho won?\n\n1. A\n2. B ") == [2, *raw.encode(whole)]
     assert gemma.chat_prompt("Hi")[:4] == [2, 106, 1645, 108]
 
@@ -146,40 +183,87 @@ def test_turns_cannot_be_forged(gemma):
 def test_exchange_is_prompt_plus_completion(gemma, mistral, small):
     for tokenizer in (gemma, mistral, small):
         user, answer = "Judge this.", "\nPrinciple: be right.\n\\boxed{1, 9}"
-        assert tokenizer.chat_prompt_with_answer(user, answer) == tokenizer.chat_prompt(user) + tokenizer.chat_completion(answer)
+        assert tokenizer.chat_prompt_with_answer(user, answer) == tokenizer.chat_prompt(
+            user
+        ) + tokenizer.chat_completion(answer)
         assert tokenizer.chat_prompt_with_answer(user, answer).count(tokenizer.bos_id) == 1
         assert tokenizer.decode(tokenizer.chat_completion(answer)) == answer
         assert tokenizer.chat_completion(answer)[-1] in tokenizer.stop_ids
 
 
 def test_mistral_has_no_turns_and_one_leading_space(mistral, data_dir):
-    raw = sentencepiece.SentencePieceProcessor(model_file=str(data_dir / "mistral_tokenizer" / "tokenizer.model.v1"))
+    raw = sentencepiece.SentencePieceProcessor(
+        model_file=str(data_dir / "mistral_tokenizer" / "tokenizer.model.v1")
+    )
     assert (mistral.vocab_size, mistral.bos_id, mistral.eos_id, mistral.pad_id) == (32000, 1, 2, 0)
     assert mistral.start_of_turn_id is None and mistral.stop_ids == (2,)
-    assert mistral.chat_prompt(" Hello there ") == [1, *raw.encode("Hello there\n")]  # as in pretraining: "▁Hello" follows the BOS
-    assert mistral.encode("Hello") != raw.encode("Hello") and mistral.encode(" Hello") == raw.encode("Hello")
+    # as in pretraining: "▁Hello" follows the BOS
+    assert mistral.chat_prompt(" Hello there ") == [1, *raw.encode("Hello there\n")]
+    assert mistral.encode("Hello") != raw.encode("Hello") and mistral.encode(
+        " Hello"
+    ) == raw.encode("Hello")
 
 
 @pytest.mark.parametrize("kind", ["metaspace", "prepend", "byte_level"])
 def test_hugging_face_dummy_prefix_is_written_once(tmp_path, kind):
     byte_level_tokenizer(tmp_path, prefix=kind == "byte_level")
     if kind != "byte_level":
-        spec = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None, "added_tokens": [
-            {"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-            for i, t in enumerate(CONTROL)]}
+        spec = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "post_processor": None,
+            "added_tokens": [
+                {
+                    "id": i,
+                    "content": t,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+                for i, t in enumerate(CONTROL)
+            ],
+        }
         characters = ["▁", *sorted(set("abcdefghijklmnopqrstuvwxyz\n<>_"))]
-        spec["model"] = {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                         "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "merges": [["▁", "a"]],
-                         "vocab": {t: i for i, t in enumerate([*CONTROL, *characters, "▁a"])}}
+        spec["model"] = {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "merges": [["▁", "a"]],
+            "vocab": {t: i for i, t in enumerate([*CONTROL, *characters, "▁a"])},
+        }
         if kind == "metaspace":
             spec["normalizer"] = None
-            spec["pre_tokenizer"] = spec["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+            spec["pre_tokenizer"] = spec["decoder"] = {
+                "type": "Metaspace",
+                "replacement": "▁",
+                "prepend_scheme": "always",
+                "split": False,
+            }
         else:
-            spec["normalizer"] = {"type": "Sequence", "normalizers": [
-                {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
+            spec["normalizer"] = {
+                "type": "Sequence",
+                "normalizers": [
+                    {"type": "Prepend", "prepend": "▁"},
+                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                ],
+            }
             spec["pre_tokenizer"] = None
-            spec["decoder"] = {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+            spec["decoder"] = {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                    {"type": "Fuse"},
+                    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+                ],
+            }
         (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     raw = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path)
@@ -191,15 +275,33 @@ def test_hugging_face_dummy_prefix_is_written_once(tmp_path, kind):
 
 def test_agrees_with_transformers(small, tmp_path):
     from transformers import PreTrainedTokenizerFast
-    reference = PreTrainedTokenizerFast.from_pretrained(byte_level_tokenizer(tmp_path), local_files_only=True)
-    assert (reference.bos_token_id, reference.eos_token_id, reference.pad_token_id) == (small.bos_id, small.eos_id, small.pad_id)
+
+    reference = PreTrainedTokenizerFast.from_pretrained(
+        byte_level_tokenizer(tmp_path), local_files_only=True
+    )
+    assert (reference.bos_token_id, reference.eos_token_id, reference.pad_token_id) == (
+        small.bos_id,
+        small.eos_id,
+        small.pad_id,
+    )
     for text in TEXTS:
         assert small.encode(text) == reference.encode(text, add_special_tokens=False)
         assert small.decode(small.encode(text)) == text
 
 
 def test_ids_beyond_the_vocabulary_decode_to_nothing(small):
-    assert small.decode([*small.encode("Score"), small.vocab_size, small.vocab_size + 7, small.pad_id, small.eos_id]) == "Score"
+    assert (
+        small.decode(
+            [
+                *small.encode("Score"),
+                small.vocab_size,
+                small.vocab_size + 7,
+                small.pad_id,
+                small.eos_id,
+            ]
+        )
+        == "Score"
+    )
 
 
 def test_a_missing_or_foreign_file_is_named(tmp_path, small):

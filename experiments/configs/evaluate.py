@@ -1,10 +1,13 @@
 """python -m experiments.evaluate --config=experiments/configs/evaluate.py --workdir=runs/evaluate
 
-The systems and benchmarks of the paper's Table 2. Edit `systems` and `benchmarks`: each is a plain dict, described in
-experiments/stages/reward_models.py and grm_jax/evaluation/benchmarks. What is added later is judged alone; the rest is on file.
+The systems and benchmarks of the paper's Table 2. Edit `systems` and `benchmarks`: each is a plain
+dict, described in experiments/stages/reward_models.py and grm_jax/evaluation/benchmarks. What is
+added later is judged alone; the rest is on file.
 
-Hardware: what the largest of the systems needs; 27B in bfloat16 takes 54 GB for its weights. Result and time: not run here.
+Hardware: what the largest of the systems needs; 27B in bfloat16 takes 54 GB for its weights. Result
+    and time: not run here.
 """
+
 import ml_collections
 
 
@@ -15,10 +18,26 @@ def get_config() -> ml_collections.ConfigDict:
         {"name": "random", "kind": "random"},
         {"name": "Bradley-Terry", "kind": "scalar", "path": "runs/bt_27b/models/bradley_terry"},
         {"name": "PairRM", "kind": "pair_rm", "path": "runs/pair_rm_27b/models/pair_rm"},
-        {"name": "CLoud", "kind": "cloud", "path": "runs/cloud_27b/models/cloud", "critic": "runs/cloud_27b/models/critic"},
+        {
+            "name": "CLoud",
+            "kind": "cloud",
+            "path": "runs/cloud_27b/models/cloud",
+            "critic": "runs/cloud_27b/models/critic",
+        },
         {"name": "GRM-RFT", "kind": "pointwise_grm", "path": "runs/spct_27b/models/rft"},
-        {"name": "GRM", "kind": "pointwise_grm", "path": "runs/spct_27b/models/grm", "meta": "runs/spct_27b/models/meta"},
-        {"name": "GPT-4o", "kind": "remote", "base_url": "https://api.openai.com/v1", "model": "gpt-4o-2024-08-06", "api_key_env": "OPENAI_API_KEY"},
+        {
+            "name": "GRM",
+            "kind": "pointwise_grm",
+            "path": "runs/spct_27b/models/grm",
+            "meta": "runs/spct_27b/models/meta",
+        },
+        {
+            "name": "GPT-4o",
+            "kind": "remote",
+            "base_url": "https://api.openai.com/v1",
+            "model": "gpt-4o-2024-08-06",
+            "api_key_env": "OPENAI_API_KEY",
+        },
     )
     config.benchmarks = (  # files as published: {"path": ...} in place of {"hub": True}
         {"kind": "rewardbench", "hub": True},
@@ -34,15 +53,33 @@ def get_config() -> ml_collections.ConfigDict:
     config.swap = True  # greedy once more, the responses in the reverse order
     config.retry = ()  # names of failures to ask again, such as ("request_failed",)
     config.bootstrap = 2000  # resamples
-    config.report_items = 100  # of each benchmark that can be read in report.html; all judgments are on file
-    config.model = ml_collections.ConfigDict(dict(dtype="bfloat16", scan_layers=True, remat="none", attention="auto"))
-    config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))  # devices along each axis; -1: all that are left
-    config.templates = ml_collections.ConfigDict(dict(pointwise="pointwise", single="single", judge="judge", meta="meta"))
-    config.lengths = ml_collections.ConfigDict(dict(  # in tokens; a longer prompt is a failure by name, nothing is cut
-        prompt=6144, completion=2048, buckets=(1024, 2048, 4096, 6144), sequences=(1024, 2048, 4096),
-    ))
-    config.sampling = ml_collections.ConfigDict(dict(
-        top_p=1.0, top_k=0, rows=64, sampler="shard_map",
-        samples_per_order=1,  # consecutive samples that share a response order, and so a prompt; 1 in the paper
-    ))
+    # of each benchmark that can be read in report.html; all judgments are on file
+    config.report_items = 100
+    config.model = ml_collections.ConfigDict(
+        dict(dtype="bfloat16", scan_layers=True, remat="none", attention="auto")
+    )
+    # devices along each axis; -1: all that are left
+    config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))
+    config.templates = ml_collections.ConfigDict(
+        dict(pointwise="pointwise", single="single", judge="judge", meta="meta")
+    )
+    # in tokens; a longer prompt is a failure by name, nothing is cut
+    config.lengths = ml_collections.ConfigDict(
+        dict(
+            prompt=6144,
+            completion=2048,
+            buckets=(1024, 2048, 4096, 6144),
+            sequences=(1024, 2048, 4096),
+        )
+    )
+    config.sampling = ml_collections.ConfigDict(
+        dict(
+            top_p=1.0,
+            top_k=0,
+            rows=64,
+            sampler="shard_map",
+            # consecutive samples that share a response order, and so a prompt; 1 in the paper
+            samples_per_order=1,
+        )
+    )
     return config

@@ -1,11 +1,14 @@
 """python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_2b.py --workdir=runs/spct_2b \\
     --config.model.path=FOLDER_OF_GEMMA_2_2B --config.data.general=GENERAL.jsonl
 
-SPCT on the pretrained Gemma-2-2B. The paper has no run of this size; values that are not set here are those of its 27B run.
+SPCT on the pretrained Gemma-2-2B. The paper has no run of this size; values that are not set here
+are those of its 27B run.
 
-Hardware: 8 TPU chips, v5e or larger (docs/scale.md); a whole replica for sampling fits on each, and training is sharded over all of them.
+Hardware: 8 TPU chips, v5e or larger (docs/scale.md); a whole replica for sampling fits on each, and
+    training is sharded over all of them.
 Result and time: not run here.
 """
+
 import ml_collections
 
 from experiments.configs import spct_gemma2_27b

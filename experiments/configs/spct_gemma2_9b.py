@@ -1,11 +1,13 @@
 """python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_9b.py --workdir=runs/spct_9b \\
     --config.model.path=FOLDER_OF_GEMMA_2_9B --config.data.general=GENERAL.jsonl
 
-SPCT on the pretrained Gemma-2-9B. The paper has no run of this size; values that are not set here are those of its 27B run.
+SPCT on the pretrained Gemma-2-9B. The paper has no run of this size; values that are not set here
+are those of its 27B run.
 
 Hardware: 16 TPU v5p chips, mesh 16 x 1 (fsdp x tensor).
 Result and time: not run here.
 """
+
 import ml_collections
 
 from experiments.configs import spct_gemma2_27b

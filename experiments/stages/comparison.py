@@ -1,4 +1,6 @@
-"""The whole comparison of a config in a work folder: judgments, figures, results.json, table.md, report.html."""
+"""The whole comparison of a config in a work folder: judgments, figures, results.json, table.md,
+report.html.
+"""
 
 import json
 import pathlib
@@ -13,7 +15,8 @@ from grm_jax.evaluation.comparison_table import markdown
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-    """Judge what is missing, write the three files, and return what results.json holds; {} in all processes but the first, which writes.
+    """Judge what is missing, write the three files, and return what results.json holds; {} in all
+    processes but the first, which writes.
 
     Raises ValueError for a config that cannot be right.
     """
@@ -22,7 +25,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     judged = judging.judge_all(config, benchmarks, workdir / "judgments")
     if not distributed.is_main():
         return {}
-    results = {"config": config.to_dict()} | compare_systems(benchmarks, judged, tuple(config.ks), draws=config.bootstrap, seed=config.seeds[0])
+    results = {"config": config.to_dict()} | compare_systems(
+        benchmarks, judged, tuple(config.ks), draws=config.bootstrap, seed=config.seeds[0]
+    )
     partial = workdir / "results.json.partial"
     partial.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     partial.rename(workdir / "results.json")

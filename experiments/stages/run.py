@@ -1,13 +1,16 @@
-"""What all stages share: config, mesh, model, tokenizer, records; which stages are done; where things lie in the work folder.
+"""What all stages share: config, mesh, model, tokenizer, records; which stages are done; where
+things lie in the work folder.
 
-    config.json                 the resolved config and its digest; another config in the same folder is refused
-    records/{train,SPLIT}.jsonl the records that are used, general.jsonl the instruction data
-    judgments/*.jsonl           every judgment ever drawn, with its verdict
+    config.json                 the resolved config and its digest; another config in the same
+    folder is refused records/{train,SPLIT}.jsonl the records that are used, general.jsonl the
+    instruction data judgments/*.jsonl           every judgment ever drawn, with its verdict
     checkpoints/STAGE/          train state of a stage under way
     models/{rft,grm,meta}/      finished models, as Hugging Face folders
-    stages/STAGE.json           a stage that is done, its seconds, and what a reader of the results must know of it
+    stages/STAGE.json           a stage that is done, its seconds, and what a reader of the results
+    must know of it
 
-Of several processes process 0 alone writes these (each its shards of a checkpoint), and all read them: the folder is one that all see.
+Of several processes process 0 alone writes these (each its shards of a checkpoint), and all read
+them: the folder is one that all see.
 """
 
 import dataclasses
@@ -67,60 +70,110 @@ class Run:
 
 
 def start_processes() -> None:
-    """Join the processes of this job, if it has several, before anything that needs a device. All but process 0 fall silent but for errors."""
+    """Join the processes of this job, if it has several, before anything that needs a device. All
+    but process 0 fall silent but for errors.
+    """
     processes = distributed.initialize()
     jax.config.update("jax_threefry_partitionable", True)
     if processes.count > 1:
-        print(f"process {processes.index} of {processes.count} on {socket.gethostname()}, by {processes.launcher}", flush=True)
+        print(
+            f"process {processes.index} of {processes.count} on {socket.gethostname()}, by "
+            f"{processes.launcher}",
+            flush=True,
+        )
         if not distributed.is_main():
             sys.stdout = open(os.devnull, "w")
 
 
 def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
-    """Load everything a run needs, check it, and write down which records are used and which are left out."""
+    """Load everything a run needs, check it, and write down which records are used and which are
+    left out.
+    """
     distributed.on_main("config", lambda: _refuse_other_config(config, workdir))
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
-    prompter = Prompter(tokenizer, load_template(config.templates.pointwise), load_template(config.templates.single), config.answer)
+    prompter = Prompter(
+        tokenizer,
+        load_template(config.templates.pointwise),
+        load_template(config.templates.single),
+        config.answer,
+    )
     mesh = make_mesh(**config.mesh)
     numerics = config_flags.numerics(config, mesh.devices.flat[0].platform)
     if config.model.random_init is not None:
         sizes = config.model.random_init.to_dict()
-        cfg = Gemma2Config(vocab_size=tokenizer.vocab_size, layer_types=alternating(sizes["n_layers"]), **sizes, **numerics)
+        cfg = Gemma2Config(
+            vocab_size=tokenizer.vocab_size,
+            layer_types=alternating(sizes["n_layers"]),
+            **sizes,
+            **numerics,
+        )
     else:
         cfg = load_config(config_flags.model_folder(config), **numerics)
     if cfg.vocab_size < tokenizer.vocab_size:
-        raise ValueError(f"the tokenizer has {tokenizer.vocab_size} ids, the model only {cfg.vocab_size} embeddings")
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model only {cfg.vocab_size} "
+            "embeddings"
+        )
 
     for stage in config_flags.STAGES:
         if stage in config:
             config_flags.check_micro_batch(config, stage, shares(mesh))
     print(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; model {cfg}", flush=True)
-    sources = {"train": config.data.train} | {split: config.data.eval[split] for split in config.eval.splits}
+    sources = {"train": config.data.train} | {
+        split: config.data.eval[split] for split in config.eval.splits
+    }
     records, left_out = {}, {}
     for split, source in sources.items():
-        found = [record for one in config_flags.sources(source) for record in _load(one, config, split)]
+        found = [
+            record for one in config_flags.sources(source) for record in _load(one, config, split)
+        ]
         missing = next((r.id for r in found if r.rewards is None), None)
         if missing is not None:
-            raise ValueError(f"data for {split!r}: record {missing!r} has no gold; expected rewards or best")
+            raise ValueError(
+                f"data for {split!r}: record {missing!r} has no gold; expected rewards or best"
+            )
         records[split], left_out[split] = split_by_length(prompter, found, config.lengths.prompt)
         if split != "train" and config.eval.records:
             records[split] = records[split][: config.eval.records]
         if distributed.is_main():
             write_records(_made(workdir / "records" / f"{split}.jsonl"), records[split])
-        longer = ", ".join(f"{name} ({tokens})" for name, tokens in left_out[split][:5]) + (", ..." if len(left_out[split]) > 5 else "")
-        print(f"data {split}: {len(records[split])} records; {len(left_out[split])} longer than {config.lengths.prompt} tokens are left out"
-              + (f": {longer}; all in records/left_out.json" if longer else ""), flush=True)  # fmt: skip
+        longer = ", ".join(f"{name} ({tokens})" for name, tokens in left_out[split][:5]) + (
+            ", ..." if len(left_out[split]) > 5 else ""
+        )
+        print(
+            f"data {split}: {len(records[split])} records; {len(left_out[split])} longer than "
+            f"{config.lengths.prompt} tokens are left out"
+            + (f": {longer}; all in records/left_out.json" if longer else ""),
+            flush=True,
+        )
         if not records[split]:
-            raise ValueError(f"data for {split!r}: no record is left; the shortest prompt over the limit has {min(n for _, n in left_out[split])} tokens")
+            raise ValueError(
+                f"data for {split!r}: no record is left; the shortest prompt over the limit has "
+                f"{min(n for _, n in left_out[split])} tokens"
+            )
     _refuse_leaks(records)
-    general = [row for one in config_flags.sources(config.data.general) for row in _load_general(one, config, records["train"])]
+    general = [
+        row
+        for one in config_flags.sources(config.data.general)
+        for row in _load_general(one, config, records["train"])
+    ]
     evaluation = {split: records[split] for split in config.eval.splits}
     if distributed.is_main():
         (workdir / "records" / "left_out.json").write_text(json.dumps(left_out, indent=1) + "\n")
         claim = {"digest": config_flags.config_digest(config), "config": config.to_dict()}
         (workdir / "config.tmp").write_text(json.dumps(claim, indent=1) + "\n")
         (workdir / "config.tmp").rename(workdir / "config.json")
-    return Run(config, workdir, mesh, cfg, prompter, load_template(config.templates.meta), records["train"], evaluation, general)
+    return Run(
+        config,
+        workdir,
+        mesh,
+        cfg,
+        prompter,
+        load_template(config.templates.meta),
+        records["train"],
+        evaluation,
+        general,
+    )
 
 
 def _made(path: pathlib.Path) -> pathlib.Path:
@@ -133,20 +186,33 @@ def _refuse_other_config(config, workdir):
     if path.is_file():
         found = json.loads(path.read_text())
         if found["digest"] != config_flags.config_digest(config):
-            old, new = (_flat(config_flags.of_results(one)) for one in (found["config"], json.loads(json.dumps(config.to_dict()))))
-            changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-            raise ValueError(f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. Choose another --workdir.")
+            old, new = (
+                _flat(config_flags.of_results(one))
+                for one in (found["config"], json.loads(json.dumps(config.to_dict())))
+            )
+            changed = sorted(
+                name for name in old.keys() | new.keys() if old.get(name) != new.get(name)
+            )
+            raise ValueError(
+                f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
+                "Choose another --workdir."
+            )
 
 
 def _flat(tree, prefix=""):
     if not isinstance(tree, dict):
         return {prefix: tree}
-    return {name: value for key, child in tree.items() for name, value in _flat(child, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        name: value
+        for key, child in tree.items()
+        for name, value in _flat(child, f"{prefix}.{key}" if prefix else key).items()
+    }
 
 
 def _load(source, config, split):
     if "world" in source:
-        seed = config.seed if split == "train" else source.get("seed", 0)  # the same test records whatever the seed of the run
+        # the same test records whatever the seed of the run
+        seed = config.seed if split == "train" else source.get("seed", 0)
         return make_records(source["world"], source.get("items", config.eval.records), seed)
     return load_source(source)
 
@@ -160,12 +226,23 @@ def _load_general(source, config, train):
 
 
 def best_responses(records: list[Record]) -> list[dict[str, str]]:
-    """Instruction data from preference records: the conversation asks, its best response answers. Wrong single responses are left out."""
+    """Instruction data from preference records: the conversation asks, its best response answers.
+    Wrong single responses are left out.
+    """
     rows = []
     for record in records:
         if len(record.responses) > 1 or record.rewards[0] == 1:
-            turns = [turn.content if len(record.conversation) == 1 else f"{turn.role}: {turn.content}" for turn in record.conversation]
-            rows.append({"id": record.id, "prompt": "\n\n".join(turns), "completion": record.responses[best_index(record.rewards)]})
+            turns = [
+                turn.content if len(record.conversation) == 1 else f"{turn.role}: {turn.content}"
+                for turn in record.conversation
+            ]
+            rows.append(
+                {
+                    "id": record.id,
+                    "prompt": "\n\n".join(turns),
+                    "completion": record.responses[best_index(record.rewards)],
+                }
+            )
     return rows
 
 
@@ -179,13 +256,20 @@ def _refuse_leaks(records: dict[str, list[Record]]) -> None:
     for split, found in records.items():
         for record in found if split != "train" else ():
             if content(record) in seen:
-                raise ValueError(f"record {record.id!r} of {split!r} is also the training record {seen[content(record)]!r}")
+                raise ValueError(
+                    f"record {record.id!r} of {split!r} is also the training record "
+                    f"{seen[content(record)]!r}"
+                )
 
 
 def run_stage(run: Run, name: str, stage: Callable[[Run], str | None]) -> None:
-    """Run a stage unless the work folder says that it is done. What the stage returns is a note for results.json and the report."""
+    """Run a stage unless the work folder says that it is done. What the stage returns is a note for
+    results.json and the report.
+    """
     marker = run.workdir / "stages" / f"{name}.json"
-    done = distributed.on_main(f"before {name}", lambda: json.loads(marker.read_text()) if marker.is_file() else None)
+    done = distributed.on_main(
+        f"before {name}", lambda: json.loads(marker.read_text()) if marker.is_file() else None
+    )
     if done:
         print(f"== {name}: done before ({done['seconds']:.0f} s)", flush=True)
         return
@@ -194,7 +278,9 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], str | None]) -> None:
     note = stage(run)
     seconds = time.time() - began
     if distributed.is_main():
-        _made(marker).with_suffix(".tmp").write_text(json.dumps({"seconds": seconds, "note": note}) + "\n")
+        _made(marker).with_suffix(".tmp").write_text(
+            json.dumps({"seconds": seconds, "note": note}) + "\n"
+        )
         marker.with_suffix(".tmp").rename(marker)
     print(f"== {name}: {seconds:.0f} s" + (f". {note}" if note else ""), flush=True)
 
@@ -211,14 +297,23 @@ def load_policy(run: Run, name: str) -> dict:
     if name != "base":
         return load_params(run.workdir / "models" / name, run.cfg, shardings)
     if run.config.model.random_init is not None:
-        return jax.jit(lambda key: init_params(run.cfg, key), out_shardings=shardings)(jax.random.key(run.config.seed))
+        return jax.jit(lambda key: init_params(run.cfg, key), out_shardings=shardings)(
+            jax.random.key(run.config.seed)
+        )
     return load_params(config_flags.model_folder(run.config), run.cfg, shardings)
 
 
 def with_head(run: Run, policy: dict) -> dict:
     """A scalar model with a fresh head on the policy, whose arrays it takes over."""
-    key, shardings = jax.random.key(run.config.seed), param_shardings(run.mesh, abstract_params(run.cfg, SCALAR))
-    return jax.jit(lambda backbone: init_scalar_params(run.cfg, backbone, key), out_shardings=shardings, donate_argnums=0)(policy)
+    key, shardings = (
+        jax.random.key(run.config.seed),
+        param_shardings(run.mesh, abstract_params(run.cfg, SCALAR)),
+    )
+    return jax.jit(
+        lambda backbone: init_scalar_params(run.cfg, backbone, key),
+        out_shardings=shardings,
+        donate_argnums=0,
+    )(policy)
 
 
 def load_meta(run: Run) -> dict:
@@ -232,14 +327,30 @@ def policy_sampler(run: Run, temperature: float) -> Callable:
     return sampler_of(run.cfg, run.prompter.tokenizer, run.config, run.mesh, temperature)
 
 
-def sampler_of(cfg: Gemma2Config, tokenizer: Tokenizer, config: ml_collections.ConfigDict, mesh: Mesh, temperature: float) -> Callable:
-    """The sampler of a model at a temperature, as the sections lengths and sampling of a config have it."""
+def sampler_of(
+    cfg: Gemma2Config,
+    tokenizer: Tokenizer,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    temperature: float,
+) -> Callable:
+    """The sampler of a model at a temperature, as the sections lengths and sampling of a config
+    have it.
+    """
     sampling = config.sampling
     settings = SamplingConfig(
-        max_new_tokens=config.lengths.completion, temperature=temperature, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-        top_p=sampling.top_p, top_k=sampling.top_k,
-    )  # fmt: skip
-    used = mesh if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and mesh.size > 1) else None
+        max_new_tokens=config.lengths.completion,
+        temperature=temperature,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+    )
+    used = (
+        mesh
+        if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and mesh.size > 1)
+        else None
+    )
     return _sampler(cfg, settings, sampling.sampler, used)
 
 

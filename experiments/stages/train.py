@@ -1,4 +1,6 @@
-"""What the training stages share: a state that resumes, batches on the mesh, and the supervised loop of RFT and Meta RM."""
+"""What the training stages share: a state that resumes, batches on the mesh, and the supervised
+loop of RFT and Meta RM.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -28,9 +30,11 @@ from grm_jax.training.step import adapted, make_train_step
 
 
 class Training(NamedTuple):
-    """A stage that is ready to go on: its jitted step, schedule, checkpoints, state, and what was saved beside the state ({} at first).
+    """A stage that is ready to go on: its jitted step, schedule, checkpoints, state, and what was
+    saved beside the state ({} at first).
 
-    params_of: state -> the model's parameters. With config.lora the state holds adapters, and they are merged here.
+    params_of: state -> the model's parameters. With config.lora the state holds adapters, and they
+        are merged here.
     """
 
     step: Callable[[TrainState, dict], tuple[TrainState, dict]]
@@ -42,44 +46,75 @@ class Training(NamedTuple):
 
 
 def make_step(
-    config: ml_collections.ConfigDict, mesh: Mesh, params: dict, loss_fn: Callable, settings: ml_collections.ConfigDict, updates: int
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    params: dict,
+    loss_fn: Callable,
+    settings: ml_collections.ConfigDict,
+    updates: int,
 ) -> tuple[Callable, optax.Schedule, optax.GradientTransformation, TrainState]:
-    """(jitted step, learning-rate schedule, optimizer, state as ShapeDtypeStructs laid over the mesh) of a training stage.
+    """(jitted step, learning-rate schedule, optimizer, state as ShapeDtypeStructs laid over the
+    mesh) of a training stage.
 
-    `params` may be arrays or ShapeDtypeStructs: nothing is computed, so what is planned is what is run (experiments/plan.py).
+    `params` may be arrays or ShapeDtypeStructs: nothing is computed, so what is planned is what is
+    run (experiments/plan.py).
     """
     optimizer, schedule = make_optimizer(config.optimizer, settings.learning_rate, updates)
     abstract = abstract_state(params, optimizer)
     shardings = param_shardings(mesh, abstract)
-    step = make_train_step(loss_fn, optimizer, settings.batch_size // settings.micro_batch, shardings)
-    placed = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), abstract, shardings)
+    step = make_train_step(
+        loss_fn, optimizer, settings.batch_size // settings.micro_batch, shardings
+    )
+    placed = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings,
+    )
     return step, schedule, optimizer, placed
 
 
 def begin(
-    run: Run, stage: str, params: dict, loss_fn: Callable, settings: ml_collections.ConfigDict, updates: int, donate: bool = False
+    run: Run,
+    stage: str,
+    params: dict,
+    loss_fn: Callable,
+    settings: ml_collections.ConfigDict,
+    updates: int,
+    donate: bool = False,
 ) -> Training:
-    """A new training state from `params`, or the last one that this stage saved; `updates` in all are scheduled.
+    """A new training state from `params`, or the last one that this stage saved; `updates` in all
+    are scheduled.
 
-    donate: `params` are the state's from now on, and deleted; without it they stay on the devices beside it, as RL's reference must.
-    With config.lora.rank > 0 `params` stay as they are and adapters beside them are trained (models/lora.py).
+    donate: `params` are the state's from now on, and deleted; without it they stay on the devices
+    beside it, as RL's reference must. With config.lora.rank > 0 `params` stay as they are and
+    adapters beside them are trained (models/lora.py).
     """
     frozen, merged = None, None
     if run.config.lora.rank:
         donate = False
         lora, frozen = lora_config(run.config), params
-        merged = jax.jit(lambda frozen, adapters: merge(frozen, adapters, lora.scale), out_shardings=param_shardings(run.mesh, frozen))
-        params, loss_fn = start_adapters(run.cfg, lora, frozen, jax.random.key(run.config.seed)), adapted(loss_fn, lora.scale)
+        merged = jax.jit(
+            lambda frozen, adapters: merge(frozen, adapters, lora.scale),
+            out_shardings=param_shardings(run.mesh, frozen),
+        )
+        params, loss_fn = (
+            start_adapters(run.cfg, lora, frozen, jax.random.key(run.config.seed)),
+            adapted(loss_fn, lora.scale),
+        )
 
     def params_of(state: TrainState) -> dict:
         return state.params if merged is None else merged(frozen, state.params)
 
-    step, schedule, optimizer, placed = make_step(run.config, run.mesh, params, loss_fn, settings, updates)
+    step, schedule, optimizer, placed = make_step(
+        run.config, run.mesh, params, loss_fn, settings, updates
+    )
     step = functools.partial(step, frozen=frozen)
     checkpoints = open_checkpoints(run.workdir / "checkpoints" / stage, run.config.checkpoint.keep)
     found = restore_latest(checkpoints, placed, config_flags.config_digest(run.config))
     if found is None:
-        state = init_state(params, optimizer, jax.tree.map(lambda leaf: leaf.sharding, placed), donate)
+        state = init_state(
+            params, optimizer, jax.tree.map(lambda leaf: leaf.sharding, placed), donate
+        )
         return Training(step, params_of, schedule, checkpoints, state, {})
     if donate:
         jax.tree.map(lambda x: x.delete(), params)
@@ -92,16 +127,34 @@ def lora_config(config: ml_collections.ConfigDict) -> LoraConfig:
 
 
 def save_state(run: Run, training: Training, state: TrainState, extra: dict) -> None:
-    save(training.checkpoints, int(state.step), state, extra, config_flags.config_digest(run.config))
+    save(
+        training.checkpoints, int(state.step), state, extra, config_flags.config_digest(run.config)
+    )
 
 
-def save_model(run: Run, name: str, training: Training, state: TrainState, architecture: str = CAUSAL_LM) -> None:
-    """models/<name>, a Hugging Face folder with the run's tokenizer. Adapters are merged; those of RFT and RL are in adapters/<name> too."""
+def save_model(
+    run: Run, name: str, training: Training, state: TrainState, architecture: str = CAUSAL_LM
+) -> None:
+    """models/<name>, a Hugging Face folder with the run's tokenizer. Adapters are merged; those of
+    RFT and RL are in adapters/<name> too.
+    """
     source = config_flags.tokenizer_path(run.config)
     if run.config.lora.rank and name in ("rft", "grm"):
-        base = run.workdir / "models" / "rft" if name == "grm" else config_flags.model_folder(run.config) or "random"
-        save_adapters(run.workdir / "adapters" / name, state.params, run.cfg, lora_config(run.config), base)
-    save_folder(run.workdir / "models" / name, training.params_of(state), run.cfg, tokenizer_files_from=source, architecture=architecture)
+        base = (
+            run.workdir / "models" / "rft"
+            if name == "grm"
+            else config_flags.model_folder(run.config) or "random"
+        )
+        save_adapters(
+            run.workdir / "adapters" / name, state.params, run.cfg, lora_config(run.config), base
+        )
+    save_folder(
+        run.workdir / "models" / name,
+        training.params_of(state),
+        run.cfg,
+        tokenizer_files_from=source,
+        architecture=architecture,
+    )
 
 
 def leave(training: Training, stage: str, state: TrainState) -> None:
@@ -111,19 +164,34 @@ def leave(training: Training, stage: str, state: TrainState) -> None:
 
 
 def fit(
-    run: Run, stage: str, params: dict, loss_fn: Callable, sources: dict[str, Sequence[dict]], weights: dict[str, float],
-    settings: ml_collections.ConfigDict, architecture: str = CAUSAL_LM,
+    run: Run,
+    stage: str,
+    params: dict,
+    loss_fn: Callable,
+    sources: dict[str, Sequence[dict]],
+    weights: dict[str, float],
+    settings: ml_collections.ConfigDict,
+    architecture: str = CAUSAL_LM,
 ) -> None:
-    """Minimise `loss_fn` over examples drawn from `sources` by weight -> models/<stage>. `params` are donated (see `begin`).
+    """Minimise `loss_fn` over examples drawn from `sources` by weight -> models/<stage>. `params`
+    are donated (see `begin`).
 
-    Examples hold "id" and the fields of the loss's batch without "normaliser"; fields of positions have names that end in "positions".
+    Examples hold "id" and the fields of the loss's batch without "normaliser"; fields of positions
+    have names that end in "positions".
     """
     positions = [name for name in next(iter(sources.values()))[0] if name.endswith("positions")]
     batches = make_batches(
-        sources, batch_size=settings.batch_size, seed=run.config.seed, buckets=run.sequence_buckets, weights=weights,
+        sources,
+        batch_size=settings.batch_size,
+        seed=run.config.seed,
+        buckets=run.sequence_buckets,
+        weights=weights,
         pad_values=dict.fromkeys(positions, -1),
-    )  # fmt: skip
-    training, late = begin(run, stage, params, loss_fn, settings, settings.steps, donate=True), LateMetrics()
+    )
+    training, late = (
+        begin(run, stage, params, loss_fn, settings, settings.steps, donate=True),
+        LateMetrics(),
+    )
     state, first = training.state, int(training.state.step)
     if training.extra:
         batches.set_state(training.extra["batches"])
@@ -143,7 +211,14 @@ def fit(
             ids, valid = host.pop("id"), host.pop("valid")
             host.setdefault("mask", valid)
             state, metrics = training.step(state, place_batch(run.mesh, host))
-            write(late.push(step, metrics, ids, tokens=sum(int((host[name] >= 0).sum()) for name in positions)))
+            write(
+                late.push(
+                    step,
+                    metrics,
+                    ids,
+                    tokens=sum(int((host[name] >= 0).sum()) for name in positions),
+                )
+            )
             stop = stopped()
             if stop or (step + 1) % run.config.checkpoint.every == 0:
                 write(late.flush())
@@ -156,14 +231,26 @@ def fit(
 
 
 def example_text(record: Record, rows: Sequence[dict], limit: int = 600) -> str:
-    """One judged record for a person to read: query, responses with their gold, one judgment, the verdicts of all."""
+    """One judged record for a person to read: query, responses with their gold, one judgment, the
+    verdicts of all.
+    """
+
     def short(text):
         return text if len(text) <= limit else f"{text[:limit]} ... ({len(text)} characters)"
 
-    lines = [f"-- {record.id} ({record.domain})", f"   query: {short(record.conversation[-1].content)}"]
+    lines = [
+        f"-- {record.id} ({record.domain})",
+        f"   query: {short(record.conversation[-1].content)}",
+    ]
     for i, (response, reward) in enumerate(zip(record.responses, record.rewards)):
         lines.append(f"   response {i} (gold {reward:g}): {short(response)}")
     lines.append(f"   judgment, responses shown as {rows[0]['order']}:")
     lines += [f"   | {line}" for line in short(rows[0]["text"]).splitlines()]
     verdicts = [row["scores"] if row["scores"] is not None else row["failure"] for row in rows]
-    return "\n".join([*lines, f"   scores: {'; '.join(map(str, verdicts))}   correct: {sum(row['correct'] for row in rows)} of {len(rows)}"])
+    return "\n".join(
+        [
+            *lines,
+            f"   scores: {'; '.join(map(str, verdicts))}   correct: "
+            f"{sum(row['correct'] for row in rows)} of {len(rows)}",
+        ]
+    )

@@ -1,12 +1,15 @@
-"""Hugging Face Gemma-2 folders in and out: `config.json`, one `model.safetensors` or several with an index, tokenizer files. No torch.
+"""Hugging Face Gemma-2 folders in and out: `config.json`, one `model.safetensors` or several with
+an index, tokenizer files. No torch.
 
-Reading is lazy: each device's shard is filled from the slices of the files that it covers, and a slice that several devices of this
-process hold is read once. The layers of a stacked parameter are put together on the device, so the host holds STAGED_BYTES, or one
-device's slice of one tensor where that is more. Names and layouts come from `grm_jax/models/table.py`.
+Reading is lazy: each device's shard is filled from the slices of the files that it covers, and a
+slice that several devices of this process hold is read once. The layers of a stacked parameter are
+put together on the device, so the host holds STAGED_BYTES, or one device's slice of one tensor
+where that is more. Names and layouts come from `grm_jax/models/table.py`.
 
-Vocabulary rows. Folders of transformers have 256000 rows, DeepMind's checkpoints 256128 (padded). A file must hold exactly the rows its
-config.json states; if `cfg.vocab_size` is another number (`load_config(folder, vocab_size=256128)`), the table is cropped, or padded
-with zero rows. Padded rows take part in the softmax like any other (DeepMind's do too), with logit 0.
+Vocabulary rows. Folders of transformers have 256000 rows, DeepMind's checkpoints 256128 (padded). A
+file must hold exactly the rows its config.json states; if `cfg.vocab_size` is another number
+(`load_config(folder, vocab_size=256128)`), the table is cropped, or padded with zero rows. Padded
+rows take part in the softmax like any other (DeepMind's do too), with logit 0.
 """
 
 import contextlib
@@ -31,41 +34,76 @@ from safetensors.numpy import save_file
 
 from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
-from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params, find_row, hf_names, hf_shape, hf_slice, is_stacked, to_hf
+from grm_jax.models.table import (
+    CAUSAL_LM,
+    SCALAR,
+    abstract_params,
+    find_row,
+    hf_names,
+    hf_shape,
+    hf_slice,
+    is_stacked,
+    to_hf,
+)
 from grm_jax.progress import byte_progress
 from grm_jax.tokenizer import load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 _FLOATS = ("F32", "BF16", "F16")  # safetensors' own names
 STAGED_BYTES = 64 * 2**20  # of a shard, put together on the host and copied to the device at once
-READ_BYTES = 2**18  # asked of a file at once: small enough to be turned round within a processor's cache
+# asked of a file at once: small enough to be turned round within a processor's cache
+READ_BYTES = 2**18
 
 
 def load_params(
-    folder: str | os.PathLike, cfg: Gemma2Config, shardings: Any = None, dtype: str = "float32", architecture: str = CAUSAL_LM
+    folder: str | os.PathLike,
+    cfg: Gemma2Config,
+    shardings: Any = None,
+    dtype: str = "float32",
+    architecture: str = CAUSAL_LM,
 ) -> dict:
-    """Parameters of a Hugging Face folder as a nested dict of jax arrays. Each process reads what its own devices hold.
+    """Parameters of a Hugging Face folder as a nested dict of jax arrays. Each process reads what
+    its own devices hold.
 
     Args:
-      folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files it names.
+      folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files
+          it names.
       cfg: architecture; from `load_config(folder)`, with overrides if wanted.
-      shardings: tree of the same structure with a Sharding per parameter (`sharding.param_shardings`), or None: one device.
+      shardings: tree of the same structure with a Sharding per parameter
+          (`sharding.param_shardings`), or None: one device.
       dtype: of the result, whatever the files hold (float32, bfloat16 or float16).
       architecture: CAUSAL_LM, or SCALAR for {"backbone", "score"}.
 
-    Raises FileNotFoundError for a missing file and ValueError for a truncated file, or a missing, unexpected or mis-shaped tensor.
+    Raises FileNotFoundError for a missing file and ValueError for a truncated file, or a missing,
+    unexpected or mis-shaped tensor.
     """
     folder = pathlib.Path(folder)
     expected = flatten_dict(abstract_params(cfg, architecture), sep="/")
     shardings = {} if shardings is None else flatten_dict(shardings, sep="/")
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shards = {path: _local_shards(leaf.shape, shardings.get(path, one_device)) for path, leaf in expected.items()}
-    n_bytes = _DTYPES[dtype].itemsize * sum(math.prod(stop - start for start, stop in part) for parts in shards.values() for part in parts)
+    shards = {
+        path: _local_shards(leaf.shape, shardings.get(path, one_device))
+        for path, leaf in expected.items()
+    }
+    n_bytes = _DTYPES[dtype].itemsize * sum(
+        math.prod(stop - start for start, stop in part)
+        for parts in shards.values()
+        for part in parts
+    )
     with contextlib.ExitStack() as stack:
         tensors = _open(folder, stack)
         _check(tensors, expected, cfg, load_config(folder).vocab_size, folder)
@@ -74,25 +112,38 @@ def load_params(
         for path, leaf in expected.items():
             read = _reader(path, leaf.shape, cfg, tensors, _DTYPES[dtype])
             arrays = _fill(shards[path], read, _DTYPES[dtype].itemsize, advance)
-            params[path] = jax.make_array_from_single_device_arrays(leaf.shape, shardings.get(path, one_device), arrays)
+            params[path] = jax.make_array_from_single_device_arrays(
+                leaf.shape, shardings.get(path, one_device), arrays
+            )
         return jax.block_until_ready(unflatten_dict(params, sep="/"))
 
 
 Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 
-def _local_shards(shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> dict[Part, list[jax.Device]]:
-    """The different parts of an array that this process holds, each with the devices that hold it."""
+def _local_shards(
+    shape: tuple[int, ...], sharding: jax.sharding.Sharding
+) -> dict[Part, list[jax.Device]]:
+    """The different parts of an array that this process holds, each with the devices that hold
+    it.
+    """
     shards = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        shards.setdefault(tuple(piece.indices(size)[:2] for piece, size in zip(index, shape)), []).append(device)
+        shards.setdefault(
+            tuple(piece.indices(size)[:2] for piece, size in zip(index, shape)), []
+        ).append(device)
     return shards
 
 
 def _fill(
-    shards: dict[Part, list[jax.Device]], read: Callable[[Part], np.ndarray], itemsize: int, advance: Callable[[int], None]
+    shards: dict[Part, list[jax.Device]],
+    read: Callable[[Part], np.ndarray],
+    itemsize: int,
+    advance: Callable[[int], None],
 ) -> list[jax.Array]:
-    """One array for each device, in pieces of STAGED_BYTES or one row (a layer of a stacked parameter), one piece at a time on the host."""
+    """One array for each device, in pieces of STAGED_BYTES or one row (a layer of a stacked
+    parameter), one piece at a time on the host.
+    """
     n_rows, *rest = [stop - start for start, stop in next(iter(shards))]
     step = min(n_rows, max(1, STAGED_BYTES // (itemsize * math.prod(rest))))
 
@@ -100,18 +151,25 @@ def _fill(
         arrays = []
         for ((start, _), *others), devices in shards.items():
             host = read(((start + first, start + last), *others))
-            arrays += [jax.block_until_ready(jax.device_put(host, device, may_alias=False)) for device in devices]
+            arrays += [
+                jax.block_until_ready(jax.device_put(host, device, may_alias=False))
+                for device in devices
+            ]
             advance(host.nbytes)
             del host  # before the next is made
         return arrays
 
     if step == n_rows:
         return pieces(0, n_rows)
-    sharding, write = _row_writer(tuple(device for devices in shards.values() for device in devices))
+    sharding, write = _row_writer(
+        tuple(device for devices in shards.values() for device in devices)
+    )
     n_devices, whole = sharding.num_devices, None
     for first in range(0, n_rows, step):
         last = min(first + step, n_rows)
-        piece = jax.make_array_from_single_device_arrays((n_devices * (last - first), *rest), sharding, pieces(first, last))
+        piece = jax.make_array_from_single_device_arrays(
+            (n_devices * (last - first), *rest), sharding, pieces(first, last)
+        )
         if whole is None:
             whole = jnp.zeros((n_devices * n_rows, *rest), piece.dtype, device=sharding)
         whole = jax.block_until_ready(write(whole, piece, first))
@@ -121,18 +179,25 @@ def _fill(
 
 @functools.cache
 def _row_writer(devices: tuple[jax.Device, ...]) -> tuple[NamedSharding, Callable]:
-    """(leading axis over these devices, function that writes a piece of rows into each device's part of an array, in place)."""
+    """(leading axis over these devices, function that writes a piece of rows into each device's
+    part of an array, in place).
+    """
     mesh = Mesh(np.array(devices), "device")
     rows = P("device")
 
     def write(whole, piece, first):
         return jax.lax.dynamic_update_slice_in_dim(whole, piece, first, axis=0)
 
-    return NamedSharding(mesh, rows), jax.jit(jax.shard_map(write, mesh=mesh, in_specs=(rows, rows, P()), out_specs=rows), donate_argnums=0)
+    return NamedSharding(mesh, rows), jax.jit(
+        jax.shard_map(write, mesh=mesh, in_specs=(rows, rows, P()), out_specs=rows),
+        donate_argnums=0,
+    )
 
 
 def open_safetensors(path: pathlib.Path) -> Any:
-    """`safe_open` whose errors name the file; FileNotFoundError, or ValueError where it is cut off or something else."""
+    """`safe_open` whose errors name the file; FileNotFoundError, or ValueError where it is cut off
+    or something else.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -142,13 +207,17 @@ def open_safetensors(path: pathlib.Path) -> Any:
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
-    """{tensor name: (its file, lazy slice)} of every tensor of the folder. The files stay open until `stack` closes."""
+    """{tensor name: (its file, lazy slice)} of every tensor of the folder. The files stay open
+    until `stack` closes.
+    """
     index = folder / INDEX
     if index.is_file():
         try:
             named = json.loads(index.read_text())["weight_map"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{index}: expected JSON with a weight_map from tensor names to files: {error!r}") from error
+            raise ValueError(
+                f"{index}: expected JSON with a weight_map from tensor names to files: {error!r}"
+            ) from error
         files = sorted(set(named.values()))
     elif (folder / SINGLE).is_file():
         named, files = None, [SINGLE]
@@ -160,7 +229,11 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, but {INDEX} names it")
         opened = stack.enter_context(open_safetensors(path))
-        tensors |= {name: (path, opened.get_slice(name)) for name in opened.keys() if named is None or named.get(name, file) == file}
+        tensors |= {
+            name: (path, opened.get_slice(name))
+            for name in opened.keys()
+            if named is None or named.get(name, file) == file
+        }
     if named is not None:
         for name, file in named.items():
             if name not in tensors or tensors[name][0].name != file:
@@ -168,8 +241,12 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
     return tensors
 
 
-def _check(tensors: dict, expected: dict, cfg: Gemma2Config, file_vocab: int, folder: pathlib.Path) -> None:
-    """Every tensor that the model needs is there with its shape, and no other (a copy of the tied embedding is let pass)."""
+def _check(
+    tensors: dict, expected: dict, cfg: Gemma2Config, file_vocab: int, folder: pathlib.Path
+) -> None:
+    """Every tensor that the model needs is there with its shape, and no other (a copy of the tied
+    embedding is let pass).
+    """
     wanted = {}
     for path, leaf in expected.items():
         shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
@@ -177,25 +254,41 @@ def _check(tensors: dict, expected: dict, cfg: Gemma2Config, file_vocab: int, fo
             shape = (file_vocab, *shape[1:])
         wanted |= dict.fromkeys(hf_names(path, cfg), hf_shape(shape, find_row(path).inputs))
     if missing := [name for name in wanted if name not in tensors]:
-        raise ValueError(f"{folder}: missing {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}")
+        raise ValueError(
+            f"{folder}: missing {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}"
+        )
     if unexpected := sorted(set(tensors) - set(wanted) - {"lm_head.weight"}):
         file = tensors[unexpected[0]][0]
-        raise ValueError(f"{file}: {len(unexpected)} tensors that this model has no place for, the first is {unexpected[0]}")
+        raise ValueError(
+            f"{file}: {len(unexpected)} tensors that this model has no place for, the first is "
+            f"{unexpected[0]}"
+        )
     for name, shape in wanted.items():
         file, lazy = tensors[name]
         if tuple(lazy.get_shape()) != shape:
-            raise ValueError(f"{file}: {name} has shape {tuple(lazy.get_shape())}; config.json asks for {shape}")
+            raise ValueError(
+                f"{file}: {name} has shape {tuple(lazy.get_shape())}; config.json asks for {shape}"
+            )
         if lazy.get_dtype() not in _FLOATS:
-            raise ValueError(f"{file}: {name} has dtype {lazy.get_dtype()}; expected one of {', '.join(_FLOATS)}")
+            raise ValueError(
+                f"{file}: {name} has dtype {lazy.get_dtype()}; expected one of {', '.join(_FLOATS)}"
+            )
 
 
-def _reader(path: str, shape: tuple[int, ...], cfg: Gemma2Config, tensors: dict, dtype: np.dtype) -> Callable[[Part], np.ndarray]:
+def _reader(
+    path: str, shape: tuple[int, ...], cfg: Gemma2Config, tensors: dict, dtype: np.dtype
+) -> Callable[[Part], np.ndarray]:
     """Function that gives one part of a parameter, from the slices of files that it covers."""
     inputs, names, stacked = find_row(path).inputs, hf_names(path, cfg), is_stacked(path)
 
-    def read_one(name: str, index: tuple[slice, ...], whole: tuple[int, ...], out: np.ndarray) -> None:
+    def read_one(
+        name: str, index: tuple[slice, ...], whole: tuple[int, ...], out: np.ndarray
+    ) -> None:
         lazy = tensors[name][1]
-        rows, *columns = [slice(min(s.start, n), min(s.stop, n)) for s, n in zip(hf_slice(index, whole, inputs), lazy.get_shape())]
+        rows, *columns = [
+            slice(min(s.start, n), min(s.stop, n))
+            for s, n in zip(hf_slice(index, whole, inputs), lazy.get_shape())
+        ]
         target = to_hf(out, inputs)  # a view, as `out` is contiguous
         n_rows = rows.stop - rows.start
         target[n_rows:] = 0  # only a vocabulary may end early in the file
@@ -227,21 +320,35 @@ def save_folder(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
-    """Writes a folder that `transformers` and `load_params` read: all of it or nothing (written aside, then renamed).
+    """Writes a folder that `transformers` and `load_params` read: all of it or nothing (written
+    aside, then renamed).
 
     Args:
       folder: absent, empty, or a model folder (has config.json), which is replaced.
-      params: as `abstract_params(cfg, architecture)`; any dtype, any sharding. If it goes over several processes, all of them call this:
-        tensor after tensor is gathered, and process 0 writes. The others come back earlier: `distributed.barrier` before they read.
-      tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids are stated in config.json.
+      params: as `abstract_params(cfg, architecture)`; any dtype, any sharding. If it goes over
+        several processes, all of them call this: tensor after tensor is gathered, and process 0
+        writes. The others come back earlier: `distributed.barrier` before they read.
+      tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids
+          are stated in config.json.
       dtype: of the tensors written, "float32" or "bfloat16".
-      max_shard_bytes: a larger model goes into several files with an index; one tensor is never split. The host holds one such
-        file and one tensor.
+      max_shard_bytes: a larger model goes into several files with an index; one tensor is never
+        split. The host holds one such file and one tensor.
     """
-    flat, wanted = flatten_dict(params, sep="/"), flatten_dict(abstract_params(cfg, architecture), sep="/")
-    if {path: leaf.shape for path, leaf in flat.items()} != {path: leaf.shape for path, leaf in wanted.items()}:
-        differing = sorted(p for p in flat.keys() | wanted.keys() if p not in flat or p not in wanted or flat[p].shape != wanted[p].shape)
-        raise ValueError(f"params do not fit {architecture} of this config, first at {differing[0]!r}")
+    flat, wanted = (
+        flatten_dict(params, sep="/"),
+        flatten_dict(abstract_params(cfg, architecture), sep="/"),
+    )
+    if {path: leaf.shape for path, leaf in flat.items()} != {
+        path: leaf.shape for path, leaf in wanted.items()
+    }:
+        differing = sorted(
+            p
+            for p in flat.keys() | wanted.keys()
+            if p not in flat or p not in wanted or flat[p].shape != wanted[p].shape
+        )
+        raise ValueError(
+            f"params do not fit {architecture} of this config, first at {differing[0]!r}"
+        )
     files = _files(flat, cfg, _DTYPES[dtype], max_shard_bytes)
     if not is_main():
         for _, path, block, _ in (piece for file in files for piece in file):
@@ -250,11 +357,18 @@ def save_folder(
 
     folder = pathlib.Path(folder).absolute()
     if folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: holds files but no config.json; refusing to replace a folder that is no model")
+        raise FileExistsError(
+            f"{folder}: holds files but no config.json; refusing to replace a folder that is no "
+            "model"
+        )
     config = to_hf_dict(cfg, architecture) | {"dtype": dtype}
     if architecture == SCALAR:
-        config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # how transformers knows that there is one label
-    partial, replaced = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.replaced")
+        # how transformers knows that there is one label
+        config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
+    partial, replaced = (
+        folder.with_name(f".{folder.name}.partial"),
+        folder.with_name(f".{folder.name}.replaced"),
+    )
     for leftover in (partial, replaced):  # of a run that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -276,17 +390,32 @@ def _copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
     else:
-        shutil.copyfile(source, target / ("tokenizer.json" if source.suffix == ".json" else "tokenizer.model"))
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
+        shutil.copyfile(
+            source, target / ("tokenizer.json" if source.suffix == ".json" else "tokenizer.model")
+        )
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
 
 
-def _files(flat: dict, cfg: Gemma2Config, dtype: np.dtype, max_shard_bytes: int) -> list[list[tuple[str, str, int | None, int]]]:
+def _files(
+    flat: dict, cfg: Gemma2Config, dtype: np.dtype, max_shard_bytes: int
+) -> list[list[tuple[str, str, int | None, int]]]:
     """What goes into each file: (tensor name, parameter path, block or None, bytes)."""
     pieces = []
     for path, leaf in flat.items():
         for block, name in enumerate(hf_names(path, cfg)):
             n_tensors = leaf.shape[0] if is_stacked(path) else 1
-            pieces.append((name, path, block if is_stacked(path) else None, leaf.size // n_tensors * dtype.itemsize))
+            pieces.append(
+                (
+                    name,
+                    path,
+                    block if is_stacked(path) else None,
+                    leaf.size // n_tensors * dtype.itemsize,
+                )
+            )
     shards, room = [], 0
     for piece in pieces:
         if not shards or piece[-1] > room:
@@ -301,20 +430,33 @@ def _tensor(flat: dict, path: str, block: int | None) -> jax.Array:
     return flat[path] if block is None else flat[path][block]
 
 
-def _write_tensors(folder: pathlib.Path, label: str, flat: dict, shards: list, dtype: np.dtype) -> None:
+def _write_tensors(
+    folder: pathlib.Path, label: str, flat: dict, shards: list, dtype: np.dtype
+) -> None:
     weight_map = {}
-    with byte_progress(f"write {label}", sum(piece[-1] for shard in shards for piece in shard)) as advance:
+    with byte_progress(
+        f"write {label}", sum(piece[-1] for shard in shards for piece in shard)
+    ) as advance:
         for number, shard in enumerate(shards, 1):
-            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = (
+                SINGLE
+                if len(shards) == 1
+                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            )
             tensors = {}
             for name, path, block, n_bytes in shard:
                 array = to_host(_tensor(flat, path, block))
-                tensors[name] = np.ascontiguousarray(to_hf(array, find_row(path).inputs).astype(dtype, copy=False))
+                tensors[name] = np.ascontiguousarray(
+                    to_hf(array, find_row(path).inputs).astype(dtype, copy=False)
+                )
                 weight_map[name] = file
                 advance(n_bytes)
                 del array
             save_file(tensors, folder / file, metadata={"format": "pt"})
             del tensors
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(piece[-1] for shard in shards for piece in shard)}, "weight_map": weight_map}
+        index = {
+            "metadata": {"total_size": sum(piece[-1] for shard in shards for piece in shard)},
+            "weight_map": weight_map,
+        }
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

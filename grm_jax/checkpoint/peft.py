@@ -1,4 +1,6 @@
-"""LoRA adapters as a folder of the peft library: adapter_config.json and adapter_model.safetensors. No torch, no peft."""
+"""LoRA adapters as a folder of the peft library: adapter_config.json and adapter_model.safetensors.
+No torch, no peft.
+"""
 
 import json
 import os
@@ -19,8 +21,15 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MATRICES = {A: "lora_A", B: "lora_B"}
 
 
-def save_adapters(folder: str | os.PathLike, adapters: dict, cfg: Gemma2Config, lora: LoraConfig, base: str | os.PathLike) -> None:
-    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`: all of it or nothing. An adapter folder is replaced.
+def save_adapters(
+    folder: str | os.PathLike,
+    adapters: dict,
+    cfg: Gemma2Config,
+    lora: LoraConfig,
+    base: str | os.PathLike,
+) -> None:
+    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`: all of
+    it or nothing. An adapter folder is replaced.
 
     Of several processes all call this, and process 0 writes.
     """
@@ -29,18 +38,40 @@ def save_adapters(folder: str | os.PathLike, adapters: dict, cfg: Gemma2Config, 
         weight, matrix = path.rsplit("/", 1)
         for block, name in enumerate(_names(weight, matrix, cfg)):
             array = to_host(leaf[block]).astype(np.float32)
-            flat = array.reshape(-1, array.shape[-1]) if matrix == A else array.reshape(array.shape[0], -1)  # [in, r] or [r, out]
+            # [in, r] or [r, out]
+            flat = (
+                array.reshape(-1, array.shape[-1])
+                if matrix == A
+                else array.reshape(array.shape[0], -1)
+            )
             tensors[name] = np.ascontiguousarray(flat.T)
     if not is_main():
         return
     folder = pathlib.Path(folder).absolute()
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: holds files but no {CONFIG}; refusing to replace a folder that is no adapter")
-    modules = sorted({name.split(".")[-2] for weight in adapted_paths(cfg, lora) for name in hf_names(weight, cfg)})
+        raise FileExistsError(
+            f"{folder}: holds files but no {CONFIG}; refusing to replace a folder that is no "
+            "adapter"
+        )
+    modules = sorted(
+        {
+            name.split(".")[-2]
+            for weight in adapted_paths(cfg, lora)
+            for name in hf_names(weight, cfg)
+        }
+    )
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "r": lora.rank, "lora_alpha": lora.alpha,
-        "target_modules": modules, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": modules,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -53,26 +84,53 @@ def save_adapters(folder: str | os.PathLike, adapters: dict, cfg: Gemma2Config, 
 def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, LoraConfig]:
     """(adapters, config) of such a folder, as numpy arrays.
 
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is missing, left over, or of another shape.
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is
+    missing, left over, or of another shape.
     """
     folder = pathlib.Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
         config["r"], config["lora_alpha"], config["target_modules"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: expected JSON with r, lora_alpha and target_modules: {error!r}") from error
-    short = {find_row(path).hf_name.split(".")[-2]: path.rsplit("/", 1)[1] for path in adapted_paths(cfg, LoraConfig(1))}
-    targets = config["target_modules"] if isinstance(config["target_modules"], list) else [config["target_modules"]]  # a name, or "all-linear"
-    unknown = [name for name in targets if name not in short] or config.get("rank_pattern") or config.get("alpha_pattern")
-    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or config.get("use_dora") or config.get("use_rslora") or unknown:
-        raise ValueError(f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, one rank and alpha for all, without bias, DoRA or rsLoRA; got {config}")
+        raise ValueError(
+            f"{folder / CONFIG}: expected JSON with r, lora_alpha and target_modules: {error!r}"
+        ) from error
+    short = {
+        find_row(path).hf_name.split(".")[-2]: path.rsplit("/", 1)[1]
+        for path in adapted_paths(cfg, LoraConfig(1))
+    }
+    # a name, or "all-linear"
+    targets = (
+        config["target_modules"]
+        if isinstance(config["target_modules"], list)
+        else [config["target_modules"]]
+    )
+    unknown = (
+        [name for name in targets if name not in short]
+        or config.get("rank_pattern")
+        or config.get("alpha_pattern")
+    )
+    if (
+        config.get("peft_type") != "LORA"
+        or config.get("bias", "none") != "none"
+        or config.get("use_dora")
+        or config.get("use_rslora")
+        or unknown
+    ):
+        raise ValueError(
+            f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, one rank and "
+            f"alpha for all, without bias, DoRA or rsLoRA; got {config}"
+        )
     lora = LoraConfig(config["r"], config["lora_alpha"], tuple(short[name] for name in targets))
     flat, used = {}, set()
     with open_safetensors(folder / TENSORS) as file:
         there = set(file.keys())
         for path, leaf in adapted_paths(cfg, lora).items():
             inputs = find_row(path).inputs
-            shapes = {A: (*leaf.shape[1 : 1 + inputs], lora.rank), B: (lora.rank, *leaf.shape[1 + inputs :])}
+            shapes = {
+                A: (*leaf.shape[1 : 1 + inputs], lora.rank),
+                B: (lora.rank, *leaf.shape[1 + inputs :]),
+            }
             for matrix, shape in shapes.items():
                 names = _names(path, matrix, cfg)
                 if missing := [name for name in names if name not in there]:
@@ -83,13 +141,21 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
                         f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; "
                         f"this model and rank {lora.rank} need {np.prod(shape)} numbers"
                     )
-                flat[f"{path}/{matrix}"] = np.stack([tensor.reshape(shape) for tensor in tensors]).astype(np.float32)
+                flat[f"{path}/{matrix}"] = np.stack(
+                    [tensor.reshape(shape) for tensor in tensors]
+                ).astype(np.float32)
                 used |= set(names)
     if left := sorted(there - used):
-        raise ValueError(f"{folder / TENSORS}: {len(left)} tensors that this model has no place for, the first is {left[0]}")
+        raise ValueError(
+            f"{folder / TENSORS}: {len(left)} tensors that this model has no place for, the "
+            f"first is {left[0]}"
+        )
     return unflatten_dict(flat, sep="/"), lora
 
 
 def _names(weight: str, matrix: str, cfg: Gemma2Config) -> list[str]:
     """peft's tensor names of one matrix, one for each block."""
-    return [f"base_model.model.{name.removesuffix('.weight')}.{MATRICES[matrix]}.weight" for name in hf_names(weight, cfg)]
+    return [
+        f"base_model.model.{name.removesuffix('.weight')}.{MATRICES[matrix]}.weight"
+        for name in hf_names(weight, cfg)
+    ]

@@ -2,18 +2,20 @@
 
 A source is a plain dict (or ml_collections ConfigDict) with one of
 
-    path     a file (.jsonl, .json, also .gz; .parquet, .csv) or a folder of such files, or what `datasets` wrote with save_to_disk
-    hub      a data set name for `datasets.load_dataset`
+    path     a file (.jsonl, .json, also .gz; .parquet, .csv) or a folder of such files, or what
+    `datasets` wrote with save_to_disk hub      a data set name for `datasets.load_dataset`
 
 and, where they are needed,
 
-    format   "records" (the schema of grm_jax.judgment.records), "rmb", "llmbar" or "hh_rlhf"; read off the first row's fields if absent
-    columns  instead of a format: which column holds which field of a record, see `_from_columns`
-    config, split        of a data set ("train" if absent)
-    shuffle_seed, limit  take the first `limit` records, in an order that is a function of (shuffle_seed, id) if a seed is given
+    format   "records" (the schema of grm_jax.judgment.records), "rmb", "llmbar" or "hh_rlhf"; read
+    off the first row's fields if absent columns  instead of a format: which column holds which
+    field of a record, see `_from_columns` config, split        of a data set ("train" if absent)
+    shuffle_seed, limit  take the first `limit` records, in an order that is a function of
+    (shuffle_seed, id) if a seed is given
 
 Every error names file, line or item, field, and what was expected.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -36,7 +38,10 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read: `where` opens error messages, `name` ("folder/file" or "data set/split") and `index` make a default id."""
+    """One row as it was read: `where` opens error messages, `name` ("folder/file" or "data
+    set/split") and `index` make a default id.
+    """
+
     where: str
     name: str
     index: int
@@ -44,10 +49,12 @@ class Row:
 
 
 def load_source(source: Mapping[str, Any]) -> list[Record]:
-    """Reads and validates the records of one source; ids are unique in it and the same on every reading.
+    """Reads and validates the records of one source; ids are unique in it and the same on every
+    reading.
 
-    Raises ValueError or FileNotFoundError. Ids: those of the file for "records"; "rmb/bon/<uid>" and "rmb/pair/<uid>"; otherwise
-    "<format>/<file>/<row>", which change when rows are inserted before.
+    Raises ValueError or FileNotFoundError. Ids: those of the file for "records"; "rmb/bon/<uid>"
+    and "rmb/pair/<uid>"; otherwise "<format>/<file>/<row>", which change when rows are inserted
+    before.
     """
     spec = _checked_spec(source)
     columns = spec.get("columns")
@@ -64,34 +71,46 @@ def load_source(source: Mapping[str, Any]) -> list[Record]:
             d = convert(row)
         record = record_from_dict(d, row.where)
         if record.id in first_seen:
-            raise ValueError(f'{row.where}: field "id": {record.id!r} occurs twice, first at {first_seen[record.id]}')
+            raise ValueError(
+                f'{row.where}: field "id": {record.id!r} occurs twice, first at '
+                f"{first_seen[record.id]}"
+            )
         first_seen[record.id] = row.where
         records.append(record)
     return _take(records, lambda record: record.id, spec)
 
 
 def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
-    """General instruction data: rows {"id", "prompt", "completion"}, all strings, from the same kinds of source.
+    """General instruction data: rows {"id", "prompt", "completion"}, all strings, from the same
+    kinds of source.
 
-    A row has "prompt" and "completion", or "messages": a user and an assistant turn, a system turn may stand before them (it is put
-    in front of the user's text, as Gemma-2 has no system role). `columns` maps these names to others. "id" is optional in the file.
+    A row has "prompt" and "completion", or "messages": a user and an assistant turn, a system turn
+    may stand before them (it is put in front of the user's text, as Gemma-2 has no system role).
+    `columns` maps these names to others. "id" is optional in the file.
     """
     spec = _checked_spec(source)
     columns = spec.get("columns") or {}
     _check_names(columns, INSTRUCTION_COLUMNS, "columns")
     if "format" in spec:
-        raise ValueError(f'source {_place(spec)}: field "format": instruction data has none; rename fields with "columns"')
+        raise ValueError(
+            f'source {_place(spec)}: field "format": instruction data has none; rename fields '
+            'with "columns"'
+        )
     items, first_seen = [], {}
     for row in _rows(spec):
         if columns.get("messages", "messages") in row.data:
             prompt, completion = _single_exchange(row, columns.get("messages", "messages"))
         else:
-            prompt, completion = (row_text(row, columns.get(name, name)) for name in ("prompt", "completion"))
+            prompt, completion = (
+                row_text(row, columns.get(name, name)) for name in ("prompt", "completion")
+            )
         if not prompt.strip() or not completion.strip():
             raise ValueError(f"{row.where}: expected a prompt and a completion that are not empty")
         item_id = str(row.data.get(columns.get("id", "id"), f"{row.name}/{row.index}"))
         if item_id in first_seen:
-            raise ValueError(f'{row.where}: field "id": {item_id!r} occurs twice, first at {first_seen[item_id]}')
+            raise ValueError(
+                f'{row.where}: field "id": {item_id!r} occurs twice, first at {first_seen[item_id]}'
+            )
         first_seen[item_id] = row.where
         items.append({"id": item_id, "prompt": prompt, "completion": completion})
     return _take(items, lambda item: item["id"], spec)
@@ -109,23 +128,36 @@ def infer_format(row: Row) -> str:
     if {"chosen", "rejected"} <= fields and str(row.data["chosen"]).startswith("\n\nHuman:"):
         return "hh_rlhf"
     raise ValueError(
-        f"{row.where}: cannot tell the format from the fields {sorted(fields)}; give the source a format ({', '.join(FORMATS)}) or columns")
+        f"{row.where}: cannot tell the format from the fields {sorted(fields)}; give the "
+        f"source a format ({', '.join(FORMATS)}) or columns"
+    )
 
 
 # ---- one converter a format: Row -> the JSON object of a record
 
+
 def _from_records(row: Row) -> dict:
-    return {field: value for field, value in row.data.items() if value is not None}  # tables fill absent fields with null
+    # tables fill absent fields with null
+    return {field: value for field, value in row.data.items() if value is not None}
 
 
 def _from_rmb(row: Row) -> dict:
-    """RMB (Zhou-Zoey/RMB-Reward-Model-Benchmark), pairwise and best-of-N. The domain is the category path without the set's name."""
+    """RMB (Zhou-Zoey/RMB-Reward-Model-Benchmark), pairwise and best-of-N. The domain is the
+    category path without the set's name.
+    """
     kind = "bon" if "bon_uid" in row.data else "pair"
-    best, others = ("bon_best", row_value(row, "loser_list", list)) if kind == "bon" else ("chosen", [row_value(row, "reject", dict)])
+    best, others = (
+        ("bon_best", row_value(row, "loser_list", list))
+        if kind == "bon"
+        else ("chosen", [row_value(row, "reject", dict)])
+    )
     answers = [row_value(row, best, dict), *others]
     for answer in answers:
         if not isinstance(answer, dict) or not isinstance(answer.get("answer"), str):
-            raise ValueError(f'{row.where}: field "{"loser_list" if kind == "bon" else "chosen/reject"}": expected objects with a text "answer"')
+            raise ValueError(
+                f'{row.where}: field "{"loser_list" if kind == "bon" else "chosen/reject"}": '
+                'expected objects with a text "answer"'
+            )
     path = row_text(row, "category_path")
     return {
         "id": f"rmb/{kind}/{row_value(row, f'{kind}_uid', (str, int))}",
@@ -133,14 +165,19 @@ def _from_rmb(row: Row) -> dict:
         "responses": [answer["answer"] for answer in answers],
         "best": 0,
         "domain": path.removeprefix("BoN_set/").removeprefix("Pairwise_set/"),
-        "metadata": {"category_path": path, "llm_names": [answer.get("llm_name", "") for answer in answers]},
+        "metadata": {
+            "category_path": path,
+            "llm_names": [answer.get("llm_name", "") for answer in answers],
+        },
     }
 
 
 def _from_llmbar(row: Row) -> dict:
     """LLMBar (princeton-nlp/LLMBar). The domain is the name of the subset's folder."""
     if row.data.get("label") not in (1, 2):
-        raise ValueError(f'{row.where}: field "label": expected 1 or 2, got {row.data.get("label")!r}')
+        raise ValueError(
+            f'{row.where}: field "label": expected 1 or 2, got {row.data.get("label")!r}'
+        )
     subset = row.name.split("/")[0]
     return {
         "id": f"llmbar/{subset}/{row.index}",
@@ -152,9 +189,11 @@ def _from_llmbar(row: Row) -> dict:
 
 
 def _from_hh_rlhf(row: Row) -> dict:
-    """Dialogues of anthropics/hh-rlhf. The conversation is the shared turns, the responses are all that follows them.
+    """Dialogues of anthropics/hh-rlhf. The conversation is the shared turns, the responses are all
+    that follows them.
 
-    Now and then one of the two goes on with turns of its own (assistant and human in turn); that text stays part of the response.
+    Now and then one of the two goes on with turns of its own (assistant and human in turn); that
+    text stays part of the response.
     """
     chosen, rejected = (_dialogue(row, field) for field in ("chosen", "rejected"))
     shared = 0
@@ -164,27 +203,44 @@ def _from_hh_rlhf(row: Row) -> dict:
         if a != b:
             break
     if not shared:
-        raise ValueError(f'{row.where}: fields "chosen" and "rejected": expected dialogues that share a human turn and then answer it')
+        raise ValueError(
+            f'{row.where}: fields "chosen" and "rejected": expected dialogues that share a human '
+            "turn and then answer it"
+        )
     return {
         "id": f"hh_rlhf/{row.name}/{row.index}",
-        "conversation": [{"role": "user" if role == "Human" else "assistant", "content": text} for role, text in chosen[:shared]],
+        "conversation": [
+            {"role": "user" if role == "Human" else "assistant", "content": text}
+            for role, text in chosen[:shared]
+        ],
         "responses": [
-            "\n\n".join([turns[shared][1], *(f"{role}: {text}" for role, text in turns[shared + 1:])]) for turns in (chosen, rejected)],
+            "\n\n".join(
+                [turns[shared][1], *(f"{role}: {text}" for role, text in turns[shared + 1 :])]
+            )
+            for turns in (chosen, rejected)
+        ],
         "best": 0,
         "domain": row.name.split("/")[0],
     }
 
 
 FORMATS: dict[str, Callable[[Row], dict]] = {
-    "records": _from_records, "rmb": _from_rmb, "llmbar": _from_llmbar, "hh_rlhf": _from_hh_rlhf}
+    "records": _from_records,
+    "rmb": _from_rmb,
+    "llmbar": _from_llmbar,
+    "hh_rlhf": _from_hh_rlhf,
+}
 
 
 def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
     """A row of any table. `columns` names, for each field of a record, the column(s) it is in:
 
-    conversation: a column of text (one user turn) or of [{"role", "content"}, ...]; may be left out if the responses are whole dialogues
-    responses:    a column of lists, or a list of columns; a response is a text or a dialogue [{"role", "content"}, ...] that it ends
-    rewards:      a column of lists, or a list of columns;   best: an int (always that response) or a column
+    conversation: a column of text (one user turn) or of [{"role", "content"}, ...]; may be left out
+        if the responses are whole dialogues
+    responses:    a column of lists, or a list of columns; a response is a text or a dialogue
+        [{"role", "content"}, ...] that it ends
+    rewards:      a column of lists, or a list of columns;   best: an int (always that response) or
+        a column
     id, domain, reference: a column
     """
     if "responses" not in columns:
@@ -196,9 +252,17 @@ def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
     for name in ("responses", "rewards"):
         if name in columns:
             where = columns[name]
-            d[name] = list(row_value(row, where, list)) if isinstance(where, str) else [row_value(row, column, object) for column in where]
+            d[name] = (
+                list(row_value(row, where, list))
+                if isinstance(where, str)
+                else [row_value(row, column, object) for column in where]
+            )
     if "best" in columns:
-        d["best"] = columns["best"] if isinstance(columns["best"], int) else row_value(row, columns["best"], int)
+        d["best"] = (
+            columns["best"]
+            if isinstance(columns["best"], int)
+            else row_value(row, columns["best"], int)
+        )
     prefixes = []
     for i, response in enumerate(d["responses"]):
         if isinstance(response, list):
@@ -207,17 +271,27 @@ def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
             d["responses"][i] = last["content"]
     if "conversation" in columns:
         d["conversation"] = row_turns(row, columns["conversation"])
-    elif prefixes and len(prefixes) == len(d["responses"]) and all(prefix == prefixes[0] for prefix in prefixes):
+    elif (
+        prefixes
+        and len(prefixes) == len(d["responses"])
+        and all(prefix == prefixes[0] for prefix in prefixes)
+    ):
         d["conversation"] = prefixes[0]
     else:
-        raise ValueError(f'{row.where}: columns: expected an entry "conversation", or responses that are dialogues with the same beginning')
+        raise ValueError(
+            f'{row.where}: columns: expected an entry "conversation", or responses that are '
+            "dialogues with the same beginning"
+        )
     return d
 
 
 # ---- rows
 
+
 def read_rows(source: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a source as they are, whatever their fields. Raises ValueError or FileNotFoundError, naming file and line or item."""
+    """The rows of a source as they are, whatever their fields. Raises ValueError or
+    FileNotFoundError, naming file and line or item.
+    """
     return _rows(_checked_spec(source))
 
 
@@ -234,7 +308,9 @@ def _rows(spec: Mapping[str, Any]) -> Iterator[Row]:
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         yield from _dataset_rows(path, spec)
         return
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(_SUFFIXES))
+    files = sorted(
+        file for file in path.rglob("*") if file.is_file() and file.name.endswith(_SUFFIXES)
+    )
     if not files:
         raise FileNotFoundError(f'source: field "path": no file {", ".join(_SUFFIXES)} in {path}')
     for file in files:
@@ -243,7 +319,9 @@ def _rows(spec: Mapping[str, Any]) -> Iterator[Row]:
 
 def _file_rows(path: Path, spec: Mapping[str, Any]) -> Iterator[Row]:
     if not path.name.endswith(_SUFFIXES):
-        raise ValueError(f'source: field "path": expected a file {", ".join(_SUFFIXES)}, or a folder, got {path}')
+        raise ValueError(
+            f'source: field "path": expected a file {", ".join(_SUFFIXES)}, or a folder, got {path}'
+        )
     if path.suffix in (".parquet", ".csv"):
         yield from _dataset_rows(path, spec)
         return
@@ -252,15 +330,23 @@ def _file_rows(path: Path, spec: Mapping[str, Any]) -> Iterator[Row]:
     try:
         with opener(path, "rb") as file:
             if ".jsonl" in path.suffixes:
-                values = ((f"{path}:{number}", _decode(raw, f"{path}:{number}")) for number, raw in enumerate(file, 1) if raw.strip())
+                values = (
+                    (f"{path}:{number}", _decode(raw, f"{path}:{number}"))
+                    for number, raw in enumerate(file, 1)
+                    if raw.strip()
+                )
             else:
                 whole = _decode(file.read(), str(path))
                 if not isinstance(whole, list):
-                    raise ValueError(f"{path}: expected a JSON list of objects, got a {type(whole).__name__}")
+                    raise ValueError(
+                        f"{path}: expected a JSON list of objects, got a {type(whole).__name__}"
+                    )
                 values = ((f"{path}[{i}]", value) for i, value in enumerate(whole))
             for index, (where, value) in enumerate(values):
                 if not isinstance(value, dict):
-                    raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+                    raise ValueError(
+                        f"{where}: expected a JSON object, got a {type(value).__name__}"
+                    )
                 yield Row(where, name, index, value)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file: {error}") from error
@@ -276,7 +362,9 @@ def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
         table = datasets.load_from_disk(str(place))
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
-                raise ValueError(f'{place}: field "split": expected one of {", ".join(table)}, got {split!r}')
+                raise ValueError(
+                    f'{place}: field "split": expected one of {", ".join(table)}, got {split!r}'
+                )
             table = table[split]
     else:
         table = datasets.load_dataset(place.suffix[1:], data_files=str(place), split="train")
@@ -297,14 +385,22 @@ def _decode(raw: bytes, where: str) -> Any:
 
 # ---- checked access
 
+
 def row_value(row: Row, field: str, kind: Any) -> Any:
-    """The field, an instance of `kind` (a type or a tuple of types; a bool only where kind is object). Raises ValueError, naming row and field."""
+    """The field, an instance of `kind` (a type or a tuple of types; a bool only where kind is
+    object). Raises ValueError, naming row and field.
+    """
     if field not in row.data:
-        raise ValueError(f'{row.where}: field "{field}": missing; the row has {", ".join(row.data)}')
+        raise ValueError(
+            f'{row.where}: field "{field}": missing; the row has {", ".join(row.data)}'
+        )
     value = row.data[field]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f'{row.where}: field "{field}": expected {names}, got {str(value)[:60]!r} ({type(value).__name__})')
+        raise ValueError(
+            f'{row.where}: field "{field}": expected {names}, got {str(value)[:60]!r} '
+            f"({type(value).__name__})"
+        )
     return value
 
 
@@ -314,16 +410,26 @@ def row_text(row: Row, field: str) -> str:
 
 
 def row_turns(row: Row, field: str) -> list[dict[str, str]]:
-    """The conversation in a field: a text (one user turn) or a list of {"role", "content"}. Raises ValueError, naming row and field."""
+    """The conversation in a field: a text (one user turn) or a list of {"role", "content"}. Raises
+    ValueError, naming row and field.
+    """
     value = row_value(row, field, (str, list))
-    return [{"role": "user", "content": value}] if isinstance(value, str) else _checked_turns(row, field, value)
+    return (
+        [{"role": "user", "content": value}]
+        if isinstance(value, str)
+        else _checked_turns(row, field, value)
+    )
 
 
 def _checked_turns(row: Row, field: str, value: list) -> list[dict[str, str]]:
-    """Role and content of each turn (other keys, such as RMB's "language", are left out); `record_from_dict` checks what they are."""
+    """Role and content of each turn (other keys, such as RMB's "language", are left out);
+    `record_from_dict` checks what they are.
+    """
     for i, turn in enumerate(value):
         if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise ValueError(f'{row.where}: field "{field}[{i}]": expected an object with "role" and "content"')
+            raise ValueError(
+                f'{row.where}: field "{field}[{i}]": expected an object with "role" and "content"'
+            )
     if not value:
         raise ValueError(f'{row.where}: field "{field}": expected at least one turn')
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
@@ -333,7 +439,10 @@ def _single_exchange(row: Row, field: str) -> tuple[str, str]:
     turns = _checked_turns(row, field, row_value(row, field, list))
     roles = [turn["role"] for turn in turns]
     if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        raise ValueError(f'{row.where}: field "{field}": expected the turns (system,) user, assistant, got {", ".join(map(str, roles))}')
+        raise ValueError(
+            f'{row.where}: field "{field}": expected the turns (system,) user, assistant, got '
+            f"{', '.join(map(str, roles))}"
+        )
     for i, turn in enumerate(turns):
         if not isinstance(turn["content"], str):
             raise ValueError(f'{row.where}: field "{field}[{i}].content": expected a string')
@@ -343,20 +452,34 @@ def _single_exchange(row: Row, field: str) -> tuple[str, str]:
 def _dialogue(row: Row, field: str) -> list[tuple[str, str]]:
     head, *parts = re.split(r"\n\n(Human|Assistant): ?", row_text(row, field))
     if head or not parts:
-        raise ValueError(f'{row.where}: field "{field}": expected a dialogue that begins with "\\n\\nHuman: "')
+        raise ValueError(
+            f'{row.where}: field "{field}": expected a dialogue that begins with "\\n\\nHuman: "'
+        )
     return list(zip(parts[::2], parts[1::2]))
 
 
 def _checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
-    spec = {key: value for key, value in (source.to_dict() if hasattr(source, "to_dict") else dict(source)).items() if value is not None}
+    spec = {
+        key: value
+        for key, value in (source.to_dict() if hasattr(source, "to_dict") else dict(source)).items()
+        if value is not None
+    }
     _check_names(spec, SOURCE_KEYS, "source")
     if ("path" in spec) == ("hub" in spec):
-        raise ValueError(f'source: expected one of the fields "path" and "hub", got {", ".join(spec) or "none"}')
+        raise ValueError(
+            f'source: expected one of the fields "path" and "hub", got {", ".join(spec) or "none"}'
+        )
     if "format" in spec and ("columns" in spec or spec["format"] not in FORMATS):
-        raise ValueError(f'source {_place(spec)}: field "format": expected one of {", ".join(FORMATS)}, and no columns beside it')
+        raise ValueError(
+            f'source {_place(spec)}: field "format": expected one of {", ".join(FORMATS)}, and '
+            "no columns beside it"
+        )
     for name, least in (("limit", 1), ("shuffle_seed", 0)):
         if name in spec and (not isinstance(spec[name], int) or spec[name] < least):
-            raise ValueError(f'source {_place(spec)}: field "{name}": expected an integer >= {least}, got {spec[name]!r}')
+            raise ValueError(
+                f'source {_place(spec)}: field "{name}": expected an integer >= {least}, got '
+                f"{spec[name]!r}"
+            )
     return spec
 
 
@@ -364,7 +487,11 @@ def _check_names(given: Mapping[str, Any], known: tuple[str, ...], what: str) ->
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f'{what}: field "{name}": unknown; ' + (f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"))
+            raise ValueError(
+                f'{what}: field "{name}": '
+                "unknown; "
+                + (f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}")
+            )
 
 
 def _place(spec: Mapping[str, Any]) -> str:
@@ -373,5 +500,7 @@ def _place(spec: Mapping[str, Any]) -> str:
 
 def _take(items: list, id_of: Callable[[Any], str], spec: Mapping[str, Any]) -> list:
     if "shuffle_seed" in spec:
-        items = sorted(items, key=lambda item: seeded_digest("load_source", spec["shuffle_seed"], id_of(item)))
-    return items[:spec.get("limit")]
+        items = sorted(
+            items, key=lambda item: seeded_digest("load_source", spec["shuffle_seed"], id_of(item))
+        )
+    return items[: spec.get("limit")]

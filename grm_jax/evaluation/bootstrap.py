@@ -1,10 +1,12 @@
-"""Bootstrap over items: how far a figure would move, had other items been drawn (Efron and Tibshirani 1993, chapters 13 and 16).
+"""Bootstrap over items: how far a figure would move, had other items been drawn (Efron and
+Tibshirani 1993, chapters 13 and 16).
 
-Items that share a prompt (several pairs of one question, candidates judged one by one) are no independent draws, so prompts are
-resampled, each with all of its items. All figures of a benchmark share their resamples, so the difference of any two is paired.
-Confidence intervals are percentiles of the resampled figures. A figure that is no weighted mean of its items (a ROC area) is computed
-on random halves of the prompts instead: a half without replacement varies around the whole as much as a resample of full size does
-(McCarthy 1969), and holds no item twice.
+Items that share a prompt (several pairs of one question, candidates judged one by one) are no
+independent draws, so prompts are resampled, each with all of its items. All figures of a benchmark
+share their resamples, so the difference of any two is paired. Confidence intervals are percentiles
+of the resampled figures. A figure that is no weighted mean of its items (a ROC area) is computed on
+random halves of the prompts instead: a half without replacement varies around the whole as much as
+a resample of full size does (McCarthy 1969), and holds no item twice.
 
 Letters: B resamples, I items.
 """
@@ -17,7 +19,9 @@ LEVEL = 0.95
 
 
 def resamples(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
-    """count_BI, float32: how many times each item is in each of `draws` resamples with replacement; items of one prompt come together."""
+    """count_BI, float32: how many times each item is in each of `draws` resamples with replacement;
+    items of one prompt come together.
+    """
     rng, group_I = np.random.default_rng(seed), _groups(prompts)
     groups = group_I.max() + 1
     count_BI = np.empty((draws, len(prompts)), np.float32)
@@ -27,10 +31,14 @@ def resamples(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
 
 
 def halves(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
-    """inside_BI, bool: `draws` random halves of the prompts, without replacement, with all items of each."""
+    """inside_BI, bool: `draws` random halves of the prompts, without replacement, with all items of
+    each.
+    """
     rng, group_I = np.random.default_rng(seed), _groups(prompts)
     groups = group_I.max() + 1
-    return np.stack([(rng.permutation(groups) < max(1, groups // 2))[group_I] for _ in range(draws)])
+    return np.stack(
+        [(rng.permutation(groups) < max(1, groups // 2))[group_I] for _ in range(draws)]
+    )
 
 
 def _groups(prompts: Sequence[Hashable]) -> np.ndarray:
@@ -40,13 +48,22 @@ def _groups(prompts: Sequence[Hashable]) -> np.ndarray:
 
 
 def weighted_means(count_BI: np.ndarray, values_I: np.ndarray, weight_I: np.ndarray) -> np.ndarray:
-    """sum of weight * value / sum of weight in every resample, float64 (B,); NaN where no item of weight > 0 is in it.
+    """sum of weight * value / sum of weight in every resample, float64 (B,); NaN where no item of
+    weight > 0 is in it.
 
     Items of weight 0 may have any value, NaN too.
     """
     used_I = weight_I > 0
-    terms_I2 = np.stack([np.where(used_I, weight_I * np.where(used_I, values_I, 0.0), 0.0), np.where(used_I, weight_I, 0.0)], axis=1)
-    sums_B2 = (count_BI @ (terms_I2 / max(weight_I.max(), 1e-300)).astype(np.float32)).astype(np.float64)
+    terms_I2 = np.stack(
+        [
+            np.where(used_I, weight_I * np.where(used_I, values_I, 0.0), 0.0),
+            np.where(used_I, weight_I, 0.0),
+        ],
+        axis=1,
+    )
+    sums_B2 = (count_BI @ (terms_I2 / max(weight_I.max(), 1e-300)).astype(np.float32)).astype(
+        np.float64
+    )
     total_B, mass_B = sums_B2.T
     return np.divide(total_B, mass_B, out=np.full(len(count_BI), np.nan), where=mass_B > 0)
 
@@ -61,9 +78,11 @@ def interval(draws_B: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def sign_share(draws_B: np.ndarray) -> float | None:
-    """Twice the share of the draws on the smaller side of 0 (a draw of 0 is on both), at most 1: small where a difference keeps its sign.
+    """Twice the share of the draws on the smaller side of 0 (a draw of 0 is on both), at most 1:
+    small where a difference keeps its sign.
 
-    It reads like a two-sided p-value. The number of draws bounds it from below: no draw on the other side gives 2 / draws.
+    It reads like a two-sided p-value. The number of draws bounds it from below: no draw on the
+    other side gives 2 / draws.
     """
     draws_B = draws_B[np.isfinite(draws_B)]
     if not len(draws_B):

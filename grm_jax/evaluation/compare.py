@@ -1,11 +1,14 @@
-"""One system on one benchmark: the figures of every way to judge with it (greedy, a vote of k, a vote that a Meta RM guides).
+"""One system on one benchmark: the figures of every way to judge with it (greedy, a vote of k, a
+vote that a Meta RM guides).
 
-All systems of a benchmark are laid out over the same items and resampled alike, so that `grm_jax.evaluation.differences` may pair any
-two. An item that a system cannot judge (a list, or a single response, that it does not accept) is not applicable: NaN in every array,
-no part of any mean, and counted.
+All systems of a benchmark are laid out over the same items and resampled alike, so that
+`grm_jax.evaluation.differences` may pair any two. An item that a system cannot judge (a list, or a
+single response, that it does not accept) is not applicable: NaN in every array, no part of any
+mean, and counted.
 
-A benchmark says how its figures come of its items (`Benchmark.summarise`): a mean over sections, say, whose means weigh subsets. In
-accuracy that is a weighted mean of the items; `weights` finds the weights once, and then a resample costs one product.
+A benchmark says how its figures come of its items (`Benchmark.summarise`): a mean over sections,
+say, whose means weigh subsets. In accuracy that is a weighted mean of the items; `weights` finds
+the weights once, and then a resample costs one product.
 
 Letters: I items of the benchmark, K samples of an item, V votes, B resamples.
 """
@@ -35,9 +38,11 @@ Way = tuple[str, int, int | None]  # (aggregation, k, k_meta); aggregation: gree
 
 
 class Judged(NamedTuple):
-    """All rows of one system on one benchmark, {"greedy" | "swapped" | "sampled": [Rows of each seed]}, and the files they lie in.
+    """All rows of one system on one benchmark, {"greedy" | "swapped" | "sampled": [Rows of each
+    seed]}, and the files they lie in.
 
-    sampled: `RewardModel.sampled`; where it is False there are greedy rows only, and a vote of any k is the greedy verdict.
+    sampled: `RewardModel.sampled`; where it is False there are greedy rows only, and a vote of any
+        k is the greedy verdict.
     accepted: ids of the records that the system can judge.
     """
 
@@ -50,7 +55,9 @@ class Judged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """The items of a benchmark, by id, and their resamples. longest_I: index of the longest response in characters, -1 where several are."""
+    """The items of a benchmark, by id, and their resamples. longest_I: index of the longest
+    response in characters, -1 where several are.
+    """
 
     benchmark: Benchmark
     records: tuple[Record, ...]
@@ -58,18 +65,24 @@ class Field:
     count_BI: np.ndarray
     half_BI: np.ndarray
     longest_I: np.ndarray
-    weights: dict[bytes, dict[str, np.ndarray]]  # what `weights` found, by the items that are judged
+    # what `weights` found, by the items that are judged
+    weights: dict[bytes, dict[str, np.ndarray]]
     areas: dict[tuple, dict[str, np.ndarray]]  # what `area_draws` found, by first votes and items
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One way of judging with one system on one benchmark, mean over seeds; all arrays over the benchmark's items, NaN where not applicable.
+    """One way of judging with one system on one benchmark, mean over seeds; all arrays over the
+    benchmark's items, NaN where not applicable.
 
-    flat: the greedy figure of a system that does not sample, at some k. The meaning of the arrays is that of `scaling.Estimate`.
-    credit_I, strict_I, tie_I: NaN as well for a single response with scores other than 0 and 1, which have no threshold.
-    score_IV: what votes give to the single response of an item (NaN where a vote has none), only where the metric is "roc_auc".
-    agree_I: expected agreement with choosing the longest response, NaN where no response is. `seeds`: mean credit of each seed.
+    flat: the greedy figure of a system that does not sample, at some k. The meaning of the arrays
+        is that of `scaling.Estimate`.
+    credit_I, strict_I, tie_I: NaN as well for a single response with scores other than 0 and 1,
+        which have no threshold.
+    score_IV: what votes give to the single response of an item (NaN where a vote has none), only
+        where the metric is "roc_auc".
+    agree_I: expected agreement with choosing the longest response, NaN where no response is.
+        `seeds`: mean credit of each seed.
     """
 
     system: str
@@ -91,34 +104,71 @@ class Figure:
         return np.isfinite(self.credit_I if self.score_IV is None else self.failed_I)
 
 
-ITEM_ARRAYS = ("credit_I", "strict_I", "tie_I", "lost_I", "failed_I", "tokens_I", "chance_I", "agree_I")
+ITEM_ARRAYS = (
+    "credit_I",
+    "strict_I",
+    "tie_I",
+    "lost_I",
+    "failed_I",
+    "tokens_I",
+    "chance_I",
+    "agree_I",
+)
 
 
 def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
-    """The benchmark with `draws` resamples that are a function of (seed, name, number of items) alone."""
+    """The benchmark with `draws` resamples that are a function of (seed, name, number of items)
+    alone.
+    """
     records = tuple(sorted(benchmark.records, key=lambda record: record.id))
     longest = []
     for record in records:
         lengths = [len(response) for response in record.responses]
-        longest.append(lengths.index(max(lengths)) if len(lengths) > 1 and lengths.count(max(lengths)) == 1 else -1)
+        longest.append(
+            lengths.index(max(lengths))
+            if len(lengths) > 1 and lengths.count(max(lengths)) == 1
+            else -1
+        )
     state = int.from_bytes(hashlib.sha256(f"{seed}|{benchmark.name}".encode()).digest()[:8], "big")
-    prompts = [record.metadata.get("question", record.conversation) for record in records]  # some questions are asked in two wordings
-    count_BI, half_BI = bootstrap.resamples(prompts, draws, state), bootstrap.halves(prompts, HALVES, state)
-    return Field(benchmark, records, tuple(record.id for record in records), count_BI, half_BI, np.array(longest), {}, {})
+    # some questions are asked in two wordings
+    prompts = [record.metadata.get("question", record.conversation) for record in records]
+    count_BI, half_BI = (
+        bootstrap.resamples(prompts, draws, state),
+        bootstrap.halves(prompts, HALVES, state),
+    )
+    return Field(
+        benchmark,
+        records,
+        tuple(record.id for record in records),
+        count_BI,
+        half_BI,
+        np.array(longest),
+        {},
+        {},
+    )
 
 
 def make_pools(field: Field, judged: Judged, kind: str, samples: int) -> list[Pool]:
-    """One pool a seed, of the first `samples` samples; [] where the system was not asked in this way, or accepts no item of the benchmark."""
+    """One pool a seed, of the first `samples` samples; [] where the system was not asked in this
+    way, or accepts no item of the benchmark.
+    """
     pools = []
     for rows in judged.rows.get(kind, ()):
-        used = [rows[item, s] for item in field.ids if item in judged.accepted for s in range(samples) if (item, s) in rows]
+        used = [
+            rows[item, s]
+            for item in field.ids
+            if item in judged.accepted
+            for s in range(samples)
+            if (item, s) in rows
+        ]
         if used:
             pools.append(scaling.make_pool(used, binary=False))
     return pools
 
 
 def figures(field: Field, judged: Judged, ks: Sequence[int], seed: int) -> dict[Way, Figure]:
-    """Every way of judging that the rows allow. A system without sampling has its greedy figure at every k, marked `flat`.
+    """Every way of judging that the rows allow. A system without sampling has its greedy figure at
+    every k, marked `flat`.
 
     The Meta RM keeps the half of k; of the largest k also an eighth, a quarter, one and all.
     """
@@ -128,12 +178,16 @@ def figures(field: Field, judged: Judged, ks: Sequence[int], seed: int) -> dict[
         found["greedy", 1, None] = _figure(field, judged.name, greedy, ("greedy", 1, None), seed)
         if not judged.sampled:
             for k in ks:
-                found["vote", k, None] = dataclasses.replace(found["greedy", 1, None], way=("vote", k, None), flat=True)
+                found["vote", k, None] = dataclasses.replace(
+                    found["greedy", 1, None], way=("vote", k, None), flat=True
+                )
     if judged.sampled and (pools := make_pools(field, judged, "sampled", max(ks))):
         for k in ks:
             ways = [("vote", k, None)]
             if all(map(has_logits, pools)):
-                kept = {default_k_meta(k)} | ({1, *(max(1, k // part) for part in (8, 4, 1))} if k == max(ks) else set())
+                kept = {default_k_meta(k)} | (
+                    {1, *(max(1, k // part) for part in (8, 4, 1))} if k == max(ks) else set()
+                )
                 ways += [("meta", k, k_meta) for k_meta in sorted(kept)]
             for way in ways:
                 found[way] = _figure(field, judged.name, pools, way, seed)
@@ -147,7 +201,8 @@ def _figure(field: Field, system: str, pools: list[Pool], way: Way, seed: int) -
     for pool in pools:
         one = scaling.estimate(pool, system, field.benchmark.name, k, k_meta, **how)
         at_J = np.searchsorted(field.ids, pool.ids)  # both are sorted by id
-        binary_J = (pool.n_I > 1) | np.isin(pool.scores_IKN[..., 0], (0, 1)).all(axis=1)  # a failure stands as 0
+        # a failure stands as 0
+        binary_J = (pool.n_I > 1) | np.isin(pool.scores_IKN[..., 0], (0, 1)).all(axis=1)
         agree_J = _agreement(pool, one, field.longest_I[at_J], way, how)
         for name in ITEM_ARRAYS:
             values_I = np.full(len(field.ids), np.nan)
@@ -156,20 +211,42 @@ def _figure(field: Field, system: str, pools: list[Pool], way: Way, seed: int) -
                 values_I[at_J[~binary_J]] = np.nan
             arrays[name].append(values_I)
         if field.benchmark.metric == "roc_auc":
-            score_IV = np.full((len(field.ids), min(AREA_VOTES, pool.samples // k * (1 if k in (1, pool.samples) else SHUFFLES))), np.nan)
+            score_IV = np.full(
+                (
+                    len(field.ids),
+                    min(
+                        AREA_VOTES, pool.samples // k * (1 if k in (1, pool.samples) else SHUFFLES)
+                    ),
+                ),
+                np.nan,
+            )
             score_IV[at_J] = scaling.single_scores(pool, k, k_meta, **how)[:, : score_IV.shape[1]]
             scores.append(score_IV)
     mean = {name: np.mean(values, axis=0) for name, values in arrays.items()}
     seeds = tuple(_mean(values_I) for values_I in arrays["credit_I"])
-    return Figure(system, way, False, **mean, seeds=seeds, score_IV=np.concatenate(scores, axis=1) if scores else None)
+    return Figure(
+        system,
+        way,
+        False,
+        **mean,
+        seeds=seeds,
+        score_IV=np.concatenate(scores, axis=1) if scores else None,
+    )
 
 
 def _agreement(pool: Pool, one: Estimate, longest_J: np.ndarray, way: Way, how: dict) -> np.ndarray:
-    """Credit against the longest response in place of the gold, among votes that are not lost; NaN where there is no longest response."""
+    """Credit against the longest response in place of the gold, among votes that are not lost; NaN
+    where there is no longest response.
+    """
     other = dataclasses.replace(pool, gold_I=np.maximum(longest_J, 0))
     credit_J = scaling.estimate(other, "", "", way[1], way[2], **how).credit_I
     there_J = (longest_J >= 0) & (one.lost_I < 1)
-    return np.divide(credit_J - one.lost_I * one.chance_I, 1 - one.lost_I, out=np.full(len(credit_J), np.nan), where=there_J)
+    return np.divide(
+        credit_J - one.lost_I * one.chance_I,
+        1 - one.lost_I,
+        out=np.full(len(credit_J), np.nan),
+        where=there_J,
+    )
 
 
 def _mean(values_I: np.ndarray) -> float | None:
@@ -178,15 +255,22 @@ def _mean(values_I: np.ndarray) -> float | None:
 
 
 def summarise(field: Field, values_I: np.ndarray, judged_I: np.ndarray) -> dict[str, float]:
-    """The benchmark's figures over the judged items; a NaN among their values is a score that no judgment gave."""
-    values = {field.ids[i]: None if np.isnan(values_I[i]) else float(values_I[i]) for i in np.flatnonzero(judged_I)}
+    """The benchmark's figures over the judged items; a NaN among their values is a score that no
+    judgment gave.
+    """
+    values = {
+        field.ids[i]: None if np.isnan(values_I[i]) else float(values_I[i])
+        for i in np.flatnonzero(judged_I)
+    }
     return field.benchmark.summarise(values) if values else {}
 
 
 def weights(field: Field, judged_I: np.ndarray) -> dict[str, np.ndarray]:
-    """{figure: weight_I}: what the credit of each item adds to each figure of a benchmark of accuracy.
+    """{figure: weight_I}: what the credit of each item adds to each figure of a benchmark of
+    accuracy.
 
-    Its figures are weighted means, so `summarise` gives the weights when, in place of credits, it gets the columns of an identity matrix.
+    Its figures are weighted means, so `summarise` gives the weights when, in place of credits, it
+    gets the columns of an identity matrix.
     """
     key = judged_I.tobytes()
     if key not in field.weights:
@@ -202,30 +286,45 @@ def weights(field: Field, judged_I: np.ndarray) -> dict[str, np.ndarray]:
     return field.weights[key]
 
 
-def figure_draws(field: Field, name: str, values_I: np.ndarray, judged_I: np.ndarray, value: float) -> np.ndarray:
+def figure_draws(
+    field: Field, name: str, values_I: np.ndarray, judged_I: np.ndarray, value: float
+) -> np.ndarray:
     """Resamples (B,) of a figure of accuracy whose value is `value`."""
     weight_I = weights(field, judged_I)[name]
     total = weight_I[judged_I] @ values_I[judged_I]
     if not np.isclose(total, value, atol=1e-6):
-        raise ValueError(f"benchmark {field.benchmark.name!r}: figure {name!r} is {value}, but {total} as a weighted mean of its items")
+        raise ValueError(
+            f"benchmark {field.benchmark.name!r}: figure {name!r} is {value}, but {total} as a "
+            "weighted mean of its items"
+        )
     return bootstrap.weighted_means(field.count_BI, values_I, weight_I) * weight_I.sum()
 
 
 def area_draws(field: Field, figure: Figure) -> dict[str, np.ndarray]:
-    """Every figure on random halves of the prompts, by the first vote of each item, (HALVES,), less the figure on all of them; NaN where a
-    half lacks it."""
+    """Every figure on random halves of the prompts, by the first vote of each item, (HALVES,), less
+    the figure on all of them; NaN where a half lacks it.
+    """
     key = (figure.score_IV[:, 0].tobytes(), figure.judged_I.tobytes())
     if key not in field.areas:
-        whole, *parts = (summarise(field, figure.score_IV[:, 0], figure.judged_I & inside_I) for inside_I in (np.array(True), *field.half_BI))
-        field.areas[key] = {name: np.array([part.get(name, np.nan) for part in parts]) - value for name, value in whole.items()}
+        whole, *parts = (
+            summarise(field, figure.score_IV[:, 0], figure.judged_I & inside_I)
+            for inside_I in (np.array(True), *field.half_BI)
+        )
+        field.areas[key] = {
+            name: np.array([part.get(name, np.nan) for part in parts]) - value
+            for name, value in whole.items()
+        }
     return field.areas[key]
 
 
-CREDITS = {  # the rules of benchmarks.credit.CREDIT, as means over votes; n_I: responses of each item
+# the rules of benchmarks.credit.CREDIT, as means over votes; n_I: responses of each item
+CREDITS = {
     "expected": lambda figure, n_I: figure.credit_I,
     "strict": lambda figure, n_I: figure.strict_I,
     "parsed": lambda figure, n_I: figure.credit_I - figure.lost_I * figure.chance_I,
-    "parsed_or_strict": lambda figure, n_I: np.where(n_I == 2, figure.credit_I - figure.lost_I * figure.chance_I, figure.strict_I),
+    "parsed_or_strict": lambda figure, n_I: np.where(
+        n_I == 2, figure.credit_I - figure.lost_I * figure.chance_I, figure.strict_I
+    ),
 }
 
 
@@ -234,17 +333,25 @@ def credit_values(field: Field, figure: Figure, credit: str) -> np.ndarray:
 
 
 def values_of(field: Field, figure: Figure, credit: str = "expected") -> dict[str, float]:
-    """All figures of the benchmark, by name. `credit` names a rule of CREDITS where the metric is accuracy."""
+    """All figures of the benchmark, by name. `credit` names a rule of CREDITS where the metric is
+    accuracy.
+    """
     if figure.score_IV is None:
         return summarise(field, credit_values(field, figure, credit), figure.judged_I)
     of_votes = [summarise(field, score_I, figure.judged_I) for score_I in figure.score_IV.T]
     return {name: float(np.mean([values[name] for values in of_votes])) for name in of_votes[0]}
 
 
-def draws_of(field: Field, figure: Figure, name: str, value: float, credit: str = "expected") -> np.ndarray:
-    """Resamples of the figure `name` of `values_of`: as many as the field's where the metric is accuracy, else HALVES."""
+def draws_of(
+    field: Field, figure: Figure, name: str, value: float, credit: str = "expected"
+) -> np.ndarray:
+    """Resamples of the figure `name` of `values_of`: as many as the field's where the metric is
+    accuracy, else HALVES.
+    """
     if figure.score_IV is None:
-        return figure_draws(field, name, credit_values(field, figure, credit), figure.judged_I, value)
+        return figure_draws(
+            field, name, credit_values(field, figure, credit), figure.judged_I, value
+        )
     return area_draws(field, figure)[name] + value
 
 
@@ -253,63 +360,117 @@ def _interval(draws_B: np.ndarray) -> dict:
 
 
 def official_credit(benchmark: Benchmark, judged: Judged) -> str | None:
-    """The rule of the benchmark's own runner for this system: that for generative judges where it samples, else that for scalar models."""
-    return None if benchmark.official is None else benchmark.official.generative if judged.sampled else benchmark.official.scalar
+    """The rule of the benchmark's own runner for this system: that for generative judges where it
+    samples, else that for scalar models.
+    """
+    return (
+        None
+        if benchmark.official is None
+        else benchmark.official.generative
+        if judged.sampled
+        else benchmark.official.scalar
+    )
 
 
 def both_orders(field: Field, judged: Judged) -> float | None:
-    """The overall figure by the official rule for a judge that is asked in both orders (`Official.orders`), from greedy verdicts; mean over
-    seeds. None where the rule does not hold for this system, or where it was not asked in both."""
+    """The overall figure by the official rule for a judge that is asked in both orders
+    (`Official.orders`), from greedy verdicts; mean over seeds. None where the rule does not hold
+    for this system, or where it was not asked in both.
+    """
     official = field.benchmark.official
     if official is None or official.orders is None or not judged.sampled:
         return None
     values = []
-    for pools in zip(make_pools(field, judged, "greedy", 1), make_pools(field, judged, "swapped", 1)):
-        one, other = ({item: _verdict(pool, i) for i, item in enumerate(pool.ids)} for pool in pools)
+    for pools in zip(
+        make_pools(field, judged, "greedy", 1), make_pools(field, judged, "swapped", 1)
+    ):
+        one, other = (
+            {item: _verdict(pool, i) for i, item in enumerate(pool.ids)} for pool in pools
+        )
         if official.orders == "verdicts":
             credit = {item: float(one[item] + other[item] > 0) for item in other}
         else:
-            half = [{item: (1 + verdict) / 2 if pool.valid_IK[i, 0] else 0.0 for i, (item, verdict) in enumerate(verdicts.items())}
-                    for pool, verdicts in zip(pools, (one, other))]  # fmt: skip
+            half = [
+                {
+                    item: (1 + verdict) / 2 if pool.valid_IK[i, 0] else 0.0
+                    for i, (item, verdict) in enumerate(verdicts.items())
+                }
+                for pool, verdicts in zip(pools, (one, other))
+            ]
             credit = {item: (half[0][item] + half[1][item]) / 2 for item in other}
         values.append(field.benchmark.summarise(credit).get(OVERALL))
     return float(np.mean(values)) if values and None not in values else None
 
 
 def _verdict(pool: Pool, i: int) -> int:
-    """1 where the first judgment of a pair has the better response on top, -1 where the other, 0 for a tie or no verdict."""
+    """1 where the first judgment of a pair has the better response on top, -1 where the other, 0
+    for a tie or no verdict.
+    """
     first, second = pool.scores_IKN[i, 0, :2]
     return int(np.sign(first - second)) * (1 if pool.gold_I[i] == 0 else -1)
 
 
 def row_of(field: Field, figure: Figure, official: str | None) -> dict:
-    """One flat row of results.json; shares in 0..1. `value` is the benchmark's overall figure, None where it cannot be had of the judged items."""
+    """One flat row of results.json; shares in 0..1. `value` is the benchmark's overall figure, None
+    where it cannot be had of the judged items.
+    """
     value = values_of(field, figure).get(OVERALL)
     aggregation, k, k_meta = figure.way
     tokens = _mean(figure.tokens_I)
-    domains = [] if figure.score_IV is not None else [cell["value"] for cell in domain_rows(field, figure)]
+    domains = (
+        []
+        if figure.score_IV is not None
+        else [cell["value"] for cell in domain_rows(field, figure)]
+    )
     return {
-        "system": figure.system, "benchmark": field.benchmark.name, "metric": field.benchmark.metric,
-        "aggregation": aggregation, "k": k, "k_meta": k_meta,
-        "flat_by_construction": figure.flat, "items": int(figure.judged_I.sum()), "not_applicable": int((~figure.judged_I).sum()),
-        "value": value, **_interval(np.array([]) if value is None else draws_of(field, figure, OVERALL, value)),
+        "system": figure.system,
+        "benchmark": field.benchmark.name,
+        "metric": field.benchmark.metric,
+        "aggregation": aggregation,
+        "k": k,
+        "k_meta": k_meta,
+        "flat_by_construction": figure.flat,
+        "items": int(figure.judged_I.sum()),
+        "not_applicable": int((~figure.judged_I).sum()),
+        "value": value,
+        **_interval(np.array([]) if value is None else draws_of(field, figure, OVERALL, value)),
         "official_credit": official,
-        "official_value": values_of(field, figure, official).get(OVERALL) if official and figure.score_IV is None else None,
-        "item_mean": _mean(figure.credit_I), "seed_means": list(figure.seeds), "strict_item_mean": _mean(figure.strict_I),
-        "tie_rate": _mean(figure.tie_I), "parse_failure_rate": _mean(figure.failed_I), "all_failed_rate": _mean(figure.lost_I),
-        "chance": 0.5 if figure.score_IV is not None else summarise(field, figure.chance_I, figure.judged_I).get(OVERALL),
-        "length_agreement": _mean(figure.agree_I), "domains": len(domains),
-        "domain_range": max(domains) - min(domains) if domains else None, "domain_std": float(np.std(domains)) if domains else None,
-        "tokens_per_judgment": tokens, "tokens_per_item": None if tokens is None else tokens * (1 if figure.flat else k),
-    }  # fmt: skip
+        "official_value": values_of(field, figure, official).get(OVERALL)
+        if official and figure.score_IV is None
+        else None,
+        "item_mean": _mean(figure.credit_I),
+        "seed_means": list(figure.seeds),
+        "strict_item_mean": _mean(figure.strict_I),
+        "tie_rate": _mean(figure.tie_I),
+        "parse_failure_rate": _mean(figure.failed_I),
+        "all_failed_rate": _mean(figure.lost_I),
+        "chance": 0.5
+        if figure.score_IV is not None
+        else summarise(field, figure.chance_I, figure.judged_I).get(OVERALL),
+        "length_agreement": _mean(figure.agree_I),
+        "domains": len(domains),
+        "domain_range": max(domains) - min(domains) if domains else None,
+        "domain_std": float(np.std(domains)) if domains else None,
+        "tokens_per_judgment": tokens,
+        "tokens_per_item": None if tokens is None else tokens * (1 if figure.flat else k),
+    }
 
 
 def named_rows(field: Field, figure: Figure, official: str | None) -> list[dict]:
-    """Every figure of the benchmark by name: its sections and subsets, under the paper's credit and, where it differs, the official one."""
+    """Every figure of the benchmark by name: its sections and subsets, under the paper's credit
+    and, where it differs, the official one.
+    """
     found = []
     for credit in dict.fromkeys(("expected", official or "expected")):
         for name, value in values_of(field, figure, credit).items():
-            found.append({"figure": name, "credit": credit, "value": value, **_interval(draws_of(field, figure, name, value, credit))})
+            found.append(
+                {
+                    "figure": name,
+                    "credit": credit,
+                    "value": value,
+                    **_interval(draws_of(field, figure, name, value, credit)),
+                }
+            )
     return found
 
 
@@ -320,5 +481,12 @@ def domain_rows(field: Field, figure: Figure) -> list[dict]:
     for domain in sorted(set(domains_I[np.isfinite(figure.credit_I)])):
         weight_I = (np.isfinite(figure.credit_I) & (domains_I == domain)).astype(float)
         draws_B = bootstrap.weighted_means(field.count_BI, figure.credit_I, weight_I)
-        found.append({"domain": str(domain), "items": int(weight_I.sum()), "value": _mean(figure.credit_I[weight_I > 0]), **_interval(draws_B)})
+        found.append(
+            {
+                "domain": str(domain),
+                "items": int(weight_I.sum()),
+                "value": _mean(figure.credit_I[weight_I > 0]),
+                **_interval(draws_B),
+            }
+        )
     return found

@@ -1,4 +1,5 @@
-"""What stands beside a system's accuracy on a benchmark: position bias, costs, failures by name, and how far its margins can be trusted.
+"""What stands beside a system's accuracy on a benchmark: position bias, costs, failures by name,
+and how far its margins can be trusted.
 
 Letters: I items, N responses.
 """
@@ -11,34 +12,51 @@ import numpy as np
 from grm_jax.evaluation import scaling
 from grm_jax.evaluation.compare import Field, Judged, make_pools
 
-BINS, BIN_ITEMS = 8, 20  # at most so many bins of a calibration curve, of at least about so many items
+# at most so many bins of a calibration curve, of at least about so many items
+BINS, BIN_ITEMS = 8, 20
 
 
 def position_swap(field: Field, judged: Judged) -> dict | None:
-    """Greedy with the responses in their order and in the reverse of it. None where there is nothing to compare.
+    """Greedy with the responses in their order and in the reverse of it. None where there is
+    nothing to compare.
 
-    "consistent": share of the items, among those where both parsed, with the same winner or tied winners; "both_right": share of
-    the same items with the best response alone on top both times; "unparsed": items where one of the two failed.
+    "consistent": share of the items, among those where both parsed, with the same winner or tied
+    winners; "both_right": share of the same items with the best response alone on top both times;
+    "unparsed": items where one of the two failed.
     """
     same, right, unparsed = [], [], 0
-    for one, other in zip(make_pools(field, judged, "greedy", 1), make_pools(field, judged, "swapped", 1)):
+    for one, other in zip(
+        make_pools(field, judged, "greedy", 1), make_pools(field, judged, "swapped", 1)
+    ):
         at = {item: i for i, item in enumerate(one.ids)}
         for j, item in enumerate(other.ids):
             i, n = at[item], other.n_I[j]
             if not (one.valid_IK[i, 0] and other.valid_IK[j, 0]):
                 unparsed += 1
                 continue
-            tops = [scores_N[:n] == scores_N[:n].max() for scores_N in (one.scores_IKN[i, 0], other.scores_IKN[j, 0])]
+            tops = [
+                scores_N[:n] == scores_N[:n].max()
+                for scores_N in (one.scores_IKN[i, 0], other.scores_IKN[j, 0])
+            ]
             same.append(bool((tops[0] == tops[1]).all()))
             right.append(all(top[other.gold_I[j]] and top.sum() == 1 for top in tops))
     if not same and not unparsed:
         return None
-    consistent, both_right = (float(np.mean(values)) if values else None for values in (same, right))
-    return {"items": len(same), "unparsed": unparsed, "consistent": consistent, "both_right": both_right}
+    consistent, both_right = (
+        float(np.mean(values)) if values else None for values in (same, right)
+    )
+    return {
+        "items": len(same),
+        "unparsed": unparsed,
+        "consistent": consistent,
+        "both_right": both_right,
+    }
 
 
 def costs(judged: Judged) -> dict:
-    """Failures by name over all rows of the system here, and means per judgment: seconds of wall time, prompt tokens and cost where rows tell."""
+    """Failures by name over all rows of the system here, and means per judgment: seconds of wall
+    time, prompt tokens and cost where rows tell.
+    """
     rows = [row for kinds in judged.rows.values() for one in kinds for row in one.values()]
 
     def mean(name):
@@ -46,17 +64,28 @@ def costs(judged: Judged) -> dict:
         return sum(values) / len(values) if values else None
 
     failures = collections.Counter(row["failure"] for row in rows if row["failure"] is not None)
-    return {"judgments": len(rows), "failures": dict(failures.most_common()), "seconds_per_judgment": mean("seconds"),
-            "prompt_tokens_per_judgment": mean("prompt_tokens"), "cost_per_judgment": mean("cost")}  # fmt: skip
+    return {
+        "judgments": len(rows),
+        "failures": dict(failures.most_common()),
+        "seconds_per_judgment": mean("seconds"),
+        "prompt_tokens_per_judgment": mean("prompt_tokens"),
+        "cost_per_judgment": mean("cost"),
+    }
 
 
 def calibration(field: Field, judged: Judged, ks: Sequence[int]) -> list[dict]:
-    """How accurate a verdict is, by its margin: the best total less the second, per judgment that parsed. Bins hold about equally many items."""
+    """How accurate a verdict is, by its margin: the best total less the second, per judgment that
+    parsed. Bins hold about equally many items.
+    """
     kind, k = ("sampled", max(ks)) if judged.sampled else ("greedy", 1)
     margins, credits = [], []
     for pool in make_pools(field, judged, kind, k):
         credit_I = scaling.estimate(pool, judged.name, field.benchmark.name, k).credit_I
-        total_IN = np.where(np.arange(pool.scores_IKN.shape[-1]) < pool.n_I[:, None], pool.scores_IKN.sum(axis=1), -np.inf)
+        total_IN = np.where(
+            np.arange(pool.scores_IKN.shape[-1]) < pool.n_I[:, None],
+            pool.scores_IKN.sum(axis=1),
+            -np.inf,
+        )
         valid_I = pool.valid_IK.sum(axis=1)
         used_I = (pool.n_I > 1) & (valid_I > 0)
         if used_I.any():
@@ -72,6 +101,14 @@ def calibration(field: Field, judged: Judged, ks: Sequence[int]) -> list[dict]:
     found = []
     for b in np.unique(bin_I):
         credit_J, margin_J = credit_I[bin_I == b], margin_I[bin_I == b]
-        found.append({"low": float(margin_J.min()), "high": float(margin_J.max()), "margin": float(margin_J.mean()), "items": len(credit_J),
-                      "accuracy": float(credit_J.mean()), "stderr": scaling.item_stderr(credit_J)})  # fmt: skip
+        found.append(
+            {
+                "low": float(margin_J.min()),
+                "high": float(margin_J.max()),
+                "margin": float(margin_J.mean()),
+                "items": len(credit_J),
+                "accuracy": float(credit_J.mean()),
+                "stderr": scaling.item_stderr(credit_J),
+            }
+        )
     return found

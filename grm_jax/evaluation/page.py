@@ -1,8 +1,10 @@
-"""What the report pages share: one self-contained HTML file from a Jinja template, its script, its data and how it prints figures.
+"""What the report pages share: one self-contained HTML file from a Jinja template, its script, its
+data and how it prints figures.
 
-A page may load nothing from elsewhere, and its content security policy allows its own script alone. Texts enter it escaped, or as
-JSON that the script puts into the page as text.
+A page may load nothing from elsewhere, and its content security policy allows its own script alone.
+Texts enter it escaped, or as JSON that the script puts into the page as text.
 """
+
 from __future__ import annotations
 
 import base64
@@ -18,13 +20,27 @@ BROWSER = "report_browser.js.jinja"
 
 
 def render(template: str, **values) -> str:
-    """The page of a template in this folder, which also gets `script` and, for its content security policy, `script_hash`."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("grm_jax", "evaluation"), autoescape=True, undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "points": _points, "duration": _duration, "figure": _figure}
+    """The page of a template in this folder, which also gets `script` and, for its content security
+    policy, `script_hash`.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("grm_jax", "evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "duration": _duration,
+        "figure": _figure,
+    }
     script = environment.loader.get_source(environment, BROWSER)[0]
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(script=Markup(script), script_hash=script_hash, **values)
+    return environment.get_template(template).render(
+        script=Markup(script), script_hash=script_hash, **values
+    )
 
 
 def write(path: Path, text: str) -> Path:
@@ -45,7 +61,13 @@ def _points(value: float) -> str:
 
 def _duration(seconds: float) -> str:
     minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.1f} min" if hours < 2 else f"{hours:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if minutes < 2
+        else f"{minutes:.1f} min"
+        if hours < 2
+        else f"{hours:.1f} h"
+    )
 
 
 def _figure(value: float) -> str:

@@ -1,13 +1,15 @@
 """What a report shows, read from a work folder and reduced to plain data.
 
-    results.json         rows, paired differences, Meta RM AUC, timings, config (evaluation/results.py)
-    metrics.jsonl        {"stage": str, "step": int, "time_s": float, name: number, ...} a line
-    judgments/*.jsonl    one judgment a line, of every stage and system
+    results.json         rows, paired differences, Meta RM AUC, timings, config
+    (evaluation/results.py) metrics.jsonl        {"stage": str, "step": int, "time_s": float, name:
+    number, ...} a line judgments/*.jsonl    one judgment a line, of every stage and system
     records/<split>.jsonl  the judged records, for the texts of the example browser
 
-Each may be absent: the part that needs it is then None or empty. Judgment files are streamed, and texts are read only for the
-examples that are shown, so a full evaluation (hundreds of thousands of judgments) fits in memory.
+Each may be absent: the part that needs it is then None or empty. Judgment files are streamed, and
+texts are read only for the examples that are shown, so a full evaluation (hundreds of thousands of
+judgments) fits in memory.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -30,15 +32,29 @@ from grm_jax.judgment.voting import Verdict, expected_credit, select_by_meta, vo
 EXAMPLES_PER_SPLIT = 60
 SAMPLES_SHOWN = 8  # of one system on one item, the greedy one included
 EXAMPLE_CHARACTERS = 8_000_000  # of JSON in the page, all splits together
-SHOWN = ("sample", "temperature", "scores", "failure", "principles", "critique", "text", "meta_logit", "tokens", "correct", "order")
+SHOWN = (
+    "sample",
+    "temperature",
+    "scores",
+    "failure",
+    "principles",
+    "critique",
+    "text",
+    "meta_logit",
+    "tokens",
+    "correct",
+    "order",
+)
 
 
 @dataclass
 class Judgments:
     """One pass over judgments/*.jsonl.
 
-    pools: see `eval_pools`. failures: {(system, split): Counter of reasons, "" where it parsed} over every evaluation judgment.
-    funnel: {hinted: Counter of accept or reject reasons} of rejective sampling. counts: judgments by stage.
+    pools: see `eval_pools`. failures: {(system, split): Counter of reasons, "" where it parsed}
+        over every evaluation judgment.
+    funnel: {hinted: Counter of accept or reject reasons} of rejective sampling. counts: judgments
+        by stage.
     places: {(split, item id): [(file, byte offset)]} of the evaluation's rows.
     """
 
@@ -63,7 +79,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def read_metrics(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """{stage: {metric: (steps, values)}} of every finite number; a step written again after a resume counts once, the later row."""
+    """{stage: {metric: (steps, values)}} of every finite number; a step written again after a
+    resume counts once, the later row.
+    """
     if not path.is_file():
         return {}
     steps: dict[str, dict[int, dict]] = {}
@@ -74,9 +92,16 @@ def read_metrics(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray
         points: dict[str, list[tuple[int, float]]] = {}
         for step in sorted(rows):
             for name, value in rows[step].items():
-                if name not in ("stage", "step", "time_s") and isinstance(value, (int, float)) and np.isfinite(value):
+                if (
+                    name not in ("stage", "step", "time_s")
+                    and isinstance(value, (int, float))
+                    and np.isfinite(value)
+                ):
                     points.setdefault(name, []).append((step, float(value)))
-        curves[stage] = {name: tuple(np.array(column) for column in zip(*pairs)) for name, pairs in points.items()}
+        curves[stage] = {
+            name: tuple(np.array(column) for column in zip(*pairs))
+            for name, pairs in points.items()
+        }
     return curves
 
 
@@ -91,7 +116,9 @@ def read_judgments(folder: Path) -> Judgments:
                 if row["stage"] == "rft_sample":
                     found.funnel.setdefault(row["hinted"], Counter())[row["reason"]] += 1
                 elif row["stage"] == "eval":
-                    found.failures.setdefault((row["system"], row["split"]), Counter())[row["failure"] or ""] += 1
+                    found.failures.setdefault((row["system"], row["split"]), Counter())[
+                        row["failure"] or ""
+                    ] += 1
                     found.places.setdefault((row["split"], row["id"]), []).append((path, offset))
                 yield row
 
@@ -99,8 +126,12 @@ def read_judgments(folder: Path) -> Judgments:
     return found
 
 
-def by_domain(pools: dict[tuple[str, str], dict[str, Pool]]) -> dict[tuple[str, str], dict[str, dict]]:
-    """{(system, split): {domain: {"items", "greedy", "vote", "stderr"}}}: shares; the vote takes the whole pool, its error is over items."""
+def by_domain(
+    pools: dict[tuple[str, str], dict[str, Pool]],
+) -> dict[tuple[str, str], dict[str, dict]]:
+    """{(system, split): {domain: {"items", "greedy", "vote", "stderr"}}}: shares; the vote takes
+    the whole pool, its error is over items.
+    """
     found: dict[tuple[str, str], dict[str, dict]] = {}
     for (system, split), kinds in pools.items():
         for kind, pool in kinds.items():
@@ -108,7 +139,9 @@ def by_domain(pools: dict[tuple[str, str], dict[str, Pool]]) -> dict[tuple[str, 
             names = np.array(pool.domains)
             for domain in sorted(set(pool.domains)):
                 credit = judged.credit_I[names == domain]
-                cell = found.setdefault((system, split), {}).setdefault(domain, {"items": len(credit), "greedy": None, "vote": None, "stderr": None})
+                cell = found.setdefault((system, split), {}).setdefault(
+                    domain, {"items": len(credit), "greedy": None, "vote": None, "stderr": None}
+                )
                 if kind == "greedy":
                     cell["greedy"] = float(credit.mean())
                 else:
@@ -117,18 +150,23 @@ def by_domain(pools: dict[tuple[str, str], dict[str, Pool]]) -> dict[tuple[str, 
 
 
 def score_histogram(pool: Pool) -> dict[str, np.ndarray]:
-    """{"best": counts, "others": counts} indexed by integer score: what the judge gave to the best response and to the rest.
+    """{"best": counts, "others": counts} indexed by integer score: what the judge gave to the best
+    response and to the rest.
 
     A single response counts as best where its reward is 1.
     """
     responses_N = np.arange(pool.scores_IKN.shape[-1])
-    best_IN = np.where((pool.n_I == 1)[:, None], pool.gold_I[:, None] == 1, responses_N == pool.gold_I[:, None])
+    best_IN = np.where(
+        (pool.n_I == 1)[:, None], pool.gold_I[:, None] == 1, responses_N == pool.gold_I[:, None]
+    )
     real_IN = responses_N < pool.n_I[:, None]
     scores_IKN = pool.scores_IKN.astype(int)
     bins = scores_IKN.max() + 1
     used_IKN = pool.valid_IK[:, :, None] & real_IN[:, None]
-    return {name: np.bincount(scores_IKN[used_IKN & chosen_IN[:, None]], minlength=bins)
-            for name, chosen_IN in (("best", best_IN), ("others", ~best_IN))}
+    return {
+        name: np.bincount(scores_IKN[used_IKN & chosen_IN[:, None]], minlength=bins)
+        for name, chosen_IN in (("best", best_IN), ("others", ~best_IN))
+    }
 
 
 def read_split(folder: Path, split: str) -> dict[str, Record]:
@@ -138,10 +176,11 @@ def read_split(folder: Path, split: str) -> dict[str, Record]:
 
 
 def examples(judgments: Judgments, records: Path) -> dict:
-    """{"items": [...], "total": int} for the browser: up to EXAMPLES_PER_SPLIT judged items of each split, with the texts of <records>/<split>.jsonl.
+    """{"items": [...], "total": int} for the browser: up to EXAMPLES_PER_SPLIT judged items of each
+    split, with the texts of <records>/<split>.jsonl.
 
-    Chosen by a hash of the id, half of them (as far as there are any) items that the most trained system's vote gets wrong.
-    Splits take turns until EXAMPLE_CHARACTERS are used up.
+    Chosen by a hash of the id, half of them (as far as there are any) items that the most trained
+    system's vote gets wrong. Splits take turns until EXAMPLE_CHARACTERS are used up.
     """
     last: dict[str, Estimate] = {}
     systems = list(dict.fromkeys(system for system, _ in judgments.pools))
@@ -151,8 +190,12 @@ def examples(judgments: Judgments, records: Path) -> dict:
     texts = {split: read_split(records, split) for split in last}
     queues = [[(split, item) for item in _chosen(judged)] for split, judged in last.items()]
     items, used = [], 0
-    for split, item in (place for turn in zip_longest(*queues) for place in turn if place is not None):
-        example = _example(split, item, systems, judgments.places[split, item], texts[split].get(item))
+    for split, item in (
+        place for turn in zip_longest(*queues) for place in turn if place is not None
+    ):
+        example = _example(
+            split, item, systems, judgments.places[split, item], texts[split].get(item)
+        )
         used += len(json.dumps(example))
         if used > EXAMPLE_CHARACTERS:
             break
@@ -163,14 +206,18 @@ def examples(judgments: Judgments, records: Path) -> dict:
 
 
 def _chosen(judged: Estimate) -> list[str]:
-    hashed = sorted(range(len(judged.ids)), key=lambda i: hashlib.sha256(judged.ids[i].encode()).digest())
+    hashed = sorted(
+        range(len(judged.ids)), key=lambda i: hashlib.sha256(judged.ids[i].encode()).digest()
+    )
     wrong = [judged.ids[i] for i in hashed if judged.credit_I[i] < 1]
     right = [judged.ids[i] for i in hashed if judged.credit_I[i] == 1]
     mixed = [item for pair in zip_longest(wrong, right) for item in pair if item is not None]
     return mixed[:EXAMPLES_PER_SPLIT]
 
 
-def _example(split: str, item: str, order: list[str], places: list[tuple[Path, int]], record: Record | None) -> dict:
+def _example(
+    split: str, item: str, order: list[str], places: list[tuple[Path, int]], record: Record | None
+) -> dict:
     rows_of: dict[str, list[dict]] = {}
     for path, group in groupby(places, key=itemgetter(0)):
         with open(path, "rb") as file:
@@ -189,12 +236,35 @@ def _example(split: str, item: str, order: list[str], places: list[tuple[Path, i
             kept = select_by_meta(scores, [row.get("meta_logit") for row in sampled])
             guided = _verdict(vote([scores[i] for i in kept]), sampled) | {"k_meta": len(kept)}
         kept_rows = [sampled[i] for i in kept]
-        shown = [{name: row.get(name) for name in SHOWN} | {"kept": row in kept_rows} for row in rows[:SAMPLES_SHOWN]]
+        shown = [
+            {name: row.get(name) for name in SHOWN} | {"kept": row in kept_rows}
+            for row in rows[:SAMPLES_SHOWN]
+        ]
         systems[system] = {"vote": _verdict(plain, sampled), "meta": guided, "samples": shown}
-    texts = {name: record_to_dict(record).get(name) for name in ("conversation", "responses", "reference")} if record else {}
-    return {"id": item, "split": split, "domain": first.get("domain") or "", "rewards": first["rewards"], "systems": systems, **texts}
+    texts = (
+        {
+            name: record_to_dict(record).get(name)
+            for name in ("conversation", "responses", "reference")
+        }
+        if record
+        else {}
+    )
+    return {
+        "id": item,
+        "split": split,
+        "domain": first.get("domain") or "",
+        "rewards": first["rewards"],
+        "systems": systems,
+        **texts,
+    }
 
 
 def _verdict(verdict: Verdict, rows: list[dict]) -> dict:
     """The vote as the page shows it; "credit" is that of `expected_credit`."""
-    return {"totals": verdict.totals, "winners": verdict.winners, "valid": verdict.valid, "k": len(rows), "credit": expected_credit(verdict, rows[0]["rewards"])}
+    return {
+        "totals": verdict.totals,
+        "winners": verdict.winners,
+        "valid": verdict.valid,
+        "k": len(rows),
+        "credit": expected_credit(verdict, rows[0]["rewards"]),
+    }

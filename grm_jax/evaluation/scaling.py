@@ -1,13 +1,18 @@
-"""Inference-time scaling: how accurate is a vote over k of the K judgments sampled for an item (Eq 14), plain or guided by the Meta RM.
+"""Inference-time scaling: how accurate is a vote over k of the K judgments sampled for an item (Eq
+14), plain or guided by the Meta RM.
 
-Every item has a pool of K samples. A vote over k < K of them is estimated on many subsets of the pool: each item's pool is
-shuffled several times, and every shuffle gives K // k disjoint subsets. The shuffles depend on (seed, item id) alone, so two
-systems, two aggregations or two values of k always meet the same subsets and their difference can be paired item by item.
+Every item has a pool of K samples. A vote over k < K of them is estimated on many subsets of the
+pool: each item's pool is shuffled several times, and every shuffle gives K // k disjoint subsets.
+The shuffles depend on (seed, item id) alone, so two systems, two aggregations or two values of k
+always meet the same subsets and their difference can be paired item by item.
 
-The arithmetic is that of `grm_jax.judgment.voting`, over whole arrays at once; a test compares the two.
+The arithmetic is that of `grm_jax.judgment.voting`, over whole arrays at once; a test compares the
+two.
 
-Letters: I items, K samples in a pool, N responses (padded to the longest list), V subsets of an item's pool, k judgments of a subset.
+Letters: I items, K samples in a pool, N responses (padded to the longest list), V subsets of an
+    item's pool, k judgments of a subset.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -23,8 +28,10 @@ from grm_jax.judgment.rules import best_index
 class Pool:
     """Judgments of one system on one split, K per item; items sorted by id, samples by index.
 
-    n_I: int, responses of the item. gold_I: int, index of the best response; where n = 1, the 0/1 reward itself.
-    scores_IKN: float, in record order, 0 where the judgment failed or the item has no such response. valid_IK: bool.
+    n_I: int, responses of the item. gold_I: int, index of the best response; where n = 1, the 0/1
+        reward itself.
+    scores_IKN: float, in record order, 0 where the judgment failed or the item has no such
+        response. valid_IK: bool.
     meta_IK: float, Meta RM logit, NaN where absent. tokens_IK: int, generated tokens.
     """
 
@@ -49,10 +56,12 @@ class Pool:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Per-item means, over the subsets of the pool, of everything that is known about one way of judging.
+    """Per-item means, over the subsets of the pool, of everything that is known about one way of
+    judging.
 
-    credit_I: expected 1/t credit. strict_I: a tie is wrong. tie_I: a top shared by several responses. lost_I: every judgment of
-    the vote failed, worth the guess of `Pool.chance_I`. failed_I: share of judgments that did not parse. tokens_I: per judgment.
+    credit_I: expected 1/t credit. strict_I: a tie is wrong. tie_I: a top shared by several
+    responses. lost_I: every judgment of the vote failed, worth the guess of `Pool.chance_I`.
+    failed_I: share of judgments that did not parse. tokens_I: per judgment.
     """
 
     key: dict  # system, split, aggregation (greedy, vote, meta), k, k_meta (None unless meta)
@@ -67,10 +76,12 @@ class Estimate:
 
 
 def make_pool(rows: Iterable[dict], binary: bool = True) -> Pool:
-    """The judgment rows of one system, split and temperature as arrays. `binary`: a single response is scored 0 or 1, as accuracy needs.
+    """The judgment rows of one system, split and temperature as arrays. `binary`: a single response
+    is scored 0 or 1, as accuracy needs.
 
-    Raises ValueError naming the item where samples repeat, counts differ between items (an evaluation cut short), rewards are
-    absent, scores do not fit the responses, or the gold is not one maximum (n >= 2) or 0/1 (n = 1).
+    Raises ValueError naming the item where samples repeat, counts differ between items (an
+    evaluation cut short), rewards are absent, scores do not fit the responses, or the gold is not
+    one maximum (n >= 2) or 0/1 (n = 1).
     """
     by_item: dict[str, list[dict]] = {}
     for row in rows:
@@ -83,17 +94,29 @@ def make_pool(rows: Iterable[dict], binary: bool = True) -> Pool:
     n_I, gold_I = (np.array(column) for column in zip(*(_gold(row) for row in firsts)))
     shape = (len(ids), samples)
     scores_IKN = np.zeros((*shape, n_I.max()))
-    valid_IK, meta_IK, tokens_IK = np.zeros(shape, bool), np.full(shape, np.nan), np.zeros(shape, np.int64)
+    valid_IK, meta_IK, tokens_IK = (
+        np.zeros(shape, bool),
+        np.full(shape, np.nan),
+        np.zeros(shape, np.int64),
+    )
     for i, item in enumerate(ids):
         group = sorted(by_item[item], key=lambda row: row["sample"])
         if len(group) != samples:
-            raise ValueError(f"item {item!r} has {len(group)} judgments, item {ids[0]!r} has {samples}: every item needs the same number")
+            raise ValueError(
+                f"item {item!r} has {len(group)} judgments, item {ids[0]!r} has {samples}: every "
+                "item needs the same number"
+            )
         for j, row in enumerate(group):
             if j and row["sample"] == group[j - 1]["sample"]:
                 raise ValueError(f"item {item!r} has sample {row['sample']} twice")
             if row["scores"] is not None:
-                if len(row["scores"]) != n_I[i] or (binary and n_I[i] == 1 and row["scores"][0] not in (0, 1)):
-                    raise ValueError(f"item {item!r}, sample {row['sample']}: scores {row['scores']} for {n_I[i]} response(s); one response is scored 0 or 1")
+                if len(row["scores"]) != n_I[i] or (
+                    binary and n_I[i] == 1 and row["scores"][0] not in (0, 1)
+                ):
+                    raise ValueError(
+                        f"item {item!r}, sample {row['sample']}: scores {row['scores']} for "
+                        f"{n_I[i]} response(s); one response is scored 0 or 1"
+                    )
                 scores_IKN[i, j, : n_I[i]] = row["scores"]
                 valid_IK[i, j] = True
             if row.get("meta_logit") is not None:
@@ -110,7 +133,10 @@ def _gold(row: dict) -> tuple[int, int]:
         raise ValueError(f"item {row['id']!r} has no rewards: accuracy needs gold")
     if len(rewards) == 1:
         if rewards[0] not in (0, 1):
-            raise ValueError(f"item {row['id']!r}: the reward of a single response must be 0 or 1, not {rewards[0]}")
+            raise ValueError(
+                f"item {row['id']!r}: the reward of a single response must be 0 or 1, not "
+                f"{rewards[0]}"
+            )
         return 1, int(rewards[0])
     try:
         return len(rewards), best_index(rewards)
@@ -119,9 +145,11 @@ def _gold(row: dict) -> tuple[int, int]:
 
 
 def subsets(ids: Sequence[str], samples: int, k: int, shuffles: int, seed: int) -> np.ndarray:
-    """index_IVk: `shuffles` x (samples // k) subsets of k sample indices for every item, a function of (seed, item id) alone.
+    """index_IVk: `shuffles` x (samples // k) subsets of k sample indices for every item, a function
+    of (seed, item id) alone.
 
-    Disjoint within a shuffle. For k = 1 and k = samples further shuffles would repeat the same votes, so one is taken.
+    Disjoint within a shuffle. For k = 1 and k = samples further shuffles would repeat the same
+    votes, so one is taken.
     """
     if not 1 <= k <= samples:
         raise ValueError(f"k = {k} judgments asked of a pool of {samples}")
@@ -138,12 +166,18 @@ def subsets(ids: Sequence[str], samples: int, k: int, shuffles: int, seed: int) 
 
 
 def _meta_first(pool: Pool, index_IVk: np.ndarray) -> np.ndarray:
-    """Each subset sorted by preference: parsed before failed, higher Meta RM logit first, then the lower sample index."""
+    """Each subset sorted by preference: parsed before failed, higher Meta RM logit first, then the
+    lower sample index.
+    """
     missing = pool.valid_IK & ~np.isfinite(pool.meta_IK)
     if missing.any():
-        raise ValueError(f"item {pool.ids[int(missing.any(1).argmax())]!r} has a parsed judgment without a finite Meta RM logit")
+        raise ValueError(
+            f"item {pool.ids[int(missing.any(1).argmax())]!r} has a parsed judgment without a "
+            "finite Meta RM logit"
+        )
     logits_IK = np.where(pool.valid_IK, pool.meta_IK, 0.0)
-    order_IK = np.lexsort((-logits_IK, ~pool.valid_IK), axis=-1)  # stable, so equal logits stay in sample order
+    # stable, so equal logits stay in sample order
+    order_IK = np.lexsort((-logits_IK, ~pool.valid_IK), axis=-1)
     rank_IK = np.argsort(order_IK, axis=-1)
     rank_IVk = _gather(rank_IK, index_IVk)
     return np.take_along_axis(index_IVk, np.argsort(rank_IVk, axis=-1), axis=-1)
@@ -152,10 +186,14 @@ def _meta_first(pool: Pool, index_IVk: np.ndarray) -> np.ndarray:
 def _gather(values_IK: np.ndarray, index_IVk: np.ndarray) -> np.ndarray:
     """values_IVk of the samples that a subset index names."""
     items, votes, k = index_IVk.shape
-    return np.take_along_axis(values_IK, index_IVk.reshape(items, votes * k), axis=1).reshape(items, votes, k)
+    return np.take_along_axis(values_IK, index_IVk.reshape(items, votes * k), axis=1).reshape(
+        items, votes, k
+    )
 
 
-def _votes(pool: Pool, index_IVk: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _votes(
+    pool: Pool, index_IVk: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(credit, strict, tie, lost), each float (I, V), of the vote of every subset."""
     items, votes, k = index_IVk.shape
     scores_IXN = np.take_along_axis(pool.scores_IKN, index_IVk.reshape(items, votes * k, 1), axis=1)
@@ -166,7 +204,9 @@ def _votes(pool: Pool, index_IVk: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     totals_IVN = np.where(responses_N < pool.n_I[:, None, None], totals_IVN, -np.inf)
     top_IVN = totals_IVN == totals_IVN.max(axis=-1, keepdims=True)
     tied_IV = top_IVN.sum(axis=-1)
-    hit_IV = np.take_along_axis(top_IVN, np.where(pool.n_I == 1, 0, pool.gold_I)[:, None, None], axis=-1)[..., 0]
+    hit_IV = np.take_along_axis(
+        top_IVN, np.where(pool.n_I == 1, 0, pool.gold_I)[:, None, None], axis=-1
+    )[..., 0]
 
     # one response: the majority of the 0/1 scores against the 0/1 reward
     single_I1 = (pool.n_I == 1)[:, None]
@@ -180,7 +220,9 @@ def _votes(pool: Pool, index_IVk: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     return credit_IV, strict_IV, (tied_IV > 1) & ~lost_IV, lost_IV
 
 
-def _subsets_voted(pool: Pool, k: int, k_meta: int | None, shuffles: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _subsets_voted(
+    pool: Pool, k: int, k_meta: int | None, shuffles: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(index_IVk of the subsets that are generated, those of each that vote)."""
     index_IVk = subsets(pool.ids, pool.samples, k, shuffles, seed)
     if k_meta is None:
@@ -190,23 +232,40 @@ def _subsets_voted(pool: Pool, k: int, k_meta: int | None, shuffles: int, seed: 
     return index_IVk, _meta_first(pool, index_IVk)[..., :k_meta]
 
 
-def estimate(pool: Pool, system: str, split: str, k: int, k_meta: int | None = None, *, greedy: bool = False,
-             shuffles: int = 8, seed: int = 0) -> Estimate:
-    """Judge with k samples; with `k_meta`, only the k_meta best of each k by the Meta RM vote. `greedy` only names the row."""
+def estimate(
+    pool: Pool,
+    system: str,
+    split: str,
+    k: int,
+    k_meta: int | None = None,
+    *,
+    greedy: bool = False,
+    shuffles: int = 8,
+    seed: int = 0,
+) -> Estimate:
+    """Judge with k samples; with `k_meta`, only the k_meta best of each k by the Meta RM vote.
+    `greedy` only names the row.
+    """
     index_IVk, chosen = _subsets_voted(pool, k, k_meta, shuffles, seed)
     credit_I, strict_I, tie_I, lost_I = (values.mean(axis=1) for values in _votes(pool, chosen))
-    failed_I = 1.0 - _gather(pool.valid_IK, index_IVk).mean(axis=(1, 2))  # all k were generated and paid for
+    # all k were generated and paid for
+    failed_I = 1.0 - _gather(pool.valid_IK, index_IVk).mean(axis=(1, 2))
     tokens_I = _gather(pool.tokens_IK, index_IVk).mean(axis=(1, 2))
     aggregation = "greedy" if greedy else "vote" if k_meta is None else "meta"
     key = {"system": system, "split": split, "aggregation": aggregation, "k": k, "k_meta": k_meta}
-    return Estimate(key, pool.ids, credit_I, strict_I, tie_I, lost_I, failed_I, tokens_I, pool.chance_I)
+    return Estimate(
+        key, pool.ids, credit_I, strict_I, tie_I, lost_I, failed_I, tokens_I, pool.chance_I
+    )
 
 
-def single_scores(pool: Pool, k: int, k_meta: int | None = None, *, shuffles: int = 8, seed: int = 0) -> np.ndarray:
-    """mean_IV: what every vote gives to the first response of each item, in a benchmark of single responses the only one; the mean over
-    the scores that parsed.
+def single_scores(
+    pool: Pool, k: int, k_meta: int | None = None, *, shuffles: int = 8, seed: int = 0
+) -> np.ndarray:
+    """mean_IV: what every vote gives to the first response of each item, in a benchmark of single
+    responses the only one; the mean over the scores that parsed.
 
-    A sum would not compare items with different numbers of failures. NaN where all judgments of a vote failed.
+    A sum would not compare items with different numbers of failures. NaN where all judgments of a
+    vote failed.
     """
     _, chosen_IVk = _subsets_voted(pool, k, k_meta, shuffles, seed)
     total_IV = _gather(pool.scores_IKN[..., 0], chosen_IVk).sum(axis=2)
@@ -236,36 +295,56 @@ def result_row(e: Estimate) -> dict:
 
 
 def paired(a: Estimate, b: Estimate, claim: str) -> dict:
-    """Accuracy of a minus accuracy of b over the same items, with the standard error of the mean per-item difference."""
+    """Accuracy of a minus accuracy of b over the same items, with the standard error of the mean
+    per-item difference.
+    """
     if a.ids != b.ids:
-        raise ValueError(f"{claim!r} on {a.key['split']!r}: the two sides were judged on different items")
+        raise ValueError(
+            f"{claim!r} on {a.key['split']!r}: the two sides were judged on different items"
+        )
     difference_I = a.credit_I - b.credit_I
-    return {"claim": claim, "split": a.key["split"], "a": a.key, "b": b.key, "items": len(a.ids),
-            "difference": float(difference_I.mean()), "stderr": item_stderr(difference_I)}
+    return {
+        "claim": claim,
+        "split": a.key["split"],
+        "a": a.key,
+        "b": b.key,
+        "items": len(a.ids),
+        "difference": float(difference_I.mean()),
+        "stderr": item_stderr(difference_I),
+    }
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the ROC curve, float in 0..1; a tie counts 0.5; None where only one class is present."""
+    """Area under the ROC curve, float in 0..1; a tie counts 0.5; None where only one class is
+    present.
+    """
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if not positives or not negatives:
         return None
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     midranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((midranks[inverse][labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(
+        (midranks[inverse][labels].sum() - positives * (positives + 1) / 2)
+        / (positives * negatives)
+    )
 
 
 def meta_auc(pool: Pool) -> dict:
     """How well the logits tell right judgments from wrong ones (Eq 10), among those that parsed.
 
-    "auc": over all judgments of the split. "auc_within_item": mean over the items that have both, with its standard error; only
-    this one can help a vote, which compares judgments of one item.
+    "auc": over all judgments of the split. "auc_within_item": mean over the items that have both,
+    with its standard error; only this one can help a vote, which compares judgments of one item.
     """
     used_IK = pool.valid_IK & np.isfinite(pool.meta_IK)
     strict_IV = _votes(pool, subsets(pool.ids, pool.samples, 1, 1, 0))[1]
     within = [auc(pool.meta_IK[i, used], strict_IV[i, used]) for i, used in enumerate(used_IK)]
     within = np.array([value for value in within if value is not None])
-    return {"auc": auc(pool.meta_IK[used_IK], strict_IV[used_IK]),
-            "auc_within_item": float(within.mean()) if len(within) else None,
-            "auc_within_item_stderr": item_stderr(within) if len(within) else None,
-            "items_with_both": len(within), "judgments": int(used_IK.sum()), "correct_rate": float(strict_IV[used_IK].mean())}
+    return {
+        "auc": auc(pool.meta_IK[used_IK], strict_IV[used_IK]),
+        "auc_within_item": float(within.mean()) if len(within) else None,
+        "auc_within_item_stderr": item_stderr(within) if len(within) else None,
+        "items_with_both": len(within),
+        "judgments": int(used_IK.sum()),
+        "correct_rate": float(strict_IV[used_IK].mean()),
+    }

@@ -2,29 +2,33 @@ r"""Untrusted text in a prompt cannot imitate the marks that give the prompt its
 
 Built-in templates use these marks, and a template of one's own should use no others:
 
-    [The Begin of Response 2] ... [The End of Response 2]      (likewise Turn, Reference Answer: any [The Begin of ...])
-    #### Output Format Requirements ####                       section headers
-    [Response 2]   [User]   [Assistant]   [System]                                  compact templates
-    [Judge from 1 to 10]   [Judge right 1 or wrong 0]   [Choose the best response]   compact templates
-    Response 2:                                                compact templates, at the start of a line
-    The best response is: Response 2                           the hint for a list
-    The correct score is: 1                                    the hint for a single response
+    [The Begin of Response 2] ... [The End of Response 2]      (likewise Turn, Reference Answer: any
+    [The Begin of ...]) #### Output Format Requirements ####                       section headers
+    [Response 2]   [User]   [Assistant]   [System]                                  compact
+    templates [Judge from 1 to 10]   [Judge right 1 or wrong 0]   [Choose the best response]
+    compact templates Response 2:                                                compact templates,
+    at the start of a line The best response is: Response 2                           the hint for a
+    list The correct score is: 1                                    the hint for a single response
 
-`fenced` puts ONE backslash inside each imitation and leaves all other text as it is: `[\The End of Response 2]`, `###\# Header ###\#`,
-`\Response 2:`, `The best response is: \Response 2`. The text stays readable, and a reader can see what was written.
+`fenced` puts ONE backslash inside each imitation and leaves all other text as it is: `[\The End of
+Response 2]`, `###\# Header ###\#`, `\Response 2:`, `The best response is: \Response 2`. The text
+stays readable, and a reader can see what was written.
 
-What counts as an imitation is decided after compatibility decomposition (NFKD, so fullwidth forms count), case folding, and dropping
-invisible characters and combining marks; every Unicode line separator starts a line. Look-alike letters of other scripts do not count,
-and the control tokens of a chat format ("<end_of_turn>") are the tokenizer's concern.
+What counts as an imitation is decided after compatibility decomposition (NFKD, so fullwidth forms
+count), case folding, and dropping invisible characters and combining marks; every Unicode line
+separator starts a line. Look-alike letters of other scripts do not count, and the control tokens of
+a chat format ("<end_of_turn>") are the tokenizer's concern.
 """
+
 from __future__ import annotations
 
 import functools
 import re
 import unicodedata
 
-# G: what may stand between the words of a mark. It holds neither a backslash (so fenced text has no mark left)
-# nor, after an opening bracket, another one (so that each bracket is looked at once and time stays linear).
+# G: what may stand between the words of a mark. It holds neither a backslash (so fenced text has no
+# mark left) nor, after an opening bracket, another one (so that each bracket is looked at once and
+# time stays linear).
 _MARKS = re.compile(
     r"""
       (?P<bracket> \[ ) (?= G* (?:
@@ -42,12 +46,18 @@ _LINE_SEPARATORS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 def fenced(text: str) -> str:
-    """The text with one backslash put into every imitation of a mark. Idempotent; linear time; other text comes back unchanged."""
+    """The text with one backslash put into every imitation of a mark. Idempotent; linear time;
+    other text comes back unchanged.
+    """
     folded, origin = _fold(text)
     cuts = set()  # positions in `folded` before which a backslash goes, inside the mark
     for match in _MARKS.finditer(folded):
         kind = match.lastgroup
-        cuts.add(origin[match.start(kind)] + 1 if kind in ("bracket", "role") else origin[match.start(kind)])
+        cuts.add(
+            origin[match.start(kind)] + 1
+            if kind in ("bracket", "role")
+            else origin[match.start(kind)]
+        )
     for line in _HEADER_LINE.finditer(folded):
         for three in re.finditer(r"#{3}(?=#)", line.group()):
             cuts.add(origin[line.start() + three.end()])
@@ -59,7 +69,9 @@ def fenced(text: str) -> str:
 
 
 def _fold(text: str) -> tuple[str, range | list[int]]:
-    """The text as imitations are looked for in it, and for each of its characters the index it comes from in `text`."""
+    """The text as imitations are looked for in it, and for each of its characters the index it
+    comes from in `text`.
+    """
     if not _BEYOND_PLAIN.search(text):
         return text.lower(), range(len(text))
     folded, origin = [], []
@@ -75,4 +87,8 @@ def _fold_character(character: str) -> str:
     if character in _LINE_SEPARATORS:
         return "\n"
     parts = unicodedata.normalize("NFKD", character.casefold()).casefold()
-    return "".join(part for part in parts if part in "\n\t" or unicodedata.category(part) not in ("Cf", "Cc", "Mn", "Me"))
+    return "".join(
+        part
+        for part in parts
+        if part in "\n\t" or unicodedata.category(part) not in ("Cf", "Cc", "Mn", "Me")
+    )

@@ -1,8 +1,11 @@
-r"""From a judge's completion to a Judgment (scores) or a Choice (an index), or to a named ParseFailure. Never a default score.
+r"""From a judge's completion to a Judgment (scores) or a Choice (an index), or to a named
+ParseFailure. Never a default score.
 
-Scores are strict. Only the LAST \boxed{...} counts: models print criterion scores and drafts before it. Its braces must balance, its
-content is split at commas, and each item must be an integer in ASCII digits, with blanks around it and a sign allowed ("8", " 8 ", "08",
-"-1"). Everything else is a failure, because leniency would hide drift of the format, and dropping an item would shift the rest:
+Scores are strict. Only the LAST \boxed{...} counts: models print criterion scores and drafts before
+it. Its braces must balance, its content is split at commas, and each item must be an integer in
+ASCII digits, with blanks around it and a sign allowed ("8", " 8 ", "08", "-1"). Everything else is
+a failure, because leniency would hide drift of the format, and dropping an item would shift the
+rest:
 
     no_box           no \boxed{ in the text, or the last one never closes
     empty_box        nothing but blanks in it
@@ -12,11 +15,12 @@ content is split at commas, and each item must be an integer in ASCII digits, wi
     out_of_range     an integer below `low` or above `high`
     truncated        the generation hit its length limit, whatever it contains
 
-Of several bad items the first one names the failure. An answer by index is read by the same rules: one item, an integer from 1 to n.
-Principles and critique are read on a best-effort basis and never fail a judgment:
-headings may be bare ("Analysis:"), Markdown ("### Scores:", "**Analysis**:") or numbered ("2. Analysis:").
-All functions take time linear in the length of the text.
+Of several bad items the first one names the failure. An answer by index is read by the same rules:
+one item, an integer from 1 to n. Principles and critique are read on a best-effort basis and never
+fail a judgment: headings may be bare ("Analysis:"), Markdown ("### Scores:", "**Analysis**:") or
+numbered ("2. Analysis:"). All functions take time linear in the length of the text.
 """
+
 from __future__ import annotations
 
 import re
@@ -26,8 +30,18 @@ from dataclasses import dataclass
 from grm_jax.judgment.records import to_record_order
 from grm_jax.judgment.rules import score_range
 
-ANSWERS = ("scores", "ten", "index")  # what the box holds: a score for each response (see `read_answer`), or the number of the best response
-FAILURE_REASONS = ("no_box", "empty_box", "wrong_count", "not_a_number", "not_an_integer", "out_of_range", "truncated")
+# what the box holds: a score for each response (see `read_answer`), or the number of the best
+# response
+ANSWERS = ("scores", "ten", "index")
+FAILURE_REASONS = (
+    "no_box",
+    "empty_box",
+    "wrong_count",
+    "not_a_number",
+    "not_an_integer",
+    "out_of_range",
+    "truncated",
+)
 
 BOX = r"\boxed{"
 INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -43,19 +57,26 @@ DECORATION = " \t#*_>`-"
 LIST_MARK = re.compile(r"(?P<indent>[ \t]*)(?P<mark>[-*•]|\(?[0-9]{1,3}[.)])[ \t]+(?=\S)")
 NAME_LIMIT = 80  # longer text before a weight or colon is prose, not a name
 _WEIGHT = r"(?<![0-9.])(?P<number>[0-9]{1,6}(?:\.[0-9]{1,6})?)[ \t]?"
-WEIGHTS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (
-    r"\bweight(?:ing|age)?\b[^\w\n]{0,6}" + _WEIGHT + r"(?P<percent>%?)",                  # (Weight: 40%), weight 0.4, **Weight**: 3
-    r"[(\[][ \t]?" + _WEIGHT + r"(?P<percent>%?)[ \t]?[)\]]",                              # (40%), [3]
-    _WEIGHT + r"(?P<percent>%)",                                                           # 40%
-    r"(?<=[^\W\d_])[*_]{0,3}:?[ \t]" + _WEIGHT + r"(?P<percent>%?)[*_. \t]{0,6}$",         # order 7
-))
+WEIGHTS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # (Weight: 40%), weight 0.4, **Weight**: 3
+        r"\bweight(?:ing|age)?\b[^\w\n]{0,6}" + _WEIGHT + r"(?P<percent>%?)",
+        # (40%), [3]
+        r"[(\[][ \t]?" + _WEIGHT + r"(?P<percent>%?)[ \t]?[)\]]",
+        _WEIGHT + r"(?P<percent>%)",  # 40%
+        r"(?<=[^\W\d_])[*_]{0,3}:?[ \t]" + _WEIGHT + r"(?P<percent>%?)[*_. \t]{0,6}$",  # order 7
+    )
+)
 NAME_END = re.compile(r"[(（\[:：=]|[ \t][-–—][ \t]")
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """`principles`: (name, weight as a number, or None where none is stated; 40% is 0.4); `critique`: the text of the analysis;
-    `scores`: n integers in PROMPT order."""
+    """`principles`: (name, weight as a number, or None where none is stated; 40% is 0.4);
+    `critique`: the text of the analysis; `scores`: n integers in PROMPT order.
+    """
+
     principles: tuple[tuple[str, float | None], ...]
     critique: str
     scores: tuple[int, ...]
@@ -63,8 +84,10 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Choice:
-    """`principles`, `critique`: as in Judgment; `chosen`: index (from 0) of the best response in PROMPT order; `span`: the characters
-    text[start:end] of the number in the box."""
+    """`principles`, `critique`: as in Judgment; `chosen`: index (from 0) of the best response in
+    PROMPT order; `span`: the characters text[start:end] of the number in the box.
+    """
+
     principles: tuple[tuple[str, float | None], ...]
     critique: str
     chosen: int
@@ -74,11 +97,16 @@ class Choice:
 @dataclass(frozen=True)
 class ParseFailure:
     """Why a completion yields no scores; `reason` is one of FAILURE_REASONS."""
+
     reason: str
 
 
-def parse_judgment(text: str, n: int, low: int = 1, high: int = 10, truncated: bool = False) -> Judgment | ParseFailure:
-    r"""Reads the n scores (low..high) in the last \boxed{...} of `text`, and principles and critique before it."""
+def parse_judgment(
+    text: str, n: int, low: int = 1, high: int = 10, truncated: bool = False
+) -> Judgment | ParseFailure:
+    r"""Reads the n scores (low..high) in the last \boxed{...} of `text`, and principles and
+    critique before it.
+    """
     if truncated:
         return ParseFailure("truncated")
     start = text.rfind(BOX)
@@ -93,42 +121,65 @@ def parse_judgment(text: str, n: int, low: int = 1, high: int = 10, truncated: b
 
 
 def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFailure:
-    r"""Reads the number (1..n) of the best response in the last \boxed{...} of `text`, and principles and critique before it."""
+    r"""Reads the number (1..n) of the best response in the last \boxed{...} of `text`, and
+    principles and critique before it.
+    """
     parsed = parse_judgment(text, 1, low=1, high=n, truncated=truncated)
     if isinstance(parsed, ParseFailure):
         return parsed
     start = text.rfind(BOX) + len(BOX)
-    content = text[start:text.index("}", start)]  # an integer: no brace inside
+    content = text[start : text.index("}", start)]  # an integer: no brace inside
     start += len(content) - len(content.lstrip())
-    return Choice(parsed.principles, parsed.critique, parsed.scores[0] - 1, (start, start + len(content.strip())))
+    return Choice(
+        parsed.principles,
+        parsed.critique,
+        parsed.scores[0] - 1,
+        (start, start + len(content.strip())),
+    )
 
 
-def read_answer(text: str, order: Sequence[int], answer: str = "scores", truncated: bool = False) -> dict:
-    """What a row says of a completion about the n responses shown in `order`: {"scores", "failure", "principles", "critique"}.
+def read_answer(
+    text: str, order: Sequence[int], answer: str = "scores", truncated: bool = False
+) -> dict:
+    """What a row says of a completion about the n responses shown in `order`: {"scores", "failure",
+    "principles", "critique"}.
 
-    `scores` are in the record's order, or None with the reason in `failure`: integers in `score_range(n)`; where the answer is "ten", from
-    1 to 10 for a single response too (paper, D.1: ReaLMistake); where it is an "index", 1 for the chosen response and 0 for the
-    others, so that a sum of scores is a count of votes.
+    `scores` are in the record's order, or None with the reason in `failure`: integers in
+    `score_range(n)`; where the answer is "ten", from 1 to 10 for a single response too (paper, D.1:
+    ReaLMistake); where it is an "index", 1 for the chosen response and 0 for the others, so that a
+    sum of scores is a count of votes.
     """
     n = len(order)
     low, high = score_range(2 if answer == "ten" else n)
-    parsed = parse_choice(text, n, truncated) if answer == "index" else parse_judgment(text, n, low, high, truncated)
+    parsed = (
+        parse_choice(text, n, truncated)
+        if answer == "index"
+        else parse_judgment(text, n, low, high, truncated)
+    )
     if isinstance(parsed, ParseFailure):
         return {"scores": None, "failure": parsed.reason, "principles": [], "critique": ""}
-    shown = [int(position == parsed.chosen) for position in range(n)] if isinstance(parsed, Choice) else parsed.scores
+    shown = (
+        [int(position == parsed.chosen) for position in range(n)]
+        if isinstance(parsed, Choice)
+        else parsed.scores
+    )
     return {
-        "scores": list(to_record_order(shown, order)), "failure": None,
-        "principles": [list(principle) for principle in parsed.principles], "critique": parsed.critique,
-    }  # fmt: skip
+        "scores": list(to_record_order(shown, order)),
+        "failure": None,
+        "principles": [list(principle) for principle in parsed.principles],
+        "critique": parsed.critique,
+    }
 
 
 def _balanced(text: str, start: int) -> str | None:
-    """The text from `start` to the brace that closes the one before it; None when it never closes."""
+    """The text from `start` to the brace that closes the one before it; None when it never
+    closes.
+    """
     depth = 1
     for brace in re.finditer(r"[{}]", text[start:]):
         depth += 1 if brace.group() == "{" else -1
         if depth == 0:
-            return text[start:start + brace.start()]
+            return text[start : start + brace.start()]
     return None
 
 
@@ -149,7 +200,9 @@ def _scores(content: str, n: int, low: int, high: int) -> tuple[int, ...] | Pars
 
 
 def _principles_and_critique(text: str) -> tuple[tuple[tuple[str, float | None], ...], str]:
-    """Sections of the text before the final box: the criteria, and the analysis up to the last heading of scores."""
+    """Sections of the text before the final box: the criteria, and the analysis up to the last
+    heading of scores.
+    """
     lines = text.split("\n")
     headings = [(i, kind, rest) for i, line in enumerate(lines) for kind, rest in _heading(line)]
     final = len(lines)  # no heading of scores: the analysis runs up to the box
@@ -160,35 +213,50 @@ def _principles_and_critique(text: str) -> tuple[tuple[tuple[str, float | None],
             break
     headings = [heading for heading in headings if heading[0] < final]
     criteria = next(((i, rest) for i, kind, rest in headings if kind is CRITERIA_HEADINGS), None)
-    analysis = next(((i, rest) for i, kind, rest in headings if kind is ANALYSIS_HEADINGS and (not criteria or i > criteria[0])), None)
+    analysis = next(
+        (
+            (i, rest)
+            for i, kind, rest in headings
+            if kind is ANALYSIS_HEADINGS and (not criteria or i > criteria[0])
+        ),
+        None,
+    )
     principles: tuple[tuple[str, float | None], ...] = ()
     if criteria:
         end = analysis[0] if analysis else final
-        principles = _principles([criteria[1], *lines[criteria[0] + 1:end]])
-    critique = [analysis[1], *lines[analysis[0] + 1:final]] if analysis else lines[:final]
+        principles = _principles([criteria[1], *lines[criteria[0] + 1 : end]])
+    critique = [analysis[1], *lines[analysis[0] + 1 : final]] if analysis else lines[:final]
     return principles, "\n".join(critique).strip()
 
 
 def _heading(line: str) -> list[tuple[tuple[str, ...], str]]:
-    """[(kind, rest of the line)] when the line is a heading, else []. A heading ends in a colon or stands alone."""
+    """[(kind, rest of the line)] when the line is a heading, else []. A heading ends in a colon or
+    stands alone.
+    """
     core = line.strip(DECORATION + "\r").lstrip("0123456789.)(").lstrip(DECORATION)
     lowered = core[:30].lower()
     for kind in (CRITERIA_HEADINGS, ANALYSIS_HEADINGS, SCORES_HEADINGS, OUTPUT_HEADINGS):
         for label in kind:
             if lowered.startswith(label):
-                rest = core[len(label):].lstrip("*_` \t")
+                rest = core[len(label) :].lstrip("*_` \t")
                 if rest == "" or rest[0] in ":：":
                     return [(kind, rest[1:].lstrip("*_ \t"))]
     return []
 
 
 def _principles(lines: list[str]) -> tuple[tuple[str, float | None], ...]:
-    """Principles of a criteria section: a list's top-level entries, else the lines, else the parts of one line between commas."""
+    """Principles of a criteria section: a list's top-level entries, else the lines, else the parts
+    of one line between commas.
+    """
     marked = [(LIST_MARK.match(line), line) for line in lines]
     first = next((mark for mark, _ in marked if mark), None)
     if first:
         top_level = (first["indent"], first["mark"] in "-*•")
-        entries = [line[mark.end():] for mark, line in marked if mark and (mark["indent"], mark["mark"] in "-*•") == top_level]
+        entries = [
+            line[mark.end() :]
+            for mark, line in marked
+            if mark and (mark["indent"], mark["mark"] in "-*•") == top_level
+        ]
     else:
         entries = [line for line in lines if line.strip()]
         if len(entries) == 1:
@@ -206,17 +274,19 @@ def _outside_brackets(line: str) -> list[str]:
         elif mark.group() in ")]":
             depth = max(0, depth - 1)
         elif depth == 0:
-            parts.append(line[start:mark.start()])
+            parts.append(line[start : mark.start()])
             start = mark.end()
     return [*parts, line[start:]]
 
 
 def _name_and_weight(entry: str) -> tuple[str, float | None] | None:
-    """("Accuracy", 0.4) from "**Accuracy** (Weight: 40%): ..."; None when no name of at most NAME_LIMIT characters stands first."""
+    """("Accuracy", 0.4) from "**Accuracy** (Weight: 40%): ..."; None when no name of at most
+    NAME_LIMIT characters stands first.
+    """
     match = next((match for pattern in WEIGHTS if (match := pattern.search(entry))), None)
-    head = entry[:match.start()] if match else entry
+    head = entry[: match.start()] if match else entry
     end = NAME_END.search(head)
-    name = (head[:end.start()] if end else head).strip(DECORATION + " .\r,;")
+    name = (head[: end.start()] if end else head).strip(DECORATION + " .\r,;")
     if not name or len(name) > NAME_LIMIT:
         return None
     if match is None:

@@ -3,14 +3,19 @@
 One JSON object a line:
 
     {"id": str,                      unique in its file
-     "conversation": [{"role": "system" | "user" | "assistant", "content": str}, ...],   ends with a user turn
+     "conversation": [{"role": "system" | "user" | "assistant", "content": str}, ...],   ends with a
+         user turn
      "responses": [str, ...],        n >= 1 candidate next turns
-     "rewards": [number] * n,        or "best": int, the index of the best response (one-hot rewards); neither for inference
-     "domain": str, "reference": str, "metadata": object}                                 these three are optional
+     "rewards": [number] * n,        or "best": int, the index of the best response (one-hot
+         rewards); neither for inference
+     "domain": str, "reference": str, "metadata": object}                                 these
+         three are optional
 
-With n >= 2 exactly one reward is the largest (Eq 10 of arXiv 2504.02495 needs a single best response); with n = 1 the reward is 0 or 1
-(wrong or right). A field that is missing, misspelt or of the wrong type is an error that names file, line and field.
+With n >= 2 exactly one reward is the largest (Eq 10 of arXiv 2504.02495 needs a single best
+response); with n = 1 the reward is 0 or 1 (wrong or right). A field that is missing, misspelt or of
+the wrong type is an error that names file, line and field.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -31,13 +36,17 @@ FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "refer
 @dataclass(frozen=True)
 class Turn:
     """One turn of a conversation; `role` is one of ROLES."""
+
     role: str
     content: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """One judged item: a conversation and n candidate responses, with gold `rewards` (n floats) where they are known."""
+    """One judged item: a conversation and n candidate responses, with gold `rewards` (n floats)
+    where they are known.
+    """
+
     id: str
     conversation: tuple[Turn, ...]
     responses: tuple[str, ...]
@@ -48,9 +57,13 @@ class Record:
 
 
 def record_from_dict(d: Any, where: str) -> Record:
-    """Validates one decoded JSON object. `where` ("file:line") opens every error message. Raises ValueError."""
+    """Validates one decoded JSON object. `where` ("file:line") opens every error message. Raises
+    ValueError.
+    """
     if not isinstance(d, dict):
-        raise ValueError(f"{where}: expected a JSON object with fields {', '.join(FIELDS)}, got {_short(d)}")
+        raise ValueError(
+            f"{where}: expected a JSON object with fields {', '.join(FIELDS)}, got {_short(d)}"
+        )
     _reject_unknown(d, FIELDS, where)
     record_id = _text(d, "id", where)
     if not record_id:
@@ -58,14 +71,19 @@ def record_from_dict(d: Any, where: str) -> Record:
     where = f"{where} (id {record_id!r})"
     responses = d.get("responses")
     if not isinstance(responses, list) or not responses:
-        raise ValueError(f'{where}: field "responses": expected a non-empty list of strings, got {_short(responses)}')
+        raise ValueError(
+            f'{where}: field "responses": expected a non-empty list of strings, got '
+            f"{_short(responses)}"
+        )
     metadata = d.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ValueError(f'{where}: field "metadata": expected an object, got {_short(metadata)}')
     return Record(
         id=record_id,
         conversation=_conversation(d.get("conversation"), where),
-        responses=tuple(_checked_text(r, f"responses[{i}]", where) for i, r in enumerate(responses)),
+        responses=tuple(
+            _checked_text(r, f"responses[{i}]", where) for i, r in enumerate(responses)
+        ),
         rewards=_rewards(d, len(responses), where),
         domain=_text(d, "domain", where) if "domain" in d else "",
         reference=_text(d, "reference", where) if d.get("reference") is not None else None,
@@ -74,10 +92,14 @@ def record_from_dict(d: Any, where: str) -> Record:
 
 
 def record_to_dict(record: Record) -> dict[str, Any]:
-    """The JSON object of a record; `record_from_dict` gives the record back. A "best" index has become one-hot "rewards"."""
+    """The JSON object of a record; `record_from_dict` gives the record back. A "best" index has
+    become one-hot "rewards".
+    """
     d: dict[str, Any] = {
         "id": record.id,
-        "conversation": [{"role": turn.role, "content": turn.content} for turn in record.conversation],
+        "conversation": [
+            {"role": turn.role, "content": turn.content} for turn in record.conversation
+        ],
         "responses": list(record.responses),
     }
     if record.rewards is not None:
@@ -92,24 +114,34 @@ def record_to_dict(record: Record) -> dict[str, Any]:
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:
-    """Reads a .jsonl or .jsonl.gz file (UTF-8, blank lines skipped). Raises ValueError at the first invalid line or repeated id."""
+    """Reads a .jsonl or .jsonl.gz file (UTF-8, blank lines skipped). Raises ValueError at the first
+    invalid line or repeated id.
+    """
     records: list[Record] = []
     first_line: dict[str, int] = {}
     opener = gzip.open if str(path).endswith(".gz") else open
     number = 0
     try:
-        with opener(path, "rb") as file:  # bytes: only \n ends a line, and a decoding error can name its line
+        # bytes: only \n ends a line, and a decoding error can name its line
+        with opener(path, "rb") as file:
             for number, raw in enumerate(file, start=1):
                 if not raw.strip():
                     continue
                 where = f"{path}:{number}"
                 try:
-                    decoded = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_reject_constant)
-                except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+                    decoded = json.loads(
+                        raw.decode("utf-8-sig" if number == 1 else "utf-8"),
+                        parse_constant=_reject_constant,
+                    )
+                # UnicodeDecodeError and JSONDecodeError are ValueErrors
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{where}: not a line of UTF-8 JSON: {error}") from error
                 record = record_from_dict(decoded, where)
                 if record.id in first_line:
-                    raise ValueError(f'{where}: field "id": {record.id!r} was used on line {first_line[record.id]} already')
+                    raise ValueError(
+                        f'{where}: field "id": {record.id!r} was used on line '
+                        f"{first_line[record.id]} already"
+                    )
                 first_line[record.id] = number
                 records.append(record)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -118,9 +150,11 @@ def read_records(path: str | os.PathLike) -> list[Record]:
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """Writes .jsonl or .jsonl.gz that `read_records` accepts: every record is validated, the file appears whole or not at all.
+    """Writes .jsonl or .jsonl.gz that `read_records` accepts: every record is validated, the file
+    appears whole or not at all.
 
-    The bytes depend on the records only (no time stamp in the gzip header). Raises ValueError as `read_records` would.
+    The bytes depend on the records only (no time stamp in the gzip header). Raises ValueError as
+    `read_records` would.
     """
     path = Path(path)
     lines = []
@@ -139,42 +173,65 @@ def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
 
 
 def seeded_digest(purpose: str, seed: int, record_id: str, *numbers: int) -> bytes:
-    """32 pseudo-random bytes, a function of the arguments only: the same on every machine and Python version.
+    """32 pseudo-random bytes, a function of the arguments only: the same on every machine and
+    Python version.
 
-    `purpose` (no NUL) keeps uses apart, so that for example tie breaks do not depend on the order of responses.
+    `purpose` (no NUL) keeps uses apart, so that for example tie breaks do not depend on the order
+    of responses.
     """
-    text = "\0".join([purpose, str(seed), *map(str, numbers), record_id])  # the id comes last, so no id can imitate a number
+    # the id comes last, so no id can imitate a number
+    text = "\0".join([purpose, str(seed), *map(str, numbers), record_id])
     return hashlib.sha256(text.encode("utf-8")).digest()
 
 
 def response_order(seed: int, record_id: str, sample: int, n: int) -> tuple[int, ...]:
-    """order[p] = index in the record of the response shown at prompt position p; uniform over the n! permutations.
+    """order[p] = index in the record of the response shown at prompt position p; uniform over the
+    n! permutations.
 
-    Every sample of a vote sees another order (paper, section 4). The order depends on the arguments only, never on batch or history.
+    Every sample of a vote sees another order (paper, section 4). The order depends on the arguments
+    only, never on batch or history.
     """
-    return tuple(sorted(range(n), key=lambda i: seeded_digest("response_order", seed, record_id, sample, i)))
+    return tuple(
+        sorted(range(n), key=lambda i: seeded_digest("response_order", seed, record_id, sample, i))
+    )
 
 
 def to_record_order(scores: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """Scores in prompt order (n) -> scores in record order (n). Raises ValueError when the lengths differ."""
+    """Scores in prompt order (n) -> scores in record order (n). Raises ValueError when the lengths
+    differ.
+    """
     in_record_order = dict(zip(order, scores, strict=True))
     return tuple(in_record_order[i] for i in range(len(order)))
 
 
 def _conversation(turns: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(turns, list) or not turns:
-        raise ValueError(f'{where}: field "conversation": expected a non-empty list of turns, got {_short(turns)}')
+        raise ValueError(
+            f'{where}: field "conversation": expected a non-empty list of turns, got '
+            f"{_short(turns)}"
+        )
     result = []
     for i, turn in enumerate(turns):
         name = f"conversation[{i}]"
         if not isinstance(turn, dict):
-            raise ValueError(f'{where}: field "{name}": expected an object with "role" and "content", got {_short(turn)}')
+            raise ValueError(
+                f'{where}: field "{name}": expected an object with "role" and "content", got '
+                f"{_short(turn)}"
+            )
         _reject_unknown(turn, ("role", "content"), where, name + ".")
         if turn.get("role") not in ROLES:
-            raise ValueError(f'{where}: field "{name}.role": expected one of {", ".join(ROLES)}, got {_short(turn.get("role"))}')
-        result.append(Turn(turn["role"], _checked_text(turn.get("content"), f"{name}.content", where)))
+            raise ValueError(
+                f'{where}: field "{name}.role": expected one of {", ".join(ROLES)}, got '
+                f"{_short(turn.get('role'))}"
+            )
+        result.append(
+            Turn(turn["role"], _checked_text(turn.get("content"), f"{name}.content", where))
+        )
     if result[-1].role != "user":
-        raise ValueError(f'{where}: field "conversation": expected the last turn to be the user\'s, got {result[-1].role!r}')
+        raise ValueError(
+            f'{where}: field "conversation": expected the last turn to be the user\'s, got '
+            f"{result[-1].role!r}"
+        )
     return tuple(result)
 
 
@@ -184,23 +241,43 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
     if "best" in d:
         best = d["best"]
         if n == 1:
-            raise ValueError(f'{where}: field "best": says nothing about one response; expected "rewards": [0] or [1]')
+            raise ValueError(
+                f'{where}: field "best": says nothing about one response; expected "rewards": '
+                "[0] or [1]"
+            )
         if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < n:
-            raise ValueError(f'{where}: field "best": expected an integer from 0 to {n - 1}, got {_short(best)}')
+            raise ValueError(
+                f'{where}: field "best": expected an integer from 0 to {n - 1}, got {_short(best)}'
+            )
         return tuple(float(i == best) for i in range(n))
     if "rewards" not in d:
         return None
     rewards = d["rewards"]
     if not isinstance(rewards, list) or len(rewards) != n:
-        raise ValueError(f'{where}: field "rewards": expected a list of {n} numbers, one for each response, got {_short(rewards)}')
+        raise ValueError(
+            f'{where}: field "rewards": expected a list of {n} numbers, one for each response, '
+            f"got {_short(rewards)}"
+        )
     for i, value in enumerate(rewards):
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not -1e300 < value < 1e300:  # NaN fails both
-            raise ValueError(f'{where}: field "rewards[{i}]": expected a finite number, got {_short(value)}')
+        # NaN fails both
+        if (
+            not isinstance(value, (int, float))
+            or isinstance(value, bool)
+            or not -1e300 < value < 1e300
+        ):
+            raise ValueError(
+                f'{where}: field "rewards[{i}]": expected a finite number, got {_short(value)}'
+            )
     floats = tuple(float(value) for value in rewards)
     if n == 1 and floats[0] not in (0.0, 1.0):
-        raise ValueError(f'{where}: field "rewards": expected [0] or [1] for a single response, got {_short(rewards)}')
+        raise ValueError(
+            f'{where}: field "rewards": expected [0] or [1] for a single response, got '
+            f"{_short(rewards)}"
+        )
     if n > 1 and floats.count(max(floats)) > 1:
-        raise ValueError(f'{where}: field "rewards": expected exactly one largest value, got {_short(rewards)}')
+        raise ValueError(
+            f'{where}: field "rewards": expected exactly one largest value, got {_short(rewards)}'
+        )
     return floats
 
 
@@ -216,7 +293,10 @@ def _checked_text(value: Any, name: str, where: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f'{where}: field "{name}": character {error.start} is half of a surrogate pair, not text') from error
+        raise ValueError(
+            f'{where}: field "{name}": character {error.start} is half of a surrogate pair, not '
+            "text"
+        ) from error
     return value
 
 
@@ -225,7 +305,10 @@ def _reject_unknown(d: dict, known: Sequence[str], where: str, prefix: str = "")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
-            raise ValueError(f'{where}: field "{prefix}{name}": unknown; {hint} (other data belongs under "metadata")')
+            raise ValueError(
+                f'{where}: field "{prefix}{name}": unknown; {hint} (other data belongs under '
+                '"metadata")'
+            )
 
 
 def _reject_constant(name: str) -> None:

@@ -1,8 +1,11 @@
-"""Correctness of a judgment (Eq 10 of arXiv 2504.02495) and what follows from it: RL reward, RFT acceptance, Meta RM label.
+"""Correctness of a judgment (Eq 10 of arXiv 2504.02495) and what follows from it: RL reward, RFT
+acceptance, Meta RM label.
 
-`scores` are a sample's integers in record order, or None where the completion could not be parsed; such a sample is always wrong
-(the "otherwise" branch of Eq 11). `rewards` are the record's gold rewards.
+`scores` are a sample's integers in record order, or None where the completion could not be parsed;
+such a sample is always wrong (the "otherwise" branch of Eq 11). `rewards` are the record's gold
+rewards.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,19 +13,25 @@ from typing import NamedTuple
 
 
 class Acceptance(NamedTuple):
-    """Whether a trajectory enters the RFT training set, and why: "accepted", "incorrect", "parse_failure:<reason>",
-    "too_easy" or "hinted_too_easy"."""
+    """Whether a trajectory enters the RFT training set, and why: "accepted", "incorrect",
+    "parse_failure:<reason>", "too_easy" or "hinted_too_easy".
+    """
+
     accepted: bool
     reason: str
 
 
 def score_range(n: int) -> tuple[int, int]:
-    """(lowest, highest) score that prompt and parser agree on: 1..10 for a list, 0..1 (wrong, right) for a single response."""
+    """(lowest, highest) score that prompt and parser agree on: 1..10 for a list, 0..1 (wrong,
+    right) for a single response.
+    """
     return (0, 1) if n == 1 else (1, 10)
 
 
 def best_index(rewards: Sequence[float]) -> int:
-    """Index of the single largest reward. Raises ValueError when several are largest: Eq 10 is undefined there."""
+    """Index of the single largest reward. Raises ValueError when several are largest: Eq 10 is
+    undefined there.
+    """
     best = max(rewards)
     if list(rewards).count(best) > 1:
         raise ValueError(f"expected exactly one largest reward, got {tuple(rewards)}")
@@ -30,7 +39,9 @@ def best_index(rewards: Sequence[float]) -> int:
 
 
 def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
-    """Eq 10. n >= 2: the best response scores strictly above every other, whatever the order of the rest. n = 1: S_1 = r_1."""
+    """Eq 10. n >= 2: the best response scores strictly above every other, whatever the order of the
+    rest. n = 1: S_1 = r_1.
+    """
     if scores is None:
         return False
     if len(scores) != len(rewards):
@@ -42,7 +53,9 @@ def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
 
 
 def rule_reward(scores: Sequence[int] | None, rewards: Sequence[float]) -> float:
-    """Eq 11, the reward of online RL: +1.0 for a correct judgment, else -1.0. There is no format reward."""
+    """Eq 11, the reward of online RL: +1.0 for a correct judgment, else -1.0. There is no format
+    reward.
+    """
     return 1.0 if is_correct(scores, rewards) else -1.0
 
 
@@ -52,25 +65,34 @@ def meta_label(scores: Sequence[int] | None, rewards: Sequence[float]) -> float:
 
 
 def is_too_easy(correct: Sequence[bool]) -> bool:
-    """True when every unhinted sample of a record is correct: the record then teaches RFT nothing."""
+    """True when every unhinted sample of a record is correct: the record then teaches RFT
+    nothing.
+    """
     return len(correct) > 0 and all(correct)
 
 
-def accept_unhinted(correct: Sequence[bool], failures: Sequence[str | None], drop_too_easy: bool = True) -> list[Acceptance]:
-    """Rejection among the N_RFT unhinted samples of ONE record (paper, section 3.2): drop the wrong ones, and all when all are correct.
+def accept_unhinted(
+    correct: Sequence[bool], failures: Sequence[str | None], drop_too_easy: bool = True
+) -> list[Acceptance]:
+    """Rejection among the N_RFT unhinted samples of ONE record (paper, section 3.2): drop the wrong
+    ones, and all when all are correct.
 
-    `failures[i]` is the parse failure of sample i, or None. `drop_too_easy=False` keeps the correct samples of easy records.
+    `failures[i]` is the parse failure of sample i, or None. `drop_too_easy=False` keeps the correct
+    samples of easy records.
     """
     if drop_too_easy and is_too_easy(correct):
         return [Acceptance(False, "too_easy")] * len(correct)
     return [_by_correctness(c, f) for c, f in zip(correct, failures, strict=True)]
 
 
-def accept_hinted(correct: bool, failure: str | None, too_easy: bool, keep_hinted_of_too_easy: bool = False) -> Acceptance:
+def accept_hinted(
+    correct: bool, failure: str | None, too_easy: bool, keep_hinted_of_too_easy: bool = False
+) -> Acceptance:
     """Rejection of a record's hinted sample: dropped when wrong.
 
-    The paper leaves open whether a record that is too easy for the unhinted samples (`too_easy`) may still contribute its hinted one;
-    the default says no, because such a record was judged right without help.
+    The paper leaves open whether a record that is too easy for the unhinted samples (`too_easy`)
+    may still contribute its hinted one; the default says no, because such a record was judged right
+    without help.
     """
     by_correctness = _by_correctness(correct, failure)
     if by_correctness.accepted and too_easy and not keep_hinted_of_too_easy:

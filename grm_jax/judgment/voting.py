@@ -1,9 +1,12 @@
-"""Votes over k samples: the sum of scores (Eq 14 of arXiv 2504.02495), its credit against the gold, and selection by a Meta RM.
+"""Votes over k samples: the sum of scores (Eq 14 of arXiv 2504.02495), its credit against the gold,
+and selection by a Meta RM.
 
-A sample is a tuple of n integer scores in record order, or None where the completion could not be parsed. Failed samples are left out
-of the sum and counted. Each sample scores all responses of its record, so the sums stay comparable however many are left. When all fail
-there is no verdict: `totals` is None and nothing is guessed.
+A sample is a tuple of n integer scores in record order, or None where the completion could not be
+parsed. Failed samples are left out of the sum and counted. Each sample scores all responses of its
+record, so the sums stay comparable however many are left. When all fail there is no verdict:
+`totals` is None and nothing is guessed.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +19,10 @@ from grm_jax.judgment.rules import best_index
 
 @dataclass(frozen=True)
 class Verdict:
-    """`totals`: n summed scores in record order, None when no sample was valid; `winners`: indices of the largest total, () then."""
+    """`totals`: n summed scores in record order, None when no sample was valid; `winners`: indices
+    of the largest total, () then.
+    """
+
     totals: tuple[int, ...] | None
     winners: tuple[int, ...]
     valid: int
@@ -24,18 +30,23 @@ class Verdict:
 
 
 def vote(samples: Sequence[Sequence[int] | None]) -> Verdict:
-    """Eq 14: S*_i = sum over the valid samples of S_i. Raises ValueError when samples score different numbers of responses."""
+    """Eq 14: S*_i = sum over the valid samples of S_i. Raises ValueError when samples score
+    different numbers of responses.
+    """
     valid = [sample for sample in samples if sample is not None]
     failed = len(samples) - len(valid)
     if not valid:
         return Verdict(None, (), 0, failed)
     totals = tuple(sum(scores) for scores in zip(*valid, strict=True))
     top = max(totals)
-    return Verdict(totals, tuple(i for i, total in enumerate(totals) if total == top), len(valid), failed)
+    return Verdict(
+        totals, tuple(i for i, total in enumerate(totals) if total == top), len(valid), failed
+    )
 
 
 def is_tie(verdict: Verdict) -> bool:
-    """True when the vote leaves more than one answer on top; False when every sample failed (that is a failure, not a tie).
+    """True when the vote leaves more than one answer on top; False when every sample failed (that
+    is a failure, not a tie).
 
     n = 1 (scores 0 or 1): True when exactly half of the valid samples say 1.
     """
@@ -47,14 +58,17 @@ def is_tie(verdict: Verdict) -> bool:
 
 
 def expected_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """Expected accuracy of breaking ties at random: 1/t when the best response is among t winners, else 0.
+    """Expected accuracy of breaking ties at random: 1/t when the best response is among t winners,
+    else 0.
 
     All samples failed: 1/n, as if all responses were tied; `verdict.failed` tells the cases apart.
-    n = 1 (scores 0 or 1): the verdict is 1 when more than half of the valid samples say 1, 0 when fewer do; a tie, or no valid sample,
-    is worth 1/2, because there are two possible answers.
+    n = 1 (scores 0 or 1): the verdict is 1 when more than half of the valid samples say 1, 0 when
+    fewer do; a tie, or no valid sample, is worth 1/2, because there are two possible answers.
     """
     if verdict.totals is not None and len(verdict.totals) != len(rewards):
-        raise ValueError(f"a vote over {len(verdict.totals)} responses against {len(rewards)} rewards")
+        raise ValueError(
+            f"a vote over {len(verdict.totals)} responses against {len(rewards)} rewards"
+        )
     if len(rewards) == 1:
         if verdict.totals is None or is_tie(verdict):
             return 0.5
@@ -65,12 +79,20 @@ def expected_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
 
 
 def strict_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """The training rule applied to a vote: 1.0 when the verdict is right and untied, else 0.0 (also when all samples failed)."""
-    return expected_credit(verdict, rewards) if verdict.totals is not None and not is_tie(verdict) else 0.0
+    """The training rule applied to a vote: 1.0 when the verdict is right and untied, else 0.0 (also
+    when all samples failed).
+    """
+    return (
+        expected_credit(verdict, rewards)
+        if verdict.totals is not None and not is_tie(verdict)
+        else 0.0
+    )
 
 
 def pick_winner(verdict: Verdict, seed: int, record_id: str) -> int | None:
-    """One winner, drawn uniformly among tied ones as in the paper; a function of (seed, record id). None when all samples failed."""
+    """One winner, drawn uniformly among tied ones as in the paper; a function of (seed, record id).
+    None when all samples failed.
+    """
     if not verdict.winners:
         return None
     draw = int.from_bytes(seeded_digest("tie_break", seed, record_id), "big")
@@ -82,12 +104,18 @@ def default_k_meta(k: int) -> int:
     return max(1, k // 2)
 
 
-def select_by_meta(samples: Sequence[Sequence[int] | None], meta_logits: Sequence[float | None], k_meta: int | None = None) -> tuple[int, ...]:
-    """Indices of the k_meta samples that a Meta RM ranks highest, best first; `vote` over them is the guided vote.
+def select_by_meta(
+    samples: Sequence[Sequence[int] | None],
+    meta_logits: Sequence[float | None],
+    k_meta: int | None = None,
+) -> tuple[int, ...]:
+    """Indices of the k_meta samples that a Meta RM ranks highest, best first; `vote` over them is
+    the guided vote.
 
-    Equal logits: the lower sample index first. Failed samples rank below all valid ones, so they are kept only when valid ones run out,
-    and then count as failed; their logit may be None. `k_meta` defaults to `default_k_meta(len(samples))`.
-    Raises ValueError for a valid sample without a finite logit and for k_meta outside 1..k.
+    Equal logits: the lower sample index first. Failed samples rank below all valid ones, so they
+    are kept only when valid ones run out, and then count as failed; their logit may be None.
+    `k_meta` defaults to `default_k_meta(len(samples))`. Raises ValueError for a valid sample
+    without a finite logit and for k_meta outside 1..k.
     """
     k = len(samples)
     k_meta = default_k_meta(k) if k_meta is None else k_meta
@@ -98,7 +126,9 @@ def select_by_meta(samples: Sequence[Sequence[int] | None], meta_logits: Sequenc
         if sample is None:
             failed.append(i)
         elif logit is None or not math.isfinite(logit):
-            raise ValueError(f"meta_logits[{i}]: expected a finite number for a valid sample, got {logit}")
+            raise ValueError(
+                f"meta_logits[{i}]: expected a finite number for a valid sample, got {logit}"
+            )
         else:
             valid.append((-logit, i))
     return tuple(([i for _, i in sorted(valid)] + failed)[:k_meta])
@@ -107,5 +137,8 @@ def select_by_meta(samples: Sequence[Sequence[int] | None], meta_logits: Sequenc
 def _votes_for_one(verdict: Verdict) -> int:
     (total,) = verdict.totals
     if not 0 <= total <= verdict.valid:
-        raise ValueError(f"a vote on one response needs scores 0 or 1, got a total of {total} from {verdict.valid} samples")
+        raise ValueError(
+            f"a vote on one response needs scores 0 or 1, got a total of {total} from "
+            f"{verdict.valid} samples"
+        )
     return total

@@ -1,11 +1,13 @@
 """From rewards to advantages: one number per sequence, the same for all of its tokens.
 
-Rows are ordered by group: rows p*G ... p*G + G - 1 are the G rollouts of prompt p. Call these functions on the global batch, before
-it is cut into micro-batches, and with real rows only (no padding rows).
+Rows are ordered by group: rows p*G ... p*G + G - 1 are the G rollouts of prompt p. Call these
+functions on the global batch, before it is cut into micro-batches, and with real rows only (no
+padding rows).
 
-Every estimator has the signature `f(rewards_B, group_size, penalty_B=0.0) -> advantages_B`. `penalty_B` is the KL penalty of
-`kl.kl_penalty` where `LossConfig.kl_in` is "reward", else zero.
+Every estimator has the signature `f(rewards_B, group_size, penalty_B=0.0) -> advantages_B`.
+`penalty_B` is the KL penalty of `kl.kl_penalty` where `LossConfig.kl_in` is "reward", else zero.
 """
+
 from __future__ import annotations
 
 import jax
@@ -19,8 +21,9 @@ EPSILON = 1e-6
 def group(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
     """A = (r - mean_G r) / (std_G r + 1e-6), population std (GRPO, arXiv 2402.03300; SPCT Eq 15).
 
-    A group whose rewards are all equal gets zero; this is decided by max == min of the rewards, not by a rounded std. The penalty is
-    centred in its group and subtracted after the division: dividing it would blow up its noise in groups with equal rewards.
+    A group whose rewards are all equal gets zero; this is decided by max == min of the rewards, not
+    by a rounded std. The penalty is centred in its group and subtracted after the division:
+    dividing it would blow up its noise in groups with equal rewards.
     """
     r_PG = _by_group(rewards_B, group_size)
     centred_PG = r_PG - r_PG.mean(axis=1, keepdims=True)
@@ -30,44 +33,66 @@ def group(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 
     return advantages_B - (penalty_PG - penalty_PG.mean(axis=1, keepdims=True)).reshape(-1)
 
 
-def group_no_std(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
-    """A = x - mean_G x with x = r - penalty: no division by the std, so easy and hard prompts weigh as they are (Dr. GRPO, 2503.20783)."""
+def group_no_std(
+    rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0
+) -> jax.Array:
+    """A = x - mean_G x with x = r - penalty: no division by the std, so easy and hard prompts weigh
+    as they are (Dr. GRPO, 2503.20783).
+    """
     x_PG = _by_group(rewards_B - penalty_B, group_size)
     return (x_PG - x_PG.mean(axis=1, keepdims=True)).reshape(-1)
 
 
 def rloo(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
-    """A_i = x_i - mean_{j != i} x_j with x = r - penalty: the baseline is independent of sample i (RLOO, arXiv 2402.14740)."""
+    """A_i = x_i - mean_{j != i} x_j with x = r - penalty: the baseline is independent of sample i
+    (RLOO, arXiv 2402.14740).
+    """
     x_PG = _by_group(rewards_B - penalty_B, group_size)
     others_PG = (x_PG.sum(axis=1, keepdims=True) - x_PG) / (group_size - 1)
     return (x_PG - others_PG).reshape(-1)
 
 
-def reinforce_pp(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
-    """A = (x - mean_B x) / (std_B x + 1e-6) with x = r - penalty, over the global batch (REINFORCE++, arXiv 2501.03262).
+def reinforce_pp(
+    rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0
+) -> jax.Array:
+    """A = (x - mean_B x) / (std_B x + 1e-6) with x = r - penalty, over the global batch
+    (REINFORCE++, arXiv 2501.03262).
 
-    `group_size` has no part in it. The paper spreads the penalty over the tokens as returns-to-go; here the sequence carries its sum.
-    A batch whose x are all equal gets zero.
+    `group_size` has no part in it. The paper spreads the penalty over the tokens as returns-to-go;
+    here the sequence carries its sum. A batch whose x are all equal gets zero.
     """
     del group_size
     x_B = jnp.asarray(rewards_B - penalty_B)
     return jnp.where(x_B.max() == x_B.min(), 0.0, (x_B - x_B.mean()) / (x_B.std() + EPSILON))
 
 
-ADVANTAGES = {"group": group, "group_no_std": group_no_std, "rloo": rloo, "reinforce_pp": reinforce_pp}
+ADVANTAGES = {
+    "group": group,
+    "group_no_std": group_no_std,
+    "rloo": rloo,
+    "reinforce_pp": reinforce_pp,
+}
 
 
 def zero_variance(rewards_B: jax.Array, group_size: int) -> jax.Array:
-    """bool[B]: true for the rows of groups whose rewards are all equal (all right or all wrong). Its mean is the share to log."""
+    """bool[B]: true for the rows of groups whose rewards are all equal (all right or all wrong).
+    Its mean is the share to log.
+    """
     r_PG = _by_group(rewards_B, group_size)
-    return jnp.repeat(r_PG.max(axis=1) == r_PG.min(axis=1), group_size, total_repeat_length=rewards_B.shape[0])
+    return jnp.repeat(
+        r_PG.max(axis=1) == r_PG.min(axis=1), group_size, total_repeat_length=rewards_B.shape[0]
+    )
 
 
-def objective_mask(mask_BT: jax.Array, rewards_B: jax.Array, group_size: int, cfg: LossConfig) -> jax.Array:
-    """Mask [B, T] of the tokens that count in the objective. Use it for the loss and for the normaliser alike.
+def objective_mask(
+    mask_BT: jax.Array, rewards_B: jax.Array, group_size: int, cfg: LossConfig
+) -> jax.Array:
+    """Mask [B, T] of the tokens that count in the objective. Use it for the loss and for the
+    normaliser alike.
 
-    `cfg.zero_variance` "keep": the mask as it is; such groups have no policy gradient, but the KL acts on them and they count in the
-    normaliser (the plain objective). "drop": their rows become 0, so neither holds.
+    `cfg.zero_variance` "keep": the mask as it is; such groups have no policy gradient, but the KL
+    acts on them and they count in the normaliser (the plain objective). "drop": their rows become
+    0, so neither holds.
     """
     if cfg.zero_variance == "keep":
         return mask_BT
@@ -77,5 +102,8 @@ def objective_mask(mask_BT: jax.Array, rewards_B: jax.Array, group_size: int, cf
 def _by_group(x_B, group_size):
     x_B = jnp.asarray(x_B)
     if group_size < 2 or x_B.shape[0] % group_size:
-        raise ValueError(f"group_size: expected at least 2 and a divisor of the batch of {x_B.shape[0]} sequences, got {group_size}")
+        raise ValueError(
+            f"group_size: expected at least 2 and a divisor of the batch of {x_B.shape[0]} "
+            f"sequences, got {group_size}"
+        )
     return x_B.reshape(-1, group_size)

@@ -1,8 +1,11 @@
-"""From one value per token to one number: every aggregation is a sum over tokens divided by a count of the whole batch.
+"""From one value per token to one number: every aggregation is a sum over tokens divided by a count
+of the whole batch.
 
-The count comes from `cfg.normaliser`, which covers all micro-batches and devices, so the results of the parts add up to the result
-of the whole: the split never changes the loss. (A mean of per-part means does not have this property when lengths differ.)
+The count comes from `cfg.normaliser`, which covers all micro-batches and devices, so the results of
+the parts add up to the result of the whole: the split never changes the loss. (A mean of per-part
+means does not have this property when lengths differ.)
 """
+
 from __future__ import annotations
 
 import jax
@@ -12,8 +15,12 @@ from grm_jax.losses.config import LossConfig, Normaliser
 
 
 def count(mask_BT: jax.Array) -> Normaliser:
-    """Counts of the tokens and non-empty sequences in a mask [B, T] of 0 and 1. Call it on the global batch, or add up the parts."""
-    return Normaliser(tokens=mask_BT.sum(), sequences=mask_BT.any(axis=1).sum().astype(mask_BT.dtype))
+    """Counts of the tokens and non-empty sequences in a mask [B, T] of 0 and 1. Call it on the
+    global batch, or add up the parts.
+    """
+    return Normaliser(
+        tokens=mask_BT.sum(), sequences=mask_BT.any(axis=1).sum().astype(mask_BT.dtype)
+    )
 
 
 def counts_of(mask_BT: jax.Array, cfg: LossConfig) -> Normaliser:
@@ -22,18 +29,23 @@ def counts_of(mask_BT: jax.Array, cfg: LossConfig) -> Normaliser:
 
 
 def token_mean(x_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) -> jax.Array:
-    """sum_bt x m / (tokens of the batch). Every token weighs the same; long sequences weigh more (DAPO, arXiv 2503.14476 Eq 8)."""
+    """sum_bt x m / (tokens of the batch). Every token weighs the same; long sequences weigh more
+    (DAPO, arXiv 2503.14476 Eq 8).
+    """
     return (x_BT * mask_BT).sum() / jnp.maximum(counts_of(mask_BT, cfg).tokens, 1)
 
 
 def sequence_mean(x_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) -> jax.Array:
-    """sum_b (sum_t x m / |o_b|) / (sequences of the batch). Every sequence weighs the same (GRPO, arXiv 2402.03300 Eq 3)."""
+    """sum_b (sum_t x m / |o_b|) / (sequences of the batch). Every sequence weighs the same (GRPO,
+    arXiv 2402.03300 Eq 3).
+    """
     mean_B = (x_BT * mask_BT).sum(axis=1) / jnp.maximum(mask_BT.sum(axis=1), 1)
     return mean_B.sum() / jnp.maximum(counts_of(mask_BT, cfg).sequences, 1)
 
 
 def constant(x_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) -> jax.Array:
-    """sum_bt x m / (sequences of the batch * max_length). No length in the weight of a token (Dr. GRPO, arXiv 2503.20783).
+    """sum_bt x m / (sequences of the batch * max_length). No length in the weight of a token (Dr.
+    GRPO, arXiv 2503.20783).
 
     Set `cfg.max_length` where the width T varies with length buckets; without it T is used.
     """

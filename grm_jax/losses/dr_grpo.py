@@ -1,4 +1,5 @@
 """Dr. GRPO: GRPO without its length weight (arXiv 2503.20783)."""
+
 from __future__ import annotations
 
 import jax
@@ -8,13 +9,19 @@ from grm_jax.losses.config import LossConfig
 from grm_jax.losses.policy import clipped_surrogate, masked_log_ratio, objective
 
 
-def dr_grpo(logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = -1/(B max_length) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) - beta KL_it ],  r_it = pi / pi_old
+def dr_grpo(
+    logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """L = -1/(B max_length) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) - beta
+    KL_it ],  r_it = pi / pi_old
 
-    A token weighs the same in a short and in a long answer, and the divisor does not depend on the lengths that were sampled. Goes
-    with the advantage `group_no_std`. Published clip 0.2 / 0.2, beta 0. Arguments as in `grpo`; set `cfg.max_length`.
+    A token weighs the same in a short and in a long answer, and the divisor does not depend on the
+    lengths that were sampled. Goes with the advantage `group_no_std`. Published clip 0.2 / 0.2,
+    beta 0. Arguments as in `grpo`; set `cfg.max_length`.
     """
     ratio_BT = jnp.exp(masked_log_ratio(logp_BT, old_logp_BT, mask_BT))
     surrogate_BT, clip = clipped_surrogate(ratio_BT, advantages_B, mask_BT, cfg, low=0.2, high=0.2)
-    loss, metrics = objective(-surrogate_BT, logp_BT, old_logp_BT, ref_logp_BT, mask_BT, cfg, "constant")
+    loss, metrics = objective(
+        -surrogate_BT, logp_BT, old_logp_BT, ref_logp_BT, mask_BT, cfg, "constant"
+    )
     return loss, metrics | clip

@@ -1,9 +1,11 @@
-"""Scalars that every policy loss reports, and how those of micro-batches and devices become those of the batch.
+"""Scalars that every policy loss reports, and how those of micro-batches and devices become those
+of the batch.
 
-Names that end in `_min` or `_max` are reduced by minimum or maximum. Every other metric is a sum divided by a count of the whole
-batch (`cfg.normaliser`), so the parts add up. A part without any unmasked token reports inf and -inf as its minimum and maximum,
-which leaves the others as they are.
+Names that end in `_min` or `_max` are reduced by minimum or maximum. Every other metric is a sum
+divided by a count of the whole batch (`cfg.normaliser`), so the parts add up. A part without any
+unmasked token reports inf and -inf as its minimum and maximum, which leaves the others as they are.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -21,11 +23,13 @@ def combine(parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: reductions.get(name[-4:], jnp.sum)(values_M) for name, values_M in parts.items()}
 
 
-def ratio_metrics(log_ratio_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) -> dict[str, jax.Array]:
+def ratio_metrics(
+    log_ratio_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig
+) -> dict[str, jax.Array]:
     """Drift from the policy that sampled, with r = pi / pi_old per token, raw: before any clipping.
 
-    ratio_mean, ratio_min, ratio_max: of r over the tokens. abs_log_ratio: mean |log r|. ppo_kl: mean of -log r, an estimate of
-    KL(pi_old, pi). On-policy these are 1, 1, 1, 0, 0.
+    ratio_mean, ratio_min, ratio_max: of r over the tokens. abs_log_ratio: mean |log r|. ppo_kl:
+    mean of -log r, an estimate of KL(pi_old, pi). On-policy these are 1, 1, 1, 0, 0.
     """
     log_ratio_BT = jax.lax.stop_gradient(log_ratio_BT)
     ratio_BT = jnp.exp(log_ratio_BT)
@@ -39,8 +43,12 @@ def ratio_metrics(log_ratio_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) 
     }
 
 
-def clip_metrics(low_BT: jax.Array, high_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) -> dict[str, jax.Array]:
-    """Share of tokens cut at the lower bound, at the upper bound, and at either: clip_ratio/{low, high, region}. Inputs bool[B, T]."""
+def clip_metrics(
+    low_BT: jax.Array, high_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig
+) -> dict[str, jax.Array]:
+    """Share of tokens cut at the lower bound, at the upper bound, and at either: clip_ratio/{low,
+    high, region}. Inputs bool[B, T].
+    """
     return {
         "clip_ratio/low": token_mean(low_BT, mask_BT, cfg),
         "clip_ratio/high": token_mean(high_BT, mask_BT, cfg),

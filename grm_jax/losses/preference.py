@@ -1,4 +1,7 @@
-"""The loss of scalar reward models that are trained on pairs, Bradley-Terry. PairRM, whose scalar is a preference already, uses `supervised.bce`."""
+"""The loss of scalar reward models that are trained on pairs, Bradley-Terry. PairRM, whose scalar
+is a preference already, uses `supervised.bce`.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -9,16 +12,23 @@ from grm_jax.losses.config import Normaliser
 
 
 def bradley_terry(
-    better_B: jax.Array, worse_B: jax.Array, mask_B: jax.Array, centre: float = 0.0, normaliser: Normaliser | None = None
+    better_B: jax.Array,
+    worse_B: jax.Array,
+    mask_B: jax.Array,
+    centre: float = 0.0,
+    normaliser: Normaliser | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = sum_b m [ -log sigmoid(r+ - r-) + c (r+ + r-)^2 ] / (pairs of the batch).
 
-    Bradley and Terry 1952, as for reward models in Ouyang et al. 2022 (arXiv 2203.02155, Eq 1). The second term holds the rewards
-    near zero, which the first leaves free up to a constant (Eisenstein et al. 2023, arXiv 2312.09244); off at c = 0.
+    Bradley and Terry 1952, as for reward models in Ouyang et al. 2022 (arXiv 2203.02155, Eq 1). The
+    second term holds the rewards near zero, which the first leaves free up to a constant
+    (Eisenstein et al. 2023, arXiv 2312.09244); off at c = 0.
 
-    better, worse: fp32[B] rewards r+ and r- of the two responses of a pair, r+ that of the one the gold prefers; mask: fp32[B], 1 on
-    real pairs, 0 on padding; centre: c >= 0; normaliser: `count(mask_B[:, None])` of the global batch, None if these arrays are all
-    of it. Returns (scalar, metrics): loss, accuracy (of r+ > r-, ties half), margin (mean of r+ - r-) and reward_mean; micro-batches add up.
+    better, worse: fp32[B] rewards r+ and r- of the two responses of a pair, r+ that of the one the
+    gold prefers; mask: fp32[B], 1 on real pairs, 0 on padding; centre: c >= 0; normaliser:
+    `count(mask_B[:, None])` of the global batch, None if these arrays are all
+    of it. Returns (scalar, metrics): loss, accuracy (of r+ > r-, ties half), margin (mean of r+ -
+        r-) and reward_mean; micro-batches add up.
     """
     pairs = jnp.maximum((count(mask_B[:, None]) if normaliser is None else normaliser).sequences, 1)
     inside_B = mask_B > 0

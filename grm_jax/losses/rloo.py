@@ -1,4 +1,5 @@
 """RLOO: plain REINFORCE with a leave-one-out baseline (arXiv 2402.14740)."""
+
 from __future__ import annotations
 
 import jax
@@ -8,12 +9,16 @@ from grm_jax.losses.config import LossConfig
 from grm_jax.losses.policy import objective
 
 
-def rloo(logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = -1/(B max_length) sum_i A_i log pi(o_i | q_i) + beta KL,  log pi(o_i | q_i) = sum_t log pi_it
+def rloo(
+    logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """L = -1/(B max_length) sum_i A_i log pi(o_i | q_i) + beta KL,  log pi(o_i | q_i) = sum_t log
+    pi_it
 
-    The sequence is one action, so the paper has no ratio and no clipping: make one update per rollout, and watch ratio_min and
-    ratio_max. The paper's sum over tokens is divided by a constant, which only rescales the gradient. Goes with the advantage `rloo`
-    and the KL in the reward (kl "k1"). Arguments as in `grpo`; set `cfg.max_length`.
+    The sequence is one action, so the paper has no ratio and no clipping: make one update per
+    rollout, and watch ratio_min and ratio_max. The paper's sum over tokens is divided by a
+    constant, which only rescales the gradient. Goes with the advantage `rloo` and the KL in the
+    reward (kl "k1"). Arguments as in `grpo`; set `cfg.max_length`.
     """
     policy_loss_BT = -advantages_B[:, None] * jnp.where(mask_BT > 0, logp_BT, 0.0)
     return objective(policy_loss_BT, logp_BT, old_logp_BT, ref_logp_BT, mask_BT, cfg, "constant")

@@ -1,4 +1,7 @@
-"""Losses with labels: next-token cross-entropy (rejective fine-tuning) and binary cross-entropy (Meta RM)."""
+"""Losses with labels: next-token cross-entropy (rejective fine-tuning) and binary cross-entropy
+(Meta RM).
+"""
+
 from __future__ import annotations
 
 import jax
@@ -8,11 +11,14 @@ from grm_jax.losses.aggregation import count
 from grm_jax.losses.config import Normaliser
 
 
-def cross_entropy(logp_BT: jax.Array, mask_BT: jax.Array, normaliser: Normaliser | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+def cross_entropy(
+    logp_BT: jax.Array, mask_BT: jax.Array, normaliser: Normaliser | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -sum_bt m log pi(token_bt) / (tokens of the batch), in nats per token.
 
-    logp: fp32[B, T] log-probabilities of the target tokens; mask: fp32[B, T], 1 on completion tokens; normaliser: `count` of the
-    global batch's mask, None if these arrays are all of it. Returns (scalar, {"loss"}); micro-batches add up.
+    logp: fp32[B, T] log-probabilities of the target tokens; mask: fp32[B, T], 1 on completion
+    tokens; normaliser: `count` of the global batch's mask, None if these arrays are all of it.
+    Returns (scalar, {"loss"}); micro-batches add up.
     """
     tokens = (count(mask_BT) if normaliser is None else normaliser).tokens
     loss = -jnp.where(mask_BT > 0, logp_BT, 0.0).sum() / jnp.maximum(tokens, 1)
@@ -20,13 +26,18 @@ def cross_entropy(logp_BT: jax.Array, mask_BT: jax.Array, normaliser: Normaliser
 
 
 def bce(
-    logits_B: jax.Array, labels_B: jax.Array, mask_B: jax.Array, normaliser: Normaliser | None = None
+    logits_B: jax.Array,
+    labels_B: jax.Array,
+    mask_B: jax.Array,
+    normaliser: Normaliser | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -sum_b m [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ] / (rows of the batch).
 
-    logits: fp32[B] z; labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0; mask: fp32[B], 1 on real rows, 0 on padding;
+    logits: fp32[B] z; labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0; mask: fp32[B], 1
+        on real rows, 0 on padding;
     normaliser: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
-    Returns (scalar, metrics): loss, accuracy (of z > 0) and label_mean, the share of correct judgments; micro-batches add up.
+    Returns (scalar, metrics): loss, accuracy (of z > 0) and label_mean, the share of correct
+        judgments; micro-batches add up.
     """
     rows = jnp.maximum((count(mask_B[:, None]) if normaliser is None else normaliser).sequences, 1)
     inside_B = mask_B > 0

@@ -1,4 +1,6 @@
-"""Architecture of a Gemma-2 model, read from a Hugging Face `config.json` or from one of the published sizes."""
+"""Architecture of a Gemma-2 model, read from a Hugging Face `config.json` or from one of the
+published sizes.
+"""
 
 import dataclasses
 import json
@@ -13,14 +15,16 @@ ATTENTIONS = ("reference", "splash", "splash_interpreted")
 class Gemma2Config:
     """Sizes and numerics of one Gemma-2 model.
 
-    `query_pre_attn_scalar` is q: queries are scaled by q**-0.5 (2b and 9b: q = 256 = head_dim; 27b: q = 144 = D / N).
-    `layer_types[l]` is LOCAL (keys at distance < sliding_window) or GLOBAL. A softcap of None switches that cap off.
-    `dtype` is the compute type; norms, softmax, logits and RoPE are float32 whatever it is.
-    `scan_layers` compiles one block of layers and scans it (small programs, fast compile); unrolled is faster on CPU.
-    `remat` is what the backward pass recomputes: "none", "full" (everything inside a block) or "dots" (all but matmuls).
-    `attention` is what computes the attention of a call over its own keys alone (training, log-probabilities, prefill): "reference",
-    or on TPU "splash" (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any platform. The last two
-    take position t at index t of a row and padding behind it, as all batches of this package have it.
+    `query_pre_attn_scalar` is q: queries are scaled by q**-0.5 (2b and 9b: q = 256 = head_dim; 27b:
+    q = 144 = D / N). `layer_types[l]` is LOCAL (keys at distance < sliding_window) or GLOBAL. A
+    softcap of None switches that cap off. `dtype` is the compute type; norms, softmax, logits and
+    RoPE are float32 whatever it is. `scan_layers` compiles one block of layers and scans it (small
+    programs, fast compile); unrolled is faster on CPU. `remat` is what the backward pass
+    recomputes: "none", "full" (everything inside a block) or "dots" (all but matmuls). `attention`
+    is what computes the attention of a call over its own keys alone (training, log-probabilities,
+    prefill): "reference", or on TPU "splash" (models/splash.py), or "splash_interpreted", the same
+    kernels as plain JAX, for tests on any platform. The last two take position t at index t of a
+    row and padding behind it, as all batches of this package have it.
     """
 
     vocab_size: int
@@ -45,23 +49,35 @@ class Gemma2Config:
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
-            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+            raise ValueError(
+                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
+            )
         if len(self.layer_types) != self.n_layers:
-            raise ValueError(f"layer_types has {len(self.layer_types)} entries for {self.n_layers} layers")
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries for {self.n_layers} layers"
+            )
         if unknown := set(self.layer_types) - {LOCAL, GLOBAL}:
-            raise ValueError(f"layer_types holds {sorted(unknown)}; expected {LOCAL!r} or {GLOBAL!r}")
+            raise ValueError(
+                f"layer_types holds {sorted(unknown)}; expected {LOCAL!r} or {GLOBAL!r}"
+            )
         if self.remat not in ("none", "full", "dots"):
             raise ValueError(f"remat is {self.remat!r}; expected 'none', 'full' or 'dots'")
         if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention is {self.attention!r}; expected one of {', '.join(ATTENTIONS)}")
+            raise ValueError(
+                f"attention is {self.attention!r}; expected one of {', '.join(ATTENTIONS)}"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
 
     @property
     def block(self) -> tuple[str, ...]:
-        """Layer types of the shortest block whose repetition gives the whole stack: (LOCAL, GLOBAL) for Gemma-2."""
+        """Layer types of the shortest block whose repetition gives the whole stack: (LOCAL, GLOBAL)
+        for Gemma-2.
+        """
         for size in range(1, self.n_layers + 1):
-            if self.n_layers % size == 0 and self.layer_types == self.layer_types[:size] * (self.n_layers // size):
+            if self.n_layers % size == 0 and self.layer_types == self.layer_types[:size] * (
+                self.n_layers // size
+            ):
                 return self.layer_types[:size]
         raise AssertionError("size = n_layers always repeats")
 
@@ -75,7 +91,8 @@ def alternating(n_layers: int) -> tuple[str, ...]:
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
 
 
-_HF_FIELDS = {  # Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent
+# Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent
+_HF_FIELDS = {
     "vocab_size": ("vocab_size", 256_000),
     "d_model": ("hidden_size", 2304),
     "n_layers": ("num_hidden_layers", 26),
@@ -93,15 +110,19 @@ _HF_FIELDS = {  # Gemma2Config field <- config.json key, and the value transform
 
 
 def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) -> Gemma2Config:
-    """Gemma2Config from the contents of a Hugging Face `config.json`; `overrides` set dtype, scan_layers, remat, attention.
+    """Gemma2Config from the contents of a Hugging Face `config.json`; `overrides` set dtype,
+    scan_layers, remat, attention.
 
-    Raises ValueError, naming `where` and the key, for another architecture or a feature Gemma-2 checkpoints do not use.
+    Raises ValueError, naming `where` and the key, for another architecture or a feature Gemma-2
+    checkpoints do not use.
     """
     if hf.get("model_type") != "gemma2":
         raise ValueError(f"{where}: model_type is {hf.get('model_type')!r}; expected 'gemma2'")
     activation = hf.get("hidden_activation") or "gelu_pytorch_tanh"
     if activation != "gelu_pytorch_tanh":
-        raise ValueError(f"{where}: hidden_activation is {activation!r}; expected 'gelu_pytorch_tanh'")
+        raise ValueError(
+            f"{where}: hidden_activation is {activation!r}; expected 'gelu_pytorch_tanh'"
+        )
     if hf.get("attention_bias"):
         raise ValueError(f"{where}: attention_bias is true; Gemma-2 has no attention biases")
     if hf.get("tie_word_embeddings") is False:
@@ -109,7 +130,9 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) ->
     fields = {field: hf.get(key, default) for field, (key, default) in _HF_FIELDS.items()}
     rope = hf.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ValueError(f"{where}: rope_parameters.rope_type is {rope['rope_type']!r}; expected 'default'")
+        raise ValueError(
+            f"{where}: rope_parameters.rope_type is {rope['rope_type']!r}; expected 'default'"
+        )
     fields["rope_theta"] = float(hf.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
     types = hf.get("layer_types")
     fields["layer_types"] = tuple(types) if types else alternating(fields["n_layers"])
@@ -117,10 +140,13 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) ->
 
 
 def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> dict[str, Any]:
-    """The `config.json` that `transformers` reads for this model; `checkpoint/huggingface.py` adds dtype and token ids."""
+    """The `config.json` that `transformers` reads for this model; `checkpoint/huggingface.py` adds
+    dtype and token ids.
+    """
     hf = {key: getattr(cfg, field) for field, (key, _) in _HF_FIELDS.items()}
     if cfg.query_pre_attn_scalar == int(cfg.query_pre_attn_scalar):
-        hf["query_pre_attn_scalar"] = int(cfg.query_pre_attn_scalar)  # transformers refuses a float here
+        # transformers refuses a float here
+        hf["query_pre_attn_scalar"] = int(cfg.query_pre_attn_scalar)
     return hf | {
         "architectures": [architecture],
         "model_type": "gemma2",
@@ -137,19 +163,42 @@ def load_config(folder: str | pathlib.Path, **overrides) -> Gemma2Config:
     """Gemma2Config of a Hugging Face folder."""
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a Hugging Face Gemma-2 folder with config.json")
+        raise FileNotFoundError(
+            f"{path}: no such file; expected a Hugging Face Gemma-2 folder with config.json"
+        )
     return from_hf_dict(json.loads(path.read_text()), where=str(path), **overrides)
 
 
 GEMMA2_2B = Gemma2Config(
-    vocab_size=256_000, d_model=2304, n_layers=26, n_heads=8, n_kv_heads=4, head_dim=256, d_ff=9216,
-    layer_types=alternating(26), query_pre_attn_scalar=256.0,
+    vocab_size=256_000,
+    d_model=2304,
+    n_layers=26,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=256,
+    d_ff=9216,
+    layer_types=alternating(26),
+    query_pre_attn_scalar=256.0,
 )
 GEMMA2_9B = Gemma2Config(
-    vocab_size=256_000, d_model=3584, n_layers=42, n_heads=16, n_kv_heads=8, head_dim=256, d_ff=14336,
-    layer_types=alternating(42), query_pre_attn_scalar=256.0,
+    vocab_size=256_000,
+    d_model=3584,
+    n_layers=42,
+    n_heads=16,
+    n_kv_heads=8,
+    head_dim=256,
+    d_ff=14336,
+    layer_types=alternating(42),
+    query_pre_attn_scalar=256.0,
 )
 GEMMA2_27B = Gemma2Config(
-    vocab_size=256_000, d_model=4608, n_layers=46, n_heads=32, n_kv_heads=16, head_dim=128, d_ff=36864,
-    layer_types=alternating(46), query_pre_attn_scalar=144.0,
+    vocab_size=256_000,
+    d_model=4608,
+    n_layers=46,
+    n_heads=32,
+    n_kv_heads=16,
+    head_dim=128,
+    d_ff=36864,
+    layer_types=alternating(46),
+    query_pre_attn_scalar=144.0,
 )

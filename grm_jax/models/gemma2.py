@@ -1,8 +1,10 @@
-"""Gemma-2 as pure-functional Flax Linen modules: one forward for trainer, sampler, reference policy and Meta RM.
+"""Gemma-2 as pure-functional Flax Linen modules: one forward for trainer, sampler, reference policy
+and Meta RM.
 
-Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every mask follows from
-positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and pos_t - pos_s < window in local layers.
-So training (one segment of keys), prefill and decode (shared prefix + own suffix) are the same attention.
+Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every
+mask follows from positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and pos_t -
+pos_s < window in local layers. So training (one segment of keys), prefill and decode (shared prefix
++ own suffix) are the same attention.
 
 Parameters are stacked over blocks: every leaf has a leading axis of cfg.n_blocks, scanned or not.
 """
@@ -16,17 +18,23 @@ from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.rows import split_rows
 from grm_jax.models.splash import splash_attend
 
-Segment = dict[str, jax.Array]  # k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
+# k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
+Segment = dict[str, jax.Array]
 
 
 def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0) -> jax.Array:
-    """Rotary position embedding times `scale`, in float32 and rounded to x's dtype once; half-split pairing (x_i, x_{i + H/2})."""
+    """Rotary position embedding times `scale`, in float32 and rounded to x's dtype once; half-split
+    pairing (x_i, x_{i + H/2}).
+    """
     half = x_BTNH.shape[-1] // 2
-    inverse_frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)  # on the host: exact on every accelerator
+    # on the host: exact on every accelerator
+    inverse_frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
     angle_BT1h = (pos_BT.astype(jnp.float32)[..., None] * inverse_frequency)[:, :, None, :]
     sin, cos = scale * jnp.sin(angle_BT1h), scale * jnp.cos(angle_BT1h)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTNH.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
+        x_BTNH.dtype
+    )
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -35,7 +43,10 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
-    """Logits bKGXS in float32. One query a row is a thin product that the CPU's dot does badly: multiply and add it there."""
+    """Logits bKGXS in float32. One query a row is a thin product that the CPU's dot does badly:
+    multiply and add it there.
+    """
+
     def dot(q, k):
         return jnp.einsum("bxkgh,bskh->bkgxs", q, k, preferred_element_type=jnp.float32)
 
@@ -50,6 +61,7 @@ def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
 
 def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
     """Weighted sums bXKGH of the values; see `_query_key`."""
+
     def dot(probs, v):
         return jnp.einsum("bkgxs,bskh->bxkgh", probs, v)
 
@@ -62,12 +74,20 @@ def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(probs_bKGXS, v_bSKH, cpu=multiply_add, default=dot)
 
 
-def attend(q_BTNH: jax.Array, pos_BT: jax.Array, segments: list[Segment], window: int | None, cap: float | None) -> jax.Array:
-    """Softmax attention of each query over the concatenation of several key segments. Returns BTNH in q's dtype.
+def attend(
+    q_BTNH: jax.Array,
+    pos_BT: jax.Array,
+    segments: list[Segment],
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    """Softmax attention of each query over the concatenation of several key segments. Returns BTNH
+    in q's dtype.
 
-    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row i // fold of the
-    segment, without copying it (the fold is moved into the query axis). The softcap is elementwise, so joining the
-    logits of all segments before one softmax is exact. A query that sees no key gets the mean of all values (padding).
+    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row i
+    // fold of the segment, without copying it (the fold is moved into the query axis). The softcap
+    is elementwise, so joining the logits of all segments before one softmax is exact. A query that
+    sees no key gets the mean of all values (padding).
     """
     B, T, N, H = q_BTNH.shape
     logits, sizes = [], []
@@ -82,14 +102,22 @@ def attend(q_BTNH: jax.Array, pos_BT: jax.Array, segments: list[Segment], window
         if window is not None:
             visible_bXS &= pos_bX[..., None] - key_b1S < window
         logits_bKGXS = jnp.where(visible_bXS[:, None, None], softcap(logits_bKGXS, cap), -1e30)
-        logits.append(logits_bKGXS.reshape(b, K, N // K, fold, T, S).transpose(0, 3, 1, 2, 4, 5).reshape(B, K, N // K, T, S))
+        logits.append(
+            logits_bKGXS.reshape(b, K, N // K, fold, T, S)
+            .transpose(0, 3, 1, 2, 4, 5)
+            .reshape(B, K, N // K, T, S)
+        )
         sizes.append(S)
     probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
     out_BTNH, start = 0.0, 0
     for segment, S in zip(segments, sizes):
         b, K = segment["v"].shape[0], segment["v"].shape[2]
         fold = B // b
-        part = probs_BKGTS[..., start : start + S].reshape(b, fold, K, N // K, T, S).transpose(0, 2, 3, 1, 4, 5)
+        part = (
+            probs_BKGTS[..., start : start + S]
+            .reshape(b, fold, K, N // K, T, S)
+            .transpose(0, 2, 3, 1, 4, 5)
+        )
         part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
         out_BTNH += _mix_values(part_bKGXS, segment["v"]).reshape(B, T, N, H)
         start += S
@@ -110,7 +138,9 @@ class RMSNorm(nn.Module):
 
 
 def _linear(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, dtype) -> jax.Array:
-    return module.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32).astype(dtype)
+    return module.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32).astype(
+        dtype
+    )
 
 
 class Attention(nn.Module):
@@ -128,16 +158,28 @@ class Attention(nn.Module):
         v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "v", (D, K, H), D, dtype))
         q_BTNH = rope(q_BTNH, pos_BT, cfg.rope_theta, cfg.query_pre_attn_scalar**-0.5)
         own = {"k": rope(k_BTKH, pos_BT, cfg.rope_theta), "v": v_BTKH, "pos": pos_BT}
-        if suffix is not None:  # decode: write this step into its (ring) slot, then read the slots of this block
+        # decode: write this step into its (ring) slot, then read the slots of this block
+        if suffix is not None:
             rows = jnp.arange(x_BTD.shape[0])
             slot = slot_B % suffix["pos"].shape[-1]
-            suffix = {name: cache.at[block, rows, slot].set(own[name][:, 0]) for name, cache in suffix.items()}
+            suffix = {
+                name: cache.at[block, rows, slot].set(own[name][:, 0])
+                for name, cache in suffix.items()
+            }
             segments = [{name: cache[block] for name, cache in suffix.items()}]
         else:
             segments = [own]
         window = cfg.sliding_window if self.layer_type == LOCAL else None
         if cfg.attention != "reference" and prefix is None and suffix is None:
-            out_BTNH = splash_attend(q_BTNH, own["k"], own["v"], pos_BT, window, cfg.attn_softcap, cfg.attention == "splash_interpreted")
+            out_BTNH = splash_attend(
+                q_BTNH,
+                own["k"],
+                own["v"],
+                pos_BT,
+                window,
+                cfg.attn_softcap,
+                cfg.attention == "splash_interpreted",
+            )
         else:
             segments = ([prefix] if prefix is not None else []) + segments
             out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
@@ -154,11 +196,15 @@ class MLP(nn.Module):
     def __call__(self, x_BTD):
         D, F, dtype = self.cfg.d_model, self.cfg.d_ff, x_BTD.dtype
         gate_BTF = jax.nn.gelu(x_BTD @ _linear(self, "gate", (D, F), D, dtype), approximate=True)
-        return (gate_BTF * (x_BTD @ _linear(self, "up", (D, F), D, dtype))) @ _linear(self, "down", (F, D), F, dtype)
+        return (gate_BTF * (x_BTD @ _linear(self, "up", (D, F), D, dtype))) @ _linear(
+            self, "down", (F, D), F, dtype
+        )
 
 
 class Block(nn.Module):
-    """The repeating block of layers: pre- and post-norm around attention and MLP, residual after the post-norm."""
+    """The repeating block of layers: pre- and post-norm around attention and MLP, residual after
+    the post-norm.
+    """
 
     cfg: Gemma2Config
     keep_kv: bool
@@ -171,9 +217,13 @@ class Block(nn.Module):
         for i, layer_type in enumerate(self.cfg.block):
             name = f"layer_{i}"
             attended, own, layer_suffix = Attention(self.cfg, layer_type, name=f"{name}_attn")(
-                RMSNorm(eps, name=f"{name}_pre_attn")(x_BTD), pos_BT,
-                None if prefix is None else prefix[name], None if suffix is None else suffix[name], block, slot_B,
-            )  # fmt: skip
+                RMSNorm(eps, name=f"{name}_pre_attn")(x_BTD),
+                pos_BT,
+                None if prefix is None else prefix[name],
+                None if suffix is None else suffix[name],
+                block,
+                slot_B,
+            )
             x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended))
             mlp_out = MLP(self.cfg, name=f"{name}_mlp")(RMSNorm(eps, name=f"{name}_pre_mlp")(x_BTD))
             x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_mlp")(mlp_out))
@@ -188,7 +238,9 @@ _REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
 
 
 class Gemma2(nn.Module):
-    """The Gemma-2 decoder. `Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives final hidden states."""
+    """The Gemma-2 decoder. `Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives final
+    hidden states.
+    """
 
     cfg: Gemma2Config
 
@@ -199,42 +251,70 @@ class Gemma2(nn.Module):
         Args:
           tokens_BT: int32 token ids; any id in padding.
           pos_BT: int32 absolute positions, -1 for padding (never seen as a key).
-          prefix: read-only keys, {layer_i: Segment with a leading axis of n_blocks}; may be shared by several rows.
-          suffix: decode only (T = 1): cache that this step is written into, same layout with B rows.
+          prefix: read-only keys, {layer_i: Segment with a leading axis of n_blocks}; may be shared
+              by several rows.
+          suffix: decode only (T = 1): cache that this step is written into, same layout with B
+              rows.
           slot_B: int32, the step number of each row; local layers use it modulo their ring size.
           keep_kv: also return this call's keys and values (prefill).
 
         Returns:
-          hidden_BTD after the final norm in cfg.dtype, and a dict with "kv" (keep_kv) and "suffix" (decode).
+          hidden_BTD after the final norm in cfg.dtype, and a dict with "kv" (keep_kv) and "suffix"
+          (decode).
         """
         cfg = self.cfg
         dtype = jnp.dtype(cfg.dtype)
-        embedding_VD = self.param("embedding", nn.initializers.normal(cfg.d_model**-0.5), (cfg.vocab_size, cfg.d_model), jnp.float32)
-        x_BTD = split_rows(embedding_VD.astype(dtype)[tokens_BT]) * jnp.asarray(cfg.d_model**0.5, dtype)  # scale rounded to dtype
+        embedding_VD = self.param(
+            "embedding",
+            nn.initializers.normal(cfg.d_model**-0.5),
+            (cfg.vocab_size, cfg.d_model),
+            jnp.float32,
+        )
+        # scale rounded to dtype
+        x_BTD = split_rows(embedding_VD.astype(dtype)[tokens_BT]) * jnp.asarray(
+            cfg.d_model**0.5, dtype
+        )
 
-        block_cls = Block if cfg.remat == "none" else nn.remat(Block, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
+        block_cls = (
+            Block
+            if cfg.remat == "none"
+            else nn.remat(Block, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
+        )
         stack = nn.scan(
-            block_cls, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.n_blocks,
+            block_cls,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=cfg.n_blocks,
             unroll=1 if cfg.scan_layers else cfg.n_blocks,
-        )  # fmt: skip
+        )
         carry = (x_BTD, pos_BT, slot_B, suffix)
-        (x_BTD, _, _, suffix), kv = stack(cfg, keep_kv, name="blocks")(carry, (jnp.arange(cfg.n_blocks), prefix))
+        (x_BTD, _, _, suffix), kv = stack(cfg, keep_kv, name="blocks")(
+            carry, (jnp.arange(cfg.n_blocks), prefix)
+        )
         hidden_BTD = split_rows(RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD))
         return hidden_BTD, {"kv": kv, "suffix": suffix}
 
 
 def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
-    """The parameters as a forward pass uses them: matrices and embedding in cfg.dtype, norm scales as they are.
+    """The parameters as a forward pass uses them: matrices and embedding in cfg.dtype, norm scales
+    as they are.
 
-    Every use casts them so. Done once before a loop, the loop reads nothing wider; the results are the same. Done twice, it is the identity.
+    Every use casts them so. Done once before a loop, the loop reads nothing wider; the results are
+    the same. Done twice, it is the identity.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, x: x if path[-1].key == "scale" else x.astype(cfg.dtype), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "scale" else x.astype(cfg.dtype), params
+    )
 
 
 def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:
-    """Tied-embedding logits_BTV in float32 with the final softcap (which training and sampling must both include)."""
+    """Tied-embedding logits_BTV in float32 with the final softcap (which training and sampling must
+    both include).
+    """
     embedding_VD = params["embedding"].astype(hidden_BTD.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden_BTD, embedding_VD, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "...d,vd->...v", hidden_BTD, embedding_VD, preferred_element_type=jnp.float32
+    )
     return softcap(logits, cfg.final_softcap)
 
 

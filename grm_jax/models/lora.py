@@ -1,11 +1,14 @@
-"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen weights, W + (alpha / rank) A B, as functions of parameter trees.
+"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen weights, W + (alpha / rank) A B, as
+functions of parameter trees.
 
-The model knows nothing of it: `merge` gives ordinary parameters, inside a jitted step as well as for export. A train state holds the
-adapters alone; the frozen weights are an argument of the step, so gradients, optimiser moments and checkpoints have the adapters' size
-and the reference policy is the frozen weights themselves.
+The model knows nothing of it: `merge` gives ordinary parameters, inside a jitted step as well as
+for export. A train state holds the adapters alone; the frozen weights are an argument of the step,
+so gradients, optimiser moments and checkpoints have the adapters' size and the reference policy is
+the frozen weights themselves.
 
     params    {"blocks": {"layer_0_attn": {"q": W [n_blocks, in..., out...]}}}
-    adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": [n_blocks, in..., r], "lora_b": [n_blocks, r, out...]}}}}
+    adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": [n_blocks, in..., r], "lora_b":
+        [n_blocks, r, out...]}}}}
 """
 
 import dataclasses
@@ -25,7 +28,9 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank r; alpha: the product is scaled by alpha / r; targets: which linear maps of every layer are adapted."""
+    """rank r; alpha: the product is scaled by alpha / r; targets: which linear maps of every layer
+    are adapted.
+    """
 
     rank: int
     alpha: float = 16.0
@@ -35,7 +40,10 @@ class LoraConfig:
         if self.rank < 1:
             raise ValueError(f"rank is {self.rank}; expected at least 1")
         if not self.targets or (unknown := [name for name in self.targets if name not in TARGETS]):
-            raise ValueError(f"targets: expected some of {', '.join(TARGETS)}, got {', '.join(unknown) if self.targets else 'none'}")
+            raise ValueError(
+                f"targets: expected some of {', '.join(TARGETS)}, got "
+                f"{', '.join(unknown) if self.targets else 'none'}"
+            )
 
     @property
     def scale(self) -> float:
@@ -45,7 +53,11 @@ class LoraConfig:
 def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """{"/"-joined path: shape and dtype} of the parameters that get an adapter."""
     flat = flatten_dict(abstract_params(cfg, CAUSAL_LM), sep="/")
-    return {path: leaf for path, leaf in flat.items() if path.startswith("blocks/") and path.rsplit("/", 1)[1] in lora.targets}
+    return {
+        path: leaf
+        for path, leaf in flat.items()
+        if path.startswith("blocks/") and path.rsplit("/", 1)[1] in lora.targets
+    }
 
 
 def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
@@ -54,27 +66,34 @@ def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
     for number, (path, leaf) in enumerate(adapted_paths(cfg, lora).items()):
         blocks, ins, outs = _split(leaf.shape, find_row(path).inputs)
         std = math.prod(ins) ** -0.5
-        flat[f"{path}/{A}"] = std * jax.random.normal(jax.random.fold_in(key, number), (*blocks, *ins, lora.rank), jnp.float32)
+        flat[f"{path}/{A}"] = std * jax.random.normal(
+            jax.random.fold_in(key, number), (*blocks, *ins, lora.rank), jnp.float32
+        )
         flat[f"{path}/{B}"] = jnp.zeros((*blocks, lora.rank, *outs), jnp.float32)
     return unflatten_dict(flat, sep="/")
 
 
 def start_adapters(cfg: Gemma2Config, lora: LoraConfig, params: dict, key: jax.Array) -> dict:
-    """What a stage trains that starts from `params`: adapters, and of a scalar model {"backbone": adapters, "score": its head, trained whole}."""
+    """What a stage trains that starts from `params`: adapters, and of a scalar model {"backbone":
+    adapters, "score": its head, trained whole}.
+    """
     adapters = init_adapters(cfg, lora, key)
     return {"backbone": adapters, "score": params["score"]} if "score" in params else adapters
 
 
 def merge(params: dict, adapters: dict, scale: float) -> dict:
-    """The parameters with their adapters added in, in the parameters' dtype; the product is taken in float32. What the adapters'
-    tree holds beside adapters (a head) takes the parameter's place."""
+    """The parameters with their adapters added in, in the parameters' dtype; the product is taken
+    in float32. What the adapters' tree holds beside adapters (a head) takes the parameter's place.
+    """
     flat, low = flatten_dict(params, sep="/"), flatten_dict(adapters, sep="/")
     flat |= {path: leaf for path, leaf in low.items() if not path.endswith((A, B))}
     for path in {path.rsplit("/", 1)[0] for path in low if path.endswith(A)}:
         weight, a, b = flat[path], low[f"{path}/{A}"], low[f"{path}/{B}"]
         blocks, rank = a.shape[0], a.shape[-1]
         product = a.reshape(blocks, -1, rank) @ b.reshape(blocks, rank, -1)
-        flat[path] = (weight.astype(jnp.float32) + scale * product.reshape(weight.shape)).astype(weight.dtype)
+        flat[path] = (weight.astype(jnp.float32) + scale * product.reshape(weight.shape)).astype(
+            weight.dtype
+        )
     return unflatten_dict(flat, sep="/")
 
 

@@ -1,4 +1,6 @@
-"""Where activations lie on a mesh: rows over the data axes, the rest whole; and the embedding where logits are taken again and again."""
+"""Where activations lie on a mesh: rows over the data axes, the rest whole; and the embedding where
+logits are taken again and again.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,13 +14,19 @@ DATA_AXES = ("replica", "fsdp")  # of the mesh: those that a batch is split over
 
 
 def auto_axes(x: jax.Array) -> tuple[jax.sharding.AbstractMesh, list[str]]:
-    """(mesh of the array's type, those of its axes over which the compiler places arrays). Axes of an enclosing `jax.shard_map` are not."""
+    """(mesh of the array's type, those of its axes over which the compiler places arrays). Axes of
+    an enclosing `jax.shard_map` are not.
+    """
     mesh = jax.typeof(x).sharding.mesh
-    return mesh, [name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto]
+    return mesh, [
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto
+    ]
 
 
 def row_axes(x: jax.Array) -> tuple[str, ...]:
-    """The data axes over which the compiler can split the rows of x [B, ...]; none where they have one device or do not divide B."""
+    """The data axes over which the compiler can split the rows of x [B, ...]; none where they have
+    one device or do not divide B.
+    """
     mesh, auto = auto_axes(x)
     axes = tuple(name for name in auto if name in DATA_AXES)
     shares = math.prod(mesh.shape[name] for name in axes)
@@ -26,43 +34,56 @@ def row_axes(x: jax.Array) -> tuple[str, ...]:
 
 
 def split_rows(x_BTD: jax.Array) -> jax.Array:
-    """The same array, pinned to this placement in a jitted program: rows over the data axes, T and D whole.
+    """The same array, pinned to this placement in a jitted program: rows over the data axes, T and
+    D whole.
 
-    The residual stream needs it. Weights are split over fsdp along D, and the compiler, left alone, splits activations along D too: all
-    rows on every device, and partial products added up over fsdp, which moves far more than gathering the weights does. What lies
-    between two pins follows: rows from them, heads and d_ff over `tensor` from the weights.
+    The residual stream needs it. Weights are split over fsdp along D, and the compiler, left alone,
+    splits activations along D too: all rows on every device, and partial products added up over
+    fsdp, which moves far more than gathering the weights does. What lies between two pins follows:
+    rows from them, heads and d_ff over `tensor` from the weights.
 
-    The mesh is the one in the array's type, that of the arguments which it was computed from. Nothing is done on one device, inside
-    `jax.shard_map` over the data axes (its rows are a device's own), where the data axes do not divide B, and at T = 1: the activations of
-    a decode step are smaller than the weights.
+    The mesh is the one in the array's type, that of the arguments which it was computed from.
+    Nothing is done on one device, inside `jax.shard_map` over the data axes (its rows are a
+    device's own), where the data axes do not divide B, and at T = 1: the activations of a decode
+    step are smaller than the weights.
     """
     axes = row_axes(x_BTD)
     if not axes or x_BTD.shape[1] == 1:
         return x_BTD
-    return jax.lax.with_sharding_constraint(x_BTD, NamedSharding(jax.typeof(x_BTD).sharding.mesh, P(axes)))
+    return jax.lax.with_sharding_constraint(
+        x_BTD, NamedSharding(jax.typeof(x_BTD).sharding.mesh, P(axes))
+    )
 
 
 def gather_width(embedding_VD: jax.Array) -> jax.Array:
-    """The same array, its width D whole on every device; the vocabulary stays over `tensor` where that divides it.
+    """The same array, its width D whole on every device; the vocabulary stays over `tensor` where
+    that divides it.
 
-    Before a loop over chunks of positions or micro-batches: left split over fsdp, the embedding is gathered anew in each turn.
+    Before a loop over chunks of positions or micro-batches: left split over fsdp, the embedding is
+    gathered anew in each turn.
     """
     mesh, auto = auto_axes(embedding_VD)
     if all(mesh.shape[name] == 1 for name in auto):
         return embedding_VD
-    tensor = "tensor" if "tensor" in auto and embedding_VD.shape[0] % mesh.shape["tensor"] == 0 else None
+    tensor = (
+        "tensor" if "tensor" in auto and embedding_VD.shape[0] % mesh.shape["tensor"] == 0 else None
+    )
     return jax.lax.with_sharding_constraint(embedding_VD, NamedSharding(mesh, P(tensor)))
 
 
 def map_own_rows(fn: Callable, embedding_VD: jax.Array, *rows_B: jax.Array) -> Any:
-    """fn(embedding_VD, *rows_B), each device of the data axes with its own rows and the whole width of the embedding.
+    """fn(embedding_VD, *rows_B), each device of the data axes with its own rows and the whole width
+    of the embedding.
 
-    fn works row by row, and returns arrays [B, ...]. With a loop in fn, a device adds up its turns' gradients of the embedding by itself, in
-    one array of the embedding's shape, and the devices' sums are added up once behind the loop; the compiler, left alone, adds up each turn's.
-    Plain fn where the data axes have one device, are manual already, or do not divide B.
+    fn works row by row, and returns arrays [B, ...]. With a loop in fn, a device adds up its turns'
+    gradients of the embedding by itself, in one array of the embedding's shape, and the devices'
+    sums are added up once behind the loop; the compiler, left alone, adds up each turn's. Plain fn
+    where the data axes have one device, are manual already, or do not divide B.
     """
     axes = row_axes(rows_B[0])
     if axes:
         mesh, specs = jax.typeof(rows_B[0]).sharding.mesh, (P(), *[P(axes)] * len(rows_B))
-        fn = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P(axes), axis_names=set(axes), check_vma=False)
+        fn = jax.shard_map(
+            fn, mesh=mesh, in_specs=specs, out_specs=P(axes), axis_names=set(axes), check_vma=False
+        )
     return fn(gather_width(embedding_VD), *rows_B)

@@ -1,6 +1,8 @@
-"""Causal self-attention with JAX's splash kernels (Pallas, TPU): no array of all query-key pairs, masked blocks are not computed.
+"""Causal self-attention with JAX's splash kernels (Pallas, TPU): no array of all query-key pairs,
+masked blocks are not computed.
 
-The slow twin is `grm_jax.models.gemma2.attend`, which also does what is not here: decoding, and keys of a shared prefix.
+The slow twin is `grm_jax.models.gemma2.attend`, which also does what is not here: decoding, and
+keys of a shared prefix.
 """
 
 import math
@@ -17,21 +19,33 @@ LANES = 128  # what a block is a multiple of
 
 
 def splash_attend(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, pos_BT: jax.Array, window: int | None, cap: float | None, interpret: bool = False
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    pos_BT: jax.Array,
+    window: int | None,
+    cap: float | None,
+    interpret: bool = False,
 ) -> jax.Array:
-    """Softmax attention of every row over its own keys. Returns BTNH in q's dtype; the backward pass is a kernel too.
+    """Softmax attention of every row over its own keys. Returns BTNH in q's dtype; the backward
+    pass is a kernel too.
 
-    Queries are scaled already. Logits, softcap and softmax are float32. `window`: a key at this distance is not seen any more; None: no window.
-    `interpret`: run the kernels as plain JAX, on any platform.
+    Queries are scaled already. Logits, softcap and softmax are float32. `window`: a key at this
+    distance is not seen any more; None: no window. `interpret`: run the kernels as plain JAX, on
+    any platform.
 
-    pos_BT: position t at index t, or -1 for padding, which comes last in a row. So what a query sees follows from indices, and on real tokens
-    the result is that of `attend`. In padding it is finite, and another one; real tokens have no gradient from there where the loss has none.
+    pos_BT: position t at index t, or -1 for padding, which comes last in a row. So what a query
+    sees follows from indices, and on real tokens the result is that of `attend`. In padding it is
+    finite, and another one; real tokens have no gradient from there where the loss has none.
 
-    T is padded to a multiple of 128; blocks are 512, 256 or 128 square, the largest that divides it.
+    T is padded to a multiple of 128; blocks are 512, 256 or 128 square, the largest that divides
+    it.
 
-    On a mesh (that of q's type) the compiler cannot split a kernel, so it runs in `jax.shard_map`: rows over the data axes where those
-    divide B, heads over `tensor` where it divides N, or else whole on each device. Where `tensor` does not divide the K heads of keys and
-    values, they are repeated to the least common multiple. Axes that are manual already, inside another shard_map, are left as they are.
+    On a mesh (that of q's type) the compiler cannot split a kernel, so it runs in `jax.shard_map`:
+    rows over the data axes where those divide B, heads over `tensor` where it divides N, or else
+    whole on each device. Where `tensor` does not divide the K heads of keys and values, they are
+    repeated to the least common multiple. Axes that are manual already, inside another shard_map,
+    are left as they are.
     """
     mesh, auto = auto_axes(q_BTNH)
     if not auto:
@@ -44,9 +58,13 @@ def splash_attend(
         k_BTKH, v_BTKH = (jnp.repeat(x, math.lcm(K, tensor) // K, axis=2) for x in (k_BTKH, v_BTKH))
     spec = P(rows, None, heads)
     return jax.shard_map(
-        lambda *arrays: _attend(*arrays, window, cap, interpret), mesh=mesh, in_specs=(spec, spec, spec, P(rows)), out_specs=spec,
-        axis_names=set(auto), check_vma=False,
-    )(q_BTNH, k_BTKH, v_BTKH, pos_BT)  # fmt: skip
+        lambda *arrays: _attend(*arrays, window, cap, interpret),
+        mesh=mesh,
+        in_specs=(spec, spec, spec, P(rows)),
+        out_specs=spec,
+        axis_names=set(auto),
+        check_vma=False,
+    )(q_BTNH, k_BTKH, v_BTKH, pos_BT)
 
 
 def _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret):
@@ -54,14 +72,26 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret):
     T, N = q_BTNH.shape[1:3]
     padded = -(-T // LANES) * LANES
     block = block_size(padded)
-    sizes = kernels.BlockSizes(block, block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block)
+    sizes = kernels.BlockSizes(
+        block, block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
     kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([visible(padded, window)] * N), block_sizes=sizes, attn_logits_soft_cap=cap, head_shards=1, q_seq_shards=1,
+        masks.MultiHeadMask([visible(padded, window)] * N),
+        block_sizes=sizes,
+        attn_logits_soft_cap=cap,
+        head_shards=1,
+        q_seq_shards=1,
         interpret=interpret,
-    )  # fmt: skip
-    q_BNTH, k_BKTH, v_BKTH = (jnp.pad(x, [(0, 0), (0, padded - T), (0, 0), (0, 0)]).swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
-    real_BT = jnp.pad((pos_BT >= 0).astype(jnp.int32), [(0, 0), (0, padded - T)])  # tokens see tokens, padding sees padding
-    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(real_BT, real_BT)).swapaxes(1, 2)[:, :T]
+    )
+    q_BNTH, k_BKTH, v_BKTH = (
+        jnp.pad(x, [(0, 0), (0, padded - T), (0, 0), (0, 0)]).swapaxes(1, 2)
+        for x in (q_BTNH, k_BTKH, v_BTKH)
+    )
+    # tokens see tokens, padding sees padding
+    real_BT = jnp.pad((pos_BT >= 0).astype(jnp.int32), [(0, 0), (0, padded - T)])
+    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(real_BT, real_BT)).swapaxes(
+        1, 2
+    )[:, :T]
 
 
 def block_size(length: int) -> int:
@@ -76,11 +106,13 @@ def visible(length: int, window: int | None) -> masks.Mask:
 
 
 def blocks_computed(name: str, grid: tuple[int, ...]) -> int | None:
-    """Steps of a splash kernel's grid that compute something, for the masks and blocks of this file; None for another kernel.
+    """Steps of a splash kernel's grid that compute something, for the masks and blocks of this
+    file; None for another kernel.
 
-    Row i of a causal mask in square blocks has i + 1 blocks that are not empty; with a window, at most as many of those as the grid is wide.
-    Columns have the same, in reverse. Grids are (rows of the batch, heads, block rows, width), for dk and dv (rows of the batch, block
-    columns, heads, width).
+    Row i of a causal mask in square blocks has i + 1 blocks that are not empty; with a window, at
+    most as many of those as the grid is wide. Columns have the same, in reverse. Grids are (rows of
+    the batch, heads, block rows, width), for dk and dv (rows of the batch, block columns, heads,
+    width).
     """
     if not name.startswith("splash_mha_"):
         return None
@@ -89,12 +121,16 @@ def blocks_computed(name: str, grid: tuple[int, ...]) -> int | None:
 
 
 def attention_on(attention: str, platform: str) -> str:
-    """`Gemma2Config.attention` for a platform (`jax.Device.platform`): "auto" is "splash" on TPU and "reference" elsewhere.
+    """`Gemma2Config.attention` for a platform (`jax.Device.platform`): "auto" is "splash" on TPU
+    and "reference" elsewhere.
 
     Raises ValueError where "splash" is asked for on another platform, which cannot run the kernels.
     """
     if attention == "splash" and platform != "tpu":
-        raise ValueError(f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected 'auto' or 'reference'")
+        raise ValueError(
+            f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected 'auto' "
+            "or 'reference'"
+        )
     if attention == "auto":
         return "splash" if platform == "tpu" else "reference"
     return attention

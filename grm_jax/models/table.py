@@ -1,18 +1,21 @@
-"""The one table of parameters: how each is partitioned over the mesh, and its name and layout in a Hugging Face folder.
+"""The one table of parameters: how each is partitioned over the mesh, and its name and layout in a
+Hugging Face folder.
 
-Sharding, import, export and ahead-of-time compilation all read TABLE, so they cannot disagree. Shapes come from `abstract_params`.
-A parameter without a row is an error.
+Sharding, import, export and ahead-of-time compilation all read TABLE, so they cannot disagree.
+Shapes come from `abstract_params`. A parameter without a row is an error.
 
-Layout. A torch linear layer stores `weight` [out, in]; here the same map is stored [in..., out...] with heads kept as axes of their own.
-`inputs` says how many leading axes of the parameter (not counting the block axis) are the map's input:
+Layout. A torch linear layer stores `weight` [out, in]; here the same map is stored [in..., out...]
+with heads kept as axes of their own. `inputs` says how many leading axes of the parameter (not
+counting the block axis) are the map's input:
 
     q, k, v   [D, N, H]   inputs 1   torch [N*H, D]
     o         [N, H, D]   inputs 2   torch [D, N*H]
     gate, up  [D, F]      inputs 1   torch [F, D]
     embedding, norms      inputs 0   stored as it is
 
-Partitioning. Heads, d_ff and vocabulary over `tensor` (Megatron: one all-reduce after attention and one after the MLP), the model width
-over `fsdp` (gathered layer by layer), norms replicated. The leading axis of blocks stays whole: the scan walks along it.
+Partitioning. Heads, d_ff and vocabulary over `tensor` (Megatron: one all-reduce after attention and
+one after the MLP), the model width over `fsdp` (gathered layer by layer), norms replicated. The
+leading axis of blocks stays whole: the scan walks along it.
 """
 
 import functools
@@ -28,11 +31,14 @@ from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import init_params
 
 CAUSAL_LM = "Gemma2ForCausalLM"  # parameters as `init_params` makes them
-SCALAR = "Gemma2ForSequenceClassification"  # {"backbone": those, "score": [D, 1]}; see models/heads.py
+# {"backbone": those, "score": [D, 1]}; see models/heads.py
+SCALAR = "Gemma2ForSequenceClassification"
 
 
 class Row(NamedTuple):
-    """`path` is a regular expression for the end of a "/"-joined parameter path; its group, if any, is the layer's place in the block."""
+    """`path` is a regular expression for the end of a "/"-joined parameter path; its group, if any,
+    is the layer's place in the block.
+    """
 
     path: str
     spec: P
@@ -44,36 +50,77 @@ _LAYER = "model.layers.{layer}"
 TABLE = (
     Row(r"embedding", P("tensor", "fsdp"), "model.embed_tokens.weight", 0),
     Row(r"blocks/layer_(\d+)_pre_attn/scale", P(), f"{_LAYER}.input_layernorm.weight", 0),
-    Row(r"blocks/layer_(\d+)_attn/q", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.q_proj.weight", 1),
-    Row(r"blocks/layer_(\d+)_attn/k", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.k_proj.weight", 1),
-    Row(r"blocks/layer_(\d+)_attn/v", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.v_proj.weight", 1),
-    Row(r"blocks/layer_(\d+)_attn/o", P(None, "tensor", None, "fsdp"), f"{_LAYER}.self_attn.o_proj.weight", 2),
+    Row(
+        r"blocks/layer_(\d+)_attn/q",
+        P(None, "fsdp", "tensor", None),
+        f"{_LAYER}.self_attn.q_proj.weight",
+        1,
+    ),
+    Row(
+        r"blocks/layer_(\d+)_attn/k",
+        P(None, "fsdp", "tensor", None),
+        f"{_LAYER}.self_attn.k_proj.weight",
+        1,
+    ),
+    Row(
+        r"blocks/layer_(\d+)_attn/v",
+        P(None, "fsdp", "tensor", None),
+        f"{_LAYER}.self_attn.v_proj.weight",
+        1,
+    ),
+    Row(
+        r"blocks/layer_(\d+)_attn/o",
+        P(None, "tensor", None, "fsdp"),
+        f"{_LAYER}.self_attn.o_proj.weight",
+        2,
+    ),
     Row(r"blocks/layer_(\d+)_post_attn/scale", P(), f"{_LAYER}.post_attention_layernorm.weight", 0),
     Row(r"blocks/layer_(\d+)_pre_mlp/scale", P(), f"{_LAYER}.pre_feedforward_layernorm.weight", 0),
-    Row(r"blocks/layer_(\d+)_mlp/gate", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.gate_proj.weight", 1),
+    Row(
+        r"blocks/layer_(\d+)_mlp/gate",
+        P(None, "fsdp", "tensor"),
+        f"{_LAYER}.mlp.gate_proj.weight",
+        1,
+    ),
     Row(r"blocks/layer_(\d+)_mlp/up", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.up_proj.weight", 1),
-    Row(r"blocks/layer_(\d+)_mlp/down", P(None, "tensor", "fsdp"), f"{_LAYER}.mlp.down_proj.weight", 1),
-    Row(r"blocks/layer_(\d+)_post_mlp/scale", P(), f"{_LAYER}.post_feedforward_layernorm.weight", 0),
+    Row(
+        r"blocks/layer_(\d+)_mlp/down",
+        P(None, "tensor", "fsdp"),
+        f"{_LAYER}.mlp.down_proj.weight",
+        1,
+    ),
+    Row(
+        r"blocks/layer_(\d+)_post_mlp/scale", P(), f"{_LAYER}.post_feedforward_layernorm.weight", 0
+    ),
     Row(r"final_norm/scale", P(), "model.norm.weight", 0),
     Row(r"score", P("fsdp", None), "score.weight", 1),
 )
 
 
 def find_row(path: str) -> Row:
-    """The row of a parameter. A prefix ("backbone/...", an optimiser's "0/mu/...") is allowed; no row raises KeyError."""
+    """The row of a parameter. A prefix ("backbone/...", an optimiser's "0/mu/...") is allowed; no
+    row raises KeyError.
+    """
     for row in TABLE:
         if re.fullmatch(rf"(?:.*/)?{row.path}", path):
             return row
-    raise KeyError(f"parameter {path!r} has no row in grm_jax/models/table.py; add its partitioning, Hugging Face name and layout")
+    raise KeyError(
+        f"parameter {path!r} has no row in grm_jax/models/table.py; add its partitioning, "
+        "Hugging Face name and layout"
+    )
 
 
 def hf_names(path: str, cfg: Gemma2Config) -> list[str]:
-    """Tensor names that make up one parameter: one for each block (index i of block position j is layer i * len(cfg.block) + j)."""
+    """Tensor names that make up one parameter: one for each block (index i of block position j is
+    layer i * len(cfg.block) + j).
+    """
     row = find_row(path)
     position = re.fullmatch(rf"(?:.*/)?{row.path}", path).groups()
     if not position:
         return [row.hf_name]
-    return [row.hf_name.format(layer=i * len(cfg.block) + int(position[0])) for i in range(cfg.n_blocks)]
+    return [
+        row.hf_name.format(layer=i * len(cfg.block) + int(position[0])) for i in range(cfg.n_blocks)
+    ]
 
 
 def is_stacked(path: str) -> bool:
@@ -99,7 +146,8 @@ def hf_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
 def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> tuple[slice, ...]:
     """Where the part `index` of a parameter (without its block axis) lies in torch's layout.
 
-    Axes that torch joins (heads and head dimension) are contiguous only if the inner ones are whole; the table never splits those.
+    Axes that torch joins (heads and head dimension) are contiguous only if the inner ones are
+    whole; the table never splits those.
     """
     bounds = [piece.indices(size)[:2] for piece, size in zip(index, shape, strict=True)]
     if inputs == 0:
@@ -108,15 +156,21 @@ def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> t
     def joined(axes: range) -> slice:
         inner = math.prod(shape[axis] for axis in axes[1:])
         if any(bounds[axis] != (0, shape[axis]) for axis in axes[1:]):
-            raise ValueError(f"index {index} splits an inner axis of shape {shape}; only axis {axes[0]} may be split")
+            raise ValueError(
+                f"index {index} splits an inner axis of shape {shape}; only axis {axes[0]} may "
+                "be split"
+            )
         return slice(bounds[axes[0]][0] * inner, bounds[axes[0]][1] * inner)
 
     return joined(range(inputs, len(shape))), joined(range(inputs))
 
 
-@functools.cache  # tracing the model takes as long as a small stage's work, and one run asks dozens of times
+# tracing the model takes as long as a small stage's work, and one run asks dozens of times
+@functools.cache
 def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
-    """Shapes and dtypes (float32) of all parameters, from `jax.eval_shape`: nothing is allocated. The same dict each time: do not change it."""
+    """Shapes and dtypes (float32) of all parameters, from `jax.eval_shape`: nothing is allocated.
+    The same dict each time: do not change it.
+    """
     backbone = jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))
     if architecture == CAUSAL_LM:
         return backbone

@@ -1,4 +1,6 @@
-"""Bytes that a compiled program moves between devices in one call, by kind of collective and by mesh axis."""
+"""Bytes that a compiled program moves between devices in one call, by kind of collective and by
+mesh axis.
+"""
 
 import math
 import re
@@ -8,11 +10,21 @@ import numpy as np
 
 from grm_jax.planning.hlo import Instruction, Module, arrays, goes_on, parse, times_run
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast", "ragged-all-to-all")
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+    "ragged-all-to-all",
+)
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind over the same mesh axes. `bytes` leave (and reach) each device in one call of the program."""
+    """All collectives of one kind over the same mesh axes. `bytes` leave (and reach) each device in
+    one call of the program.
+    """
 
     kind: str
     axes: tuple[str, ...]
@@ -21,12 +33,14 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective], tuple[str, ...]]:
-    """(collectives, what could not be counted, in words) of `compiled.as_text()`, instructions in loops as often as they run.
+    """(collectives, what could not be counted, in words) of `compiled.as_text()`, instructions in
+    loops as often as they run.
 
     mesh_shape: axis -> size, in the order of the mesh that the program was compiled for.
 
-    Bytes are those of the bandwidth-optimal algorithm over n devices: (n - 1)/n of the result for an all-gather, of the operand for a
-    reduce-scatter and an all-to-all, twice that for an all-reduce, all of it for a permute.
+    Bytes are those of the bandwidth-optimal algorithm over n devices: (n - 1)/n of the result for
+    an all-gather, of the operand for a reduce-scatter and an all-to-all, twice that for an
+    all-reduce, all of it for a permute.
     """
     module, entry = parse(text)
     runs, loops, _ = times_run(module, entry)
@@ -38,10 +52,14 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
             if kind not in KINDS or goes_on(module[name], instruction):
                 continue
             if kind == "all-reduce" and name.lstrip("%").startswith("all-reduce-scatter"):
-                kind = "reduce-scatter"  # XLA:TPU writes it as a fusion of an all-reduce and a slice
+                # XLA:TPU writes it as a fusion of an all-reduce and a slice
+                kind = "reduce-scatter"
             groups = _groups(instruction, math.prod(mesh_shape.values()))
             if groups is None:
-                strange.append(f"{instruction.opcode} {instruction.name} over groups in a form that is not known, taken for all devices")
+                strange.append(
+                    f"{instruction.opcode} {instruction.name} over groups in a form that is not "
+                    "known, taken for all devices"
+                )
                 groups = np.arange(math.prod(mesh_shape.values()))[None]
             axes, n = _axes(groups, mesh_shape), groups.shape[1]
             if kind == "collective-permute":
@@ -56,48 +74,74 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
 
 
 def device_axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...] | None:
-    """Mesh axes that a collective runs along; None if its groups are written in a form that is not known."""
+    """Mesh axes that a collective runs along; None if its groups are written in a form that is not
+    known.
+    """
     groups = _groups(instruction, math.prod(mesh_shape.values()))
     return None if groups is None else _axes(groups, mesh_shape)
 
 
 def _bytes(module: Module, computation: str, instruction: Instruction) -> float:
-    """The larger of operands and results of one device, each without the other (a start's result holds both)."""
+    """The larger of operands and results of one device, each without the other (a start's result
+    holds both).
+    """
     shape = instruction.shape
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         shape = shape[1]
     result = sum(array.bytes for array in arrays(shape))
     if not instruction.opcode.startswith(("reduce-scatter", "all-to-all")):
         return result
-    operands = [module[computation][name].shape for name in instruction.operands if name in module[computation]]
+    operands = [
+        module[computation][name].shape
+        for name in instruction.operands
+        if name in module[computation]
+    ]
     return max(result, sum(array.bytes for operand in operands for array in arrays(operand)))
 
 
 def _groups(instruction: Instruction, devices: int) -> np.ndarray | None:
-    """Device numbers [groups, devices of a group]; for a permute [pairs, 2]. None if they are written in a form that is not known."""
+    """Device numbers [groups, devices of a group]; for a permute [pairs, 2]. None if they are
+    written in a form that is not known.
+    """
     text = instruction.attributes
     pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
     if pairs:
-        return np.array([[int(i) for i in pair.split(",")] for pair in re.findall(r"\{(\d+,\d+)\}", pairs[1])])
+        return np.array(
+            [[int(i) for i in pair.split(",")] for pair in re.findall(r"\{(\d+,\d+)\}", pairs[1])]
+        )
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
-        shape, dims, order = (tuple(int(i) for i in part.split(",")) if part else None for part in iota.groups())
+        shape, dims, order = (
+            tuple(int(i) for i in part.split(",")) if part else None for part in iota.groups()
+        )
         return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape[0], -1)
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? \{([^}]*)\}", text)
-    if named:  # mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}: sizes, order of the devices, axes that a group runs over
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
+        r"\{([^}]*)\}",
+        text,
+    )
+    # mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}: sizes, order of the devices,
+    # axes that a group runs over
+    if named:
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
         numbers = np.arange(np.prod(list(sizes.values())))
         if named[2]:
-            dims, transposed = (tuple(int(i) for i in part.split(",")) for part in named.group(2, 3))
+            dims, transposed = (
+                tuple(int(i) for i in part.split(",")) for part in named.group(2, 3)
+            )
             numbers = numbers.reshape(dims).transpose(transposed)
         inside = re.findall(r"'([^']+)'(?!:)", named[4])
         if len(inside) == named[4].count("'") // 2:  # no part of an axis
-            order = [i for i, axis in enumerate(sizes) if axis not in inside] + [list(sizes).index(axis) for axis in inside]
+            order = [i for i, axis in enumerate(sizes) if axis not in inside] + [
+                list(sizes).index(axis) for axis in inside
+            ]
             group = int(np.prod([sizes[axis] for axis in inside]))
             return numbers.reshape(tuple(sizes.values())).transpose(order).reshape(-1, group)
     listed = re.search(r"replica_groups=\{((?:\{[\d,]+\},?)*)\}", text)
     if listed and listed[1]:
-        return np.array([[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+        return np.array(
+            [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+        )
     if listed or "replica_groups" not in text:
         return np.arange(devices)[None]
     return None
@@ -105,6 +149,7 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray | None:
 
 def _axes(groups: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
     """Mesh axes along which the devices of a group differ."""
-    coordinates = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))  # [axis, group, device]
+    # [axis, group, device]
+    coordinates = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
     differ = (coordinates != coordinates[:, :, :1]).any(axis=(1, 2))
     return tuple(axis for axis, differs in zip(mesh_shape, differ) if differs)

@@ -1,6 +1,8 @@
-"""FLOPs of a program, counted on its jaxpr (loops as often as they run), and a model's FLOPs by formula.
+"""FLOPs of a program, counted on its jaxpr (loops as often as they run), and a model's FLOPs by
+formula.
 
-XLA's `cost_analysis()` counts the body of a loop once: 46 scanned layers look like 2. A multiply and an add count as two.
+XLA's `cost_analysis()` counts the body of a loop once: 46 scanned layers look like 2. A multiply
+and an add count as two.
 """
 
 import math
@@ -14,7 +16,9 @@ from grm_jax.models.splash import blocks_computed
 
 
 class Flops(NamedTuple):
-    """`total`: of matrix products and convolutions on all devices together. `unknown`: what could not be counted, in words."""
+    """`total`: of matrix products and convolutions on all devices together. `unknown`: what could
+    not be counted, in words.
+    """
 
     total: float
     unknown: tuple[str, ...] = ()
@@ -23,9 +27,11 @@ class Flops(NamedTuple):
 def count(jaxpr: ClosedJaxpr | Jaxpr, while_trips: int | None = None) -> Flops:
     """FLOPs that the program executes, recomputation included.
 
-    scan: body times length. cond: its most expensive branch. while: body times `while_trips`, or named in `unknown` and counted once
-    where that is None. shard_map: a device's share times the devices of its manual axes. pallas_call: its own cost estimate, or its
-    body times the blocks that are not masked (kernels of models/splash.py), or its body over the whole grid, and then it is named.
+    scan: body times length. cond: its most expensive branch. while: body times `while_trips`, or
+        named in `unknown` and counted once
+    where that is None. shard_map: a device's share times the devices of its manual axes.
+    pallas_call: its own cost estimate, or its body times the blocks that are not masked (kernels of
+    models/splash.py), or its body over the whole grid, and then it is named.
     """
     total, unknown = 0.0, []
     for eqn in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
@@ -39,7 +45,11 @@ def _equation(eqn, while_trips) -> Flops:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return Flops(2.0 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted))
+        return Flops(
+            2.0
+            * eqn.outvars[0].aval.size
+            * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+        )
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
         out_features = kernel[params["dimension_numbers"].rhs_spec[0]]
@@ -47,15 +57,23 @@ def _equation(eqn, while_trips) -> Flops:
     inner = [count(sub, while_trips) for sub in _sub_jaxprs(params)]
     if name == "cond":
         return max(inner)
-    total, unknown = sum(found.total for found in inner), tuple(what for found in inner for what in found.unknown)
+    total, unknown = (
+        sum(found.total for found in inner),
+        tuple(what for found in inner for what in found.unknown),
+    )
     if name == "scan":
         return Flops(total * params["length"], unknown)
     if name == "while" and total:
         if while_trips is None:
-            return Flops(total, unknown + (f"a while loop of unknown length, {total:.3g} FLOPs a trip",))
+            return Flops(
+                total, unknown + (f"a while loop of unknown length, {total:.3g} FLOPs a trip",)
+            )
         return Flops(total * while_trips, unknown)
     if name == "shard_map":
-        axes = params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]  # JAX 0.10.2, others
+        # JAX 0.10.2, others
+        axes = (
+            params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"]
+        )
         return Flops(total * math.prod(params["mesh"].shape[axis] for axis in axes), unknown)
     if name == "pallas_call":
         if params["cost_estimate"] is not None:
@@ -64,7 +82,10 @@ def _equation(eqn, while_trips) -> Flops:
         steps = blocks_computed(params["name"], grid)
         if steps is not None:
             return Flops(total * steps, unknown)
-        return Flops(total * math.prod(grid), unknown + ("a Pallas kernel without a cost estimate, counted over its whole grid",))
+        return Flops(
+            total * math.prod(grid),
+            unknown + ("a Pallas kernel without a cost estimate, counted over its whole grid",),
+        )
     return Flops(total, unknown)
 
 
@@ -76,15 +97,22 @@ def _sub_jaxprs(params: dict) -> Iterator[ClosedJaxpr | Jaxpr]:
 
 
 def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 0) -> float:
-    """Model FLOPs of one row's forward pass over positions start ... length - 1, with the keys before them in a cache.
+    """Model FLOPs of one row's forward pass over positions start ... length - 1, with the keys
+    before them in a cache.
 
-    Matrix products of the layers, attention over the visible keys alone (causal, within the window in local layers), and the
-    vocabulary at `logits` positions. Training takes three times this (the backward pass is two matrix products for each of the forward).
+    Matrix products of the layers, attention over the visible keys alone (causal, within the window
+    in local layers), and the vocabulary at `logits` positions. Training takes three times this (the
+    backward pass is two matrix products for each of the forward).
     """
     attention = cfg.d_model * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
-    dense = cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff) * (length - start) + cfg.d_model * cfg.vocab_size * logits
+    dense = (
+        cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff) * (length - start)
+        + cfg.d_model * cfg.vocab_size * logits
+    )
     seen = {LOCAL: _visible(length, cfg.sliding_window) - _visible(start, cfg.sliding_window)}
-    pairs = sum(seen.get(layer_type, _visible(length) - _visible(start)) for layer_type in cfg.layer_types)
+    pairs = sum(
+        seen.get(layer_type, _visible(length) - _visible(start)) for layer_type in cfg.layer_types
+    )
     return 2.0 * dense + 4.0 * cfg.n_heads * cfg.head_dim * pairs
 
 

@@ -7,9 +7,12 @@ import dataclasses
 class Chip:
     """One chip. JAX may show it as several devices, which then share these figures equally.
 
-    peak: bf16 FLOP/s without sparsity. hbm_bandwidth: bytes/s. link_bandwidth: bytes/s in one direction over one link to another chip.
-    links: of a chip. torus: dimensions of the network of links; 0 where a switch joins all chips (GPU nodes).
-    hbm: bytes that programs of one device may use in all: for TPUs the limit that libtpu's compiler enforces, for GPUs the memory's size.
+    peak: bf16 FLOP/s without sparsity. hbm_bandwidth: bytes/s. link_bandwidth: bytes/s in one
+        direction over one link to another chip.
+    links: of a chip. torus: dimensions of the network of links; 0 where a switch joins all chips
+        (GPU nodes).
+    hbm: bytes that programs of one device may use in all: for TPUs the limit that libtpu's compiler
+        enforces, for GPUs the memory's size.
     """
 
     name: str
@@ -23,10 +26,12 @@ class Chip:
 
 
 GIB = 2**30
-# TPU peaks, bandwidths and links: https://cloud.google.com/tpu/docs, pages v5e, v5p, v6e, tpu7x ("key specifications"). They give the
-# bidirectional bandwidth of a chip over all links, so one link in one direction has that / 2 / links. 7x: bf16 is half of the published
-# FP8 figure of 4,614 TFLOP/s. The HBM limits were found with libtpu 0.0.42.1, by the largest array that the compiler accepts.
-# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM; bf16 without sparsity, NVLink as one link to a switch, one direction.
+# TPU peaks, bandwidths and links: https://cloud.google.com/tpu/docs, pages v5e, v5p, v6e, tpu7x
+# ("key specifications"). They give the bidirectional bandwidth of a chip over all links, so one
+# link in one direction has that / 2 / links. 7x: bf16 is half of the published FP8 figure of 4,614
+# TFLOP/s. The HBM limits were found with libtpu 0.0.42.1, by the largest array that the compiler
+# accepts. GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM; bf16 without
+# sparsity, NVLink as one link to a switch, one direction.
 TPUS = {
     "v5e": Chip("TPU v5e", 1.97e14, 15.75 * GIB, 8.2e11, 400e9 / 2 / 4, 4, 2),
     "v5p": Chip("TPU v5p", 4.59e14, 95.74 * GIB, 2.765e12, 1200e9 / 2 / 6, 6, 3),

@@ -6,7 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "s1": 1, "u1": 1, "c64": 64, "c128": 128}
+_BITS = {
+    "pred": 8,
+    "token": 0,
+    "opaque": 0,
+    "bf16": 16,
+    "s4": 4,
+    "u4": 4,
+    "s2": 2,
+    "u2": 2,
+    "s1": 1,
+    "u1": 1,
+    "c64": 64,
+    "c128": 128,
+}
 _NAME = r"%?([\w.\-]+)"
 _CALLED = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=" + _NAME)
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
@@ -21,12 +34,18 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        bits = _BITS.get(self.dtype) or int(re.search(r"\d+", self.dtype)[0]) if self.dtype not in ("token", "opaque") else 0
+        bits = (
+            _BITS.get(self.dtype) or int(re.search(r"\d+", self.dtype)[0])
+            if self.dtype not in ("token", "opaque")
+            else 0
+        )
         return np.prod(self.dims, dtype=float) * bits / 8
 
 
 class Instruction(NamedTuple):
-    """`shape`: a Shape, or a tuple of shapes. `operands`: names. `attributes`: the text behind the operands, metadata left out."""
+    """`shape`: a Shape, or a tuple of shapes. `operands`: names. `attributes`: the text behind the
+    operands, metadata left out.
+    """
 
     name: str
     opcode: str
@@ -37,18 +56,22 @@ class Instruction(NamedTuple):
     is_root: bool
 
 
-Module = dict[str, dict[str, Instruction]]  # computation -> instruction name -> instruction, in order
+# computation -> instruction name -> instruction, in order
+Module = dict[str, dict[str, Instruction]]
 
 
 def parse(text: str) -> tuple[Module, str]:
     """(module, name of the entry computation) of `compiled.as_text()`.
 
-    A computation ends at a line that is just "}": backend configurations of Mosaic kernels span lines, some of which begin with "}}".
+    A computation ends at a line that is just "}": backend configurations of Mosaic kernels span
+    lines, some of which begin with "}}".
     """
     module, entry, current = {}, None, None
     for line in text.splitlines():
         if current is None:
-            header = re.match(rf"(ENTRY )?{_NAME} \(.*\{{$", line) or re.match(rf"(ENTRY )?{_NAME} \{{$", line)
+            header = re.match(rf"(ENTRY )?{_NAME} \(.*\{{$", line) or re.match(
+                rf"(ENTRY )?{_NAME} \{{$", line
+            )
             if header:
                 current = module.setdefault(header[2], {})
                 entry = header[2] if header[1] else entry
@@ -59,7 +82,9 @@ def parse(text: str) -> tuple[Module, str]:
             if instruction:
                 current[instruction.name] = instruction
     if entry is None:
-        raise ValueError("no ENTRY computation in this HLO text; expected what compiled.as_text() gives")
+        raise ValueError(
+            "no ENTRY computation in this HLO text; expected what compiled.as_text() gives"
+        )
     return module, entry
 
 
@@ -76,8 +101,16 @@ def _instruction(line: str) -> Instruction | None:
     rest = rest[opcode.end() - 1 :]
     end = _closing(rest)
     arguments, attributes = rest[1:end], rest[end + 1 :].split(", metadata=")[0]
-    operands = tuple(re.findall(r"%([\w.\-]+)", arguments)) or tuple(re.findall(r"(?:^|, )([a-z][\w.\-]*)(?=,|$)", arguments))
-    return Instruction(head[2], opcode[1], _shape(shape_text), operands, arguments, attributes, bool(head[1]))
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments)) or tuple(
+        re.findall(
+            r"(?:^|, "
+            r")([a-z][\w.\-]*)(?=,|$)",
+            arguments,
+        )
+    )
+    return Instruction(
+        head[2], opcode[1], _shape(shape_text), operands, arguments, attributes, bool(head[1])
+    )
 
 
 def _closing(text: str) -> int:
@@ -130,8 +163,9 @@ def called(instruction: Instruction) -> list[str]:
 def trips(module: Module, loop: Instruction) -> int | None:
     """How often a while loop's body runs; None if the text does not say.
 
-    From `known_trip_count`, else the one integer constant of the condition (counters start at 0) and what the body adds to its counter:
-    XLA:TPU unrolls loops over a collective and counts in twos then.
+    From `known_trip_count`, else the one integer constant of the condition (counters start at 0)
+    and what the body adds to its counter: XLA:TPU unrolls loops over a collective and counts in
+    twos then.
     """
     known = re.search(r'known_trip_count[^}]*?"?n"?[=:]\s*"?(\d+)', loop.attributes)
     if known:
@@ -141,7 +175,11 @@ def trips(module: Module, loop: Instruction) -> int | None:
     while names:
         for instruction in module[names.pop()].values():
             names += called(instruction)
-            if instruction.opcode == "constant" and isinstance(instruction.shape, Shape) and instruction.shape.dtype[0] in "su":
+            if (
+                instruction.opcode == "constant"
+                and isinstance(instruction.shape, Shape)
+                and instruction.shape.dtype[0] in "su"
+            ):
                 if not instruction.shape.dims:
                     constants.add(int(instruction.arguments))
     constants.discard(0)
@@ -149,10 +187,21 @@ def trips(module: Module, loop: Instruction) -> int | None:
 
 
 def _step(module: Module, loop: Instruction) -> int:
-    """What a body adds to the element of its tuple that the condition compares; 1 where that is not written as a sum with a constant."""
-    condition, body = (module[re.search(rf"{name}=" + _NAME, loop.attributes)[1]] for name in ("condition", "body"))
-    root, result = (next((i for i in computation.values() if i.is_root), None) for computation in (condition, body))
-    compared = [condition[name] for name in root.operands if name in condition] if root is not None and root.opcode == "compare" else []
+    """What a body adds to the element of its tuple that the condition compares; 1 where that is not
+    written as a sum with a constant.
+    """
+    condition, body = (
+        module[re.search(rf"{name}=" + _NAME, loop.attributes)[1]] for name in ("condition", "body")
+    )
+    root, result = (
+        next((i for i in computation.values() if i.is_root), None)
+        for computation in (condition, body)
+    )
+    compared = (
+        [condition[name] for name in root.operands if name in condition]
+        if root is not None and root.opcode == "compare"
+        else []
+    )
     counter = next((_element(i) for i in compared if i.opcode == "get-tuple-element"), None)
     if counter is None or result is None or result.opcode != "tuple":
         return 1
@@ -161,15 +210,25 @@ def _step(module: Module, loop: Instruction) -> int:
         parts = [body[name] for name in left.operands if name in body]
         total += sum(int(part.arguments) for part in parts if part.opcode == "constant")
         left = next((part for part in parts if part.opcode != "constant"), None)
-    return total if left is not None and left.opcode == "get-tuple-element" and _element(left) == counter and total > 0 else 1
+    return (
+        total
+        if left is not None
+        and left.opcode == "get-tuple-element"
+        and _element(left) == counter
+        and total > 0
+        else 1
+    )
 
 
 def _element(instruction: Instruction) -> int:
     return int(re.search(r"index=(\d+)", instruction.attributes)[1])
 
 
-def times_run(module: Module, entry: str) -> tuple[dict[str, float], tuple[str, ...], dict[str, str]]:
-    """(how often each computation runs in one call of the program, loops of unknown length, the caller's opcode of each).
+def times_run(
+    module: Module, entry: str
+) -> tuple[dict[str, float], tuple[str, ...], dict[str, str]]:
+    """(how often each computation runs in one call of the program, loops of unknown length, the
+    caller's opcode of each).
 
     A loop of unknown length counts once and is named. Every branch of a conditional counts.
     """
@@ -194,8 +253,12 @@ def times_run(module: Module, entry: str) -> tuple[dict[str, float], tuple[str, 
 
 
 def goes_on(body: dict[str, Instruction], instruction: Instruction) -> bool:
-    """Whether it is a later part of a collective that began elsewhere. XLA:TPU writes an asynchronous collective into several fusions, one that
-    starts it, others that go on beside other work, one that waits for it, and each holds the whole instruction, with the same chain_id."""
+    """Whether it is a later part of a collective that began elsewhere. XLA:TPU writes an
+    asynchronous collective into several fusions, one that starts it, others that go on beside other
+    work, one that waits for it, and each holds the whole instruction, with the same chain_id.
+    """
     if "AsyncCollectiveDone" in instruction.attributes:
         return True
-    return "chain_id=" in instruction.attributes and not any("AsyncCollectiveStart" in other.attributes for other in body.values())
+    return "chain_id=" in instruction.attributes and not any(
+        "AsyncCollectiveStart" in other.attributes for other in body.values()
+    )

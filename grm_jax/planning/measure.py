@@ -1,4 +1,6 @@
-"""Compile one program ahead of time and take its figures: memory by part, collectives, HBM traffic, FLOPs, times."""
+"""Compile one program ahead of time and take its figures: memory by part, collectives, HBM traffic,
+FLOPs, times.
+"""
 
 import contextlib
 import hashlib
@@ -27,11 +29,14 @@ FORMAT = 3  # of cached figures; another number makes them anew
 
 
 class Program(NamedTuple):
-    """A jitted function of a job with the arguments it gets there, as ShapeDtypeStructs with shardings over `mesh`.
+    """A jitted function of a job with the arguments it gets there, as ShapeDtypeStructs with
+    shardings over `mesh`.
 
     parts: {label: arguments} whose memory is told apart ("params", "optimizer", "kv cache", ...).
-    resident: {label: arrays} that the job keeps on the same devices while the program runs, besides its arguments.
-    flops: model FLOPs of one call (no recomputation, no masked attention). tokens: that one call reads or writes.
+    resident: {label: arrays} that the job keeps on the same devices while the program runs, besides
+        its arguments.
+    flops: model FLOPs of one call (no recomputation, no masked attention). tokens: that one call
+        reads or writes.
     """
 
     name: str
@@ -45,16 +50,24 @@ class Program(NamedTuple):
 
 
 def measure(
-    program: Program, topology: Topology, cache: dict[str, dict], say: Callable[[str], None] = lambda line: None, hlo: pathlib.Path | None = None
+    program: Program,
+    topology: Topology,
+    cache: dict[str, dict],
+    say: Callable[[str], None] = lambda line: None,
+    hlo: pathlib.Path | None = None,
 ) -> dict:
-    """Figures of one program, JSON values only; bytes are those of one device, FLOPs of all devices.
+    """Figures of one program, JSON values only; bytes are those of one device, FLOPs of all
+    devices.
 
-    compiles (None where the topology is for shapes only, or the arguments alone are too much), error, fits, compile_seconds, host_rss_bytes,
-    memory {part: bytes}, peak_bytes (arguments, results and temporaries at their largest), resident {label: bytes}, limit_bytes, collectives, hbm_bytes,
-    model_flops, hardware_flops, unknown (what was not counted), times {compute, hbm, ici}, seconds, bound, tokens.
+    compiles (None where the topology is for shapes only, or the arguments alone are too much),
+    error, fits, compile_seconds, host_rss_bytes, memory {part: bytes}, peak_bytes (arguments,
+    results and temporaries at their largest), resident {label: bytes}, limit_bytes, collectives,
+    hbm_bytes, model_flops, hardware_flops, unknown (what was not counted), times {compute, hbm,
+    ici}, seconds, bound, tokens.
 
-    cache: figures of the compiler by digest of the lowered program, the topology and the versions; read, and added to. JAX's own
-    cache cannot load programs of absent devices. say: gets a line of progress every 20 s. hlo: a folder that gets the text of what was compiled.
+    cache: figures of the compiler by digest of the lowered program, the topology and the versions;
+    read, and added to. JAX's own cache cannot load programs of absent devices. say: gets a line of
+    progress every 20 s. hlo: a folder that gets the text of what was compiled.
     """
     with _telling(f"{program.name}: tracing", say):
         traced = program.fn.trace(*program.args)
@@ -64,16 +77,24 @@ def measure(
     limit, beside = topology.chip.hbm, sum(resident.values())
     least = sum(memory.values()) + beside
     if least > limit:
-        error = f"arguments and what lies beside them alone take {least / GIB:.2f} of {limit / GIB:.2f} GiB; not compiled"
+        error = (
+            f"arguments and what lies beside them alone take {least / GIB:.2f} of "
+            f"{limit / GIB:.2f} GiB; not compiled"
+        )
         made = {"compiles": None, "error": error}
     elif topology.compiles:
         made = _compiled(program, traced, topology, cache, say, hlo)
     else:
         made = {"compiles": None}
     figures = {
-        "devices": program.mesh.size, "tokens": program.tokens, "model_flops": program.flops, "hardware_flops": flops.total,
-        "memory": memory, "resident": resident, "limit_bytes": limit,
-    } | made  # fmt: skip
+        "devices": program.mesh.size,
+        "tokens": program.tokens,
+        "model_flops": program.flops,
+        "hardware_flops": flops.total,
+        "memory": memory,
+        "resident": resident,
+        "limit_bytes": limit,
+    } | made
     if made["compiles"]:
         figures["memory"]["temporaries"] = max(0.0, made["peak_bytes"] - made["argument_bytes"])
         figures["memory"]["code"] = made["code_bytes"]
@@ -82,7 +103,8 @@ def measure(
         figures["fits"] = False if least > limit or topology.compiles else None
     figures["unknown"] = [*flops.unknown, *made.get("uncounted", ())]
     if made["compiles"] or not topology.compiles:
-        figures.setdefault("hbm_bytes", sum(memory.values()))  # not compiled: each argument is read once
+        # not compiled: each argument is read once
+        figures.setdefault("hbm_bytes", sum(memory.values()))
         moved = [Collective(*one) for one in made["collectives"]] if made["compiles"] else None
         times = roofline(topology, program.mesh, flops.total, figures["hbm_bytes"], moved)
         figures |= {"times": times._asdict(), "seconds": times.seconds, "bound": times.bound}
@@ -90,15 +112,28 @@ def measure(
 
 
 def device_bytes(tree: Any) -> float:
-    """Bytes of one device's shards of a tree of ShapeDtypeStructs with shardings, without the padding of tiles."""
-    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
+    """Bytes of one device's shards of a tree of ShapeDtypeStructs with shardings, without the
+    padding of tiles.
+    """
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
+    )
 
 
 def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
     with _telling(f"{program.name}: lowering", say):
         lowered = traced.lower()
         text = lowered.as_text()
-    versions = [FORMAT, jax.__version__, _libtpu_version(), topology.name, list(program.mesh.shape.items())]
+    versions = [
+        FORMAT,
+        jax.__version__,
+        _libtpu_version(),
+        topology.name,
+        list(program.mesh.shape.items()),
+    ]
     versions += [os.environ.get(name) for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     digest = hashlib.sha256(f"{versions}\n{text}".encode()).hexdigest()
     if digest in cache:
@@ -110,7 +145,12 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
         with _telling(f"{program.name}: compiling", say):
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        cache[digest] = {"compiles": False, "error": _short(str(error)), "compile_seconds": time.time() - began, "host_rss_bytes": _peak_rss()}
+        cache[digest] = {
+            "compiles": False,
+            "error": _short(str(error)),
+            "compile_seconds": time.time() - began,
+            "host_rss_bytes": _peak_rss(),
+        }
         return cache[digest]
     seconds = time.time() - began
     sizes, hlo = compiled.memory_analysis(), compiled.as_text()
@@ -118,17 +158,28 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
         (hlo_folder / f"{program.name}-{digest[:8]}.hlo.txt").write_text(hlo)
     moved, uncounted = collectives(hlo, dict(program.mesh.shape))
     cache[digest] = {
-        "compiles": True, "error": None, "compile_seconds": seconds, "host_rss_bytes": _peak_rss(),
-        "peak_bytes": sizes.peak_memory_in_bytes, "argument_bytes": sizes.argument_size_in_bytes, "code_bytes": sizes.generated_code_size_in_bytes,
-        "collectives": [list(one) for one in moved], "hbm_bytes": hbm_bytes(hlo), "uncounted": list(uncounted),
-    }  # fmt: skip
+        "compiles": True,
+        "error": None,
+        "compile_seconds": seconds,
+        "host_rss_bytes": _peak_rss(),
+        "peak_bytes": sizes.peak_memory_in_bytes,
+        "argument_bytes": sizes.argument_size_in_bytes,
+        "code_bytes": sizes.generated_code_size_in_bytes,
+        "collectives": [list(one) for one in moved],
+        "hbm_bytes": hbm_bytes(hlo),
+        "uncounted": list(uncounted),
+    }
     return cache[digest]
 
 
 def _short(error: str) -> str:
     """The part of a compiler's message that says why."""
     error = " ".join(error.split())
-    why = re.search(r"Used [\d.]+\w* of [\d.]+\w* \w+|total memory required for .{,60}? exceeds available HBM \([\d.]+\w*\)", error)
+    why = re.search(
+        r"Used [\d.]+\w* of [\d.]+\w* \w+|total memory required for .{,60}? exceeds available "
+        r"HBM \([\d.]+\w*\)",
+        error,
+    )
     if "RESOURCE_EXHAUSTED" in error:
         return f"out of memory: {why[0]}" if why else error[:200]
     return error[:400]

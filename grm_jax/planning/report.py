@@ -44,38 +44,69 @@ def show(plan: dict, console: Console) -> None:
 
 
 def notes(plan: dict) -> list[str]:
-    """What a reader must know: errors of programs, what was not counted, what a figure leaves out."""
+    """What a reader must know: errors of programs, what was not counted, what a figure leaves
+    out.
+    """
     found = []
     for name, figures in plan["programs"].items():
         found += [f"{name}: {figures['error']}"] if figures.get("error") else []
         found += [f"{name}: {what}" for what in figures.get("unknown", ())]
     if not plan["compiled"]:
         found.append(
-            "Nothing was compiled: memory is that of arguments alone, HBM traffic reads each of them once, links are not counted, and a time is "
+            "Nothing was compiled: memory is that of arguments alone, HBM traffic reads each "
+            "of them once, links are not counted, and a time is "
             "the larger of compute and that traffic"
         )
     return found
 
 
 def _memory(plan) -> Cells:
-    columns = ["program", "compiles", "compile s", "host GiB", *_PARTS, "peak + code", "beside it", "limit", "fits"]
+    columns = [
+        "program",
+        "compiles",
+        "compile s",
+        "host GiB",
+        *_PARTS,
+        "peak + code",
+        "beside it",
+        "limit",
+        "fits",
+    ]
     rows = []
     for name, f in plan["programs"].items():
         memory = f.get("memory", {})
         peak = None if f.get("peak_bytes") is None else f["peak_bytes"] + f["code_bytes"]
-        rows.append([
-            name, _word(f.get("compiles")), _number(f.get("compile_seconds"), ".0f"), _gib(f.get("host_rss_bytes")),
-            *(_gib(memory.get(part)) for part in _PARTS), _gib(peak), _gib(sum(f["resident"].values()) if "resident" in f else None),
-            _gib(f.get("limit_bytes")), _word(f.get("fits")),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                _word(f.get("compiles")),
+                _number(f.get("compile_seconds"), ".0f"),
+                _gib(f.get("host_rss_bytes")),
+                *(_gib(memory.get(part)) for part in _PARTS),
+                _gib(peak),
+                _gib(sum(f["resident"].values()) if "resident" in f else None),
+                _gib(f.get("limit_bytes")),
+                _word(f.get("fits")),
+            ]
+        )
     return "Memory of one device in GiB", columns, rows
 
 
 def _time(plan) -> Cells:
     columns = [
-        "program", "tokens", "model PFLOP", "hardware PFLOP", "HBM GB", "links GB", "compute s", "HBM s", "links s", "bound by", "tokens/s",
+        "program",
+        "tokens",
+        "model PFLOP",
+        "hardware PFLOP",
+        "HBM GB",
+        "links GB",
+        "compute s",
+        "HBM s",
+        "links s",
+        "bound by",
+        "tokens/s",
         "of peak",
-    ]  # fmt: skip
+    ]
     rows = []
     for name, f in plan["programs"].items():
         if "seconds" not in f:
@@ -83,12 +114,28 @@ def _time(plan) -> Cells:
         links = sum(one[3] for one in f["collectives"]) if "collectives" in f else None
         useful = f["model_flops"] / f["devices"] / f["seconds"] / plan["peak_per_device"]
         tokens_per_second = f["tokens"] / f["seconds"] * plan["devices"] / f["devices"]
-        rows.append([
-            name, f"{f['tokens']:,}", _number(f["model_flops"] / 1e15), _number(f["hardware_flops"] / 1e15), _number(f["hbm_bytes"] / 1e9),
-            _number(None if links is None else links / 1e9), *(_number(f["times"][k]) for k in ("compute", "hbm", "ici")), f["bound"],
-            f"{tokens_per_second:,.0f}", f"{100 * useful:.0f} %",
-        ])  # fmt: skip
-    return "One call: FLOPs on all devices, traffic of one, and the time at the peak of each resource", columns, rows
+        rows.append(
+            [
+                name,
+                f"{f['tokens']:,}",
+                _number(f["model_flops"] / 1e15),
+                _number(f["hardware_flops"] / 1e15),
+                _number(f["hbm_bytes"] / 1e9),
+                _number(None if links is None else links / 1e9),
+                *(_number(f["times"][k]) for k in ("compute", "hbm", "ici")),
+                f["bound"],
+                f"{tokens_per_second:,.0f}",
+                f"{100 * useful:.0f} %",
+            ]
+        )
+    return (
+        (
+            "One call: FLOPs on all devices, traffic of one, and the time at the peak of each "
+            "resource"
+        ),
+        columns,
+        rows,
+    )
 
 
 def _collectives(plan) -> Cells:
@@ -97,34 +144,69 @@ def _collectives(plan) -> Cells:
         for kind, axes, count, size in f.get("collectives", ()):
             if size >= 1e6:
                 rows.append([name, kind, " x ".join(axes), f"{count:,.0f}", _number(size / 1e9)])
-    return "Collectives of one call, those of 1 MB and more", ["program", "kind", "mesh axes", "times", "GB a device"], rows
+    return (
+        ("Collectives of one call, those of 1 MB and more"),
+        ["program", "kind", "mesh axes", "times", "GB a device"],
+        rows,
+    )
 
 
 def _stages(plan) -> Cells:
     rows = [
-        [s["stage"], s["what"], _number(s["seconds"]), _number(s["per_day"], ",.0f"), _number(s["hours"]), _number(s["chip_hours"], ",.0f")]
+        [
+            s["stage"],
+            s["what"],
+            _number(s["seconds"]),
+            _number(s["per_day"], ",.0f"),
+            _number(s["hours"]),
+            _number(s["chip_hours"], ",.0f"),
+        ]
         for s in plan["stages"]
     ]
-    return "The whole preset, at the times above", ["stage", "made of", "step s", "steps/day", "hours", "chip-hours"], rows
+    return (
+        ("The whole preset, at the times above"),
+        ["stage", "made of", "step s", "steps/day", "hours", "chip-hours"],
+        rows,
+    )
 
 
 def _changes(plan) -> Cells:
     rows = [
-        [one["program"], one["change"], {True: "fits", None: "arguments fit", False: one["error"] or "does not fit"}[one["fits"]], _gib(one["peak_bytes"])]
+        [
+            one["program"],
+            one["change"],
+            {True: "fits", None: "arguments fit", False: one["error"] or "does not fit"}[
+                one["fits"]
+            ],
+            _gib(one["peak_bytes"]),
+        ]
         for one in plan["changes"]
-    ]  # fmt: skip
-    return "Single changes tried for what does not fit", ["program", "change", "result", "peak GiB"], rows
+    ]
+    return (
+        ("Single changes tried for what does not fit"),
+        ["program", "change", "result", "peak GiB"],
+        rows,
+    )
 
 
 def _search(plan) -> Cells:
     rows = [
         [
-            one["change"], _word(one["fits"]), _gib(one["peak_bytes"]), _number(one["seconds"]), one["bound"] or "-",
-            _number(one["tokens_per_second"], ",.0f"), one["error"] or "",
+            one["change"],
+            _word(one["fits"]),
+            _gib(one["peak_bytes"]),
+            _number(one["seconds"]),
+            one["bound"] or "-",
+            _number(one["tokens_per_second"], ",.0f"),
+            one["error"] or "",
         ]
         for one in plan["search"]
-    ]  # fmt: skip
-    return f"Search over {plan['searched']}", ["mesh and micro-batch", "fits", "peak GiB", "step s", "bound by", "tokens/s", ""], rows
+    ]
+    return (
+        (f"Search over {plan['searched']}"),
+        ["mesh and micro-batch", "fits", "peak GiB", "step s", "bound by", "tokens/s", ""],
+        rows,
+    )
 
 
 def _word(value: bool | None) -> str:

@@ -1,4 +1,6 @@
-"""Times from figures and a chip: how long a program takes at least on each resource, and which one bounds it."""
+"""Times from figures and a chip: how long a program takes at least on each resource, and which one
+bounds it.
+"""
 
 from typing import NamedTuple
 
@@ -9,7 +11,9 @@ from grm_jax.planning.topology import Topology, axis_bandwidth
 
 
 class Roofline(NamedTuple):
-    """Seconds of one call at the peak of each resource, were the others free. None where it is not known (nothing was compiled)."""
+    """Seconds of one call at the peak of each resource, were the others free. None where it is not
+    known (nothing was compiled).
+    """
 
     compute: float
     hbm: float | None
@@ -25,10 +29,24 @@ class Roofline(NamedTuple):
         return max((value, name) for name, value in self._asdict().items() if value is not None)[1]
 
 
-def roofline(topology: Topology, mesh: Mesh, flops: float, hbm_bytes: float | None, moved: list[Collective] | None) -> Roofline:
-    """flops: on all devices of the mesh together. hbm_bytes, moved: of one device. Links of different axes are taken to work one after the other."""
+def roofline(
+    topology: Topology,
+    mesh: Mesh,
+    flops: float,
+    hbm_bytes: float | None,
+    moved: list[Collective] | None,
+) -> Roofline:
+    """flops: on all devices of the mesh together. hbm_bytes, moved: of one device. Links of
+    different axes are taken to work one after the other.
+    """
     chip = topology.chip
-    ici = None if moved is None else sum(one.bytes / axis_bandwidth(topology, mesh, one.axes) for one in moved if one.axes)
+    ici = (
+        None
+        if moved is None
+        else sum(one.bytes / axis_bandwidth(topology, mesh, one.axes) for one in moved if one.axes)
+    )
     return Roofline(
-        flops / mesh.size / (chip.peak / chip.devices), None if hbm_bytes is None else hbm_bytes / (chip.hbm_bandwidth / chip.devices), ici
+        flops / mesh.size / (chip.peak / chip.devices),
+        None if hbm_bytes is None else hbm_bytes / (chip.hbm_bandwidth / chip.devices),
+        ici,
     )

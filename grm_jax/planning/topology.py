@@ -1,7 +1,9 @@
-"""The devices of a slice that this host does not have: TPU topologies by libtpu, GPUs by name alone.
+"""The devices of a slice that this host does not have: TPU topologies by libtpu, GPUs by name
+alone.
 
     v5e:2x4   v5p:4x4x4   v6e:16x16   tpu7x:4x4x4     programs compile for real, without a chip
-    h100:8    a100:16                                 abstract shapes and the roofline; programs compile where such GPUs are at hand
+    h100:8    a100:16                                 abstract shapes and the roofline; programs
+    compile where such GPUs are at hand
 """
 
 import importlib.util
@@ -18,18 +20,41 @@ from jax.sharding import Mesh
 
 from grm_jax.planning.hardware import GPUS, TPUS, Chip
 
-# Read when libtpu is loaded: no questions to a metadata server, no lock against a second process that compiles.
+# Read when libtpu is loaded: no questions to a metadata server, no lock against a second process
+# that compiles.
 _LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}  # fmt: skip
+}
 _PLANE = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
-_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x", "trillium": "v6e"}
+_CUBE = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+}
+_ALIASES = {
+    "v5litepod": "v5e",
+    "v5lite": "v5e",
+    "v7x": "tpu7x",
+    "7x": "tpu7x",
+    "v7": "tpu7x",
+    "ironwood": "tpu7x",
+    "trillium": "v6e",
+}
 
 
 class Topology(NamedTuple):
-    """`name` as given. `devices`: as many as JAX shows on the slice. `compiles`: whether programs can be compiled for them here."""
+    """`name` as given. `devices`: as many as JAX shows on the slice. `compiles`: whether programs
+    can be compiled for them here.
+    """
 
     name: str
     chip: Chip
@@ -45,7 +70,8 @@ class Topology(NamedTuple):
 def get_topology(name: str) -> Topology:
     """The slice called `name`. To be called before JAX is used: it chooses the platform.
 
-    Raises ValueError for a name that is not understood, with what to write, and ImportError where libtpu is missing.
+    Raises ValueError for a name that is not understood, with what to write, and ImportError where
+    libtpu is missing.
     """
     kind, _, size = name.lower().partition(":")
     if kind in GPUS:
@@ -58,22 +84,33 @@ def get_topology(name: str) -> Topology:
     if len(shape) != TPUS[kind].torus:
         raise ValueError(_advice(name))
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError("compiling for a TPU needs libtpu; install it with the extra: pip install -e '.[tpu]'")
+        raise ImportError(
+            "compiling for a TPU needs libtpu; install it with the extra: pip install -e '.[tpu]'"
+        )
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
-    alone = {"chips_per_host_bounds": [1] * 3} if math.prod(shape) == 1 else {}  # a host of these kinds has 4 chips or more otherwise
+    # a host of these kinds has 4 chips or more otherwise
+    alone = {"chips_per_host_bounds": [1] * 3} if math.prod(shape) == 1 else {}
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{'TPU7x' if kind == 'tpu7x' else kind}:{size}", **alone)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{'TPU7x' if kind == 'tpu7x' else kind}:{size}", **alone
+        )
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology {name!r}: libtpu does not know it: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"topology {name!r}: libtpu does not know it: {str(error).splitlines()[0]}"
+        ) from error
     return Topology(name, TPUS[kind], shape, list(described.devices), True)
 
 
 def _gpus(name, chip, count):
-    """Real GPUs if there are `count` of this kind, else as many virtual CPU devices, for shapes alone."""
+    """Real GPUs if there are `count` of this kind, else as many virtual CPU devices, for shapes
+    alone.
+    """
     try:
-        found = [device for device in jax.devices("gpu") if chip.name.split()[0] in device.device_kind]
+        found = [
+            device for device in jax.devices("gpu") if chip.name.split()[0] in device.device_kind
+        ]
     except RuntimeError:
         found = []
     if len(found) >= count:
@@ -96,7 +133,8 @@ def _advice(name: str) -> str:
         return text
     example = f"{known}:{'4x4' if TPUS[known].torus == 2 else '4x4x4'}"
     if count.isdigit():
-        chips = int(count) // 2 if known == "v5p" else int(count)  # Google's v5p-N counts cores, two to a chip
+        # Google's v5p-N counts cores, two to a chip
+        chips = int(count) // 2 if known == "v5p" else int(count)
         shapes = _PLANE if TPUS[known].torus == 2 else _CUBE
         if chips in shapes:
             example = f"{known}:{shapes[chips]}"
@@ -106,15 +144,19 @@ def _advice(name: str) -> str:
 
 
 def axis_bandwidth(topology: Topology, mesh: Mesh, axes: tuple[str, ...]) -> float:
-    """Bytes/s that leave a device in one direction over the links that join the devices of `axes`: an upper bound.
+    """Bytes/s that leave a device in one direction over the links that join the devices of `axes`:
+    an upper bound.
 
-    TPU: every dimension of the torus that the axes run along gives a ring, both ways round where it closes (a full dimension: 4 in a
-    3-D torus, 16 in a 2-D one), one way where it does not. Devices of one chip share its links. GPU: the link to the switch.
+    TPU: every dimension of the torus that the axes run along gives a ring, both ways round where it
+    closes (a full dimension: 4 in a 3-D torus, 16 in a 2-D one), one way where it does not. Devices
+    of one chip share its links. GPU: the link to the switch.
     """
     chip = topology.chip
     if chip.torus == 0:
         return chip.link_bandwidth * chip.links
-    coords = np.array([device.coords for device in mesh.devices.flat]).reshape(*mesh.devices.shape, -1)
+    coords = np.array([device.coords for device in mesh.devices.flat]).reshape(
+        *mesh.devices.shape, -1
+    )
     bandwidth = 0.0
     closed = 16 if chip.torus == 2 else 4
     for dimension, size in enumerate(topology.shape):

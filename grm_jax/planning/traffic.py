@@ -1,21 +1,26 @@
-"""Bytes that a compiled program reads from and writes to HBM in one call, estimated from its HLO text."""
+"""Bytes that a compiled program reads from and writes to HBM in one call, estimated from its HLO
+text.
+"""
 
 from grm_jax.planning.hlo import Module, Shape, arrays, goes_on, parse, times_run
 
 # These move nothing themselves: names for memory, or control flow whose bodies are counted.
 _FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all opt-barrier partition-id replica-id iota"
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+    "opt-barrier partition-id replica-id iota"
     " async-start async-update async-done".split()
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def hbm_bytes(text: str) -> float:
-    """Bytes of one device: every instruction's operands and results once, in loops as often as they run.
+    """Bytes of one device: every instruction's operands and results once, in loops as often as they
+    run.
 
-    A fusion counts once, whatever is inside it. Of an operand that is only sliced the slices count, of an update in place the update, of
-    a gather the rows. Arrays in other memory than HBM (VMEM) are free; loops of unknown length count once. A kernel that reads an
-    operand more than once, or a cache that saves a read, is not seen: an estimate of the traffic, not a bound.
+    A fusion counts once, whatever is inside it. Of an operand that is only sliced the slices count,
+    of an update in place the update, of a gather the rows. Arrays in other memory than HBM (VMEM)
+    are free; loops of unknown length count once. A kernel that reads an operand more than once, or
+    a cache that saves a read, is not seen: an estimate of the traffic, not a bound.
     """
     module, entry = parse(text)
     runs, _, caller = times_run(module, entry)
@@ -32,7 +37,8 @@ def _instruction_bytes(module: Module, computation: str, instruction) -> float:
         return 0.0
     operands = [module[computation].get(name) for name in instruction.operands]
     sizes = [0.0 if operand is None else _hbm(operand.shape) for operand in operands]
-    if opcode.endswith("-start") and not isinstance(shape, Shape):  # the result holds the operand too
+    # the result holds the operand too
+    if opcode.endswith("-start") and not isinstance(shape, Shape):
         moved = shape[0] if opcode in ("copy-start", "slice-start") else shape[1]
         return min(sum(sizes), sum(array.bytes for array in arrays(moved))) + _hbm(moved)
     if opcode in _SLICES:
@@ -59,7 +65,11 @@ def _fusion_bytes(module, instruction, sizes) -> float:
     written = _hbm(instruction.shape)
     if root is not None:
         roots = [body.get(name) for name in root.operands] if root.opcode == "tuple" else [root]
-        outputs = list(instruction.shape) if root.opcode == "tuple" and not isinstance(instruction.shape, Shape) else [instruction.shape]
+        outputs = (
+            list(instruction.shape)
+            if root.opcode == "tuple" and not isinstance(instruction.shape, Shape)
+            else [instruction.shape]
+        )
         if len(roots) == len(outputs):
             written = sum(_written_by(body, one, output) for one, output in zip(roots, outputs))
     return read + written
@@ -70,20 +80,31 @@ def _callee(instruction) -> str:
 
 
 def _read_of(module, body, name) -> float:
-    """Bytes of the array `name` that the users inside a fusion read; infinite where one of them reads all of it."""
+    """Bytes of the array `name` that the users inside a fusion read; infinite where one of them
+    reads all of it.
+    """
     total = 0.0
     for user in body.values():
-        if name not in user.operands or user.opcode == "tuple" or goes_on(body, user):  # passed on, not read
+        # passed on, not read
+        if name not in user.operands or user.opcode == "tuple" or goes_on(body, user):
             continue
         if user.opcode in _SLICES and user.operands[0] == name and name not in user.operands[1:]:
             total += sum(array.bytes for array in arrays(user.shape))
-        elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == name and name not in user.operands[1:]:
+        elif (
+            user.opcode in ("dynamic-update-slice", "scatter")
+            and user.operands[0] == name
+            and name not in user.operands[1:]
+        ):
             continue  # in place
         elif user.opcode in ("bitcast", "reshape"):
             total += _read_of(module, body, user.name)
         elif user.opcode == "fusion" and (inner := module.get(_callee(user))) is not None:
             places = {str(i) for i, operand in enumerate(user.operands) if operand == name}
-            total += sum(_read_of(module, inner, p.name) for p in inner.values() if p.opcode == "parameter" and p.arguments in places)
+            total += sum(
+                _read_of(module, inner, p.name)
+                for p in inner.values()
+                if p.opcode == "parameter" and p.arguments in places
+            )
         else:
             return float("inf")
     return total
@@ -94,7 +115,11 @@ def _written_by(body, root, output) -> float:
         return 0.0  # passed on
     if root is not None and "AsyncCollectiveStart" in root.attributes:
         return _hbm(output[1])  # operand, result, flags
-    while root is not None and root.opcode in ("bitcast", "reshape", "copy", "convert") and root.operands:
+    while (
+        root is not None
+        and root.opcode in ("bitcast", "reshape", "copy", "convert")
+        and root.operands
+    ):
         root = body.get(root.operands[0])
     place = {"dynamic-update-slice": 1, "scatter": -1}.get("" if root is None else root.opcode)
     if place is not None and (update := body.get(root.operands[place])) is not None:

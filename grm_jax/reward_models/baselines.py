@@ -1,4 +1,6 @@
-"""Reward models that read no meaning: what a benchmark gives to length, to chance and to constancy, and an oracle to test protocols with."""
+"""Reward models that read no meaning: what a benchmark gives to length, to chance and to constancy,
+and an oracle to test protocols with.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,15 +9,24 @@ from grm_jax.reward_models.protocol import RewardModel, row
 
 
 def length_only() -> RewardModel:
-    """A response scores its number of characters. On n = 1 the score has no threshold; its order, as in an ROC curve, has a meaning."""
-    return _without_positions("length-only", lambda record, sample: [len(response) for response in record.responses])
+    """A response scores its number of characters. On n = 1 the score has no threshold; its order,
+    as in an ROC curve, has a meaning.
+    """
+    return _without_positions(
+        "length-only", lambda record, sample: [len(response) for response in record.responses]
+    )
 
 
 def random_scores(seed: int) -> RewardModel:
-    """Independent uniform scores in [0, 1), a function of (seed, record id, sample index, place of the response in the record)."""
+    """Independent uniform scores in [0, 1), a function of (seed, record id, sample index, place of
+    the response in the record).
+    """
 
     def scores(record: Record, sample: int) -> list[float]:
-        digests = [seeded_digest("random_scores", seed, record.id, sample, i) for i in range(len(record.responses))]
+        digests = [
+            seeded_digest("random_scores", seed, record.id, sample, i)
+            for i in range(len(record.responses))
+        ]
         return [(int.from_bytes(digest[:7], "big") >> 3) / 2**53 for digest in digests]
 
     return _without_positions("random", scores, sampled=True)
@@ -37,13 +48,27 @@ def oracle() -> RewardModel:
     return _without_positions("oracle", scores)
 
 
-def _without_positions(name: str, scores: Callable[[Record, int], Sequence[float]], sampled: bool = False) -> RewardModel:
+def _without_positions(
+    name: str, scores: Callable[[Record, int], Sequence[float]], sampled: bool = False
+) -> RewardModel:
     """A model of any n that sees the responses in the record's order; each record is a block."""
 
     def judge(
-        records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
     ) -> Iterator[list[dict]]:
         for record in records:
-            yield [row(record, sample, range(len(record.responses)), temperature, scores(record, sample)) for sample in samples]
+            yield [
+                row(
+                    record,
+                    sample,
+                    range(len(record.responses)),
+                    temperature,
+                    scores(record, sample),
+                )
+                for sample in samples
+            ]
 
     return RewardModel(name, judge, sampled, accepts=lambda n: n >= 1)

@@ -1,7 +1,9 @@
-"""CLoud (arXiv 2408.11791): a critic writes a critique of one response, and a value head reads it with the response and gives one number.
+"""CLoud (arXiv 2408.11791): a critic writes a critique of one response, and a value head reads it
+with the response and gives one number.
 
-The critic is a policy; the head is a scalar model of its own. A response is judged alone, so any number of responses will do. A vote
-over k samples adds up the numbers that k critiques of each response lead to, and ranks as their mean does (Eq 12 of arXiv 2504.02495).
+The critic is a policy; the head is a scalar model of its own. A response is judged alone, so any
+number of responses will do. A vote over k samples adds up the numbers that k critiques of each
+response lead to, and ranks as their mean does (Eq 12 of arXiv 2504.02495).
 """
 
 import dataclasses
@@ -25,7 +27,9 @@ BATCHES = 8  # sampler batches to a block of records
 
 
 class Critiques(NamedTuple):
-    """One sample: a critique of each response of a record, or the reason why there are none, and the tokens generated."""
+    """One sample: a critique of each response of a record, or the reason why there are none, and
+    the tokens generated.
+    """
 
     record: Record
     sample: int
@@ -35,27 +39,60 @@ class Critiques(NamedTuple):
 
 
 def cloud(
-    name: str, sampler_of: Callable[[float], Callable], critic_params: dict, head_params: dict, cfg: Gemma2Config, tokenizer: Tokenizer, *,
-    seed: int, buckets: Sequence[int], sequence_buckets: Sequence[int], rows: int, completion: int,
+    name: str,
+    sampler_of: Callable[[float], Callable],
+    critic_params: dict,
+    head_params: dict,
+    cfg: Gemma2Config,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    buckets: Sequence[int],
+    sequence_buckets: Sequence[int],
+    rows: int,
+    completion: int,
 ) -> RewardModel:
-    """Rewards of critiqued responses as scores. The critiques are in "critiques", and in "text" one below the other.
+    """Rewards of critiqued responses as scores. The critiques are in "critiques", and in "text" one
+    below the other.
 
     Args:
-      sampler_of: temperature -> sampler of the critic (`sampling.mapped.make_sampler`), of at most `completion` tokens.
-      critic_params, head_params: of the policy, and {"backbone", "score"}; both of architecture `cfg`.
+      sampler_of: temperature -> sampler of the critic (`sampling.mapped.make_sampler`), of at most
+          `completion` tokens.
+      critic_params, head_params: of the policy, and {"backbone", "score"}; both of architecture
+          `cfg`.
       seed: with the record, the response and the sample index it fixes every critique.
-      buckets, sequence_buckets: widths of the prompts, and of prompt and critique together. What does not fit fails as "too_long".
+      buckets, sequence_buckets: widths of the prompts, and of prompt and critique together. What
+          does not fit fails as "too_long".
       rows: critiques drawn, and sequences scored, at once.
     """
     if max(buckets) + completion > max(sequence_buckets):
         raise ValueError(
-            f"sequence_buckets end in {max(sequence_buckets)}; expected at least the longest prompt and critique, {max(buckets)} + {completion}")
+            f"sequence_buckets end in {max(sequence_buckets)}; expected at least the longest "
+            f"prompt and critique, {max(buckets)} + {completion}"
+        )
     scorer = make_scorer(cfg)
 
-    def judge(records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False) -> Iterator[list[dict]]:
+    def judge(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
         sampler = sampler_of(temperature)
-        for block in write_critiques(sampler, critic_params, tokenizer, records, samples, seed=seed, buckets=buckets, rows=rows):
-            sequences = [[] if one.failure else critiqued_ids(tokenizer, one.record, one.texts) for one in block]
+        for block in write_critiques(
+            sampler,
+            critic_params,
+            tokenizer,
+            records,
+            samples,
+            seed=seed,
+            buckets=buckets,
+            rows=rows,
+        ):
+            sequences = [
+                [] if one.failure else critiqued_ids(tokenizer, one.record, one.texts)
+                for one in block
+            ]
             rewards = score_groups(scorer, head_params, sequences, sequence_buckets, rows)
             yield [_cloud_row(one, temperature, scores) for one, scores in zip(block, rewards)]
 
@@ -64,56 +101,105 @@ def cloud(
 
 def critic_prompt(record: Record, i: int) -> str:
     """The user's turn that the critic answers: the conversation and response i, and no other."""
-    return render_prompt(TEMPLATE, dataclasses.replace(record, responses=(record.responses[i],), rewards=None), (0,))
+    return render_prompt(
+        TEMPLATE, dataclasses.replace(record, responses=(record.responses[i],), rewards=None), (0,)
+    )
 
 
 def critiqued_ids(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[list[int]]:
-    """For each response the token ids that the head reads: the critic's prompt, and the critique as the model's turn."""
-    return [tokenizer.chat_prompt_with_answer(critic_prompt(record, i), text) for i, text in enumerate(texts)]
+    """For each response the token ids that the head reads: the critic's prompt, and the critique as
+    the model's turn.
+    """
+    return [
+        tokenizer.chat_prompt_with_answer(critic_prompt(record, i), text)
+        for i, text in enumerate(texts)
+    ]
 
 
 def write_critiques(
-    sampler: Callable, params: dict, tokenizer: Tokenizer, records: Sequence[Record], samples: Sequence[int], *, seed: int,
-    buckets: Sequence[int], rows: int,
+    sampler: Callable,
+    params: dict,
+    tokenizer: Tokenizer,
+    records: Sequence[Record],
+    samples: Sequence[int],
+    *,
+    seed: int,
+    buckets: Sequence[int],
+    rows: int,
 ) -> Iterator[list[Critiques]]:
-    """Every sample of every record, in their order, block by block. A record with a prompt over the largest bucket fails as "too_long"."""
-    at_once = next(k for k in range(min(len(samples), rows), 0, -1) if len(samples) % k == 0)  # samples that share a prompt's prefill
+    """Every sample of every record, in their order, block by block. A record with a prompt over the
+    largest bucket fails as "too_long".
+    """
+    # samples that share a prompt's prefill
+    at_once = next(k for k in range(min(len(samples), rows), 0, -1) if len(samples) % k == 0)
     for block in _blocks(records, max(1, BATCHES * rows // len(samples))):
         requests, owners, over_long = [], [], set()
         for r, record in enumerate(block):
-            prompts = [tokenizer.chat_prompt(critic_prompt(record, i)) for i in range(len(record.responses))]
+            prompts = [
+                tokenizer.chat_prompt(critic_prompt(record, i))
+                for i in range(len(record.responses))
+            ]
             if max(map(len, prompts)) > max(buckets):
                 over_long.add(r)
                 continue
             for i, prompt in enumerate(prompts):
                 for start in range(0, len(samples), at_once):
-                    requests.append(Request(prompt, f"{record.id}\0{i}", tuple(samples[start : start + at_once])))
+                    requests.append(
+                        Request(
+                            prompt, f"{record.id}\0{i}", tuple(samples[start : start + at_once])
+                        )
+                    )
                     owners.append((r, i))
         drawn = {}
         for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
             of_request = [index for index in indices for _ in range(at_once)]
-            drawn |= {(*owners[index], one.sample): one for index, one in zip(of_request, completions, strict=True)}
+            drawn |= {
+                (*owners[index], one.sample): one
+                for index, one in zip(of_request, completions, strict=True)
+            }
         yield [
-            Critiques(record, sample, None, TOO_LONG, 0) if r in over_long
-            else _critiques(tokenizer, record, sample, [drawn[r, i, sample] for i in range(len(record.responses))])
-            for r, record in enumerate(block) for sample in samples
-        ]  # fmt: skip
+            Critiques(record, sample, None, TOO_LONG, 0)
+            if r in over_long
+            else _critiques(
+                tokenizer,
+                record,
+                sample,
+                [drawn[r, i, sample] for i in range(len(record.responses))],
+            )
+            for r, record in enumerate(block)
+            for sample in samples
+        ]
 
 
 def critic_example(tokenizer: Tokenizer, record: Record) -> dict:
-    """Training example of `training.step.rft_loss` for the critic, from a record with one response and metadata {"critique": str}."""
+    """Training example of `training.step.rft_loss` for the critic, from a record with one response
+    and metadata {"critique": str}.
+    """
     if len(record.responses) != 1 or not isinstance(record.metadata.get("critique"), str):
-        raise ValueError(f'record {record.id!r}: expected one response and its "critique" (text) under "metadata"')
+        raise ValueError(
+            f'record {record.id!r}: expected one response and its "critique" (text) under '
+            '"metadata"'
+        )
     prompt = tokenizer.chat_prompt(critic_prompt(record, 0))
     ids = prompt + tokenizer.chat_completion(record.metadata["critique"])
     mask = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
-    return {"id": record.id, "tokens": np.array(ids), "positions": np.arange(len(ids)), "mask": mask}
+    return {
+        "id": record.id,
+        "tokens": np.array(ids),
+        "positions": np.arange(len(ids)),
+        "mask": mask,
+    }
 
 
 def head_examples(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[dict]:
-    """Training examples of `training.step.preference_loss` for the head: all gold pairs of a record, each response with its critique."""
+    """Training examples of `training.step.preference_loss` for the head: all gold pairs of a
+    record, each response with its critique.
+    """
     ids = critiqued_ids(tokenizer, record, texts)
-    return [pair_example(record.id, ids[better], ids[worse]) for better, worse in gold_pairs(record.rewards)]
+    return [
+        pair_example(record.id, ids[better], ids[worse])
+        for better, worse in gold_pairs(record.rewards)
+    ]
 
 
 def _blocks(records: Sequence[Record], responses: int) -> Iterator[list[Record]]:
@@ -139,6 +225,13 @@ def _cloud_row(one: Critiques, temperature: float, scores: list[float] | None) -
     failure = one.failure or (TOO_LONG if scores is None else None)
     text = "\n".join(f"[Response {i}] {text}" for i, text in enumerate(one.texts or (), 1))
     return row(
-        one.record, one.sample, range(len(one.record.responses)), temperature, None if failure else scores,
-        failure=failure, text=text, tokens=one.tokens, critiques=one.texts,
-    )  # fmt: skip
+        one.record,
+        one.sample,
+        range(len(one.record.responses)),
+        temperature,
+        None if failure else scores,
+        failure=failure,
+        text=text,
+        tokens=one.tokens,
+        critiques=one.texts,
+    )

@@ -1,8 +1,9 @@
 """The pointwise generative reward model: records in, judgments out.
 
-One road for every stage: an `Ask` (record, response order, sample indices) becomes a prompt, the sampler draws completions,
-each completion is parsed, and its scores are put back into the record's order. RFT sampling, RL rollouts, the Meta RM's own
-samples and evaluation differ only in the asks they make.
+One road for every stage: an `Ask` (record, response order, sample indices) becomes a prompt, the
+sampler draws completions, each completion is parsed, and its scores are put back into the record's
+order. RFT sampling, RL rollouts, the Meta RM's own samples and evaluation differ only in the asks
+they make.
 """
 
 import dataclasses
@@ -28,10 +29,12 @@ from grm_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Prompter:
-    """How a record is put to the policy: its tokenizer, the templates for lists and for single responses, and how its answer is read.
+    """How a record is put to the policy: its tokenizer, the templates for lists and for single
+    responses, and how its answer is read.
 
-    answer: "scores" (one for each response), "ten" (the same, but a single response is put by the template for lists and scored from
-    1 to 10 as well), or "index" (the number of the best one: LLM-as-a-Judge). See `read_answer`.
+    answer: "scores" (one for each response), "ten" (the same, but a single response is put by the
+    template for lists and scored from 1 to 10 as well), or "index" (the number of the best one:
+    LLM-as-a-Judge). See `read_answer`.
     """
 
     tokenizer: Tokenizer
@@ -44,16 +47,27 @@ class Prompter:
             raise ValueError(f"answer is {self.answer!r}; expected one of {', '.join(ANSWERS)}")
 
     def ids(self, record: Record, order: Sequence[int], hint: bool = False) -> list[int]:
-        """Token ids of the prompt, up to where the model begins to write. Raises ValueError for one response where the answer is an index."""
+        """Token ids of the prompt, up to where the model begins to write. Raises ValueError for one
+        response where the answer is an index.
+        """
         if self.answer == "index" and len(record.responses) == 1:
-            raise ValueError(f"record {record.id!r} has one response: an answer by index needs two or more to choose from")
-        template = self.single if len(record.responses) == 1 and self.answer == "scores" else self.pointwise
+            raise ValueError(
+                f"record {record.id!r} has one response: an answer by index needs two or more to "
+                "choose from"
+            )
+        template = (
+            self.single
+            if len(record.responses) == 1 and self.answer == "scores"
+            else self.pointwise
+        )
         return self.tokenizer.chat_prompt(render_prompt(template, record, order, hint))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names the randomness."""
+    """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names
+    the randomness.
+    """
 
     record: Record
     order: tuple[int, ...]
@@ -62,22 +76,33 @@ class Ask:
     hinted: bool = False
 
 
-def shuffled_asks(records: Iterable[Record], samples: int, seed: int, per_order: int = 1) -> list[Ask]:
-    """`samples` judgments of every record; a fresh response order for each `per_order` of them (1 in the paper).
+def shuffled_asks(
+    records: Iterable[Record], samples: int, seed: int, per_order: int = 1
+) -> list[Ask]:
+    """`samples` judgments of every record; a fresh response order for each `per_order` of them (1
+    in the paper).
 
     Samples that share an order share their prompt, which the sampler then computes and stores once.
     """
     if samples % per_order:
         raise ValueError(f"{samples} samples cannot be split into orders of {per_order}")
     return [
-        Ask(record, response_order(seed, record.id, start, len(record.responses)), tuple(range(start, start + per_order)), record.id)
+        Ask(
+            record,
+            response_order(seed, record.id, start, len(record.responses)),
+            tuple(range(start, start + per_order)),
+            record.id,
+        )
         for record in records
         for start in range(0, samples, per_order)
     ]
 
 
-def split_by_length(prompter: Prompter, records: Sequence[Record], limit: int) -> tuple[list[Record], list[tuple[str, int]]]:
-    """(records whose prompt fits, [(id, prompt tokens)] of the others). Over-long records are left out, never cut.
+def split_by_length(
+    prompter: Prompter, records: Sequence[Record], limit: int
+) -> tuple[list[Record], list[tuple[str, int]]]:
+    """(records whose prompt fits, [(id, prompt tokens)] of the others). Over-long records are left
+    out, never cut.
 
     The hint is counted in, so that a record that fits fits in every stage.
     """
@@ -85,31 +110,52 @@ def split_by_length(prompter: Prompter, records: Sequence[Record], limit: int) -
     for record in records:
         hinted = record.rewards is not None
         length = len(prompter.ids(record, range(len(record.responses)), hint=hinted))
-        (kept if length <= limit else dropped).append(record if length <= limit else (record.id, length))
+        (kept if length <= limit else dropped).append(
+            record if length <= limit else (record.id, length)
+        )
     return kept, dropped
 
 
-def judgment_row(tokenizer: Tokenizer, ask: Ask, completion: Completion, temperature: float, answer: str = "scores", **labels) -> dict:
-    """One line of judgments/*.jsonl: the raw text, what was parsed from it, and whether it is correct (Eq 10).
+def judgment_row(
+    tokenizer: Tokenizer,
+    ask: Ask,
+    completion: Completion,
+    temperature: float,
+    answer: str = "scores",
+    **labels,
+) -> dict:
+    """One line of judgments/*.jsonl: the raw text, what was parsed from it, and whether it is
+    correct (Eq 10).
 
-    `scores` are in the record's order, or None with the reason in `failure` (`read_answer`). Whether a single response's score from 1
-    to 10 is correct cannot be said. `labels` (split, system, stage, ...) are added.
+    `scores` are in the record's order, or None with the reason in `failure` (`read_answer`).
+    Whether a single response's score from 1 to 10 is correct cannot be said. `labels` (split,
+    system, stage, ...) are added.
     """
     record = ask.record
     text = tokenizer.decode(completion.token_ids)
     read = read_answer(text, ask.order, answer, truncated=not completion.finished)
     ungraded = record.rewards is None or (answer == "ten" and len(record.responses) == 1)
     return labels | {
-        "id": record.id, "domain": record.domain, "sample": completion.sample, "order": list(ask.order), "hinted": ask.hinted,
-        "temperature": temperature, "text": text, "finish": "stop" if completion.finished else "length",
-        "tokens": len(completion.token_ids), **read,
+        "id": record.id,
+        "domain": record.domain,
+        "sample": completion.sample,
+        "order": list(ask.order),
+        "hinted": ask.hinted,
+        "temperature": temperature,
+        "text": text,
+        "finish": "stop" if completion.finished else "length",
+        "tokens": len(completion.token_ids),
+        **read,
         "rewards": None if record.rewards is None else list(record.rewards),
-        "correct": None if ungraded else is_correct(read["scores"], record.rewards), "meta_logit": None,
-    }  # fmt: skip
+        "correct": None if ungraded else is_correct(read["scores"], record.rewards),
+        "meta_logit": None,
+    }
 
 
 class Drawn(NamedTuple):
-    """One judgment: its row, the index of its ask, and the ids and log-probabilities that RL trains on."""
+    """One judgment: its row, the index of its ask, and the ids and log-probabilities that RL trains
+    on.
+    """
 
     row: dict
     ask: int
@@ -119,13 +165,32 @@ class Drawn(NamedTuple):
 
 
 def judge(
-    sampler: Callable, params: dict, prompter: Prompter, asks: Sequence[Ask], *, seed: int, temperature: float, buckets: Sequence[int],
-    rows: int, first_batch: int = 0, labels: dict | None = None,
+    sampler: Callable,
+    params: dict,
+    prompter: Prompter,
+    asks: Sequence[Ask],
+    *,
+    seed: int,
+    temperature: float,
+    buckets: Sequence[int],
+    rows: int,
+    first_batch: int = 0,
+    labels: dict | None = None,
 ) -> Iterator[list[Drawn]]:
-    """Draw and parse judgments, batch by batch (the batches are those of `grm_jax.sampling.rollout.plan`)."""
+    """Draw and parse judgments, batch by batch (the batches are those of
+    `grm_jax.sampling.rollout.plan`).
+    """
     requests = _requests(prompter, asks)
-    row_of = functools.partial(judgment_row, prompter.tokenizer, temperature=temperature, answer=prompter.answer, **(labels or {}))
-    for indices, completions in generate(sampler, params, requests, seed, buckets, rows, first_batch):
+    row_of = functools.partial(
+        judgment_row,
+        prompter.tokenizer,
+        temperature=temperature,
+        answer=prompter.answer,
+        **(labels or {}),
+    )
+    for indices, completions in generate(
+        sampler, params, requests, seed, buckets, rows, first_batch
+    ):
         of_ask = [i for i in indices for _ in asks[i].samples]
         yield [
             Drawn(row_of(asks[i], c), i, requests[i].prompt_ids, c.token_ids, c.logp)
@@ -138,36 +203,71 @@ def _requests(prompter: Prompter, asks: Sequence[Ask]) -> list[Request]:
 
 
 def judge_to_file(
-    path: pathlib.Path, sampler: Callable, params: dict, prompter: Prompter, asks: Sequence[Ask], *, seed: int, temperature: float,
-    buckets: Sequence[int], rows: int, labels: dict, finish: Callable[[list[dict]], list[dict]] = lambda judged: judged,
+    path: pathlib.Path,
+    sampler: Callable,
+    params: dict,
+    prompter: Prompter,
+    asks: Sequence[Ask],
+    *,
+    seed: int,
+    temperature: float,
+    buckets: Sequence[int],
+    rows: int,
+    labels: dict,
+    finish: Callable[[list[dict]], list[dict]] = lambda judged: judged,
 ) -> None:
-    """`judge` into a JSONL file, one block a batch. A file that was cut short is continued where its last whole block ends.
+    """`judge` into a JSONL file, one block a batch. A file that was cut short is continued where
+    its last whole block ends.
 
-    `finish` may add to a block's rows before they are written (the Meta RM's logits). Prints progress under the file's name. SIGTERM ends the
-    process behind the block under way. Several processes call this with the same arguments: all judge, process 0 writes, and when they come
+    `finish` may add to a block's rows before they are written (the Meta RM's logits). Prints
+    progress under the file's name. SIGTERM ends the process behind the block under way. Several
+    processes call this with the same arguments: all judge, process 0 writes, and when they come
     back the file is complete.
     """
-    sizes = [sum(len(asks[i].samples) for i in batch.requests) for batch in plan(_requests(prompter, asks), buckets, rows)]
-    done = distributed.on_main(f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes))
-    settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows, first_batch=done, labels=labels)
+    sizes = [
+        sum(len(asks[i].samples) for i in batch.requests)
+        for batch in plan(_requests(prompter, asks), buckets, rows)
+    ]
+    done = distributed.on_main(
+        f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes)
+    )
+    settings = dict(
+        seed=seed,
+        temperature=temperature,
+        buckets=buckets,
+        rows=rows,
+        first_batch=done,
+        labels=labels,
+    )
     with (
         open(distributed.written(path), "a") as file,
         progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance,
         distributed.stop_signal() as stopped,
     ):
-        for blocks, drawn in enumerate(judge(sampler, params, prompter, asks, **settings), start=done + 1):
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in finish([one.row for one in drawn])))
+        for blocks, drawn in enumerate(
+            judge(sampler, params, prompter, asks, **settings), start=done + 1
+        ):
+            file.write(
+                "".join(
+                    json.dumps(row, ensure_ascii=False) + "\n"
+                    for row in finish([one.row for one in drawn])
+                )
+            )
             file.flush()
             if distributed.is_main():
                 os.fsync(file.fileno())
             advance(len(drawn))
             if stopped():
-                distributed.leave(f"{path.stem}, {blocks} of {len(sizes)} blocks of judgments are on file")
+                distributed.leave(
+                    f"{path.stem}, {blocks} of {len(sizes)} blocks of judgments are on file"
+                )
     distributed.barrier(f"{path.stem}: all judged")
 
 
 def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:
-    """Cut a file of rows after its last whole block; the number of whole blocks. A missing file is made."""
+    """Cut a file of rows after its last whole block; the number of whole blocks. A missing file is
+    made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     ends = [0]

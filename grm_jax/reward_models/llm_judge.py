@@ -1,11 +1,12 @@
-"""LLM-as-a-Judge: the policy reads a pair and writes, in a box, the number of the better response (Eq 13), and its TokenProb form.
+"""LLM-as-a-Judge: the policy reads a pair and writes, in a box, the number of the better response
+(Eq 13), and its TokenProb form.
 
-A pair is one generation. A list goes through all its pairs: the responses of each are shown in the order in which the sample
-shows the list, and a response scores the number of pairs that it won. A pair that fails to parse fails the sample, because sums over
-some of the pairs would not compare.
+A pair is one generation. A list goes through all its pairs: the responses of each are shown in the
+order in which the sample shows the list, and a response scores the number of pairs that it won. A
+pair that fails to parse fails the sample, because sums over some of the pairs would not compare.
 
-TokenProb: the winner of a pair scores the generation probability of the number in the box instead of 1, so the sum over k samples is
-a vote weighted by probability.
+TokenProb: the winner of a pair scores the generation probability of the number in the box instead
+of 1, so the sum over k samples is a vote weighted by probability.
 """
 
 import dataclasses
@@ -22,13 +23,24 @@ from grm_jax.reward_models.pointwise import prompt_fits
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, pairs, row, shown_order
 from grm_jax.tokenizer import Tokenizer
 
-BATCHES_AT_ONCE = 32  # judged together: whole lists are finished, and yielded, after so many batches at the latest
+# judged together: whole lists are finished, and yielded, after so many batches at the latest
+BATCHES_AT_ONCE = 32
 
-UNASKED = {"chosen": None, "probability": None, "text": "", "tokens": 0, "principles": [], "critique": "", "failure": TOO_LONG}
+UNASKED = {
+    "chosen": None,
+    "probability": None,
+    "text": "",
+    "tokens": 0,
+    "principles": [],
+    "critique": "",
+    "failure": TOO_LONG,
+}
 
 
 class Opinion(NamedTuple):
-    """One sample of one record: the responses are shown in `order`; `found` fills with the evidence of each pair (i, j), i < j."""
+    """One sample of one record: the responses are shown in `order`; `found` fills with the evidence
+    of each pair (i, j), i < j.
+    """
 
     record: Record
     sample: int
@@ -37,32 +49,52 @@ class Opinion(NamedTuple):
 
 
 def llm_judge(
-    name: str, sampler_of: Callable[[float], Callable], params: dict, prompter: Prompter, *, seed: int, buckets: Sequence[int], rows: int,
+    name: str,
+    sampler_of: Callable[[float], Callable],
+    params: dict,
+    prompter: Prompter,
+    *,
+    seed: int,
+    buckets: Sequence[int],
+    rows: int,
     token_prob: bool = False,
 ) -> RewardModel:
-    """The pairwise generative judge, n >= 2. Arguments as in `pointwise.pointwise_grm`; `prompter.answer` must be "index".
+    """The pairwise generative judge, n >= 2. Arguments as in `pointwise.pointwise_grm`;
+    `prompter.answer` must be "index".
 
     Besides the fields of the protocol a row holds "pairs", one object for each generation:
 
-        {"pair": [i, j], "order": [first shown, second shown], "text", "chosen": index in the record or null,
-         "probability": see `index_probability`, null without a choice, "tokens", "principles", "critique", "failure"}
+        {"pair": [i, j], "order": [first shown, second shown], "text", "chosen": index in the record
+         or null, "probability": see `index_probability`, null without a choice, "tokens",
+         "principles", "critique", "failure"}
 
-    For n = 2 the row has the text, principles, critique and failure of its one pair; for a list its text is "", and its failure is
-    "pair_failed:" with the reason of the first pair that failed. A prompt that no bucket holds is the failure "too_long".
-    `token_prob` changes the scores and nothing else.
+    For n = 2 the row has the text, principles, critique and failure of its one pair; for a list its
+    text is "", and its failure is "pair_failed:" with the reason of the first pair that failed. A
+    prompt that no bucket holds is the failure "too_long". `token_prob` changes the scores and
+    nothing else.
 
     Raises ValueError for a prompter that reads scores, and when judging a record with one response.
     """
     if prompter.answer != "index":
-        raise ValueError(f"{name}: a judge of pairs needs a prompter with answer = 'index', got {prompter.answer!r}")
+        raise ValueError(
+            f"{name}: a judge of pairs needs a prompter with answer = 'index', got "
+            f"{prompter.answer!r}"
+        )
 
     def judge_records(
-        records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
     ) -> Iterator[list[dict]]:
         sampler = sampler_of(temperature)
 
         def judge_together(opinions: Sequence[Opinion]) -> Iterator[list[dict]]:
-            comparisons = [(opinion, pair) for opinion in opinions for pair in pairs(len(opinion.record.responses))]
+            comparisons = [
+                (opinion, pair)
+                for opinion in opinions
+                for pair in pairs(len(opinion.record.responses))
+            ]
             asks = [pair_ask(opinion, pair) for opinion, pair in comparisons]
             fits = [prompt_fits(prompter, ask, max(buckets)) for ask in asks]
             fitting = [i for i, fit in enumerate(fits) if fit]
@@ -71,7 +103,10 @@ def llm_judge(
                 completed = []
                 for i, found in evidence.items():
                     opinion, pair = comparisons[i]
-                    opinion.found[pair] = {"pair": list(pair), "order": [pair[position] for position in asks[i].order]} | found
+                    opinion.found[pair] = {
+                        "pair": list(pair),
+                        "order": [pair[position] for position in asks[i].order],
+                    } | found
                     if found["chosen"] is not None:
                         opinion.found[pair]["chosen"] = pair[found["chosen"]]
                     if len(opinion.found) == len(pairs(len(opinion.record.responses))):
@@ -81,13 +116,20 @@ def llm_judge(
             yield rows_completed_by({i: UNASKED for i, fit in enumerate(fits) if not fit})
             settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
             for drawn in judge(sampler, params, prompter, [asks[i] for i in fitting], **settings):
-                yield rows_completed_by({fitting[one.ask]: generation(prompter.tokenizer, one) for one in drawn})
+                yield rows_completed_by(
+                    {fitting[one.ask]: generation(prompter.tokenizer, one) for one in drawn}
+                )
 
         opinions, waiting = [], 0
         for record in records:
             if len(record.responses) < 2:
-                raise ValueError(f"record {record.id!r} has one response: a judge of pairs needs two or more")
-            opinions += [Opinion(record, sample, shown_order(seed, record, sample, swapped), {}) for sample in samples]
+                raise ValueError(
+                    f"record {record.id!r} has one response: a judge of pairs needs two or more"
+                )
+            opinions += [
+                Opinion(record, sample, shown_order(seed, record, sample, swapped), {})
+                for sample in samples
+            ]
             waiting += len(samples) * len(pairs(len(record.responses)))
             if waiting >= BATCHES_AT_ONCE * rows:
                 yield from filter(None, judge_together(opinions))
@@ -98,28 +140,46 @@ def llm_judge(
 
 
 def pair_ask(opinion: Opinion, pair: tuple[int, int]) -> Ask:
-    """The pair as a record of its own, without gold (two losers of a list may be equally good) and, in a list, with its own randomness."""
+    """The pair as a record of its own, without gold (two losers of a list may be equally good) and,
+    in a list, with its own randomness.
+    """
     record, (i, j) = opinion.record, pair
-    two = dataclasses.replace(record, responses=(record.responses[i], record.responses[j]), rewards=None)
+    two = dataclasses.replace(
+        record, responses=(record.responses[i], record.responses[j]), rewards=None
+    )
     order = (0, 1) if opinion.order.index(i) < opinion.order.index(j) else (1, 0)
-    return Ask(two, order, (opinion.sample,), record.id if len(record.responses) == 2 else f"{record.id}\0{i}\0{j}")
+    return Ask(
+        two,
+        order,
+        (opinion.sample,),
+        record.id if len(record.responses) == 2 else f"{record.id}\0{i}\0{j}",
+    )
 
 
 def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
-    """What a row keeps of one generation about a pair; `chosen` is 0 or 1, an index in that pair, or None."""
+    """What a row keeps of one generation about a pair; `chosen` is 0 or 1, an index in that pair,
+    or None.
+    """
     judged, chosen, probability = drawn.row, None, None
     if judged["failure"] is None:
         chosen = judged["scores"].index(1)
-        probability = index_probability(tokenizer, drawn.completion_ids, drawn.logp, parse_choice(judged["text"], 2).span)
-    return {"chosen": chosen, "probability": probability} | {name: judged[name] for name in ("text", "tokens", "principles", "critique", "failure")}
+        probability = index_probability(
+            tokenizer, drawn.completion_ids, drawn.logp, parse_choice(judged["text"], 2).span
+        )
+    return {"chosen": chosen, "probability": probability} | {
+        name: judged[name] for name in ("text", "tokens", "principles", "critique", "failure")
+    }
 
 
-def index_probability(tokenizer: Tokenizer, ids_C: np.ndarray, logp_C: np.ndarray, span: tuple[int, int]) -> float:
-    """Probability, at the sampling temperature (1 where greedy), with which the tokens that hold characters `span` of the text were drawn.
+def index_probability(
+    tokenizer: Tokenizer, ids_C: np.ndarray, logp_C: np.ndarray, span: tuple[int, int]
+) -> float:
+    """Probability, at the sampling temperature (1 where greedy), with which the tokens that hold
+    characters `span` of the text were drawn.
 
-    A number written in several tokens has the product of their probabilities. Where a token holds other characters as well ("{2" or
-    "2}"), its probability is taken whole: that of the number together with them, which is as good as the number's own where
-    nothing else could stand there.
+    A number written in several tokens has the product of their probabilities. Where a token holds
+    other characters as well ("{2" or "2}"), its probability is taken whole: that of the number
+    together with them, which is as good as the number's own where nothing else could stand there.
     """
     start, end = span
     after = len(ids_C)  # the tokens that hold the span are ids_C[before:after]
@@ -140,6 +200,17 @@ def opinion_row(opinion: Opinion, temperature: float, token_prob: bool) -> dict:
     if n == 2:
         evidence |= {name: found[0][name] for name in ("text", "principles", "critique")}
     if failure is not None:
-        return row(record, opinion.sample, opinion.order, temperature, None, failure=failure if n == 2 else f"pair_failed:{failure}", **evidence)
-    scores = [sum(one["probability"] if token_prob else 1 for one in found if one["chosen"] == i) for i in range(n)]
+        return row(
+            record,
+            opinion.sample,
+            opinion.order,
+            temperature,
+            None,
+            failure=failure if n == 2 else f"pair_failed:{failure}",
+            **evidence,
+        )
+    scores = [
+        sum(one["probability"] if token_prob else 1 for one in found if one["chosen"] == i)
+        for i in range(n)
+    ]
     return row(record, opinion.sample, opinion.order, temperature, scores, **evidence)

@@ -1,7 +1,9 @@
-"""Meta RM: a scalar model that reads a record and one judgment of it, and says (as a logit) whether the judgment is correct.
+"""Meta RM: a scalar model that reads a record and one judgment of it, and says (as a logit) whether
+the judgment is correct.
 
-Its input is the chat prompt of the `meta` template (conversation and responses, in the order the judge saw) with the
-judgment's text as the model's turn; its label is Eq 10 (paper, section 4 and C.1).
+Its input is the chat prompt of the `meta` template (conversation and responses, in the order the
+judge saw) with the judgment's text as the model's turn; its label is Eq 10 (paper, section 4 and
+C.1).
 """
 
 import functools
@@ -21,37 +23,70 @@ from grm_jax.models.heads import scalar_logits
 from grm_jax.tokenizer import Tokenizer
 
 
-def meta_ids(tokenizer: Tokenizer, template: jinja2.Template, record: Record, row: dict) -> list[int]:
+def meta_ids(
+    tokenizer: Tokenizer, template: jinja2.Template, record: Record, row: dict
+) -> list[int]:
     """Token ids of a record with one of its judgment rows."""
-    return tokenizer.chat_prompt_with_answer(render_meta_prompt(template, record, row["order"]), row["text"])
+    return tokenizer.chat_prompt_with_answer(
+        render_meta_prompt(template, record, row["order"]), row["text"]
+    )
 
 
-def meta_examples(tokenizer: Tokenizer, template: jinja2.Template, records: Mapping[str, Record], rows: Sequence[dict]) -> list[dict]:
-    """Training examples {"id", "tokens", "positions", "labels"} of judgment rows, hinted ones left out (the paper's data are unhinted)."""
+def meta_examples(
+    tokenizer: Tokenizer,
+    template: jinja2.Template,
+    records: Mapping[str, Record],
+    rows: Sequence[dict],
+) -> list[dict]:
+    """Training examples {"id", "tokens", "positions", "labels"} of judgment rows, hinted ones left
+    out (the paper's data are unhinted).
+    """
     examples = []
     for row in rows:
         if row["hinted"]:
             continue
         ids = meta_ids(tokenizer, template, records[row["id"]], row)
         label = meta_label(row["scores"], records[row["id"]].rewards)
-        examples.append({"id": row["id"], "tokens": np.array(ids), "positions": np.arange(len(ids)), "labels": float(label)})
+        examples.append(
+            {
+                "id": row["id"],
+                "tokens": np.array(ids),
+                "positions": np.arange(len(ids)),
+                "labels": float(label),
+            }
+        )
     return examples
 
 
 @functools.cache
 def make_scorer(cfg: Gemma2Config) -> Callable:
-    """Jitted `(params, tokens_BT, positions_BT) -> logits_B`. Rows are shared among the data axes of the parameters' mesh, where those divide B."""
-    return jax.jit(lambda params, tokens_BT, positions_BT: scalar_logits(params, cfg, tokens_BT, positions_BT))
+    """Jitted `(params, tokens_BT, positions_BT) -> logits_B`. Rows are shared among the data axes
+    of the parameters' mesh, where those divide B.
+    """
+    return jax.jit(
+        lambda params, tokens_BT, positions_BT: scalar_logits(params, cfg, tokens_BT, positions_BT)
+    )
 
 
-def score_sequences(scorer: Callable, params: dict, sequences: Sequence[Sequence[int]], buckets: Sequence[int], rows: int) -> list[float]:
-    """Logits of token sequences, in their order; run in batches of `rows` sequences of similar length."""
+def score_sequences(
+    scorer: Callable,
+    params: dict,
+    sequences: Sequence[Sequence[int]],
+    buckets: Sequence[int],
+    rows: int,
+) -> list[float]:
+    """Logits of token sequences, in their order; run in batches of `rows` sequences of similar
+    length.
+    """
     by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     logits = [0.0] * len(sequences)
     for start in range(0, len(sequences), rows):
         chosen = by_length[start : start + rows]
         width = bucket_length(max(len(sequences[i]) for i in chosen), buckets)
-        tokens_BT, positions_BT = np.zeros((rows, width), np.int32), np.full((rows, width), -1, np.int32)
+        tokens_BT, positions_BT = (
+            np.zeros((rows, width), np.int32),
+            np.full((rows, width), -1, np.int32),
+        )
         for row, i in enumerate(chosen):
             length = len(sequences[i])
             tokens_BT[row, :length], positions_BT[row, :length] = sequences[i], np.arange(length)
@@ -61,11 +96,21 @@ def score_sequences(scorer: Callable, params: dict, sequences: Sequence[Sequence
 
 
 def add_logits(
-    rows: Sequence[dict], records: Mapping[str, Record], scorer: Callable, params: dict, tokenizer: Tokenizer, template: jinja2.Template,
-    buckets: Sequence[int], batch: int,
+    rows: Sequence[dict],
+    records: Mapping[str, Record],
+    scorer: Callable,
+    params: dict,
+    tokenizer: Tokenizer,
+    template: jinja2.Template,
+    buckets: Sequence[int],
+    batch: int,
 ) -> None:
-    """Puts `meta_logit` into judgment rows, `batch` of them scored at once. Those that did not parse are not scored: no vote counts them."""
+    """Puts `meta_logit` into judgment rows, `batch` of them scored at once. Those that did not
+    parse are not scored: no vote counts them.
+    """
     parsed = [row for row in rows if row["failure"] is None]
     sequences = [meta_ids(tokenizer, template, records[row["id"]], row) for row in parsed]
-    for row, logit in zip(parsed, score_sequences(scorer, params, sequences, buckets, batch), strict=True):
+    for row, logit in zip(
+        parsed, score_sequences(scorer, params, sequences, buckets, batch), strict=True
+    ):
         row["meta_logit"] = logit

@@ -1,6 +1,8 @@
-"""PairRM: reads a conversation and two responses, and gives one number S that says which is better, by its sign.
+"""PairRM: reads a conversation and two responses, and gives one number S that says which is better,
+by its sign.
 
-    chosen = floor((3 - sgn S) / 2)        (Eq 5 of arXiv 2504.02495): 1, the response shown first, for S >= 0, and 2 for S < 0
+    chosen = floor((3 - sgn S) / 2)        (Eq 5 of arXiv 2504.02495): 1, the response shown first,
+    for S >= 0, and 2 for S < 0
 """
 
 import dataclasses
@@ -21,39 +23,70 @@ TEMPLATE = load_template("scalar")
 
 
 def pair_rm(
-    name: str, params: dict, cfg: Gemma2Config, tokenizer: Tokenizer, *, seed: int, buckets: Sequence[int], rows: int, swap_average: bool = False
+    name: str,
+    params: dict,
+    cfg: Gemma2Config,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    buckets: Sequence[int],
+    rows: int,
+    swap_average: bool = False,
 ) -> RewardModel:
     """Pairs won as scores, the same for every sample.
 
-    Two responses are shown once, in the order of sample 0 (`swapped`: reversed): scores (1, 0) or (0, 1), and S in "preference".
-    A list of n > 2 goes through all n (n - 1) ordered pairs, and a response scores half of those it wins: n - 1 when it wins against
-    each other one in both orders. S of each is in "preferences" as [first, second, S], with indices of the record.
+    Two responses are shown once, in the order of sample 0 (`swapped`: reversed): scores (1, 0) or
+    (0, 1), and S in "preference". A list of n > 2 goes through all n (n - 1) ordered pairs, and a
+    response scores half of those it wins: n - 1 when it wins against each other one in both orders.
+    S of each is in "preferences" as [first, second, S], with indices of the record.
 
-    params: {"backbone", "score"}. buckets: lengths that sequences are padded to; a record with a longer one fails as "too_long".
-    rows: sequences scored at once. swap_average: S(a, b) becomes (S(a, b) - S(b, a)) / 2, in which a position bias cancels.
+    params: {"backbone", "score"}. buckets: lengths that sequences are padded to; a record with a
+        longer one fails as "too_long".
+    rows: sequences scored at once. swap_average: S(a, b) becomes (S(a, b) - S(b, a)) / 2, in which
+        a position bias cancels.
     """
     scorer = make_scorer(cfg)
 
-    def judge(records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False) -> Iterator[list[dict]]:
+    def judge(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
         for start in range(0, len(records), rows):
             block = records[start : start + rows]
             orders = [shown_order(seed, record, 0, swapped) for record in block]
             asked = [_asked_pairs(record, order) for record, order in zip(block, orders)]
             shown = [pairs + [(b, a) for a, b in pairs] * swap_average for pairs in asked]
-            sequences = [[pair_ids(tokenizer, record, *pair) for pair in pairs] for record, pairs in zip(block, shown)]
+            sequences = [
+                [pair_ids(tokenizer, record, *pair) for pair in pairs]
+                for record, pairs in zip(block, shown)
+            ]
             found = []
-            for record, order, pairs, values in zip(block, orders, asked, score_groups(scorer, params, sequences, buckets, rows)):
+            for record, order, pairs, values in zip(
+                block, orders, asked, score_groups(scorer, params, sequences, buckets, rows)
+            ):
                 if values is not None and swap_average:
-                    values = [(there - back) / 2 for there, back in zip(values[: len(pairs)], values[len(pairs) :])]
-                found += [_pair_row(record, sample, order, temperature, pairs, values) for sample in samples]
+                    values = [
+                        (there - back) / 2
+                        for there, back in zip(values[: len(pairs)], values[len(pairs) :])
+                    ]
+                found += [
+                    _pair_row(record, sample, order, temperature, pairs, values)
+                    for sample in samples
+                ]
             yield found
 
     return RewardModel(name, judge, sampled=False, accepts=lambda n: n >= 2)
 
 
 def pair_ids(tokenizer: Tokenizer, record: Record, first: int, second: int) -> list[int]:
-    """Token ids of the conversation with two responses, by their index in the record, up to where the model begins to write."""
-    two = dataclasses.replace(record, responses=(record.responses[first], record.responses[second]), rewards=None)
+    """Token ids of the conversation with two responses, by their index in the record, up to where
+    the model begins to write.
+    """
+    two = dataclasses.replace(
+        record, responses=(record.responses[first], record.responses[second]), rewards=None
+    )
     return tokenizer.chat_prompt(render_prompt(TEMPLATE, two, (0, 1)))
 
 
@@ -63,20 +96,31 @@ def chosen(preference: float) -> int:
 
 
 def pair_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list[dict]:
-    """Training examples of `training.step.meta_loss` from all gold pairs: both orders of each, label 1 where the better one is shown first."""
+    """Training examples of `training.step.meta_loss` from all gold pairs: both orders of each,
+    label 1 where the better one is shown first.
+    """
     examples = []
     for record in records:
         for better, worse in gold_pairs(record.rewards):
             for pair, label in (((better, worse), 1.0), ((worse, better), 0.0)):
                 ids = pair_ids(tokenizer, record, *pair)
-                examples.append({"id": record.id, "tokens": np.array(ids), "positions": np.arange(len(ids)), "labels": label})
+                examples.append(
+                    {
+                        "id": record.id,
+                        "tokens": np.array(ids),
+                        "positions": np.arange(len(ids)),
+                        "labels": label,
+                    }
+                )
     return examples
 
 
 def _asked_pairs(record: Record, order: Sequence[int]) -> list[tuple[int, int]]:
     """(shown first, shown second) of every question that a record asks."""
     if len(record.responses) < 2:
-        raise ValueError(f"record {record.id!r}: expected at least 2 responses for a pairwise model, got 1")
+        raise ValueError(
+            f"record {record.id!r}: expected at least 2 responses for a pairwise model, got 1"
+        )
     return [tuple(order)] if len(order) == 2 else [(a, b) for a in order for b in order if a != b]
 
 
@@ -88,4 +132,11 @@ def _pair_row(record, sample, order, temperature, pairs, values) -> dict:
         wins[pair[chosen(value) - 1]] += 1
     if len(pairs) == 1:
         return row(record, sample, order, temperature, wins, preference=values[0])
-    return row(record, sample, order, temperature, [won / 2 for won in wins], preferences=[[*pair, value] for pair, value in zip(pairs, values)])
+    return row(
+        record,
+        sample,
+        order,
+        temperature,
+        [won / 2 for won in wins],
+        preferences=[[*pair, value] for pair, value in zip(pairs, values)],
+    )

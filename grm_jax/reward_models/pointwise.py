@@ -1,6 +1,8 @@
-"""The pointwise generative reward model behind the protocol: one generation scores all n responses, n = 1, 2 or many.
+"""The pointwise generative reward model behind the protocol: one generation scores all n responses,
+n = 1, 2 or many.
 
-Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit beside each of its judgments, and the vote keeps the k_meta best.
+Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit beside each of its
+    judgments, and the vote keeps the k_meta best.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,14 @@ from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_ord
 
 
 def pointwise_grm(
-    name: str, sampler_of: Callable[[float], Callable], params: dict, prompter: Prompter, *, seed: int, buckets: Sequence[int], rows: int,
+    name: str,
+    sampler_of: Callable[[float], Callable],
+    params: dict,
+    prompter: Prompter,
+    *,
+    seed: int,
+    buckets: Sequence[int],
+    rows: int,
     per_order: int = 1,
 ) -> RewardModel:
     """`grm.judge` as a reward model; its rows are those of `grm.judgment_row`.
@@ -19,8 +28,9 @@ def pointwise_grm(
     Args:
       sampler_of: temperature -> sampler (`grm_jax.sampling.mapped.make_sampler`).
       seed: of response orders and of sampling. buckets, rows: see `grm_jax.sampling.rollout.plan`.
-      per_order: samples s with equal s // per_order show the responses in one order, and share the prompt's keys and values. They
-        are drawn together whichever of them are asked for, in a program of one shape, so that a row does not depend on the others.
+      per_order: samples s with equal s // per_order show the responses in one order, and share the
+        prompt's keys and values. They are drawn together whichever of them are asked for, in a
+        program of one shape, so that a row does not depend on the others.
 
     A prompt that no bucket holds is the failure "too_long".
     """
@@ -28,21 +38,33 @@ def pointwise_grm(
         raise ValueError(f"per_order is {per_order}; expected 1 to rows = {rows}")
 
     def judge_records(
-        records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
     ) -> Iterator[list[dict]]:
-        together = per_order if temperature > 0 else 1  # greedy judgments of one prompt are all the same
+        # greedy judgments of one prompt are all the same
+        together = per_order if temperature > 0 else 1
         starts = sorted({sample - sample % together for sample in samples})
         asks = [
-            Ask(record, shown_order(seed, record, start - start % per_order, swapped), tuple(range(start, start + together)), record.id)
-            for record in records for start in starts
-        ]  # fmt: skip
+            Ask(
+                record,
+                shown_order(seed, record, start - start % per_order, swapped),
+                tuple(range(start, start + together)),
+                record.id,
+            )
+            for record in records
+            for start in starts
+        ]
         fits = [prompt_fits(prompter, ask, max(buckets)) for ask in asks]
         unfit = [ask for ask, fit in zip(asks, fits) if not fit]
         if unfit:
             yield [
                 row(ask.record, sample, ask.order, temperature, None, failure=TOO_LONG)
-                for ask in unfit for sample in ask.samples if sample in samples
-            ]  # fmt: skip
+                for ask in unfit
+                for sample in ask.samples
+                if sample in samples
+            ]
         fitting = [ask for ask, fit in zip(asks, fits) if fit]
         settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):

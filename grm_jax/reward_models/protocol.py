@@ -1,4 +1,5 @@
-"""What every reward model is to the evaluator: a name and one function from records to rows of evidence.
+"""What every reward model is to the evaluator: a name and one function from records to rows of
+evidence.
 
 A row is one opinion on one record, the same JSON object for every paradigm:
 
@@ -6,11 +7,12 @@ A row is one opinion on one record, the same JSON object for every paradigm:
      "scores": [number] * n in the record's order, or null with the reason in "failure",
      "text": what was generated ("" for a scalar model), "tokens": generated tokens, ...}
 
-A vote over k rows is the SUM of their scores in every paradigm, so one evaluator serves all (Eq 12-14 of arXiv 2504.02495):
-a pointwise GRM writes 1..10 per response; a scalar model its reward, and a mean of scalars ranks as their sum; a pairwise judge
-gives 1 to the response that it chose and 0 to the other, so the sum is the majority; TokenProb gives the choice its probability.
-A pairwise model faces a list of n > 2 through all its pairs, and the scores are the pairs won: the best response of a list
-has n - 1 exactly when it wins against each other one.
+A vote over k rows is the SUM of their scores in every paradigm, so one evaluator serves all (Eq
+12-14 of arXiv 2504.02495): a pointwise GRM writes 1..10 per response; a scalar model its reward,
+and a mean of scalars ranks as their sum; a pairwise judge gives 1 to the response that it chose and
+0 to the other, so the sum is the majority; TokenProb gives the choice its probability. A pairwise
+model faces a list of n > 2 through all its pairs, and the scores are the pairs won: the best
+response of a list has n - 1 exactly when it wins against each other one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,27 +20,34 @@ from typing import NamedTuple, Protocol
 
 from grm_jax.judgment.records import Record, response_order
 
-
 TOO_LONG = "too_long"  # the failure of a record whose input no bucket holds: nothing is cut
 
 
 class Judge(Protocol):
-    """`judge(records, samples, temperature, swapped)` yields rows, block by block, for every record and sample index.
+    """`judge(records, samples, temperature, swapped)` yields rows, block by block, for every record
+    and sample index.
 
-    The row of (record, sample) depends on the model's seed, the record and the sample index alone, never on the other records.
-    `temperature` 0 is greedy. `swapped` shows the responses in the reverse of the order they would have had: what a position
-    bias changes. A model without sampling or without positions ignores what does not apply to it.
+    The row of (record, sample) depends on the model's seed, the record and the sample index alone,
+    never on the other records. `temperature` 0 is greedy. `swapped` shows the responses in the
+    reverse of the order they would have had: what a position bias changes. A model without sampling
+    or without positions ignores what does not apply to it.
     """
 
     def __call__(
-        self, records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False
+        self,
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
     ) -> Iterator[list[dict]]: ...
 
 
 class RewardModel(NamedTuple):
-    """name: as in tables. judge: see `Judge`. sampled: whether samples differ (False: the k-curve is flat by construction).
+    """name: as in tables. judge: see `Judge`. sampled: whether samples differ (False: the k-curve
+    is flat by construction).
 
-    accepts: whether the model can judge a record of n responses at all (a pairwise model has nothing to say on n = 1).
+    accepts: whether the model can judge a record of n responses at all (a pairwise model has
+        nothing to say on n = 1).
     """
 
     name: str
@@ -53,15 +62,34 @@ def shown_order(seed: int, record: Record, sample: int, swapped: bool) -> tuple[
     return order[::-1] if swapped else order
 
 
-def row(record: Record, sample: int, order: Sequence[int], temperature: float, scores: Sequence[float] | None, **evidence) -> dict:
-    """One row of a model. `evidence` may hold "failure" (needed where scores is None), "text", "tokens" and whatever explains the scores."""
+def row(
+    record: Record,
+    sample: int,
+    order: Sequence[int],
+    temperature: float,
+    scores: Sequence[float] | None,
+    **evidence,
+) -> dict:
+    """One row of a model. `evidence` may hold "failure" (needed where scores is None), "text",
+    "tokens" and whatever explains the scores.
+    """
     if (scores is None) == (evidence.get("failure") is None):
-        raise ValueError(f"record {record.id!r}: a row has either scores or the reason why not, got {scores} and {evidence.get('failure')!r}")
+        raise ValueError(
+            f"record {record.id!r}: a row has either scores or the reason why not, got {scores} "
+            f"and {evidence.get('failure')!r}"
+        )
     return {
-        "id": record.id, "domain": record.domain, "sample": sample, "order": list(order), "temperature": temperature,
-        "rewards": None if record.rewards is None else list(record.rewards), "scores": None if scores is None else list(scores),
-        "failure": None, "text": "", "tokens": 0,
-    } | evidence  # fmt: skip
+        "id": record.id,
+        "domain": record.domain,
+        "sample": sample,
+        "order": list(order),
+        "temperature": temperature,
+        "rewards": None if record.rewards is None else list(record.rewards),
+        "scores": None if scores is None else list(scores),
+        "failure": None,
+        "text": "",
+        "tokens": 0,
+    } | evidence
 
 
 def pairs(n: int) -> list[tuple[int, int]]:

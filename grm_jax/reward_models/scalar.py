@@ -1,7 +1,9 @@
-"""Scalar reward model: reads the conversation with one response as the model's turn, and gives that response one number.
+"""Scalar reward model: reads the conversation with one response as the model's turn, and gives that
+response one number.
 
-Trained here by the Bradley-Terry loss, or a public `Gemma2ForSequenceClassification` folder with one label. The reward is read at
-the last token that is not the padding token, which is where transformers reads it.
+Trained here by the Bradley-Terry loss, or a public `Gemma2ForSequenceClassification` folder with
+one label. The reward is read at the last token that is not the padding token, which is where
+transformers reads it.
 """
 
 import dataclasses
@@ -23,21 +25,45 @@ from grm_jax.sharding import param_shardings
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
-def scalar_rm(name: str, params: dict, cfg: Gemma2Config, tokenizer: Tokenizer, *, buckets: Sequence[int], rows: int) -> RewardModel:
+def scalar_rm(
+    name: str,
+    params: dict,
+    cfg: Gemma2Config,
+    tokenizer: Tokenizer,
+    *,
+    buckets: Sequence[int],
+    rows: int,
+) -> RewardModel:
     """Rewards as scores, the same for every sample and order.
 
-    params: {"backbone", "score"}. buckets: lengths that sequences are padded to; a record with a longer one fails as "too_long".
+    params: {"backbone", "score"}. buckets: lengths that sequences are padded to; a record with a
+        longer one fails as "too_long".
     rows: sequences scored at once.
     """
     scorer = make_scorer(cfg)
 
-    def judge(records: Sequence[Record], samples: Sequence[int] = (0,), temperature: float = 0.0, swapped: bool = False) -> Iterator[list[dict]]:
+    def judge(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
         for start in range(0, len(records), rows):
             block = records[start : start + rows]
-            sequences = [[response_ids(tokenizer, record, i) for i in range(len(record.responses))] for record in block]
+            sequences = [
+                [response_ids(tokenizer, record, i) for i in range(len(record.responses))]
+                for record in block
+            ]
             rewards = score_groups(scorer, params, sequences, buckets, rows)
             yield [
-                row(record, sample, range(len(record.responses)), temperature, scores, failure=TOO_LONG if scores is None else None)
+                row(
+                    record,
+                    sample,
+                    range(len(record.responses)),
+                    temperature,
+                    scores,
+                    failure=TOO_LONG if scores is None else None,
+                )
                 for record, scores in zip(block, rewards)
                 for sample in samples
             ]
@@ -46,10 +72,12 @@ def scalar_rm(name: str, params: dict, cfg: Gemma2Config, tokenizer: Tokenizer, 
 
 
 def response_ids(tokenizer: Tokenizer, record: Record, i: int) -> list[int]:
-    """Token ids of the conversation with response i as the model's turn, up to the token that the reward is read at.
+    """Token ids of the conversation with response i as the model's turn, up to the token that the
+    reward is read at.
 
-    A tokenizer without a padding token of its own may pad with the token that ends a turn. transformers then takes it for padding
-    and reads the token before it, so it is left out here, in training and in judging.
+    A tokenizer without a padding token of its own may pad with the token that ends a turn.
+    transformers then takes it for padding and reads the token before it, so it is left out here, in
+    training and in judging.
     """
     turns = [(turn.role, turn.content) for turn in record.conversation]
     ids = tokenizer.chat([*turns, ("assistant", record.responses[i])])
@@ -59,21 +87,39 @@ def response_ids(tokenizer: Tokenizer, record: Record, i: int) -> list[int]:
 
 
 def score_groups(
-    scorer: Callable, params: dict, groups: Sequence[Sequence[Sequence[int]]], buckets: Sequence[int], rows: int
+    scorer: Callable,
+    params: dict,
+    groups: Sequence[Sequence[Sequence[int]]],
+    buckets: Sequence[int],
+    rows: int,
 ) -> list[list[float] | None]:
-    """Logits of the sequences of each group; None for a group with a sequence longer than the largest bucket."""
+    """Logits of the sequences of each group; None for a group with a sequence longer than the
+    largest bucket.
+    """
     fits = [all(len(sequence) <= max(buckets) for sequence in group) for group in groups]
-    logits = iter(score_sequences(scorer, params, [s for group, fit in zip(groups, fits) if fit for s in group], buckets, rows))
+    logits = iter(
+        score_sequences(
+            scorer,
+            params,
+            [s for group, fit in zip(groups, fits) if fit for s in group],
+            buckets,
+            rows,
+        )
+    )
     return [[next(logits) for _ in group] if fit else None for group, fit in zip(groups, fits)]
 
 
 def gold_pairs(rewards: Sequence[float]) -> list[tuple[int, int]]:
-    """(better, worse) for every two responses that the gold tells apart: all pairs of a list, ties left out."""
+    """(better, worse) for every two responses that the gold tells apart: all pairs of a list, ties
+    left out.
+    """
     return [(i, j) for i, a in enumerate(rewards) for j, b in enumerate(rewards) if a > b]
 
 
 def pair_example(record_id: str, better_ids: Sequence[int], worse_ids: Sequence[int]) -> dict:
-    """Training example of `training.step.preference_loss`: both sequences, padded to the longer one (tokens 0, positions -1)."""
+    """Training example of `training.step.preference_loss`: both sequences, padded to the longer one
+    (tokens 0, positions -1).
+    """
     example, width = {"id": record_id}, max(len(better_ids), len(worse_ids))
     for name, ids in (("better", better_ids), ("worse", worse_ids)):
         behind = (0, width - len(ids))
@@ -87,22 +133,31 @@ def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list
     examples = []
     for record in records:
         ids = [response_ids(tokenizer, record, i) for i in range(len(record.responses))]
-        examples += [pair_example(record.id, ids[better], ids[worse]) for better, worse in gold_pairs(record.rewards)]
+        examples += [
+            pair_example(record.id, ids[better], ids[worse])
+            for better, worse in gold_pairs(record.rewards)
+        ]
     return examples
 
 
-def load_scalar(folder: str | os.PathLike, mesh: Mesh | None = None, **numerics) -> tuple[dict, Gemma2Config, Tokenizer]:
-    """(params, cfg, tokenizer) of a `Gemma2ForSequenceClassification` folder with one label, for `scalar_rm`.
+def load_scalar(
+    folder: str | os.PathLike, mesh: Mesh | None = None, **numerics
+) -> tuple[dict, Gemma2Config, Tokenizer]:
+    """(params, cfg, tokenizer) of a `Gemma2ForSequenceClassification` folder with one label, for
+    `scalar_rm`.
 
-    folder: config.json, safetensors, and tokenizer.json or tokenizer.model. mesh: over which the parameters are laid; None for one
+    folder: config.json, safetensors, and tokenizer.json or tokenizer.model. mesh: over which the
+        parameters are laid; None for one
     device. numerics: overrides of dtype, scan_layers, remat, attention of the config.
 
-    The tokenizer's pad_id is that of config.json, the token that transformers passes over when it looks for the last one; where
-    config.json says null, transformers passes over none, and pad_id is -1. Raises as `load_config`, `load_params`, `load_tokenizer`.
+    The tokenizer's pad_id is that of config.json, the token that transformers passes over when it
+    looks for the last one; where config.json says null, transformers passes over none, and pad_id
+    is -1. Raises as `load_config`, `load_params`, `load_tokenizer`.
     """
     folder = pathlib.Path(folder)
     cfg = load_config(folder, **numerics)
     shardings = None if mesh is None else param_shardings(mesh, abstract_params(cfg, SCALAR))
-    pad_id = json.loads((folder / "config.json").read_text()).get("pad_token_id", 0)  # 0 is what transformers assumes for Gemma-2
+    # 0 is what transformers assumes for Gemma-2
+    pad_id = json.loads((folder / "config.json").read_text()).get("pad_token_id", 0)
     tokenizer = dataclasses.replace(load_tokenizer(folder), pad_id=-1 if pad_id is None else pad_id)
     return load_params(folder, cfg, shardings, architecture=SCALAR), cfg, tokenizer

@@ -1,8 +1,10 @@
-"""From the logits of one position to one token per row: greedy, or temperature then top-k then top-p.
+"""From the logits of one position to one token per row: greedy, or temperature then top-k then
+top-p.
 
-The log-probability that goes with a token is taken under softmax(logits / temperature) over the WHOLE vocabulary,
-before top-k and top-p cut it: the distribution the trainer scores, so ratios of a first on-policy update are 1.
-Greedy (temperature 0) reports log-probabilities at temperature 1. `logits` already include the model's final softcap.
+The log-probability that goes with a token is taken under softmax(logits / temperature) over the
+WHOLE vocabulary, before top-k and top-p cut it: the distribution the trainer scores, so ratios of a
+first on-policy update are 1. Greedy (temperature 0) reports log-probabilities at temperature 1.
+`logits` already include the model's final softcap.
 """
 
 import math
@@ -18,7 +20,9 @@ def keep_top_k(scaled_BV: jax.Array, top_k: int) -> jax.Array:
 
 
 def keep_top_p(scaled_BV: jax.Array, top_p: float) -> jax.Array:
-    """-inf outside the nucleus: the fewest most likely tokens whose probabilities sum to >= top_p; ties stay in."""
+    """-inf outside the nucleus: the fewest most likely tokens whose probabilities sum to >= top_p;
+    ties stay in.
+    """
     sorted_BV = -jnp.sort(-scaled_BV, axis=-1)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # mass of the tokens ranked above this one
@@ -27,10 +31,12 @@ def keep_top_p(scaled_BV: jax.Array, top_p: float) -> jax.Array:
 
 
 def inverse_cdf(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The token at which the cumulated probabilities pass uniform_B (in [0, 1)): one random number a row, not V.
+    """The token at which the cumulated probabilities pass uniform_B (in [0, 1)): one random number
+    a row, not V.
 
-    Cumulated in two levels, sqrt(V) blocks and the tokens of one block, so that no sum runs over the whole vocabulary in order:
-    fast, and as exact in float32 for V = 256,000 as for a small V. A token of probability 0 is never returned.
+    Cumulated in two levels, sqrt(V) blocks and the tokens of one block, so that no sum runs over
+    the whole vocabulary in order: fast, and as exact in float32 for V = 256,000 as for a small V. A
+    token of probability 0 is never returned.
     """
     B, V = probs_BV.shape
     size = math.isqrt(V - 1) + 1
@@ -44,22 +50,33 @@ def inverse_cdf(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
 
 
 def _first_above(weights_BK: jax.Array, target_B1: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index of the first weight > 0 whose cumulated sum exceeds the target, and what of the target is left below it."""
+    """Index of the first weight > 0 whose cumulated sum exceeds the target, and what of the target
+    is left below it.
+    """
     cumulated_BK = jnp.cumsum(weights_BK, axis=-1)
-    target_B1 = jnp.minimum(target_B1, cumulated_BK[:, -1:] * (1 - 1e-6))  # rounding may have put it at the very end
+    # rounding may have put it at the very end
+    target_B1 = jnp.minimum(target_B1, cumulated_BK[:, -1:] * (1 - 1e-6))
     index_B = jnp.argmax((cumulated_BK > target_B1) & (weights_BK > 0), axis=-1)
     below_BK = cumulated_BK - weights_BK
-    return index_B, jnp.maximum(target_B1 - jnp.take_along_axis(below_BK, index_B[:, None], axis=-1), 0.0)
+    return index_B, jnp.maximum(
+        target_B1 - jnp.take_along_axis(below_BK, index_B[:, None], axis=-1), 0.0
+    )
 
 
 def choose_tokens(
-    logits_BV: jax.Array, keys_B2: jax.Array, step: jax.Array | int, temperature: float, top_k: int = 0, top_p: float = 1.0
+    logits_BV: jax.Array,
+    keys_B2: jax.Array,
+    step: jax.Array | int,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """One token per row.
 
     Args:
       logits_BV: float32 logits, final softcap included.
-      keys_B2: uint32 raw threefry key of each row; the draw uses fold_in(key, step), so it depends on nothing else.
+      keys_B2: uint32 raw threefry key of each row; the draw uses fold_in(key, step), so it depends
+          on nothing else.
       step: int32, scalar or per row: index of the token within the completion.
       temperature: 0 is greedy (keys unused).
       top_k: 0 is off. top_p: 1.0 is off. Both: top-k first, then the nucleus of what is left.
@@ -75,7 +92,9 @@ def choose_tokens(
         kept_BV = keep_top_p(kept_BV, top_p) if top_p < 1.0 else kept_BV
         keys_B = jax.random.wrap_key_data(keys_B2, impl="threefry2x32")
         steps_B = jnp.broadcast_to(step, keys_B.shape)
-        uniform_B = jax.vmap(lambda key, s: jax.random.uniform(jax.random.fold_in(key, s)))(keys_B, steps_B)
+        uniform_B = jax.vmap(lambda key, s: jax.random.uniform(jax.random.fold_in(key, s)))(
+            keys_B, steps_B
+        )
         token_B = inverse_cdf(jax.nn.softmax(kept_BV, axis=-1), uniform_B)
     chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(scaled_BV, axis=-1)

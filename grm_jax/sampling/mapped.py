@@ -1,8 +1,10 @@
-"""The sampler on one device, on replicas with `jax.pmap`, and over a mesh with `jax.shard_map` or GSPMD: same tokens.
+"""The sampler on one device, on replicas with `jax.pmap`, and over a mesh with `jax.shard_map` or
+GSPMD: same tokens.
 
-Prompts (with all their samples) are split over devices; the number of prompts is padded to a multiple with dummy rows. Weights are cast to
-cfg.dtype before they are gathered or copied to other devices. Where the mesh goes over several processes, all of them make the same calls
-with the same prompts, and get all completions.
+Prompts (with all their samples) are split over devices; the number of prompts is padded to a
+multiple with dummy rows. Weights are cast to cfg.dtype before they are gathered or copied to other
+devices. Where the mesh goes over several processes, all of them make the same calls with the same
+prompts, and get all completions.
 """
 
 import functools
@@ -22,18 +24,24 @@ from grm_jax.sampling.sampler import SamplingConfig, sample
 from grm_jax.sharding import batch_sharding, place_batch, shares
 
 
-def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None) -> Callable:
-    """`fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`, arguments and result as in `grm_jax.sampling.sampler.sample`.
+def make_sampler(
+    cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None
+) -> Callable:
+    """`fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`, arguments and result as in
+    `grm_jax.sampling.sampler.sample`.
 
     mode:
-      "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and parameters keep whatever
-        sharding they come with (GSPMD inserts the collectives).
+      "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and
+        parameters keep whatever sharding they come with (GSPMD inserts the collectives).
       "pmap": every local device holds the whole model and takes a share of the prompts. No mesh.
-      "shard_map": each (replica, fsdp) group runs its own loop; parameters are whole within a group, or split over the mesh's tensor axis,
-        which stays with GSPMD. A group stops when its own rows are finished or, with a tensor axis, when those of all are: collectives
-        that the compiler puts into the loop may need every device of the mesh.
+      "shard_map": each (replica, fsdp) group runs its own loop; parameters are whole within a
+        group, or split over the mesh's tensor axis, which stays with GSPMD. A group stops when its
+        own rows are finished or, with a tensor axis, when those of all are: collectives that the
+        compiler puts into the loop may need every device of the mesh.
     """
-    together = DATA_AXES if mode == "shard_map" and mesh is not None and mesh.shape["tensor"] > 1 else ()
+    together = (
+        DATA_AXES if mode == "shard_map" and mesh is not None and mesh.shape["tensor"] > 1 else ()
+    )
 
     def run(params, prompts_PT, lengths_P, keys_Pk2):
         return sample(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2, together)
@@ -42,9 +50,15 @@ def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mes
         if mesh is not None:
             raise ValueError("mode 'pmap' takes no mesh: it runs one replica on each local device")
         if jax.process_count() > 1:
-            raise ValueError("mode 'pmap' runs on the devices of one process; with several take 'shard_map', which splits the prompts over all")
+            raise ValueError(
+                "mode 'pmap' runs on the devices of one process; with several take 'shard_map', "
+                "which splits the prompts over all"
+            )
         devices = jax.local_device_count()
-        cast, mapped = jax.jit(functools.partial(cast_weights, cfg=cfg)), jax.pmap(run, in_axes=(None, 0, 0, 0))
+        cast, mapped = (
+            jax.jit(functools.partial(cast_weights, cfg=cfg)),
+            jax.pmap(run, in_axes=(None, 0, 0, 0)),
+        )
 
         def split(params, *arrays):
             out = mapped(cast(params), *(a.reshape(devices, -1, *a.shape[1:]) for a in arrays))
@@ -61,18 +75,35 @@ def make_sampler(cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mes
     if mode == "shard_map":
         run = map_rows(run, cfg, mesh, (rows.spec, rows.spec, rows.spec), rows.spec)
     jitted = jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows)
-    return _padded(lambda params, *arrays: jitted(params, *place_batch(mesh, dict(enumerate(arrays))).values()), shares(mesh))
+    return _padded(
+        lambda params, *arrays: jitted(
+            params, *place_batch(mesh, dict(enumerate(arrays))).values()
+        ),
+        shares(mesh),
+    )
 
 
-def map_rows(fn: Callable, cfg: Gemma2Config, mesh: Mesh, in_specs: tuple, out_specs: Any) -> Callable:
-    """`jax.shard_map` of fn(params, *arrays) over the data axes. Parameters are cast to cfg.dtype where they lie, then gathered over
-    these axes; the tensor axis stays with GSPMD."""
-    mapped = jax.shard_map(fn, mesh=mesh, in_specs=(P(), *in_specs), out_specs=out_specs, axis_names=set(DATA_AXES), check_vma=False)
+def map_rows(
+    fn: Callable, cfg: Gemma2Config, mesh: Mesh, in_specs: tuple, out_specs: Any
+) -> Callable:
+    """`jax.shard_map` of fn(params, *arrays) over the data axes. Parameters are cast to cfg.dtype
+    where they lie, then gathered over these axes; the tensor axis stays with GSPMD.
+    """
+    mapped = jax.shard_map(
+        fn,
+        mesh=mesh,
+        in_specs=(P(), *in_specs),
+        out_specs=out_specs,
+        axis_names=set(DATA_AXES),
+        check_vma=False,
+    )
     return lambda params, *arrays: mapped(cast_weights(params, cfg), *arrays)
 
 
 def _padded(fn: Callable, shares: int) -> Callable:
-    """Pad the prompts to a multiple of `shares` with dummy rows (length 0), and drop them from the result, whose arrays go to the host."""
+    """Pad the prompts to a multiple of `shares` with dummy rows (length 0), and drop them from the
+    result, whose arrays go to the host.
+    """
 
     def call(params, *arrays):
         prompts = arrays[0].shape[0]

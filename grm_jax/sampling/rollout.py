@@ -1,7 +1,7 @@
 """Host side of sampling: many prompts of mixed length through programs of a few fixed shapes.
 
-`plan` sorts requests into batches as a pure function of the request list, so a run that was stopped after some
-batches draws exactly the missing ones, in the same shapes, with the same tokens.
+`plan` sorts requests into batches as a pure function of the request list, so a run that was stopped
+after some batches draws exactly the missing ones, in the same shapes, with the same tokens.
 """
 
 import dataclasses
@@ -14,7 +14,9 @@ from grm_jax.sampling.sampler import sample_key
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Draw one completion of `prompt_ids` for every index in `samples`; they share the prompt's keys and values."""
+    """Draw one completion of `prompt_ids` for every index in `samples`; they share the prompt's
+    keys and values.
+    """
 
     prompt_ids: Sequence[int]
     item_id: str
@@ -23,7 +25,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One drawn completion: ids int32[n] with the stop token if `finished`, and their log-probabilities float32[n]."""
+    """One drawn completion: ids int32[n] with the stop token if `finished`, and their
+    log-probabilities float32[n].
+    """
 
     item_id: str
     sample: int
@@ -41,7 +45,8 @@ class Batch:
 
 
 def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list[Batch]:
-    """Batches of `rows // k` requests (k samples each), narrow prompts first; inside a bucket sorted by prompt length.
+    """Batches of `rows // k` requests (k samples each), narrow prompts first; inside a bucket
+    sorted by prompt length.
 
     Args:
       requests: all with the same number of samples k.
@@ -49,7 +54,8 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
       rows: completions per batch.
 
     Raises:
-      ValueError: a prompt is empty or longer than the widest bucket, or the requests differ in k, or k > rows.
+      ValueError: a prompt is empty or longer than the widest bucket, or the requests differ in k,
+          or k > rows.
     """
     if not requests:
         return []
@@ -60,16 +66,24 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
     lengths = np.array([len(request.prompt_ids) for request in requests])
     for request, length in zip(requests, lengths):
         if len(request.samples) != k:
-            raise ValueError(f"item {request.item_id}: {len(request.samples)} samples, but the first request has {k}")
+            raise ValueError(
+                f"item {request.item_id}: {len(request.samples)} samples, but the first request "
+                f"has {k}"
+            )
         if not 0 < length <= widths[-1]:
-            raise ValueError(f"item {request.item_id}: prompt of {length} tokens; expected 1 to {widths[-1]} (widest bucket)")
+            raise ValueError(
+                f"item {request.item_id}: prompt of {length} tokens; expected 1 to {widths[-1]} "
+                "(widest bucket)"
+            )
     bucket = np.searchsorted(widths, lengths)
     per_batch, batches = rows // k, []
     for b, width in enumerate(widths):
         members = np.flatnonzero(bucket == b)
         members = members[np.argsort(lengths[members], kind="stable")]
         for start in range(0, len(members), per_batch):
-            batches.append(Batch(int(width), tuple(int(i) for i in members[start : start + per_batch])))
+            batches.append(
+                Batch(int(width), tuple(int(i) for i in members[start : start + per_batch]))
+            )
     return batches
 
 
@@ -92,27 +106,38 @@ def generate(
       progress: called with (batches done, batches in all) after each batch.
 
     Yields:
-      The indices of the batch's requests, and their completions, request by request and sample by sample.
+      The indices of the batch's requests, and their completions, request by request and sample by
+      sample.
     """
     batches = plan(requests, buckets, rows)
     k = len(requests[0].samples) if requests else 1
     for number, batch in enumerate(batches[first_batch:], start=first_batch):
         prompts_PT = np.zeros((rows // k, batch.width), np.int32)
-        lengths_P = np.zeros(rows // k, np.int32)  # 0: dummy row that fills the last batch of a bucket
+        # 0: dummy row that fills the last batch of a bucket
+        lengths_P = np.zeros(rows // k, np.int32)
         keys_Pk2 = np.zeros((rows // k, k, 2), np.uint32)
         for p, index in enumerate(batch.requests):
             request = requests[index]
             prompts_PT[p, : len(request.prompt_ids)] = request.prompt_ids
             lengths_P[p] = len(request.prompt_ids)
             keys_Pk2[p] = [sample_key(seed, request.item_id, sample) for sample in request.samples]
-        drawn = {name: np.asarray(array) for name, array in sampler(params, prompts_PT, lengths_P, keys_Pk2).items()}
+        drawn = {
+            name: np.asarray(array)
+            for name, array in sampler(params, prompts_PT, lengths_P, keys_Pk2).items()
+        }
         completions = []
         for p, index in enumerate(batch.requests):
             for j, sample in enumerate(requests[index].samples):
                 n = int(drawn["length"][p, j])
-                completions.append(Completion(
-                    requests[index].item_id, sample, drawn["tokens"][p, j, :n], drawn["logp"][p, j, :n], bool(drawn["finished"][p, j])
-                ))  # fmt: skip
+                completions.append(
+                    Completion(
+                        requests[index].item_id,
+                        sample,
+                        drawn["tokens"][p, j, :n],
+                        drawn["logp"][p, j, :n],
+                        bool(drawn["finished"][p, j]),
+                    )
+                )
         yield list(batch.requests), completions
         if progress is not None:
             progress(number + 1, len(batches))

@@ -1,8 +1,9 @@
 """Prefill, one decode step, and the loop over them: pure functions of (parameters, arrays).
 
-The k samples of a prompt share its prefix keys and values, computed and stored once; each has its own suffix cache.
-Local layers keep the last `sliding_window` prompt positions of each row and a ring of at most that many new ones.
-Randomness is a function of (seed, item id, sample index, step) alone: see `sample_key` and `choose_tokens`.
+The k samples of a prompt share its prefix keys and values, computed and stored once; each has its
+own suffix cache. Local layers keep the last `sliding_window` prompt positions of each row and a
+ring of at most that many new ones. Randomness is a function of (seed, item id, sample index, step)
+alone: see `sample_key` and `choose_tokens`.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ from grm_jax.sampling.logits import choose_tokens
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off; any id of stop_ids ends a row."""
+    """How completions are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off; any id of
+    stop_ids ends a row.
+    """
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -40,16 +43,21 @@ class SamplingConfig:
 
 
 def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
-    """uint32[2] threefry key of one sample, from a stable hash (no device call; the same on every Python version)."""
+    """uint32[2] threefry key of one sample, from a stable hash (no device call; the same on every
+    Python version).
+    """
     digest = hashlib.blake2b(f"{seed}\0{item_id}\0{sample}".encode(), digest_size=8).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
 
 
-def prefill(params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: jax.Array) -> tuple[dict, jax.Array]:
-    """Run right-padded prompts once. Returns their key/value prefix and the float32 logits_PV after the last token.
+def prefill(
+    params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: jax.Array
+) -> tuple[dict, jax.Array]:
+    """Run right-padded prompts once. Returns their key/value prefix and the float32 logits_PV after
+    the last token.
 
-    Global layers keep all T positions, local layers the last min(T, window) of each row. A prompt of length 0 is a
-    dummy row: its logits are meaningless.
+    Global layers keep all T positions, local layers the last min(T, window) of each row. A prompt
+    of length 0 is a dummy row: its logits are meaningless.
     """
     T = prompts_PT.shape[1]
     pos_PT = jnp.where(jnp.arange(T) < lengths_P[:, None], jnp.arange(T), -1)
@@ -63,7 +71,10 @@ def prefill(params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: j
         pos_LPW = jnp.take_along_axis(segment["pos"], last_PW[None], axis=2)
         return {
             "pos": jnp.where(index_PW >= 0, pos_LPW, -1),
-            **{name: jnp.take_along_axis(segment[name], last_PW[None, :, :, None, None], axis=2) for name in ("k", "v")},
+            **{
+                name: jnp.take_along_axis(segment[name], last_PW[None, :, :, None, None], axis=2)
+                for name in ("k", "v")
+            },
         }
 
     prefix = dict(cache["kv"])
@@ -75,7 +86,9 @@ def prefill(params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: j
 
 
 def cache_sizes(steps: int) -> list[int]:
-    """Slots of the suffix cache while `steps` tokens are drawn: it doubles up to three times, so early steps read little."""
+    """Slots of the suffix cache while `steps` tokens are drawn: it doubles up to three times, so
+    early steps read little.
+    """
     sizes = [steps]
     while sizes[0] >= 32 and len(sizes) < 4:
         sizes.insert(0, -(-sizes[0] // 2))
@@ -83,22 +96,34 @@ def cache_sizes(steps: int) -> list[int]:
 
 
 def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
-    """The cache with room for `steps` new tokens of each row: rings of min(steps, window) slots in local layers.
+    """The cache with room for `steps` new tokens of each row: rings of min(steps, window) slots in
+    local layers.
 
-    No ring has wrapped before it is full, so slots keep their index; new ones are empty (position -1).
+    No ring has wrapped before it is full, so slots keep their index; new ones are empty (position
+    -1).
     """
+
     def pad(x, slots, value):
-        return jnp.pad(x, [(0, 0), (0, 0), (0, slots - x.shape[2])] + [(0, 0)] * (x.ndim - 3), constant_values=value)
+        return jnp.pad(
+            x,
+            [(0, 0), (0, 0), (0, slots - x.shape[2])] + [(0, 0)] * (x.ndim - 3),
+            constant_values=value,
+        )
 
     grown = {}
     for i, layer_type in enumerate(cfg.block):
         slots = min(steps, cfg.sliding_window) if layer_type == LOCAL else steps
-        grown[f"layer_{i}"] = {name: pad(x, slots, -1 if name == "pos" else 0) for name, x in suffix[f"layer_{i}"].items()}
+        grown[f"layer_{i}"] = {
+            name: pad(x, slots, -1 if name == "pos" else 0)
+            for name, x in suffix[f"layer_{i}"].items()
+        }
     return grown
 
 
 def empty_suffix(cfg: Gemma2Config, rows: int) -> dict:
-    """A suffix cache without slots; see `grow_suffix`. Leaves k, v are [n_blocks, rows, slots, n_kv_heads, head_dim]."""
+    """A suffix cache without slots; see `grow_suffix`. Leaves k, v are [n_blocks, rows, slots,
+    n_kv_heads, head_dim].
+    """
     kv = jnp.zeros((cfg.n_blocks, rows, 0, cfg.n_kv_heads, cfg.head_dim), jnp.dtype(cfg.dtype))
     pos = jnp.zeros((cfg.n_blocks, rows, 0), jnp.int32)
     return {f"layer_{i}": {"k": kv, "v": kv, "pos": pos} for i in range(len(cfg.block))}
@@ -107,7 +132,9 @@ def empty_suffix(cfg: Gemma2Config, rows: int) -> dict:
 def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
     """Choose token number state["step"] of every row that is not done, and write it down."""
     step, done_B = state["step"], state["done"]
-    token_B, logp_B = choose_tokens(logits_BV, state["keys"], step, scfg.temperature, scfg.top_k, scfg.top_p)
+    token_B, logp_B = choose_tokens(
+        logits_BV, state["keys"], step, scfg.temperature, scfg.top_k, scfg.top_p
+    )
     stop_B = jnp.isin(token_B, jnp.asarray(scfg.stop_ids, jnp.int32)) & ~done_B
     return state | {
         "step": step + 1,
@@ -121,9 +148,16 @@ def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
 
 
 def start(
-    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prompts_PT: jax.Array, lengths_P: jax.Array, keys_Pk2: jax.Array
+    params: dict,
+    cfg: Gemma2Config,
+    scfg: SamplingConfig,
+    prompts_PT: jax.Array,
+    lengths_P: jax.Array,
+    keys_Pk2: jax.Array,
 ) -> tuple[dict, dict]:
-    """Prefill and choose the first token of every row. Returns (prefix, state); row p * k + j is sample j of prompt p."""
+    """Prefill and choose the first token of every row. Returns (prefix, state); row p * k + j is
+    sample j of prompt p.
+    """
     P, k = keys_Pk2.shape[:2]
     B, C = P * k, scfg.max_new_tokens
     prefix, logits_PV = prefill(params, cfg, prompts_PT, lengths_P)
@@ -143,14 +177,25 @@ def start(
     return prefix, _record(scfg, state, jnp.repeat(logits_PV, k, axis=0))
 
 
-def decode_step(params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: dict, state: dict) -> dict:
-    """Feed the token chosen last, choose the next one. Rows that are done run along and write padding."""
+def decode_step(
+    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: dict, state: dict
+) -> dict:
+    """Feed the token chosen last, choose the next one. Rows that are done run along and write
+    padding.
+    """
     slot_B = jnp.full_like(state["prompt_length"], state["step"] - 1)
     pos_B1 = (state["prompt_length"] + slot_B)[:, None]
     hidden_B1D, cache = Gemma2(cfg).apply(
-        {"params": params}, state["token"][:, None], pos_B1, prefix=prefix, suffix=state["suffix"], slot_B=slot_B
+        {"params": params},
+        state["token"][:, None],
+        pos_B1,
+        prefix=prefix,
+        suffix=state["suffix"],
+        slot_B=slot_B,
     )
-    return _record(scfg, state | {"suffix": cache["suffix"]}, lm_logits(params, cfg, hidden_B1D[:, 0]))
+    return _record(
+        scfg, state | {"suffix": cache["suffix"]}, lm_logits(params, cfg, hidden_B1D[:, 0])
+    )
 
 
 def _unfinished(state, axes):
@@ -160,9 +205,14 @@ def _unfinished(state, axes):
 
 
 def sample(
-    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prompts_PT: jax.Array, lengths_P: jax.Array, keys_Pk2: jax.Array,
+    params: dict,
+    cfg: Gemma2Config,
+    scfg: SamplingConfig,
+    prompts_PT: jax.Array,
+    lengths_P: jax.Array,
+    keys_Pk2: jax.Array,
     together: tuple[str, ...] = (),
-) -> dict[str, jax.Array]:  # fmt: skip
+) -> dict[str, jax.Array]:
     """k completions of each prompt.
 
     Args:
@@ -170,11 +220,13 @@ def sample(
       prompts_PT: int32 token ids, right-padded.
       lengths_P: int32 prompt lengths; 0 marks a dummy row, which returns length 0.
       keys_Pk2: uint32, `sample_key` of every sample.
-      together: axes of an enclosing `jax.shard_map` whose devices all decode until the last row of all of them is done.
+      together: axes of an enclosing `jax.shard_map` whose devices all decode until the last row of
+          all of them is done.
 
     Returns:
       tokens int32 [P, k, C] with C = max_new_tokens: the stop token is included, pad_id after it.
-      logp float32 [P, k, C]: log-probability of each token (grm_jax.sampling.logits), 0 after the stop token.
+      logp float32 [P, k, C]: log-probability of each token (grm_jax.sampling.logits), 0 after the
+          stop token.
       length int32 [P, k]: tokens written, stop token included.
       finished bool [P, k]: a stop token was seen (else the row was cut at max_new_tokens).
     """
@@ -188,8 +240,12 @@ def sample(
     unfinished = _unfinished(state, together)
     for size in cache_sizes(scfg.max_new_tokens):
         state, unfinished = jax.lax.while_loop(
-            lambda carry, size=size: (carry[0]["step"] < size) & carry[1], step,
+            lambda carry, size=size: (carry[0]["step"] < size) & carry[1],
+            step,
             (state | {"suffix": grow_suffix(cfg, state["suffix"], size)}, unfinished),
-        )  # fmt: skip
+        )
     P, k = keys_Pk2.shape[:2]
-    return {name: state[name].reshape(P, k, *state[name].shape[1:]) for name in ("tokens", "logp", "length", "finished")}
+    return {
+        name: state[name].reshape(P, k, *state[name].shape[1:])
+        for name in ("tokens", "logp", "length", "finished")
+    }

@@ -1,4 +1,7 @@
-"""Log-probabilities of given tokens under a policy, without ever holding logits for a whole batch of a large vocabulary."""
+"""Log-probabilities of given tokens under a policy, without ever holding logits for a whole batch
+of a large vocabulary.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -10,24 +13,33 @@ from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, lm_logits
 from grm_jax.models.rows import map_own_rows
 
-LOGITS_PER_ROW = 2**27  # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
+# fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
+LOGITS_PER_ROW = 2**27
 
 
 def token_logprobs(
-    params: dict, cfg: Gemma2Config, tokens_BT: jax.Array, pos_BT: jax.Array, temperature: float = 1.0, chunk: int | None = None
+    params: dict,
+    cfg: Gemma2Config,
+    tokens_BT: jax.Array,
+    pos_BT: jax.Array,
+    temperature: float = 1.0,
+    chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """log p(token t | tokens before t) and the entropy of that distribution, fp32[B, T] both, in nats.
+    """log p(token t | tokens before t) and the entropy of that distribution, fp32[B, T] both, in
+    nats.
 
-    p = softmax(softcap(logits) / temperature), the distribution that is sampled from where neither top-p nor top-k cuts it.
-    Position 0 has nothing before it: 0 in both. Values at padding (pos -1) are finite and mean nothing; mask them.
+    p = softmax(softcap(logits) / temperature), the distribution that is sampled from where neither
+    top-p nor top-k cuts it. Position 0 has nothing before it: 0 in both. Values at padding (pos -1)
+    are finite and mean nothing; mask them.
 
     Args:
       params: parameters of `Gemma2(cfg)`.
       tokens_BT, pos_BT: int32 tokens and positions, right-padded, pos -1 in padding.
       temperature: > 0.
-      chunk: positions of each row whose logits exist at one time; forward and backward recompute them chunk by chunk. None takes
-        LOGITS_PER_ROW / V, so small vocabularies are done in one piece. The rule looks at neither B nor the mesh: results do not
-        depend on what else is in the batch.
+      chunk: positions of each row whose logits exist at one time; forward and backward recompute
+        them chunk by chunk. None takes LOGITS_PER_ROW / V, so small vocabularies are done in one
+        piece. The rule looks at neither B nor the mesh: results do not depend on what else is in
+        the batch.
 
     The entropy carries no gradient.
     """
@@ -35,43 +47,62 @@ def token_logprobs(
     target_BT = jnp.roll(tokens_BT, -1, axis=1)  # the last column is dropped below
     T, chunk = tokens_BT.shape[1], chunk or max(1, LOGITS_PER_ROW // cfg.vocab_size)
     if chunk >= T:
-        logp_BT, entropy_BT = _target_logprobs(params["embedding"], cfg, hidden_BTD, target_BT, temperature)
+        logp_BT, entropy_BT = _target_logprobs(
+            params["embedding"], cfg, hidden_BTD, target_BT, temperature
+        )
     else:
-        in_chunks = functools.partial(_chunked_logprobs, cfg=cfg, temperature=temperature, chunk=chunk)
+        in_chunks = functools.partial(
+            _chunked_logprobs, cfg=cfg, temperature=temperature, chunk=chunk
+        )
         logp_BT, entropy_BT = map_own_rows(in_chunks, params["embedding"], hidden_BTD, target_BT)
     return _shift(logp_BT), _shift(entropy_BT)
 
 
-def token_logprobs_reference(params, cfg, tokens_BT, pos_BT, temperature=1.0) -> tuple[jax.Array, jax.Array]:
-    """The same from the textbook formulas, with logits_BTV held whole. For tests and small models."""
+def token_logprobs_reference(
+    params, cfg, tokens_BT, pos_BT, temperature=1.0
+) -> tuple[jax.Array, jax.Array]:
+    """The same from the textbook formulas, with logits_BTV held whole. For tests and small
+    models.
+    """
     hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
     logprobs_BTV = jax.nn.log_softmax(lm_logits(params, cfg, hidden_BTD) / temperature, axis=-1)
     logp_BT = jnp.take_along_axis(logprobs_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
     entropy_BT = -jnp.sum(jnp.exp(logprobs_BTV) * logprobs_BTV, axis=-1)[:, :-1]
-    return jnp.pad(logp_BT, ((0, 0), (1, 0))), jnp.pad(jax.lax.stop_gradient(entropy_BT), ((0, 0), (1, 0)))
+    return jnp.pad(logp_BT, ((0, 0), (1, 0))), jnp.pad(
+        jax.lax.stop_gradient(entropy_BT), ((0, 0), (1, 0))
+    )
 
 
 def _chunked_logprobs(embedding_VD, hidden_BTD, target_BT, *, cfg, temperature, chunk):
-    body = jax.checkpoint(lambda hidden_target: _target_logprobs(embedding_VD, cfg, *hidden_target, temperature))
+    body = jax.checkpoint(
+        lambda hidden_target: _target_logprobs(embedding_VD, cfg, *hidden_target, temperature)
+    )
     logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
     T = target_BT.shape[1]
     return _join(logp_CBt, T), _join(entropy_CBt, T)
 
 
 def _target_logprobs(embedding_VD, cfg, hidden_BTD, target_BT, temperature):
-    """log p(target) and entropy at each position. The target's logit is picked by comparison, not by gather: its gradient is then
-    no scatter, and it partitions over a sharded vocabulary."""
+    """log p(target) and entropy at each position. The target's logit is picked by comparison, not
+    by gather: its gradient is then no scatter, and it partitions over a sharded vocabulary.
+    """
     logits_BTV = lm_logits({"embedding": embedding_VD}, cfg, hidden_BTD) / temperature
     log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    is_target_BTV = jax.lax.broadcasted_iota(target_BT.dtype, logits_BTV.shape, 2) == target_BT[..., None]
+    is_target_BTV = (
+        jax.lax.broadcasted_iota(target_BT.dtype, logits_BTV.shape, 2) == target_BT[..., None]
+    )
     logp_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1) - log_normaliser_BT
     fixed_BTV, fixed_normaliser_BT = jax.lax.stop_gradient((logits_BTV, log_normaliser_BT))
-    expected_logit_BT = jnp.sum(jnp.exp(fixed_BTV - fixed_normaliser_BT[..., None]) * fixed_BTV, axis=-1)
+    expected_logit_BT = jnp.sum(
+        jnp.exp(fixed_BTV - fixed_normaliser_BT[..., None]) * fixed_BTV, axis=-1
+    )
     return logp_BT, fixed_normaliser_BT - expected_logit_BT
 
 
 def _split(x_BT, chunk):
-    """[B, T, ...] -> [C, B, chunk, ...], the end padded with zeros. Rows stay whole, so a batch sharded over devices stays so."""
+    """[B, T, ...] -> [C, B, chunk, ...], the end padded with zeros. Rows stay whole, so a batch
+    sharded over devices stays so.
+    """
     B, T = x_BT.shape[:2]
     padded = jnp.pad(x_BT, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x_BT.ndim - 2))
     return jnp.moveaxis(padded.reshape(B, -1, chunk, *x_BT.shape[2:]), 1, 0)

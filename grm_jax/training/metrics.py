@@ -1,4 +1,7 @@
-"""Metrics of a run: one JSON line and one TensorBoard event per step, fetched from the device one step late."""
+"""Metrics of a run: one JSON line and one TensorBoard event per step, fetched from the device one
+step late.
+"""
+
 from __future__ import annotations
 
 import json
@@ -15,30 +18,42 @@ from grm_jax import distributed
 
 
 def check_finite(step: int, metrics: Mapping[str, float], item_ids: Sequence[str] = ()) -> None:
-    """Raises FloatingPointError, naming the step and the items of its batch, if the train step found its loss or a gradient not finite.
+    """Raises FloatingPointError, naming the step and the items of its batch, if the train step
+    found its loss or a gradient not finite.
 
     Once it raises, the state is damaged: do not checkpoint it.
     """
     if metrics["nonfinite"]:
         raise FloatingPointError(
-            f"step {step}: loss {metrics.get('loss')}, gradient norm {metrics['grad_norm']}; items of the batch: {', '.join(item_ids)}"
+            f"step {step}: loss {metrics.get('loss')}, gradient norm {metrics['grad_norm']}; "
+            f"items of the batch: {', '.join(item_ids)}"
         )
 
 
 class LateMetrics:
-    """Hands out the metrics of step n once step n + 1 has been dispatched: the host never waits for a step that it has just started.
+    """Hands out the metrics of step n once step n + 1 has been dispatched: the host never waits for
+    a step that it has just started.
 
-    for step, row in late.push(step, metrics, ids): log.write(step, row)   # in the loop: the step before this one
-    for step, row in late.flush(): log.write(step, row)                    # before a checkpoint, and after the loop
+    for step, row in late.push(step, metrics, ids): log.write(step, row)   # in the loop: the step
+    before this one for step, row in late.flush(): log.write(step, row)                    # before
+    a checkpoint, and after the loop
     """
 
     def __init__(self):
         self._pending, self._fetched_at = None, time.monotonic()
 
-    def push(self, step: int, metrics: Mapping[str, jax.Array], item_ids: Sequence[str] = (), tokens: int = 0) -> Iterator[tuple[int, dict]]:
-        """Take the metrics of a step just dispatched; yield (step, floats) of the one before, checked by `check_finite`.
+    def push(
+        self,
+        step: int,
+        metrics: Mapping[str, jax.Array],
+        item_ids: Sequence[str] = (),
+        tokens: int = 0,
+    ) -> Iterator[tuple[int, dict]]:
+        """Take the metrics of a step just dispatched; yield (step, floats) of the one before,
+        checked by `check_finite`.
 
-        `tokens` is how many the step trained on. Rows get step_s, the seconds between this fetch and the last, and tokens_per_s.
+        `tokens` is how many the step trained on. Rows get step_s, the seconds between this fetch
+        and the last, and tokens_per_s.
         """
         previous, self._pending = self._pending, (step, metrics, item_ids, tokens)
         return self._fetch(previous)
@@ -62,12 +77,15 @@ class LateMetrics:
 
 
 class MetricsLog:
-    """Appends rows {"stage", "step", name: float, ...} to `metrics.jsonl`, and the same numbers to `tensorboard/<stage>`.
+    """Appends rows {"stage", "step", name: float, ...} to `metrics.jsonl`, and the same numbers to
+    `tensorboard/<stage>`.
 
-    A row is one write of one line, so a killed run leaves at most its last line torn; opening drops it. Opening also drops the rows
-    of this stage from `resumed_step` on (0-based; the step of the restored state), so that every step appears once however often the
-    run was killed; TensorBoard is told to do the same. A value that is not finite becomes null. Raises ValueError, naming file and
-    line, where an earlier line is not JSON. Of several processes process 0 does all this, and the others nothing.
+    A row is one write of one line, so a killed run leaves at most its last line torn; opening drops
+    it. Opening also drops the rows of this stage from `resumed_step` on (0-based; the step of the
+    restored state), so that every step appears once however often the run was killed; TensorBoard
+    is told to do the same. A value that is not finite becomes null. Raises ValueError, naming file
+    and line, where an earlier line is not JSON. Of several processes process 0 does all this, and
+    the others nothing.
     """
 
     def __init__(self, folder: str | os.PathLike, stage: str, resumed_step: int = 0):
@@ -83,8 +101,14 @@ class MetricsLog:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if not self._writes:
             return
-        row = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write((json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False) + "\n").encode())
+        row = {
+            name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
+        }
+        self._file.write(
+            (
+                json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False) + "\n"
+            ).encode()
+        )
         for name, value in row.items():
             if value is not None:
                 self._events.add_scalar(name, value, step)
@@ -103,20 +127,26 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """Rows of a metrics.jsonl, without a torn last line. Raises ValueError, naming file and line, where another line is not JSON."""
+    """Rows of a metrics.jsonl, without a torn last line. Raises ValueError, naming file and line,
+    where another line is not JSON.
+    """
     rows, lines = [], pathlib.Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or torn
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: expected a JSON object, found {line[:80]!r}") from error
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object, found {line[:80]!r}"
+            ) from error
     return rows
 
 
 def _drop_rows(path, stage, resumed_step):
     if not path.exists():
         return
-    kept = [row for row in read_metrics(path) if row["stage"] != stage or row["step"] < resumed_step]
+    kept = [
+        row for row in read_metrics(path) if row["stage"] != stage or row["step"] < resumed_step
+    ]
     text = "".join(json.dumps(row) + "\n" for row in kept).encode()
     if text != path.read_bytes():
         replacement = path.with_suffix(".jsonl.tmp")

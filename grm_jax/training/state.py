@@ -1,4 +1,5 @@
 """What a training run carries from step to step: a plain pytree."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,7 +12,9 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates made so far. params: float32 master weights. opt_state: state of the optax optimizer."""
+    """step: int32 scalar, updates made so far. params: float32 master weights. opt_state: state of
+    the optax optimizer.
+    """
 
     step: jax.Array
     params: Any
@@ -19,18 +22,29 @@ class TrainState:
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, shardings: TrainState | None = None, donate: bool = False
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState | None = None,
+    donate: bool = False,
 ) -> TrainState:
-    """State before the first step. `params` are copied, because the train step donates its state: the caller's arrays (a reference
-    policy, say) stay valid. With `donate` they are taken over instead, and deleted. `shardings`: of every leaf,
-    `sharding.param_shardings(mesh, abstract_state(params, optimizer))`, which lays the optimizer's moments as their parameters; None for a
-    single device."""
-    make = jax.jit(lambda p: _state(jax.tree.map(jnp.copy, p), optimizer), out_shardings=shardings, donate_argnums=0 if donate else ())
+    """State before the first step. `params` are copied, because the train step donates its state:
+    the caller's arrays (a reference policy, say) stay valid. With `donate` they are taken over
+    instead, and deleted. `shardings`: of every leaf, `sharding.param_shardings(mesh,
+    abstract_state(params, optimizer))`, which lays the optimizer's moments as their parameters;
+    None for a single device.
+    """
+    make = jax.jit(
+        lambda p: _state(jax.tree.map(jnp.copy, p), optimizer),
+        out_shardings=shardings,
+        donate_argnums=0 if donate else (),
+    )
     return make(params)
 
 
 def abstract_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state's shapes and dtypes, from arrays or from `jax.ShapeDtypeStruct`s; computes nothing."""
+    """The state's shapes and dtypes, from arrays or from `jax.ShapeDtypeStruct`s; computes
+    nothing.
+    """
     return jax.eval_shape(lambda p: _state(p, optimizer), params)
 
 

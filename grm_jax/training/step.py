@@ -1,12 +1,16 @@
-"""One optimizer step, shared by pretraining, RFT, RL and every reward model, and the losses that it differentiates.
+"""One optimizer step, shared by pretraining, RFT, RL and every reward model, and the losses that it
+differentiates.
 
-A batch is a dict of arrays with a leading batch axis B: `mask` (fp32[B, T], or fp32[B] where a row is the unit; 1 where the loss
-counts) and whatever else the loss reads.
-A loss is `loss_fn(params, batch) -> (scalar, metrics)`. Inside a step it sees one micro-batch, in which `batch["normaliser"]` holds
-the counts of the whole batch (`losses.aggregation.count` of the mask). It returns sums divided by these counts, so that micro-batches
-add up to the loss of the batch however it is cut; metrics likewise, but names ending in `_min` or `_max` are reduced by minimum or
-maximum. Called outside a step, without a normaliser, it takes the batch that it is given for the whole.
+A batch is a dict of arrays with a leading batch axis B: `mask` (fp32[B, T], or fp32[B] where a row
+is the unit; 1 where the loss counts) and whatever else the loss reads.
+A loss is `loss_fn(params, batch) -> (scalar, metrics)`. Inside a step it sees one micro-batch, in
+which `batch["normaliser"]` holds the counts of the whole batch (`losses.aggregation.count` of the
+mask). It returns sums divided by these counts, so that micro-batches add up to the loss of the
+batch however it is cut; metrics likewise, but names ending in `_min` or `_max` are reduced by
+minimum or maximum. Called outside a step, without a normaliser, it takes the batch that it is given
+for the whole.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,24 +37,34 @@ LossFn = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, micro_batches: int = 1, state_shardings: TrainState | None = None
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    state_shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Jitted `step(state, batch, frozen=None) -> (state, metrics)`. The state that goes in is donated: use only the one that comes out.
+    """Jitted `step(state, batch, frozen=None) -> (state, metrics)`. The state that goes in is
+    donated: use only the one that comes out.
 
-    `frozen` is a tree of arrays that the loss finds whole in `batch["frozen"]` and that no gradient is taken of (`adapted`).
+    `frozen` is a tree of arrays that the loss finds whole in `batch["frozen"]` and that no gradient
+    is taken of (`adapted`).
 
-    The gradient is accumulated over `micro_batches` equal parts one after the other. Part m takes rows m, m + M, m + 2M, ...: a batch
-    sharded over its first axis is cut on each device, without moving a row. Runs on any mesh on which state and batch lie;
-    `state_shardings` (as given to `state.init_state`) pins the outgoing state to the placement of the incoming one, and every gradient
-    to that of its parameter: each part's is reduced and scattered as it is made, and no sum of parts is whole on a device.
+    The gradient is accumulated over `micro_batches` equal parts one after the other. Part m takes
+    rows m, m + M, m + 2M, ...: a batch sharded over its first axis is cut on each device, without
+    moving a row. Runs on any mesh on which state and batch lie; `state_shardings` (as given to
+    `state.init_state`) pins the outgoing state to the placement of the incoming one, and every
+    gradient to that of its parameter: each part's is reduced and scattered as it is made, and no
+    sum of parts is whole on a device.
 
-    Metrics (fp32 scalars): those of the loss, grad_norm before clipping, param_norm and update_norm (global L2 norms), and
-    nonfinite, 1 if the loss or a gradient is not finite: see `metrics.check_finite`.
+    Metrics (fp32 scalars): those of the loss, grad_norm before clipping, param_norm and update_norm
+    (global L2 norms), and nonfinite, 1 if the loss or a gradient is not finite: see
+    `metrics.check_finite`.
     """
 
     def step(state, batch, frozen=None):
         placed = None if state_shardings is None else state_shardings.params
-        loss, grads, metrics = _accumulate(loss_fn, state.params, batch, micro_batches, frozen, placed)
+        loss, grads, metrics = _accumulate(
+            loss_fn, state.params, batch, micro_batches, frozen, placed
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
@@ -67,7 +81,9 @@ def make_train_step(
 
 
 def adapted(loss_fn: LossFn, scale: float) -> LossFn:
-    """The loss as a function of LoRA adapters, whose weights are the step's `frozen` (models/lora.py)."""
+    """The loss as a function of LoRA adapters, whose weights are the step's `frozen`
+    (models/lora.py).
+    """
     return lambda adapters, batch: loss_fn(merge(batch["frozen"], adapters, scale), batch)
 
 
@@ -75,17 +91,26 @@ def _parts(batch, micro_batches):
     """{name: [M, B/M, ...]}: part m holds rows m, m + M, m + 2M, ..."""
     rows = next(iter(batch.values())).shape[0]
     if rows % micro_batches:
-        raise ValueError(f"micro_batches is {micro_batches}; expected a divisor of the batch of {rows} rows")
-    return {name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+        raise ValueError(
+            f"micro_batches is {micro_batches}; expected a divisor of the batch of {rows} rows"
+        )
+    return {
+        name: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
+    }
 
 
 def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
-    """Loss, gradient and metrics of the batch, from its micro-batches; gradients lie as `placed` says, if it is not None."""
+    """Loss, gradient and metrics of the batch, from its micro-batches; gradients lie as `placed`
+    says, if it is not None.
+    """
     whole = {"normaliser": normaliser_of(batch)} | ({} if frozen is None else {"frozen": frozen})
 
     def value_and_grad(part):
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part | whole)
-        return (loss, grads if placed is None else jax.lax.with_sharding_constraint(grads, placed)), metrics
+        return (
+            loss,
+            grads if placed is None else jax.lax.with_sharding_constraint(grads, placed),
+        ), metrics
 
     if micro_batches == 1:
         (loss, grads), metrics = value_and_grad(batch)
@@ -101,14 +126,21 @@ def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
 
 
 def normaliser_of(batch: Batch) -> Normaliser:
-    """The counts that a loss divides by: those of the whole batch where the step has put them in, else those of this batch."""
-    return batch["normaliser"] if "normaliser" in batch else count(batch["mask"].reshape(batch["mask"].shape[0], -1))
+    """The counts that a loss divides by: those of the whole batch where the step has put them in,
+    else those of this batch.
+    """
+    return (
+        batch["normaliser"]
+        if "normaliser" in batch
+        else count(batch["mask"].reshape(batch["mask"].shape[0], -1))
+    )
 
 
 def rft_loss(cfg: Gemma2Config) -> LossFn:
     """Masked next-token cross-entropy, for RFT and pretraining.
 
-    Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1 on tokens to be learned.
+    Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1
+        on tokens to be learned.
     Metrics: loss (nats per token), entropy (mean over the masked positions).
     """
 
@@ -121,17 +153,23 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
     return loss_fn
 
 
-def rl_loss(cfg: Gemma2Config, policy_loss: Callable, loss_cfg: LossConfig, temperature: float) -> LossFn:
-    """A loss of `grm_jax.losses` (or one of the same signature) on the policy's log-probabilities at the sampling temperature.
+def rl_loss(
+    cfg: Gemma2Config, policy_loss: Callable, loss_cfg: LossConfig, temperature: float
+) -> LossFn:
+    """A loss of `grm_jax.losses` (or one of the same signature) on the policy's log-probabilities
+    at the sampling temperature.
 
-    Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token included
-    (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B]; ref_logp fp32[B, T], which may be missing where
+    Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
+    included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B]; ref_logp
+    fp32[B, T], which may be missing where
     loss_cfg.beta is 0. Metrics: those of the loss, and entropy.
     """
 
     def loss_fn(params, batch):
         normaliser = normaliser_of(batch)
-        logp_BT, entropy_BT = token_logprobs(params, cfg, batch["tokens"], batch["positions"], temperature)
+        logp_BT, entropy_BT = token_logprobs(
+            params, cfg, batch["tokens"], batch["positions"], temperature
+        )
         arrays = (batch["old_logp"], batch.get("ref_logp"), batch["advantages"], batch["mask"])
         loss, metrics = policy_loss(logp_BT, *arrays, loss_cfg.replace(normaliser=normaliser))
         return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normaliser)}
@@ -142,9 +180,10 @@ def rl_loss(cfg: Gemma2Config, policy_loss: Callable, loss_cfg: LossConfig, temp
 def meta_loss(cfg: Gemma2Config) -> LossFn:
     """Binary cross-entropy of the scalar head, for the Meta RM and PairRM.
 
-    params: {"backbone", "score"} of `models.heads`. Batch: tokens, positions int32[B, T]; labels fp32[B], 1 for a correct judgment
-    (PairRM: where the response shown first is the better one); mask fp32[B], 0 on padding rows. Metrics: loss, accuracy (of
-    logit > 0), label_mean.
+    params: {"backbone", "score"} of `models.heads`. Batch: tokens, positions int32[B, T]; labels
+        fp32[B], 1 for a correct judgment
+    (PairRM: where the response shown first is the better one); mask fp32[B], 0 on padding rows.
+    Metrics: loss, accuracy (of logit > 0), label_mean.
     """
 
     def loss_fn(params, batch):
@@ -155,31 +194,41 @@ def meta_loss(cfg: Gemma2Config) -> LossFn:
 
 
 def preference_loss(cfg: Gemma2Config, centre: float = 0.0) -> LossFn:
-    """Bradley-Terry loss of the scalar head on pairs of sequences, for scalar and CLoud reward models.
+    """Bradley-Terry loss of the scalar head on pairs of sequences, for scalar and CLoud reward
+    models.
 
-    params: {"backbone", "score"} of `models.heads`. Batch: better_tokens, better_positions, worse_tokens, worse_positions int32[B, T],
-    both sequences of pair b in row b; mask fp32[B], 0 on padding rows. centre: see `losses.preference.bradley_terry`, as the metrics.
+    params: {"backbone", "score"} of `models.heads`. Batch: better_tokens, better_positions,
+    worse_tokens, worse_positions int32[B, T], both sequences of pair b in row b; mask fp32[B], 0 on
+    padding rows. centre: see `losses.preference.bradley_terry`, as the metrics.
     """
 
     def loss_fn(params, batch):
-        def both(name):  # [2B, T]; the two of a pair stay neighbours, so a batch sharded over B is not moved
+        # [2B, T]; the two of a pair stay neighbours, so a batch sharded over B is not moved
+        def both(name):
             pair_B2T = jnp.stack([batch[f"better_{name}"], batch[f"worse_{name}"]], axis=1)
             return pair_B2T.reshape(-1, pair_B2T.shape[2])
 
         rewards_B2 = scalar_logits(params, cfg, both("tokens"), both("positions")).reshape(-1, 2)
-        return bradley_terry(rewards_B2[:, 0], rewards_B2[:, 1], batch["mask"], centre, normaliser_of(batch))
+        return bradley_terry(
+            rewards_B2[:, 0], rewards_B2[:, 1], batch["mask"], centre, normaliser_of(batch)
+        )
 
     return loss_fn
 
 
-def make_logprob_fn(cfg: Gemma2Config, temperature: float = 1.0, micro_batches: int = 1) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """Jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`): of the reference policy, or of the policy before an update.
+def make_logprob_fn(
+    cfg: Gemma2Config, temperature: float = 1.0, micro_batches: int = 1
+) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+    """Jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`): of the reference
+    policy, or of the policy before an update.
 
-    The rows are run in `micro_batches` equal parts one after the other, cut as in `make_train_step`; ValueError unless it divides B.
+    The rows are run in `micro_batches` equal parts one after the other, cut as in
+    `make_train_step`; ValueError unless it divides B.
     """
 
     def logprobs(params, tokens_BT, pos_BT):
-        params = params | {"embedding": gather_width(params["embedding"].astype(cfg.dtype))}  # once; every use casts it so
+        # once; every use casts it so
+        params = params | {"embedding": gather_width(params["embedding"].astype(cfg.dtype))}
 
         def of_part(part):
             return token_logprobs(params, cfg, part["tokens"], part["positions"], temperature)[0]
@@ -187,7 +236,11 @@ def make_logprob_fn(cfg: Gemma2Config, temperature: float = 1.0, micro_batches: 
         batch = {"tokens": tokens_BT, "positions": pos_BT}
         if micro_batches == 1:
             return of_part(batch)
-        return jax.lax.map(of_part, _parts(batch, micro_batches)).swapaxes(0, 1).reshape(tokens_BT.shape)
+        return (
+            jax.lax.map(of_part, _parts(batch, micro_batches))
+            .swapaxes(0, 1)
+            .reshape(tokens_BT.shape)
+        )
 
     return jax.jit(logprobs)
 

@@ -1,4 +1,7 @@
-"""A small training run that checkpoints every step and goes on from where it was: `python save_loop.py FOLDER STEPS`."""
+"""A small training run that checkpoints every step and goes on from where it was: `python
+save_loop.py FOLDER STEPS`.
+"""
+
 import sys
 
 import jax.numpy as jnp
@@ -15,12 +18,16 @@ OPTIMIZER = optax.adamw(1e-2)
 
 
 def loss_fn(params, batch):
-    loss = jnp.mean(jnp.square(params["w"] - batch["x"])) + jnp.mean(jnp.abs(params["b"] - batch["x"][0, 0]))
+    loss = jnp.mean(jnp.square(params["w"] - batch["x"])) + jnp.mean(
+        jnp.abs(params["b"] - batch["x"][0, 0])
+    )
     return loss, {"loss": loss}
 
 
 def run(folder, steps):
-    """Final (state, checksum). The data come from a NumPy generator whose state is in the checkpoint."""
+    """Final (state, checksum). The data come from a NumPy generator whose state is in the
+    checkpoint.
+    """
     rng, params = np.random.default_rng(0), {"w": jnp.zeros(SIZE), "b": jnp.ones((3, 5))}
     manager = open_checkpoints(folder, keep=2)
     restored = restore_latest(manager, abstract_state(params, OPTIMIZER), DIGEST)

@@ -1,4 +1,6 @@
-"""Hugging Face folders: what we write loads again (here and in transformers), and every kind of broken folder is named."""
+"""Hugging Face folders: what we write loads again (here and in transformers), and every kind of
+broken folder is named.
+"""
 
 import dataclasses
 import functools
@@ -21,17 +23,30 @@ from grm_jax.models.heads import scalar_logits
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.sharding import make_mesh, param_shardings
 
-QUICK = {"xla_backend_optimization_level": 0}  # LLVM's effort only: compiling is what these tests cost
+# LLVM's effort only: compiling is what these tests cost
+QUICK = {"xla_backend_optimization_level": 0}
 CFG = Gemma2Config(
-    vocab_size=64, d_model=16, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=24,
-    layer_types=alternating(4), sliding_window=5, query_pre_attn_scalar=12.0, rope_theta=5000.0,
-)  # fmt: skip
+    vocab_size=64,
+    d_model=16,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=24,
+    layer_types=alternating(4),
+    sliding_window=5,
+    query_pre_attn_scalar=12.0,
+    rope_theta=5000.0,
+)
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 
 
 def random_params(architecture="Gemma2ForCausalLM", cfg=CFG):
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_params(cfg, architecture))
+    return jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32),
+        abstract_params(cfg, architecture),
+    )
 
 
 def assert_equal(found, expected):
@@ -56,7 +71,9 @@ def test_one_file_comes_back(folder):
     assert load_config(folder) == CFG
     params = load_params(folder, CFG)
     assert_equal(params, random_params())
-    assert all(isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 for leaf in jax.tree.leaves(params))
+    assert all(
+        isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 for leaf in jax.tree.leaves(params)
+    )
 
 
 def test_several_files_with_an_index_come_back(tmp_path):
@@ -64,7 +81,9 @@ def test_several_files_with_an_index_come_back(tmp_path):
     files = sorted(tmp_path.glob("model/*.safetensors"))
     index = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())
     assert len(files) > 2 and set(index["weight_map"].values()) == {path.name for path in files}
-    assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(random_params()))
+    assert index["metadata"]["total_size"] == 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(random_params())
+    )
     assert all(path.stat().st_size < 6000 + 4096 for path in files)  # contents and header
     assert_equal(load_params(tmp_path / "model", CFG), random_params())
 
@@ -73,12 +92,17 @@ def test_straight_into_shards_and_back_to_files(folder, tmp_path):
     mesh = make_mesh(replica=2, fsdp=2, tensor=2)
     shardings = param_shardings(mesh, abstract_params(CFG))
     params = load_params(folder, CFG, shardings)
-    jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding or pytest.fail(), params, shardings)
+    jax.tree.map(
+        lambda leaf, sharding: leaf.sharding == sharding or pytest.fail(), params, shardings
+    )
     save_folder(tmp_path / "again", params, CFG)
-    assert all(leaf._npy_value is None for leaf in jax.tree.leaves(params))  # the host's copies are gone once they are written
+    # the host's copies are gone once they are written
+    assert all(leaf._npy_value is None for leaf in jax.tree.leaves(params))
     assert_equal(params, random_params())
     assert params["embedding"]._npy_value is not None  # which this would show
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        folder / "model.safetensors"
+    ).read_bytes()
 
 
 def test_bfloat16_files_and_arrays(tmp_path):
@@ -91,39 +115,78 @@ def test_bfloat16_files_and_arrays(tmp_path):
     half = load_params(tmp_path / "bf16", CFG, dtype="bfloat16")
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(half))
     assert_equal(half, rounded)
-    assert_equal(load_params(tmp_path / "bf16", CFG), jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded))
+    assert_equal(
+        load_params(tmp_path / "bf16", CFG),
+        jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded),
+    )
 
 
 def test_scalar_head_comes_back(tmp_path):
     params = random_params(SCALAR)
     save_folder(tmp_path / "rm", params, CFG, architecture=SCALAR)
     assert_equal(load_params(tmp_path / "rm", CFG, architecture=SCALAR), params)
-    with pytest.raises(ValueError, match=r"model.safetensors: 1 tensors .* the first is score.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"model.safetensors: 1 tensors .* the "
+        r"first is score.weight",
+    ):
         load_params(tmp_path / "rm", CFG)
 
 
 def test_vocabulary_is_padded_or_cropped_only_when_asked(folder):
     embedding = random_params()["embedding"]
-    shardings = param_shardings(make_mesh(fsdp=2, tensor=4), abstract_params(dataclasses.replace(CFG, vocab_size=72)))
+    shardings = param_shardings(
+        make_mesh(fsdp=2, tensor=4), abstract_params(dataclasses.replace(CFG, vocab_size=72))
+    )
     for placed in (None, shardings):
         padded = load_params(folder, load_config(folder, vocab_size=72), placed)["embedding"]
-        np.testing.assert_array_equal(padded, np.concatenate([embedding, np.zeros((8, CFG.d_model))]))
-    np.testing.assert_array_equal(load_params(folder, load_config(folder, vocab_size=60))["embedding"], embedding[:60])
-    rewrite(folder, lambda tensors: tensors.update({"model.embed_tokens.weight": np.zeros((72, CFG.d_model), np.float32)}))
-    with pytest.raises(ValueError, match=r"embed_tokens.weight has shape \(72, 16\); config.json asks for \(64, 16\)"):
+        np.testing.assert_array_equal(
+            padded, np.concatenate([embedding, np.zeros((8, CFG.d_model))])
+        )
+    np.testing.assert_array_equal(
+        load_params(folder, load_config(folder, vocab_size=60))["embedding"], embedding[:60]
+    )
+    rewrite(
+        folder,
+        lambda tensors: tensors.update(
+            {"model.embed_tokens.weight": np.zeros((72, CFG.d_model), np.float32)}
+        ),
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"embed_tokens.weight has shape \(72, 16\); "
+        r"config.json asks for \(64, 16\)",
+    ):
         load_params(folder, CFG)
 
 
 def test_a_copy_of_the_tied_embedding_is_let_pass(folder):
-    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
+    rewrite(
+        folder,
+        lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}),
+    )
     assert_equal(load_params(folder, CFG), random_params())
 
 
 BROKEN = {
-    "missing": (lambda tensors: tensors.pop(Q0), f"model: missing 1 of 46 tensors, the first is {Q0}"),
-    "unexpected": (lambda tensors: tensors.update({"model.layers.4.x": np.zeros(1)}), r"model.safetensors: 1 tensors .* model.layers.4.x"),
-    "shape": (lambda tensors: tensors.update({Q0: np.zeros((32, 15), np.float32)}), rf"model.safetensors: {Q0} has shape \(32, 15\).*\(32, 16\)"),
-    "dtype": (lambda tensors: tensors.update({Q0: np.zeros((32, 16), np.int8)}), f"model.safetensors: {Q0} has dtype I8"),
+    "missing": (
+        lambda tensors: tensors.pop(Q0),
+        f"model: missing 1 of 46 tensors, the first is {Q0}",
+    ),
+    "unexpected": (
+        lambda tensors: tensors.update({"model.layers.4.x": np.zeros(1)}),
+        r"model.safetensors: 1 tensors .* "
+        r"model.layers.4.x",
+    ),
+    "shape": (
+        lambda tensors: tensors.update({Q0: np.zeros((32, 15), np.float32)}),
+        rf"model.safetensors: {Q0} has shape "
+        r"\(32, 15\).*\(32, 16\)",
+    ),
+    "dtype": (
+        lambda tensors: tensors.update({Q0: np.zeros((32, 16), np.int8)}),
+        f"model.safetensors: {Q0} has dtype I8",
+    ),
 }
 
 
@@ -144,14 +207,19 @@ def test_one_of_several_files_that_is_cut_or_missing_is_named(tmp_path):
         with pytest.raises(ValueError, match=f"{third.name}: truncated"):
             load_params(tmp_path / "model", CFG)
     third.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{third.name}: no such file, but model.safetensors.index.json names it"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"{third.name}: no such file, but model.safetensors.index.json names it",
+    ):
         load_params(tmp_path / "model", CFG)
 
 
 def test_the_index_says_which_file_counts(tmp_path):
     """A tensor that two files hold is read from the one that the index names."""
     save_folder(tmp_path / "model", random_params(), CFG, max_shard_bytes=6000)
-    weight_map = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())["weight_map"]
+    weight_map = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
     for path in tmp_path.glob("model/*.safetensors"):
         if path.name != weight_map[Q0]:
             save_file(load_file(path) | {Q0: np.zeros((32, 16), np.float32)}, path)
@@ -209,7 +277,11 @@ def test_a_failed_save_leaves_the_old_folder_and_the_next_one_cleans_up(folder, 
     before = (folder / "model.safetensors").read_bytes()
     other = jax.tree.map(lambda leaf: leaf + 1, random_params())
     with monkeypatch.context() as patch:
-        patch.setattr(huggingface, "save_file", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr(
+            huggingface,
+            "save_file",
+            lambda *args, **kwargs: (_ for _ in ()).throw(OSError("disk full")),
+        )
         with pytest.raises(OSError, match="disk full"):
             save_folder(folder, other, CFG)
     assert (folder / "model.safetensors").read_bytes() == before
@@ -220,14 +292,30 @@ def test_a_failed_save_leaves_the_old_folder_and_the_next_one_cleans_up(folder, 
 
 @pytest.fixture
 def tokenizer_folder(tmp_path) -> pathlib.Path:
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", *(f"w{i}" for i in range(CFG.vocab_size - 6))]
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    words = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        *(f"w{i}" for i in range(CFG.vocab_size - 6)),
+    ]
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     model.add_special_tokens(words[:6])
     path = tmp_path / "tokenizer"
     path.mkdir()
     model.save(str(path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     (path / "notes.txt").write_text("not a tokenizer file")
     return path
@@ -238,17 +326,32 @@ def test_tokenizer_files_are_copied_and_their_ids_stated(tmp_path, tokenizer_fol
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = json.loads((tmp_path / "model/config.json").read_text())
-    assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (0, 2, [1, 5])
-    save_folder(tmp_path / "model", random_params(), CFG, tokenizer_files_from=tmp_path / "model")  # from the folder that is replaced
+    assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (
+        0,
+        2,
+        [1, 5],
+    )
+    # from the folder that is replaced
+    save_folder(tmp_path / "model", random_params(), CFG, tokenizer_files_from=tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == names
 
 
 @pytest.mark.torch
-def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(tmp_path, tokenizer_folder):
+def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(
+    tmp_path, tokenizer_folder
+):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     params = jax.tree.map(jnp.asarray, random_params())
-    save_folder(tmp_path / "model", params, CFG, tokenizer_files_from=tokenizer_folder, max_shard_bytes=20_000)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    save_folder(
+        tmp_path / "model",
+        params,
+        CFG,
+        tokenizer_files_from=tokenizer_folder,
+        max_shard_bytes=20_000,
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation="eager"
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert type(model).__name__ == "Gemma2ForCausalLM" and model.dtype == torch.float32
 
@@ -258,7 +361,9 @@ def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(tmp_
 
     @functools.partial(jax.jit, compiler_options=QUICK)
     def logits(tokens_1T):
-        return lm_logits(params, CFG, Gemma2(CFG).apply({"params": params}, tokens_1T, jnp.arange(T)[None])[0])[0]
+        return lm_logits(
+            params, CFG, Gemma2(CFG).apply({"params": params}, tokens_1T, jnp.arange(T)[None])[0]
+        )[0]
 
     tokens = np.zeros((1, T), np.int32)
     tokens[0, :start] = ids[0].numpy()
@@ -279,14 +384,24 @@ def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(tmp_
 def test_transformers_reads_our_reward_model(tmp_path, tokenizer_folder):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     params = random_params(SCALAR)
-    save_folder(tmp_path / "rm", params, CFG, tokenizer_files_from=tokenizer_folder, architecture=SCALAR)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm", attn_implementation="eager")
+    save_folder(
+        tmp_path / "rm", params, CFG, tokenizer_files_from=tokenizer_folder, architecture=SCALAR
+    )
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "rm", attn_implementation="eager"
+    )
     assert type(model).__name__ == SCALAR and model.config.num_labels == 1
     tokens_BT = np.array([[2, 9, 10, 11, 12, 13], [2, 20, 21, 0, 0, 0]])
     pos_BT = np.where(tokens_BT == 0, -1, np.arange(6))
     with torch.no_grad():
-        theirs_B = model(torch.from_numpy(tokens_BT), attention_mask=torch.from_numpy(pos_BT >= 0).long()).logits[:, 0].numpy()
-    ours_B = jax.jit(scalar_logits, static_argnums=1, compiler_options=QUICK)(params, CFG, tokens_BT, pos_BT)
+        theirs_B = (
+            model(torch.from_numpy(tokens_BT), attention_mask=torch.from_numpy(pos_BT >= 0).long())
+            .logits[:, 0]
+            .numpy()
+        )
+    ours_B = jax.jit(scalar_logits, static_argnums=1, compiler_options=QUICK)(
+        params, CFG, tokens_BT, pos_BT
+    )
     np.testing.assert_allclose(ours_B, theirs_B, atol=1e-4)
 
 
@@ -295,16 +410,27 @@ def test_a_folder_that_transformers_wrote_comes_back(tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=8, intermediate_size=24,
-        sliding_window=3, query_pre_attn_scalar=20, rope_parameters={"rope_type": "default", "rope_theta": 777.0}, initializer_range=0.3,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=24,
+        sliding_window=3,
+        query_pre_attn_scalar=20,
+        rope_parameters={"rope_type": "default", "rope_theta": 777.0},
+        initializer_range=0.3,
+    )
     model = transformers.Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     cfg = load_config(tmp_path)
     assert cfg.rope_theta == 777.0 and cfg.layer_types == alternating(3)
     params = load_params(tmp_path, cfg)
     tokens = np.random.default_rng(0).integers(3, 64, (1, 10))
-    hidden, _ = jax.jit(Gemma2(cfg).apply, compiler_options=QUICK)({"params": params}, tokens, np.arange(10)[None])
+    hidden, _ = jax.jit(Gemma2(cfg).apply, compiler_options=QUICK)(
+        {"params": params}, tokens, np.arange(10)[None]
+    )
     with torch.no_grad():
         theirs = model(torch.from_numpy(tokens)).logits.numpy()
     assert np.abs(np.asarray(lm_logits(params, cfg, hidden)) - theirs).max() <= 1e-4

@@ -1,4 +1,7 @@
-"""Train-state checkpoints: kills, damage, other configs, other meshes; always bit for bit, or a clear error."""
+"""Train-state checkpoints: kills, damage, other configs, other meshes; always bit for bit, or a
+clear error.
+"""
+
 import json
 import logging
 import os
@@ -15,10 +18,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-
 import save_loop
+
 from grm_jax.checkpoint import state as checkpoints
-from grm_jax.checkpoint.state import NotWhatWasSaved, UnreadableCheckpoints, checksum, config_digest, open_checkpoints, restore_latest, save
+from grm_jax.checkpoint.state import (
+    NotWhatWasSaved,
+    UnreadableCheckpoints,
+    checksum,
+    config_digest,
+    open_checkpoints,
+    restore_latest,
+    save,
+)
 from grm_jax.sharding import make_mesh, param_shardings
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import TrainState, abstract_state, init_state
@@ -27,16 +38,33 @@ from grm_jax.training.step import make_train_step
 REPO = pathlib.Path(__file__).resolve().parents[2]
 OPTIMIZER, _ = make_optimizer(
     ml_collections.ConfigDict(
-        dict(schedule="cosine", warmup_steps=2, final_fraction=0.1, clip_norm=1.0, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
+        dict(
+            schedule="cosine",
+            warmup_steps=2,
+            final_fraction=0.1,
+            clip_norm=1.0,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.1,
+        )
     ),
-    1e-3, 10,
-)  # fmt: skip
-PARAMS = {"w": jnp.linspace(-1, 1, 60_000).reshape(200, 300), "half": jnp.ones((7,), jnp.bfloat16), "scalar": jnp.float32(2.0)}
+    1e-3,
+    10,
+)
+PARAMS = {
+    "w": jnp.linspace(-1, 1, 60_000).reshape(200, 300),
+    "half": jnp.ones((7,), jnp.bfloat16),
+    "scalar": jnp.float32(2.0),
+}
 
 
 def advanced(state, step):
     """The state at `step`, with other values in every float."""
-    return TrainState(jnp.int32(step), *jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), (state.params, state.opt_state)))
+    return TrainState(
+        jnp.int32(step),
+        *jax.tree.map(lambda x: x + jnp.asarray(step, x.dtype), (state.params, state.opt_state)),
+    )
 
 
 @pytest.fixture
@@ -46,7 +74,13 @@ def saved(tmp_path):
     states = {step: advanced(first, step) for step in (1, 2, 3)}
     with open_checkpoints(tmp_path, keep=2) as manager:
         for step, state in states.items():
-            save(manager, step, state, {"stage": "rft", "seed": 7, "data": {"position": step}}, "digest-a")
+            save(
+                manager,
+                step,
+                state,
+                {"stage": "rft", "seed": 7, "data": {"position": step}},
+                "digest-a",
+            )
     return tmp_path, states
 
 
@@ -84,9 +118,17 @@ def test_other_config_is_refused(saved):
 
 def test_other_shapes_are_refused_not_taken_for_damage(saved):
     wide = PARAMS | {"w": jnp.zeros((200, 301))}
-    with pytest.raises(ValueError, match=r"w is float32\[200, 300\] in the checkpoint, float32\[200, 301\] in this run"):
+    with pytest.raises(
+        ValueError,
+        match=r"w is float32\[200, 300\] in the checkpoint, "
+        r"float32\[200, 301\] in this run",
+    ):
         restore(saved[0], abstract_state(wide, OPTIMIZER))
-    with pytest.raises(ValueError, match=r"new is absent in the checkpoint, float32\[2\] in this run"):
+    with pytest.raises(
+        ValueError,
+        match=r"new is absent in the checkpoint, "
+        r"float32\[2\] in this run",
+    ):
         restore(saved[0], abstract_state(PARAMS | {"new": jnp.zeros(2)}, OPTIMIZER))
     assert sorted(path.name for path in saved[0].iterdir()) == ["2", "3"]
 
@@ -97,7 +139,9 @@ def truncate_arrays(folder):
 
 
 def remove_largest_file(folder):
-    max((path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size).unlink()
+    max(
+        (path for path in (folder / "state").rglob("d/*")), key=lambda path: path.stat().st_size
+    ).unlink()
 
 
 def cut_header(folder):
@@ -112,7 +156,9 @@ def empty_manifest(folder):
     (folder / "state" / "manifest.ocdbt").write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [truncate_arrays, remove_largest_file, cut_header, remove_header, empty_manifest])
+@pytest.mark.parametrize(
+    "damage", [truncate_arrays, remove_largest_file, cut_header, remove_header, empty_manifest]
+)
 def test_a_torn_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
     folder, states = saved
     damage(folder / "3")
@@ -121,7 +167,11 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
     assert_bits_equal(state, states[2])
     assert extra["data"] == {"position": 2}
     (warning,) = [record.message for record in caplog.records if "3 is damaged" in record.message]
-    assert str(folder / "3") in warning and len(warning) < len(str(folder)) + 400 and "\n" not in warning
+    assert (
+        str(folder / "3") in warning
+        and len(warning) < len(str(folder)) + 400
+        and "\n" not in warning
+    )
     with open_checkpoints(folder, keep=2) as manager:  # the run goes on and writes step 3 again
         save(manager, 3, states[3], {}, "digest-a")
     assert_bits_equal(restore(folder)[0], states[3])
@@ -131,7 +181,9 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["removed", "cut", "emptied"])
 def test_whatever_file_is_torn_nothing_wrong_is_restored(saved, tmp_path_factory, damage):
-    """Each file of a step in turn: either Orbax can do without it, or the checkpoint before is used."""
+    """Each file of a step in turn: either Orbax can do without it, or the checkpoint before is
+    used.
+    """
     folder, states = saved
     files = [path.relative_to(folder) for path in (folder / "3").rglob("*") if path.is_file()]
     used = []
@@ -139,7 +191,9 @@ def test_whatever_file_is_torn_nothing_wrong_is_restored(saved, tmp_path_factory
         copy = tmp_path_factory.mktemp("copy") / "run"
         shutil.copytree(folder, copy)
         content = (copy / file).read_bytes()
-        (copy / file).unlink() if damage == "removed" else (copy / file).write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+        (copy / file).unlink() if damage == "removed" else (copy / file).write_bytes(
+            content[: len(content) // 2 if damage == "cut" else 0]
+        )
         state, _ = restore(copy)
         used.append(int(state.step))
         assert_bits_equal(state, states[used[-1]])
@@ -154,11 +208,19 @@ def change_header(folder, **changes):
 def test_what_is_read_but_is_not_what_was_saved_is_an_error(saved):
     folder, states = saved
     change_header(folder / "3", checksum="0" * 16)
-    with pytest.raises(NotWhatWasSaved, match=r"/3: step and checksum are \(3, '[0-9a-f]{16}'\), \(3, '0000000000000000'\) were recorded"):
+    with pytest.raises(
+        NotWhatWasSaved,
+        match=r"/3: step and checksum are \(3, '[0-9a-f]{16}'\), \(3, '0000000000000000'\) were "
+        r"recorded",
+    ):
         restore(folder)
     (folder / "3").rename(folder / "4")  # what was saved as step 3 is in the folder of step 4
     change_header(folder / "4", checksum=checksum(states[3]))
-    with pytest.raises(NotWhatWasSaved, match=r"/4: step and checksum are \(3, '([0-9a-f]{16})'\), \(4, '\1'\) were recorded"):
+    with pytest.raises(
+        NotWhatWasSaved,
+        match=r"/4: step and checksum are \(3, "
+        r"'([0-9a-f]{16})'\), \(4, '\1'\) were recorded",
+    ):
         restore(folder)
     shutil.rmtree(folder / "4")
     assert_bits_equal(restore(folder)[0], states[2])
@@ -166,7 +228,10 @@ def test_what_is_read_but_is_not_what_was_saved_is_an_error(saved):
 
 def test_a_bit_that_flips_in_an_array_is_never_restored(saved):
     folder, _ = saved
-    largest = max((path for path in (folder / "3" / "state").rglob("d/*")), key=lambda path: path.stat().st_size)
+    largest = max(
+        (path for path in (folder / "3" / "state").rglob("d/*")),
+        key=lambda path: path.stat().st_size,
+    )
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(bytes(data))
@@ -202,7 +267,9 @@ def test_steps_must_agree_and_not_repeat(saved):
 
 
 def test_training_goes_on_while_the_checkpoint_is_written(tmp_path):
-    """The step donates its state, so its buffers are written over while Orbax still writes the file."""
+    """The step donates its state, so its buffers are written over while Orbax still writes the
+    file.
+    """
     step_fn = make_train_step(save_loop.loss_fn, save_loop.OPTIMIZER)
     params = {"w": jnp.zeros(save_loop.SIZE), "b": jnp.ones((3, 5))}
     batch = {"x": np.ones((1, save_loop.SIZE), np.float32), "mask": np.ones(1, np.float32)}
@@ -218,11 +285,18 @@ def test_training_goes_on_while_the_checkpoint_is_written(tmp_path):
 
 
 def test_restore_on_another_mesh(tmp_path):
-    params = {"embedding": jnp.arange(512.0).reshape(32, 16), "blocks": {"layer_0_mlp": {"gate": jnp.ones((1, 16, 32), jnp.bfloat16)}}}
+    params = {
+        "embedding": jnp.arange(512.0).reshape(32, 16),
+        "blocks": {"layer_0_mlp": {"gate": jnp.ones((1, 16, 32), jnp.bfloat16)}},
+    }
     abstract = abstract_state(params, OPTIMIZER)
 
     def on(mesh):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, param_shardings(mesh, abstract))
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract,
+            param_shardings(mesh, abstract),
+        )
 
     state = init_state(params, OPTIMIZER, param_shardings(make_mesh(1, 8, 1), abstract))
     with open_checkpoints(tmp_path, keep=1) as manager:
@@ -230,15 +304,22 @@ def test_restore_on_another_mesh(tmp_path):
     for target, shard in ((on(make_mesh(2, 2, 2)), (1, 8, 16)), (abstract, (1, 16, 32))):
         restored, _ = restore(tmp_path, target)
         assert_bits_equal(restored, state)
-        assert restored.params["blocks"]["layer_0_mlp"]["gate"].addressable_shards[0].data.shape == shard
+        assert (
+            restored.params["blocks"]["layer_0_mlp"]["gate"].addressable_shards[0].data.shape
+            == shard
+        )
 
 
 def test_checksum_sees_every_change():
     tree = {"a": jnp.arange(24.0).reshape(4, 6), "b": jnp.zeros(3)}
     changes = [
-        tree | {"a": tree["a"].at[2, 3].set(0.5)}, tree | {"a": tree["a"].T.reshape(4, 6)}, tree | {"a": tree["a"][::-1]},
-        tree | {"b": -tree["b"]}, tree | {"b": tree["b"].at[1].set(1e-45)}, {"a": tree["b"], "b": tree["a"]},
-    ]  # fmt: skip
+        tree | {"a": tree["a"].at[2, 3].set(0.5)},
+        tree | {"a": tree["a"].T.reshape(4, 6)},
+        tree | {"a": tree["a"][::-1]},
+        tree | {"b": -tree["b"]},
+        tree | {"b": tree["b"].at[1].set(1e-45)},
+        {"a": tree["b"], "b": tree["a"]},
+    ]
     assert len({checksum(changed) for changed in [tree, *changes]}) == 1 + len(changes)
 
 
@@ -248,14 +329,21 @@ def test_config_digest():
 
 
 def test_killed_at_any_moment_and_resumed_is_bit_identical(tmp_path):
-    """SIGKILL, three times: as soon as a checkpoint is being written, and at random moments of the loop. Then to the end."""
+    """SIGKILL, three times: as soon as a checkpoint is being written, and at random moments of the
+    loop. Then to the end.
+    """
     steps, rng = 12, random.Random(0)
     folder, script = tmp_path / "killed", pathlib.Path(save_loop.__file__)
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     begun = []
 
     def start():
-        process = subprocess.Popen([sys.executable, script, folder, str(steps)], stdout=subprocess.PIPE, text=True, env=environment)
+        process = subprocess.Popen(
+            [sys.executable, script, folder, str(steps)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         begun.append(int(process.stdout.readline().removeprefix("first step ")))
         return process
 
@@ -267,7 +355,9 @@ def test_killed_at_any_moment_and_resumed_is_bit_identical(tmp_path):
         process.wait()
 
     def writing(step):
-        return lambda: any(folder.glob(f"{step}.orbax-checkpoint-tmp*")) or (folder / str(step + 1)).exists()
+        return lambda: (
+            any(folder.glob(f"{step}.orbax-checkpoint-tmp*")) or (folder / str(step + 1)).exists()
+        )
 
     kill_when(start(), writing(3))
     kill_when(start(), writing(6))

@@ -1,4 +1,7 @@
-"""Every source format gives valid records with stable ids, and every broken file is named with its line and field."""
+"""Every source format gives valid records with stable ids, and every broken file is named with its
+line and field.
+"""
+
 import gzip
 import json
 
@@ -9,7 +12,12 @@ from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.judgment.records import Turn, write_records
 
 RECORD = {
-    "id": "a", "conversation": [{"role": "user", "content": "2+2?"}], "responses": ["4", "5"], "rewards": [1.0, 0.0], "domain": "sums"}
+    "id": "a",
+    "conversation": [{"role": "user", "content": "2+2?"}],
+    "responses": ["4", "5"],
+    "rewards": [1.0, 0.0],
+    "domain": "sums",
+}
 
 
 def write_jsonl(path, rows):
@@ -20,6 +28,7 @@ def write_jsonl(path, rows):
 
 # ---- real files
 
+
 def test_rmb_best_of_n(data_dir):
     path = data_dir / "rmb/RMB_dataset/BoN_set/Harmlessness/S10.json"
     raw = json.loads(path.read_text())
@@ -27,10 +36,15 @@ def test_rmb_best_of_n(data_dir):
     assert len(records) == len(raw) == 79
     for record, item in zip(records, raw):
         assert record.id == f"rmb/bon/{item['bon_uid']}"
-        assert record.responses == (item["bon_best"]["answer"], *(loser["answer"] for loser in item["loser_list"]))
+        assert record.responses == (
+            item["bon_best"]["answer"],
+            *(loser["answer"] for loser in item["loser_list"]),
+        )
         assert record.rewards == (1.0, *[0.0] * len(item["loser_list"]))
         assert record.domain == "Harmlessness/S10"
-        assert record.conversation == tuple(Turn(turn["role"], turn["content"]) for turn in item["conversation_input"])
+        assert record.conversation == tuple(
+            Turn(turn["role"], turn["content"]) for turn in item["conversation_input"]
+        )
         assert record.metadata["llm_names"][0] == item["bon_best"]["llm_name"]
 
 
@@ -63,10 +77,15 @@ def test_hh_rlhf(data_dir):
         for record, line in zip(records, file, strict=True):
             raw = json.loads(line)
             assert record.conversation[-1].role == "user"
-            prompt = "".join(f"\n\n{'Human' if turn.role == 'user' else 'Assistant'}: {turn.content}" for turn in record.conversation)
+            prompt = "".join(
+                f"\n\n{'Human' if turn.role == 'user' else 'Assistant'}: {turn.content}"
+                for turn in record.conversation
+            )
             for text, response in zip((raw["chosen"], raw["rejected"]), record.responses):
-                assert squeeze(text) == squeeze(f"{prompt}\n\nAssistant: {response}")  # nothing is lost
-    assert "\n\nAssistant: Let’s just walk" in records[1950].responses[1].replace("  ", " ")  # this answer goes on with a dialogue of its own
+                # nothing is lost
+                assert squeeze(text) == squeeze(f"{prompt}\n\nAssistant: {response}")
+    # this answer goes on with a dialogue of its own
+    assert "\n\nAssistant: Let’s just walk" in records[1950].responses[1].replace("  ", " ")
 
 
 def squeeze(text):
@@ -74,16 +93,27 @@ def squeeze(text):
 
 
 def test_gsm8k_as_instructions(data_dir):
-    items = load_instructions({"path": str(data_dir / "gsm8k/train.jsonl"), "columns": {"prompt": "question", "completion": "answer"}, "limit": 3})
+    items = load_instructions(
+        {
+            "path": str(data_dir / "gsm8k/train.jsonl"),
+            "columns": {"prompt": "question", "completion": "answer"},
+            "limit": 3,
+        }
+    )
     assert [item["id"] for item in items] == ["gsm8k/train/0", "gsm8k/train/1", "gsm8k/train/2"]
-    assert items[0]["prompt"].startswith("Natalia sold clips") and items[0]["completion"].endswith("#### 72")
+    assert items[0]["prompt"].startswith("Natalia sold clips") and items[0]["completion"].endswith(
+        "#### 72"
+    )
 
 
 # ---- our schema, folders, order and limit
 
+
 @pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
 def test_records_are_read_back(tmp_path, name):
-    first = load_source({"path": write_jsonl(tmp_path / name, [RECORD, {**RECORD, "id": "b", "rewards": None}])})
+    first = load_source(
+        {"path": write_jsonl(tmp_path / name, [RECORD, {**RECORD, "id": "b", "rewards": None}])}
+    )
     assert [record.id for record in first] == ["a", "b"] and first[1].rewards is None
     write_records(tmp_path / f"again.{name}", first)
     assert load_source({"path": str(tmp_path / f"again.{name}")}) == first
@@ -91,46 +121,93 @@ def test_records_are_read_back(tmp_path, name):
 
 def test_shuffle_depends_on_seed_and_ids_only(tmp_path):
     rows = [{**RECORD, "id": str(i)} for i in range(50)]
-    path, turned = write_jsonl(tmp_path / "a.jsonl", rows), write_jsonl(tmp_path / "b.jsonl", rows[::-1])
+    path, turned = (
+        write_jsonl(tmp_path / "a.jsonl", rows),
+        write_jsonl(tmp_path / "b.jsonl", rows[::-1]),
+    )
 
     def ids(**source):
         return [record.id for record in load_source(source)]
+
     assert ids(path=path, limit=3) == ["0", "1", "2"]
-    assert ids(path=path, shuffle_seed=1, limit=10) == ids(path=turned, shuffle_seed=1, limit=10) == ids(path=path, shuffle_seed=1)[:10]
+    assert (
+        ids(path=path, shuffle_seed=1, limit=10)
+        == ids(path=turned, shuffle_seed=1, limit=10)
+        == ids(path=path, shuffle_seed=1)[:10]
+    )
     assert ids(path=path, shuffle_seed=1) != ids(path=path, shuffle_seed=2)
     assert sorted(ids(path=path, shuffle_seed=1), key=int) == [str(i) for i in range(50)]
-    assert ids(path=path, shuffle_seed=0, limit=3) == ["28", "13", "24"]  # the same on every machine
+    # the same on every machine
+    assert ids(path=path, shuffle_seed=0, limit=3) == ["28", "13", "24"]
 
 
 # ---- data sets
 
+
 def chat(*contents):
-    return [{"role": role, "content": content} for role, content in zip(("user", "assistant") * 4, contents)]
+    return [
+        {"role": role, "content": content}
+        for role, content in zip(("user", "assistant") * 4, contents)
+    ]
 
 
 def test_columns_of_a_saved_data_set(tmp_path):
     import datasets
-    rows = {"key": ["x", "y"], "prompt": ["q1", "q2"], "good": ["g1", "g2"], "bad": ["b1", "b2"], "topic": ["t", "u"]}
-    datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "pairs")
-    source = {"path": str(tmp_path / "pairs"), "split": "test",
-              "columns": {"id": "key", "conversation": "prompt", "responses": ["good", "bad"], "best": 0, "domain": "topic"}}
+
+    rows = {
+        "key": ["x", "y"],
+        "prompt": ["q1", "q2"],
+        "good": ["g1", "g2"],
+        "bad": ["b1", "b2"],
+        "topic": ["t", "u"],
+    }
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(
+        tmp_path / "pairs"
+    )
+    source = {
+        "path": str(tmp_path / "pairs"),
+        "split": "test",
+        "columns": {
+            "id": "key",
+            "conversation": "prompt",
+            "responses": ["good", "bad"],
+            "best": 0,
+            "domain": "topic",
+        },
+    }
     records = load_source(source)
     assert [(record.id, record.responses, record.rewards, record.domain) for record in records] == [
-        ("x", ("g1", "b1"), (1.0, 0.0), "t"), ("y", ("g2", "b2"), (1.0, 0.0), "u")]
+        ("x", ("g1", "b1"), (1.0, 0.0), "t"),
+        ("y", ("g2", "b2"), (1.0, 0.0), "u"),
+    ]
     del source["columns"]["id"]
     assert [record.id for record in load_source(source)] == ["pairs/test/0", "pairs/test/1"]
-    with pytest.raises(ValueError, match='pairs: field "split": expected one of test, got \'train\''):
+    with pytest.raises(
+        ValueError, match="pairs: field \"split\": expected one of test, got 'train'"
+    ):
         load_source({**source, "split": "train"})
-    with pytest.raises(ValueError, match=r'pairs:test\[0\]: field "gold": missing; the row has key, prompt'):
+    with pytest.raises(
+        ValueError,
+        match=r'pairs:test\[0\]: field "gold": missing; '
+        r"the row has key, prompt",
+    ):
         load_source({**source, "columns": {**source["columns"], "responses": ["gold", "bad"]}})
 
 
 def test_load_dataset_by_name_and_parquet(tmp_path, monkeypatch):
     import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    table = datasets.Dataset.from_list([
-        {"chosen": chat("q", "good"), "rejected": chat("q", "bad"), "scores": [0.9, 0.1]},
-        {"chosen": chat("q", "a", "more", "good"), "rejected": chat("q", "a", "more", "bad"), "scores": [0.7, 0.3]}])
+    table = datasets.Dataset.from_list(
+        [
+            {"chosen": chat("q", "good"), "rejected": chat("q", "bad"), "scores": [0.9, 0.1]},
+            {
+                "chosen": chat("q", "a", "more", "good"),
+                "rejected": chat("q", "a", "more", "bad"),
+                "scores": [0.7, 0.3],
+            },
+        ]
+    )
     (tmp_path / "named").mkdir()
     table.to_parquet(tmp_path / "named" / "train.parquet")
     columns = {"responses": ["chosen", "rejected"], "rewards": "scores"}
@@ -142,30 +219,56 @@ def test_load_dataset_by_name_and_parquet(tmp_path, monkeypatch):
 
 
 def test_instructions_from_messages(tmp_path):
-    path = write_jsonl(tmp_path / "general.jsonl", [
-        {"id": "m", "messages": [{"role": "system", "content": "Be brief."}, *chat("Hi", "Hello.")]},
-        {"prompt": "p", "completion": "c"}])
+    path = write_jsonl(
+        tmp_path / "general.jsonl",
+        [
+            {
+                "id": "m",
+                "messages": [{"role": "system", "content": "Be brief."}, *chat("Hi", "Hello.")],
+            },
+            {"prompt": "p", "completion": "c"},
+        ],
+    )
     assert load_instructions({"path": path}) == [
         {"id": "m", "prompt": "Be brief.\n\nHi", "completion": "Hello."},
-        {"id": f"{tmp_path.name}/general/1", "prompt": "p", "completion": "c"}]
+        {"id": f"{tmp_path.name}/general/1", "prompt": "p", "completion": "c"},
+    ]
     path = write_jsonl(tmp_path / "long.jsonl", [{"messages": chat("a", "b", "c", "d")}])
-    with pytest.raises(ValueError, match=r'long.jsonl:1: field "messages": expected the turns .* got user, assistant, user'):
+    with pytest.raises(
+        ValueError,
+        match=r'long.jsonl:1: field "messages": expected the '
+        r"turns .* got user, assistant, user",
+    ):
         load_instructions({"path": path})
-    path = write_jsonl(tmp_path / "half.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}])
-    with pytest.raises(ValueError, match='half.jsonl:2: field "completion": missing; the row has prompt'):
+    path = write_jsonl(
+        tmp_path / "half.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a"}]
+    )
+    with pytest.raises(
+        ValueError, match='half.jsonl:2: field "completion": missing; the row has prompt'
+    ):
         load_instructions({"path": path})
 
 
 # ---- errors
 
-@pytest.mark.parametrize("source, message", [
-    ({"pth": "x"}, "source: field \"pth\": unknown; did you mean 'path'"),
-    ({}, 'expected one of the fields "path" and "hub", got none'),
-    ({"path": "x", "hub": "y"}, 'expected one of the fields "path" and "hub", got path, hub'),
-    ({"path": "x", "format": "rbm"}, 'source x: field "format": expected one of records, rmb, llmbar, hh_rlhf'),
-    ({"path": "x", "limit": 0}, 'source x: field "limit": expected an integer >= 1, got 0'),
-    ({"path": "x", "columns": {"response": "a"}}, "columns: field \"response\": unknown; did you mean 'responses'"),
-])
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ({"pth": "x"}, "source: field \"pth\": unknown; did you mean 'path'"),
+        ({}, 'expected one of the fields "path" and "hub", got none'),
+        ({"path": "x", "hub": "y"}, 'expected one of the fields "path" and "hub", got path, hub'),
+        (
+            {"path": "x", "format": "rbm"},
+            'source x: field "format": expected one of records, rmb, llmbar, hh_rlhf',
+        ),
+        ({"path": "x", "limit": 0}, 'source x: field "limit": expected an integer >= 1, got 0'),
+        (
+            {"path": "x", "columns": {"response": "a"}},
+            "columns: field \"response\": unknown; did you mean 'responses'",
+        ),
+    ],
+)
 def test_a_wrong_source_is_named(source, message):
     with pytest.raises(ValueError, match=message):
         load_source(source)
@@ -178,23 +281,59 @@ def test_missing_paths(tmp_path):
         load_source({"path": str(tmp_path)})
 
 
-PAIR = {"pair_uid": "1", "category_path": "Pairwise_set/A", "conversation_input": chat("q"), "chosen": {"answer": "a"}, "reject": {"answer": "b"}}
+PAIR = {
+    "pair_uid": "1",
+    "category_path": "Pairwise_set/A",
+    "conversation_input": chat("q"),
+    "chosen": {"answer": "a"},
+    "reject": {"answer": "b"},
+}
 LLMBAR = {"input": "q", "output_1": "a", "output_2": "b", "label": 1}
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
 
 
-@pytest.mark.parametrize("rows, message", [
-    ([RECORD, RECORD], r'data.jsonl:2: field "id": \'a\' occurs twice, first at .*data.jsonl:1'),
-    ([{**RECORD, "rewards": [1, 1]}], r'data.jsonl:1 \(id \'a\'\): field "rewards": expected exactly one largest value'),
-    ([{"text": "x"}], r"data.jsonl:1: cannot tell the format from the fields \['text'\]; give the source a format \(records, rmb"),
-    ([PAIR, {**PAIR, "pair_uid": None}], 'data.jsonl:2: field "pair_uid": expected str or int, got'),
-    ([{**PAIR, "reject": {"llm_name": "m"}}], 'field "chosen/reject": expected objects with a text "answer"'),
-    ([{**PAIR, "conversation_input": [{"content": "q"}]}], r'field "conversation_input\[0\]": expected an object with "role" and "content"'),
-    ([LLMBAR, {**LLMBAR, "label": 3}], 'data.jsonl:2: field "label": expected 1 or 2, got 3'),
-    ([HH, {**HH, "rejected": "no dialogue"}], 'data.jsonl:2: field "rejected": expected a dialogue that begins with'),
-    ([HH, {**HH, "rejected": "\n\nHuman: other\n\nAssistant: b"}], "data.jsonl:2: .* expected dialogues that share a human turn"),
-    ([[1]], "data.jsonl:1: expected a JSON object, got a list"),
-])
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (
+            [RECORD, RECORD],
+            r'data.jsonl:2: field "id": \'a\' occurs twice, first at .*data.jsonl:1',
+        ),
+        (
+            [{**RECORD, "rewards": [1, 1]}],
+            r'data.jsonl:1 \(id \'a\'\): field "rewards": '
+            r"expected exactly one largest value",
+        ),
+        (
+            [{"text": "x"}],
+            r"data.jsonl:1: cannot tell the format from the fields \['text'\]; give the source a "
+            r"format \(records, rmb",
+        ),
+        (
+            [PAIR, {**PAIR, "pair_uid": None}],
+            'data.jsonl:2: field "pair_uid": expected str or int, got',
+        ),
+        (
+            [{**PAIR, "reject": {"llm_name": "m"}}],
+            'field "chosen/reject": expected objects with a text "answer"',
+        ),
+        (
+            [{**PAIR, "conversation_input": [{"content": "q"}]}],
+            r'field "conversation_input\[0\]": expected an '
+            r'object with "role" and "content"',
+        ),
+        ([LLMBAR, {**LLMBAR, "label": 3}], 'data.jsonl:2: field "label": expected 1 or 2, got 3'),
+        (
+            [HH, {**HH, "rejected": "no dialogue"}],
+            'data.jsonl:2: field "rejected": expected a dialogue that begins with',
+        ),
+        (
+            [HH, {**HH, "rejected": "\n\nHuman: other\n\nAssistant: b"}],
+            "data.jsonl:2: .* expected dialogues that share a human turn",
+        ),
+        ([[1]], "data.jsonl:1: expected a JSON object, got a list"),
+    ],
+)
 def test_a_broken_row_is_named(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         load_source({"path": write_jsonl(tmp_path / "data.jsonl", rows)})

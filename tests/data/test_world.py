@@ -1,4 +1,6 @@
-"""The checkable world: gold is computed, unique and unleaked; splits share no record; the judge's text parses."""
+"""The checkable world: gold is computed, unique and unleaked; splits share no record; the judge's
+text parses.
+"""
 
 import random
 
@@ -25,13 +27,19 @@ def test_gold_is_unique_and_follows_from_the_text_alone(split):
         for response, text, reward in zip(item.responses, record.responses, record.rewards):
             written = tuple(word.split(".")[1] for word in text.split() if word[0].isdigit())
             assert written == response.items
-            right = not any(tasks.wrong_marks(item.query, written)) and not tasks.is_missing(item.query, written)
-            right &= text.endswith("Thanks.") or not record.conversation[0].content.endswith("Say thanks.")
+            right = not any(tasks.wrong_marks(item.query, written)) and not tasks.is_missing(
+                item.query, written
+            )
+            right &= text.endswith("Thanks.") or not record.conversation[0].content.endswith(
+                "Say thanks."
+            )
             assert right == (reward == 1.0)
 
 
 def test_sizes_of_the_splits():
-    sizes = {split: {len(r.responses) for r in make_records(split, COUNT)} for split in records.SPLITS}
+    sizes = {
+        split: {len(r.responses) for r in make_records(split, COUNT)} for split in records.SPLITS
+    }
     assert sizes["train"] == {1, 2, 3, 4} and sizes["test"] == sizes["hard"] == {2, 3, 4}
     assert sizes["wide"] == {5, 6} and sizes["single"] == {1}
 
@@ -39,7 +47,9 @@ def test_sizes_of_the_splits():
 def test_families_of_the_reward_data_and_of_the_heldout_split_are_apart():
     assert {r.domain for r in make_records("train", COUNT)} == set(tasks.REWARD_FAMILIES)
     assert {r.domain for r in make_records("heldout", COUNT)} == set(tasks.HELDOUT_FAMILIES)
-    assert len(tasks.REWARD_FAMILIES) >= 6 and not set(tasks.REWARD_FAMILIES) & set(tasks.HELDOUT_FAMILIES)
+    assert len(tasks.REWARD_FAMILIES) >= 6 and not set(tasks.REWARD_FAMILIES) & set(
+        tasks.HELDOUT_FAMILIES
+    )
 
 
 def test_hard_split_has_its_distractors_on_the_wrong_responses_only():
@@ -71,7 +81,11 @@ def test_no_test_record_is_a_training_or_pretraining_record():
     seen = []
     for i in range(3000):  # every record that the pretraining corpus shows is of the training side
         corpus.make_document(0, i, lambda record, order, hint: seen.append(record) or "")
-    test = {content(r) for split in ("test", "hard", "wide", "single") for r in make_records(split, 1000)}
+    test = {
+        content(r)
+        for split in ("test", "hard", "wide", "single")
+        for r in make_records(split, 1000)
+    }
     assert len(seen) > 1000 and not test & {content(r) for r in seen}
 
 
@@ -101,11 +115,16 @@ def test_a_careful_clean_judgment_is_correct_and_every_judgment_is_readable():
         low, high = (0, 1) if n == 1 else (1, 10)
         clean = judge.judgment_text(rng, item, order, slips=judge.CLEAN, relevant=True)
         parsed = parse_judgment(clean, n, low, high)
-        assert isinstance(parsed, Judgment) and parsed.principles[0][0] == tasks.FAMILIES[item.query.family].principle
+        assert (
+            isinstance(parsed, Judgment)
+            and parsed.principles[0][0] == tasks.FAMILIES[item.query.family].principle
+        )
         right = [item.right[j] for j in order]
         if n > 1 and not item.query.thanks:
             assert parsed.scores.index(max(parsed.scores)) == right.index(True)
-        failures += isinstance(parse_judgment(judge.judgment_text(rng, item, order), n, low, high), ParseFailure)
+        failures += isinstance(
+            parse_judgment(judge.judgment_text(rng, item, order), n, low, high), ParseFailure
+        )
     assert 0 < failures < 60  # a sloppy judge now and then spoils its box
 
 
@@ -114,11 +133,17 @@ def test_prompts_show_the_responses_untouched_and_nothing_of_the_gold():
     for record in make_records("test", 50):
         order = tuple(reversed(range(len(record.responses))))
         prompt = render_prompt(template, record, order)
-        assert [line.split("] ", 1)[1] for line in prompt.strip().splitlines()[2:]] == [record.responses[i] for i in order]
-        stripped = record.__class__(**{**record.__dict__, "rewards": None, "metadata": {}, "domain": ""})
+        assert [line.split("] ", 1)[1] for line in prompt.strip().splitlines()[2:]] == [
+            record.responses[i] for i in order
+        ]
+        stripped = record.__class__(
+            **{**record.__dict__, "rewards": None, "metadata": {}, "domain": ""}
+        )
         assert render_prompt(template, stripped, order) == prompt
 
 
 def test_instructions_are_right_answers():
     for row in make_instructions(100):
-        assert row["prompt"] and row["completion"] and row["completion"] == row["completion"].strip()
+        assert (
+            row["prompt"] and row["completion"] and row["completion"] == row["completion"].strip()
+        )

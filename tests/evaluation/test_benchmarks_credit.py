@@ -1,4 +1,5 @@
 """Credit conventions of the official runners, and figures over scores, against counting by hand."""
+
 import itertools
 import random
 
@@ -10,19 +11,26 @@ from grm_jax.judgment.voting import vote
 PAIR, LIST = (1.0, 0.0), (0.0, 1.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("samples, rewards, expected, strict, parsed, parsed_or_strict", [
-    ([(9, 2)], PAIR, 1, 1, 1, 1),
-    ([(2, 9)], PAIR, 0, 0, 0, 0),
-    ([(5, 5)], PAIR, 0.5, 0, 0.5, 0.5),
-    ([None], PAIR, 0.5, 0, 0, 0),
-    ([(1, 7, 3, 7)], LIST, 0.5, 0, 0.5, 0),
-    ([None, None], LIST, 0.25, 0, 0, 0),
-    ([None, (1, 7, 3, 6)], LIST, 1, 1, 1, 1),
-])
+@pytest.mark.parametrize(
+    "samples, rewards, expected, strict, parsed, parsed_or_strict",
+    [
+        ([(9, 2)], PAIR, 1, 1, 1, 1),
+        ([(2, 9)], PAIR, 0, 0, 0, 0),
+        ([(5, 5)], PAIR, 0.5, 0, 0.5, 0.5),
+        ([None], PAIR, 0.5, 0, 0, 0),
+        ([(1, 7, 3, 7)], LIST, 0.5, 0, 0.5, 0),
+        ([None, None], LIST, 0.25, 0, 0, 0),
+        ([None, (1, 7, 3, 6)], LIST, 1, 1, 1, 1),
+    ],
+)
 def test_conventions(samples, rewards, expected, strict, parsed, parsed_or_strict):
     verdict = vote(samples)
     assert {name: credit(verdict, rewards) for name, credit in CREDIT.items()} == {
-        "expected": expected, "strict": strict, "parsed": parsed, "parsed_or_strict": parsed_or_strict}
+        "expected": expected,
+        "strict": strict,
+        "parsed": parsed,
+        "parsed_or_strict": parsed_or_strict,
+    }
 
 
 def test_all_pairs_won():
@@ -30,7 +38,10 @@ def test_all_pairs_won():
     assert all_pairs_won(vote([(2, 3, 1, 0), (1, 2, 2, 1)]), LIST) == 0.0
     assert all_pairs_won(vote([None]), LIST) == 0.0
     lead = vote([(3, 2, 2, 2, 1)])  # ahead, but one pair was lost
-    assert all_pairs_won(lead, (1, 0, 0, 0, 0)) == 0.0 and CREDIT["strict"](lead, (1, 0, 0, 0, 0)) == 1.0
+    assert (
+        all_pairs_won(lead, (1, 0, 0, 0, 0)) == 0.0
+        and CREDIT["strict"](lead, (1, 0, 0, 0, 0)) == 1.0
+    )
 
 
 def test_best_of_k_counts_all_subsets():
@@ -55,14 +66,23 @@ def test_roc_auc_counts_pairs():
     for _ in range(20):
         scores = [rng.choice([None, 0, 1, 2]) for _ in range(8)]
         labels = [i < 3 for i in range(8)]
-        worth = [0.5 if a is None or b is None or a == b else float(a > b) for a in scores[:3] for b in scores[3:]]
+        worth = [
+            0.5 if a is None or b is None or a == b else float(a > b)
+            for a in scores[:3]
+            for b in scores[3:]
+        ]
         assert roc_auc(scores, labels) == pytest.approx(sum(worth) / len(worth))
     assert roc_auc([1, 2], [True, True]) is None and roc_auc([None, None], [True, False]) == 0.5
 
 
 def test_official_conventions_have_names(tmp_path):
     import official_files
+
     from grm_jax.evaluation.benchmarks import load_benchmark
+
     for kind in FAMILIES:
         official = load_benchmark(official_files.WRITERS[kind](tmp_path / kind)).official
-        assert official is None or ({official.scalar, official.generative} <= CREDIT.keys() and official.orders in (None, "mean", "verdicts"))
+        assert official is None or (
+            {official.scalar, official.generative} <= CREDIT.keys()
+            and official.orders in (None, "mean", "verdicts")
+        )

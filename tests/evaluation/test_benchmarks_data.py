@@ -4,6 +4,7 @@
 
 prints the table of docs/benchmarks.md.
 """
+
 import collections
 import math
 import pathlib
@@ -20,12 +21,28 @@ SETS = {  # spec -> items
     "rmb": ({"kind": "rmb", "path": "rmb"}, 1532 + 510),
     "llmbar": ({"kind": "llmbar", "path": "llmbar"}, 419 + 400),
     "hh_rlhf": ({"kind": "hh_rlhf", "path": "hh_rlhf"}, 2312),
-    "gsm8k_solutions pairs": ({"kind": "gsm8k_solutions", "path": "gsm8k/example_model_solutions.jsonl"}, 731),
-    "gsm8k_solutions lists": ({"kind": "gsm8k_solutions", "path": "gsm8k/example_model_solutions.jsonl", "form": "lists"}, 731),
-    "gsm8k_solutions best_of_k": ({"kind": "gsm8k_solutions", "path": "gsm8k/example_model_solutions.jsonl", "form": "best_of_k"}, 1319 * 4),
+    "gsm8k_solutions pairs": (
+        {"kind": "gsm8k_solutions", "path": "gsm8k/example_model_solutions.jsonl"},
+        731,
+    ),
+    "gsm8k_solutions lists": (
+        {"kind": "gsm8k_solutions", "path": "gsm8k/example_model_solutions.jsonl", "form": "lists"},
+        731,
+    ),
+    "gsm8k_solutions best_of_k": (
+        {
+            "kind": "gsm8k_solutions",
+            "path": "gsm8k/example_model_solutions.jsonl",
+            "form": "best_of_k",
+        },
+        1319 * 4,
+    ),
     "zeroeval_gsm pairs": ({"kind": "zeroeval_gsm", "path": "zeroeval_gsm"}, 898),
     "zeroeval_gsm lists": ({"kind": "zeroeval_gsm", "path": "zeroeval_gsm", "form": "lists"}, 898),
-    "zeroeval_gsm best_of_k": ({"kind": "zeroeval_gsm", "path": "zeroeval_gsm", "form": "best_of_k"}, 13190),
+    "zeroeval_gsm best_of_k": (
+        {"kind": "zeroeval_gsm", "path": "zeroeval_gsm", "form": "best_of_k"},
+        13190,
+    ),
     # what these published repositories hold, unpacked into the same folder
     "rmb, whole": ({"kind": "rmb", "path": "RMB_dataset"}, 2109 + 1677 + 8456 + 6087),
     "realmistake": ({"kind": "realmistake", "path": "realmistake"}, 900),
@@ -33,9 +50,17 @@ SETS = {  # spec -> items
     "rm_bench": ({"kind": "rm_bench", "path": "rm_bench"}, 9 * (129 + 228 + 441)),
 }
 PUBLISHED = {  # accuracy in % at WildEval/ZeroEval
-    "gemma-2-2b-it": 51.6, "gemma-2-9b-it": 87.4, "Qwen2-7B-Instruct": 80.1, "Qwen2-72B-Instruct": 92.7, "Mixtral-8x7B-Instruct-v0.1": 70.1,
-    "Mistral-Nemo-Instruct-2407": 82.8, "Phi-3.5-mini-instruct": 82.0, "Yi-1.5-9B-Chat": 76.4, "Yi-1.5-34B-Chat": 84.1, "deepseek-v2.5-0908": 92.5,
-}  # fmt: skip
+    "gemma-2-2b-it": 51.6,
+    "gemma-2-9b-it": 87.4,
+    "Qwen2-7B-Instruct": 80.1,
+    "Qwen2-72B-Instruct": 92.7,
+    "Mixtral-8x7B-Instruct-v0.1": 70.1,
+    "Mistral-Nemo-Instruct-2407": 82.8,
+    "Phi-3.5-mini-instruct": 82.0,
+    "Yi-1.5-9B-Chat": 76.4,
+    "Yi-1.5-34B-Chat": 84.1,
+    "deepseek-v2.5-0908": 92.5,
+}
 
 
 _loaded = {}
@@ -59,20 +84,38 @@ def figures_of(model, benchmark, credit="expected"):
     rows = {row["id"]: row["scores"] for block in model.judge(benchmark.records) for row in block}
     if benchmark.metric == "roc_auc":
         return benchmark.summarise({item: scores[0] for item, scores in rows.items()})
-    return benchmark.summarise({record.id: CREDIT[credit](vote([rows[record.id]]), record.rewards) for record in benchmark.records})
+    return benchmark.summarise(
+        {
+            record.id: CREDIT[credit](vote([rows[record.id]]), record.rewards)
+            for record in benchmark.records
+        }
+    )
 
 
 def table_row(benchmark, figures):
-    main = [f"{name} {100 * value:.1f}" for name, value in figures.items() if not name.startswith("subset/") and name != "ceiling"]
+    main = [
+        f"{name} {100 * value:.1f}"
+        for name, value in figures.items()
+        if not name.startswith("subset/") and name != "ceiling"
+    ]
     parts = ", ".join(main[:7])
-    repeated, empty = (benchmark.counts[f"items with {what} response"] for what in ("a repeated", "an empty"))
-    return f"| {benchmark.name} | {len(benchmark.records)} | {repeated} | {empty} | {parts} | `{benchmark.version}` |"
+    repeated, empty = (
+        benchmark.counts[f"items with {what} response"] for what in ("a repeated", "an empty")
+    )
+    return (
+        f"| {benchmark.name} | {len(benchmark.records)} | {repeated} | {empty} | {parts} | "
+        f"`{benchmark.version}` |"
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_counts_and_length_only(data_dir, name):
     first, second = load_once(data_dir, name), load(data_dir, name)
-    assert len(first.records) == SETS[name][1] and first.records == second.records and first.version == second.version
+    assert (
+        len(first.records) == SETS[name][1]
+        and first.records == second.records
+        and first.version == second.version
+    )
     figures = figures_of(baselines.length_only(), first)
     assert figures == figures_of(baselines.length_only(), second)
     line = table_row(first, figures)
@@ -82,19 +125,42 @@ def test_counts_and_length_only(data_dir, name):
 
 def test_subset_counts(data_dir):
     llmbar = collections.Counter(record.domain for record in load_once(data_dir, "llmbar").records)
-    assert llmbar == {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46, "MT-Bench": 200, "LLMEval2": 200}
-    rmb = collections.Counter(len(record.responses) > 2 for record in load_once(data_dir, "rmb").records)
+    assert llmbar == {
+        "Natural": 100,
+        "Neighbor": 134,
+        "GPTInst": 92,
+        "GPTOut": 47,
+        "Manual": 46,
+        "MT-Bench": 200,
+        "LLMEval2": 200,
+    }
+    rmb = collections.Counter(
+        len(record.responses) > 2 for record in load_once(data_dir, "rmb").records
+    )
     assert rmb == {False: 1532, True: 510}
 
 
 def test_published_shares_of_right_candidates(data_dir):
-    solutions, zeroeval = (load_once(data_dir, name) for name in ("gsm8k_solutions best_of_k", "zeroeval_gsm best_of_k"))
-    assert solutions.counts["questions"] == 1319 and solutions.counts["questions with a right candidate"] == 887
+    solutions, zeroeval = (
+        load_once(data_dir, name)
+        for name in ("gsm8k_solutions best_of_k", "zeroeval_gsm best_of_k")
+    )
+    assert (
+        solutions.counts["questions"] == 1319
+        and solutions.counts["questions with a right candidate"] == 887
+    )
     shares = collections.defaultdict(list)
     for record in (*solutions.records, *zeroeval.records):
         shares[record.metadata["models"][0]].append(record.rewards[0])
-    published = PUBLISHED | {"6b_finetuning": 21.7, "6b_verification": 39.0, "175b_finetuning": 34.7, "175b_verification": 56.3}
-    assert {name: 100 * sum(found) / len(found) for name, found in shares.items()} == pytest.approx(published, abs=0.06)
+    published = PUBLISHED | {
+        "6b_finetuning": 21.7,
+        "6b_verification": 39.0,
+        "175b_finetuning": 34.7,
+        "175b_verification": 56.3,
+    }
+    assert {name: 100 * sum(found) / len(found) for name, found in shares.items()} == pytest.approx(
+        published, abs=0.06
+    )
     assert zeroeval.counts["questions with a right candidate"] == 1300
 
 
@@ -112,5 +178,6 @@ def test_gold_and_random_scores(data_dir, name):
 
 def test_docs_name_every_family():
     from grm_jax.evaluation.benchmarks import FAMILIES
+
     text = DOCS.read_text()
     assert not [kind for kind in FAMILIES if not re.search(rf"`{kind}`", text)]

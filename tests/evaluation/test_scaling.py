@@ -1,4 +1,7 @@
-"""The vectorised votes against a slow twin built on grm_jax.judgment.voting, and the statistics around them."""
+"""The vectorised votes against a slow twin built on grm_jax.judgment.voting, and the statistics
+around them.
+"""
+
 import random
 import time
 
@@ -13,7 +16,9 @@ from grm_jax.judgment.voting import expected_credit, is_tie, select_by_meta, str
 
 
 def rows_of(system="base", split="wide", items=9, samples=8, seed=0, failures=0.3):
-    """Sampled rows with many failures and coarse logits, so that lost votes, ties and equal logits all occur."""
+    """Sampled rows with many failures and coarse logits, so that lost votes, ties and equal logits
+    all occur.
+    """
     rng, rows = random.Random(seed), []
     for record in fabricated.records(split, items, seed):
         for sample in range(samples):
@@ -33,31 +38,67 @@ def slow_twin(rows, item, index_Vk, k_meta):
     for index_k in index_Vk:
         group = [samples[i] for i in sorted(index_k)]
         if k_meta is not None:
-            group = [group[i] for i in select_by_meta([row["scores"] for row in group], [row["meta_logit"] for row in group], k_meta)]
+            group = [
+                group[i]
+                for i in select_by_meta(
+                    [row["scores"] for row in group], [row["meta_logit"] for row in group], k_meta
+                )
+            ]
         verdict = vote([row["scores"] for row in group])
-        results.append((expected_credit(verdict, rewards), strict_credit(verdict, rewards), is_tie(verdict), verdict.totals is None))
+        results.append(
+            (
+                expected_credit(verdict, rewards),
+                strict_credit(verdict, rewards),
+                is_tie(verdict),
+                verdict.totals is None,
+            )
+        )
     return np.array(results, float).mean(axis=0)
 
 
 @pytest.mark.parametrize("split", ["test", "wide", "single"])
-@pytest.mark.parametrize("k,k_meta", [(1, None), (2, None), (3, None), (8, None), (1, 1), (2, 1), (3, 2), (8, 4), (8, 8)])
+@pytest.mark.parametrize(
+    "k,k_meta", [(1, None), (2, None), (3, None), (8, None), (1, 1), (2, 1), (3, 2), (8, 4), (8, 8)]
+)
 def test_votes_equal_the_slow_twin(split, k, k_meta):
     rows = rows_of(split=split, failures=0.45)
     pool = scaling.make_pool(rows)
     found = scaling.estimate(pool, "base", split, k, k_meta, shuffles=3, seed=5)
     index_IVk = scaling.subsets(pool.ids, pool.samples, k, 3, 5)
-    expected = np.array([slow_twin(rows, item, index_IVk[i], k_meta) for i, item in enumerate(pool.ids)])
-    np.testing.assert_allclose(np.stack([found.credit_I, found.strict_I, found.tie_I, found.lost_I], axis=1), expected, atol=1e-12)
+    expected = np.array(
+        [slow_twin(rows, item, index_IVk[i], k_meta) for i, item in enumerate(pool.ids)]
+    )
+    np.testing.assert_allclose(
+        np.stack([found.credit_I, found.strict_I, found.tie_I, found.lost_I], axis=1),
+        expected,
+        atol=1e-12,
+    )
     if k == 2 and k_meta is None:
-        assert expected[:, 3].any() and expected[:, 2].any(), "the fabricated rows should contain lost votes and ties"
+        assert expected[:, 3].any() and expected[:, 2].any(), (
+            "the fabricated rows should contain lost votes and ties"
+        )
 
 
 def test_golden_example_of_the_paper_guided_vote():
     """METHOD 1.9: (1,5), (5,6), (4,8), (7,6); the Meta RM keeps samples 1 and 3."""
-    rows = [{"id": "a", "sample": s, "scores": list(scores), "rewards": [0, 1], "tokens": 1, "meta_logit": logit}
-            for s, (scores, logit) in enumerate(zip([(1, 5), (5, 6), (4, 8), (7, 6)], [2.0, -1.0, 1.0, -2.0]))]
+    rows = [
+        {
+            "id": "a",
+            "sample": s,
+            "scores": list(scores),
+            "rewards": [0, 1],
+            "tokens": 1,
+            "meta_logit": logit,
+        }
+        for s, (scores, logit) in enumerate(
+            zip([(1, 5), (5, 6), (4, 8), (7, 6)], [2.0, -1.0, 1.0, -2.0])
+        )
+    ]
     pool = scaling.make_pool(rows)
-    assert scaling.estimate(pool, "grm", "test", 4).credit_I == 1 and scaling.estimate(pool, "grm", "test", 4, 2).credit_I == 1
+    assert (
+        scaling.estimate(pool, "grm", "test", 4).credit_I == 1
+        and scaling.estimate(pool, "grm", "test", 4, 2).credit_I == 1
+    )
     rows[0]["rewards"] = [1, 0]
     assert scaling.estimate(scaling.make_pool(rows), "grm", "test", 4, 2).credit_I == 0
 
@@ -70,7 +111,9 @@ def test_subsets_are_disjoint_seeded_and_depend_on_the_item_alone():
     np.testing.assert_array_equal(scaling.subsets(("zz", "a"), 32, 8, 4, 1)[1], index_IVk[0])
     assert (scaling.subsets(("a",), 32, 8, 4, 2) != index_IVk[0]).any()
     assert scaling.subsets(("a",), 32, 1, 4, 1).shape == (1, 32, 1), "k = 1 uses every sample once"
-    assert scaling.subsets(("a",), 30, 8, 2, 1).shape == (1, 6, 8), "two samples of 30 stand aside in each shuffle"
+    assert scaling.subsets(("a",), 30, 8, 2, 1).shape == (1, 6, 8), (
+        "two samples of 30 stand aside in each shuffle"
+    )
     with pytest.raises(ValueError, match="k = 9 judgments asked of a pool of 8"):
         scaling.subsets(("a",), 8, 9, 1, 0)
 
@@ -78,15 +121,30 @@ def test_subsets_are_disjoint_seeded_and_depend_on_the_item_alone():
 def test_order_of_rows_does_not_matter():
     rows = rows_of()
     shuffled = random.Random(1).sample(rows, len(rows))
-    a, b = (scaling.result_row(scaling.estimate(scaling.make_pool(r), "base", "wide", 4, 2)) for r in (rows, shuffled))
+    a, b = (
+        scaling.result_row(scaling.estimate(scaling.make_pool(r), "base", "wide", 4, 2))
+        for r in (rows, shuffled)
+    )
     assert a == b
 
 
 def test_accuracy_recovers_the_known_rate_of_an_independent_judge():
-    """Two responses, each judgment right with probability 0.7: the vote's accuracy is the binomial tail plus half of the ties."""
+    """Two responses, each judgment right with probability 0.7: the vote's accuracy is the binomial
+    tail plus half of the ties.
+    """
     rng = np.random.default_rng(0)
     right = rng.random((400, 32)) < 0.7
-    rows = [{"id": f"{i}", "sample": s, "scores": [2, 1] if right[i, s] else [1, 2], "rewards": [1, 0], "tokens": 10} for i in range(400) for s in range(32)]
+    rows = [
+        {
+            "id": f"{i}",
+            "sample": s,
+            "scores": [2, 1] if right[i, s] else [1, 2],
+            "rewards": [1, 0],
+            "tokens": 10,
+        }
+        for i in range(400)
+        for s in range(32)
+    ]
     pool = scaling.make_pool(rows)
     for k, truth in ((1, 0.7), (2, 0.7), (3, 0.784), (8, 0.8740)):
         row = scaling.result_row(scaling.estimate(pool, "grm", "test", k))
@@ -95,15 +153,29 @@ def test_accuracy_recovers_the_known_rate_of_an_independent_judge():
     one, eight = (scaling.estimate(pool, "grm", "test", k) for k in (1, 8))
     gain = scaling.paired(eight, one, "vote@8 - vote@1")
     assert gain["difference"] == pytest.approx(eight.credit_I.mean() - one.credit_I.mean())
-    assert gain["stderr"] < scaling.result_row(eight)["stderr"], "pairing removes the items' own difficulty"
+    assert gain["stderr"] < scaling.result_row(eight)["stderr"], (
+        "pairing removes the items' own difficulty"
+    )
 
 
 def test_failures_are_counted_over_everything_generated_and_lost_votes_apart():
-    rows = [{"id": "a", "sample": s, "scores": None, "rewards": [0, 1, 0], "tokens": 5} for s in range(2)]
-    rows += [{"id": "b", "sample": s, "scores": [1, 9] if s else None, "rewards": [0, 1], "tokens": 7} for s in range(2)]
+    rows = [
+        {"id": "a", "sample": s, "scores": None, "rewards": [0, 1, 0], "tokens": 5}
+        for s in range(2)
+    ]
+    rows += [
+        {"id": "b", "sample": s, "scores": [1, 9] if s else None, "rewards": [0, 1], "tokens": 7}
+        for s in range(2)
+    ]
     row = scaling.result_row(scaling.estimate(scaling.make_pool(rows), "base", "test", 2))
-    assert row["parse_failure_rate"] == 0.75 and row["all_failed_rate"] == 0.5 and row["tie_rate"] == 0
-    assert row["accuracy"] == pytest.approx((1 / 3 + 1) / 2) and row["strict_accuracy"] == 0.5 and row["tokens_per_judgment"] == 6
+    assert (
+        row["parse_failure_rate"] == 0.75 and row["all_failed_rate"] == 0.5 and row["tie_rate"] == 0
+    )
+    assert (
+        row["accuracy"] == pytest.approx((1 / 3 + 1) / 2)
+        and row["strict_accuracy"] == 0.5
+        and row["tokens_per_judgment"] == 6
+    )
 
 
 def test_auc_counts_ties_half_and_needs_both_classes():
@@ -119,25 +191,36 @@ def test_meta_auc_within_items_is_the_mean_over_items_with_both_classes():
     found = scaling.meta_auc(scaling.make_pool(rows))
     valid = [row for row in rows if row["scores"] is not None]
     labels = np.array([is_correct(row["scores"], row["rewards"]) for row in valid])
-    assert found["judgments"] == len(valid) and found["correct_rate"] == pytest.approx(labels.mean())
-    assert found["auc"] == pytest.approx(scaling.auc(np.array([row["meta_logit"] for row in valid]), labels))
+    assert found["judgments"] == len(valid) and found["correct_rate"] == pytest.approx(
+        labels.mean()
+    )
+    assert found["auc"] == pytest.approx(
+        scaling.auc(np.array([row["meta_logit"] for row in valid]), labels)
+    )
     within = []
     for item in sorted({row["id"] for row in valid}):
         mine = [i for i, row in enumerate(valid) if row["id"] == item]
         within.append(scaling.auc(np.array([valid[i]["meta_logit"] for i in mine]), labels[mine]))
     within = [value for value in within if value is not None]
-    assert found["items_with_both"] == len(within) and found["auc_within_item"] == pytest.approx(np.mean(within))
+    assert found["items_with_both"] == len(within) and found["auc_within_item"] == pytest.approx(
+        np.mean(within)
+    )
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"sample": 1}, "sample 1 twice"),
-    ({"rewards": None}, "no rewards"),
-    ({"rewards": [1, 1]}, "exactly one largest reward"),
-    ({"rewards": [3]}, "must be 0 or 1"),
-    ({"scores": [1, 2, 3]}, r"scores \[1, 2, 3\] for 2"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"sample": 1}, "sample 1 twice"),
+        ({"rewards": None}, "no rewards"),
+        ({"rewards": [1, 1]}, "exactly one largest reward"),
+        ({"rewards": [3]}, "must be 0 or 1"),
+        ({"scores": [1, 2, 3]}, r"scores \[1, 2, 3\] for 2"),
+    ],
+)
 def test_bad_rows_are_named(change, message):
-    rows = [{"id": "a", "sample": s, "scores": [1, 2], "rewards": [0, 1], "tokens": 1} for s in range(2)]
+    rows = [
+        {"id": "a", "sample": s, "scores": [1, 2], "rewards": [0, 1], "tokens": 1} for s in range(2)
+    ]
     rows[0] |= change
     with pytest.raises(ValueError, match="'a'.*" + message):
         scaling.make_pool(rows)
@@ -158,19 +241,37 @@ def test_an_evaluation_cut_short_or_half_scored_is_refused():
 def test_a_thousand_items_take_a_second_not_minutes():
     rng = np.random.default_rng(0)
     items, samples, n = 1000, 32, 6
-    pool = scaling.Pool(tuple(map(str, range(items))), ("",) * items, np.full(items, n), rng.integers(0, n, items), rng.integers(1, 11, (items, samples, n)),
-                        rng.random((items, samples)) > 0.05, rng.normal(size=(items, samples)), np.full((items, samples), 40))
+    pool = scaling.Pool(
+        tuple(map(str, range(items))),
+        ("",) * items,
+        np.full(items, n),
+        rng.integers(0, n, items),
+        rng.integers(1, 11, (items, samples, n)),
+        rng.random((items, samples)) > 0.05,
+        rng.normal(size=(items, samples)),
+        np.full((items, samples), 40),
+    )
     start = time.process_time()
     for k in (1, 2, 4, 8, 16, 32):
-        scaling.estimate(pool, "grm", "wide", k), scaling.estimate(pool, "grm", "wide", k, max(1, k // 2))
-    assert time.process_time() - start < 8  # about 1 s on an idle core; a loop over votes takes minutes
+        (
+            scaling.estimate(pool, "grm", "wide", k),
+            scaling.estimate(pool, "grm", "wide", k, max(1, k // 2)),
+        )
+    # about 1 s on an idle core; a loop over votes takes minutes
+    assert time.process_time() - start < 8
 
 
 def test_pools_split_greedy_from_sampled_and_refuse_mixed_temperatures():
     rows = fabricated.eval_rows(("hard", "test"), items=3, samples=4) + fabricated.rft_rows(3)
     pools = eval_pools(rows)
-    assert list(pools) == [(system, split) for system in ("base", "rft", "grm") for split in ("test", "hard")]
-    assert pools["grm", "test"]["greedy"].samples == 1 and pools["grm", "test"]["sampled"].samples == 4
-    next(row for row in rows if row["temperature"] == 1.0 and row["stage"] == "eval")["temperature"] = 0.5
+    assert list(pools) == [
+        (system, split) for system in ("base", "rft", "grm") for split in ("test", "hard")
+    ]
+    assert (
+        pools["grm", "test"]["greedy"].samples == 1 and pools["grm", "test"]["sampled"].samples == 4
+    )
+    next(row for row in rows if row["temperature"] == 1.0 and row["stage"] == "eval")[
+        "temperature"
+    ] = 0.5
     with pytest.raises(ValueError, match="sampled at temperature"):
         eval_pools(rows)

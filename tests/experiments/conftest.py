@@ -1,4 +1,7 @@
-"""One whole run of the micro preset, shared by the tests that look at what a run leaves and by those that kill runs."""
+"""One whole run of the micro preset, shared by the tests that look at what a run leaves and by
+those that kill runs.
+"""
+
 import os
 
 import pytest
@@ -7,7 +10,9 @@ import run_process
 
 @pytest.fixture(scope="session")
 def processes():
-    """`run_process`, its server started with the environment of a run: one device and a compilation cache of this session."""
+    """`run_process`, its server started with the environment of a run: one device and a compilation
+    cache of this session.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in run_process.ENVIRONMENT.items():
             patch.setitem(os.environ, name, value)
@@ -22,6 +27,8 @@ def micro(processes):
 
 @pytest.fixture(scope="session")
 def finished(processes, micro, tmp_path_factory):
-    """(work folder, output) of an uninterrupted run. Read only: copy it before running in it again."""
+    """(work folder, output) of an uninterrupted run. Read only: copy it before running in it
+    again.
+    """
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     return workdir, processes.run(micro, workdir)

@@ -1,4 +1,7 @@
-"""Reward models that tests of the evaluator name as "fabricated_models:NAME". ASKED holds every (system, id, sample, temperature, swapped)."""
+"""Reward models that tests of the evaluator name as "fabricated_models:NAME". ASKED holds every
+(system, id, sample, temperature, swapped).
+"""
+
 import random
 
 from grm_jax.reward_models.protocol import RewardModel, row, shown_order
@@ -22,7 +25,18 @@ def _model(spec, seed, scores, sampled=False, accepts=lambda n: True, **evidence
                 order, told = shown_order(seed, record, sample, swapped), dict(evidence)
                 if isinstance(given, str):
                     given, told["failure"] = None, given
-                block.append(row(record, sample, order, temperature, given, tokens=7 * sampled, text=f"sample {sample} of <b>{record.id}</b>", **told))
+                block.append(
+                    row(
+                        record,
+                        sample,
+                        order,
+                        temperature,
+                        given,
+                        tokens=7 * sampled,
+                        text=f"sample {sample} of <b>{record.id}</b>",
+                        **told,
+                    )
+                )
             yield block
 
     return RewardModel(spec["name"], judge, sampled, accepts)
@@ -38,25 +52,51 @@ def constant(spec, seed):
 
 def pairwise(spec, seed):
     """Scalar, pairs and lists alone; in the reverse order it says the reverse."""
-    return _model(spec, seed, lambda record, sample, temperature, swapped: [-r if swapped else r for r in record.rewards], accepts=lambda n: n >= 2)
+    return _model(
+        spec,
+        seed,
+        lambda record, sample, temperature, swapped: [-r if swapped else r for r in record.rewards],
+        accepts=lambda n: n >= 2,
+    )
 
 
 def sampled(spec, seed):
     """Right in seven of ten samples, with a Meta RM that knows."""
+
     def scores(record, sample, temperature, swapped):
         good = random.Random(f"{seed}{record.id}{sample}{temperature}").random() < 0.7
         values = [2.0 if (r == max(record.rewards)) == good else 1.0 for r in record.rewards]
-        return [float(record.rewards[0] if good else 1 - record.rewards[0])] if len(values) == 1 else values
+        return (
+            [float(record.rewards[0] if good else 1 - record.rewards[0])]
+            if len(values) == 1
+            else values
+        )
 
     model = _model(spec, seed, scores, sampled=True)
 
     def judge(records, *args, **kwargs):
         for block in model.judge(records, *args, **kwargs):
-            yield [one | {"meta_logit": float(one["scores"] is not None and (one["scores"][0] > 1.5) == (one["rewards"][0] == 1))} for one in block]
+            yield [
+                one
+                | {
+                    "meta_logit": float(
+                        one["scores"] is not None
+                        and (one["scores"][0] > 1.5) == (one["rewards"][0] == 1)
+                    )
+                }
+                for one in block
+            ]
 
     return model._replace(judge=judge)
 
 
 def failing(spec, seed):
     """One judgment in three is no judgment, and one in three did not come over the network."""
-    return _model(spec, seed, lambda record, sample, *_: ("no_box", "request_failed:timeout", record.rewards)[(sample + int(record.id[1:])) % 3], sampled=True)
+    return _model(
+        spec,
+        seed,
+        lambda record, sample, *_: ("no_box", "request_failed:timeout", record.rewards)[
+            (sample + int(record.id[1:])) % 3
+        ],
+        sampled=True,
+    )

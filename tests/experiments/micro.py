@@ -1,4 +1,7 @@
-"""The tiny preset at its smallest: every stage with the shipped base model, a few steps of a few records, in programs that compile fast."""
+"""The tiny preset at its smallest: every stage with the shipped base model, a few steps of a few
+records, in programs that compile fast.
+"""
+
 from experiments.configs import tiny
 
 

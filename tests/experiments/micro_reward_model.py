@@ -1,4 +1,7 @@
-"""The tiny preset of reward models at its smallest: a few steps of a few records, in programs that compile fast."""
+"""The tiny preset of reward models at its smallest: a few steps of a few records, in programs that
+compile fast.
+"""
+
 from experiments.configs import tiny_reward_model
 
 

@@ -1,8 +1,11 @@
-"""`python -m experiments.SCRIPT` in processes of their own: one server does the imports, and every run is forked from it.
+"""`python -m experiments.SCRIPT` in processes of their own: one server does the imports, and every
+run is forked from it.
 
-A run has its own process group, one CPU device, and writes its output to a file. All runs of a test session share a compilation cache;
-that pays for compiling with optimisation, which most tests go without.
+A run has its own process group, one CPU device, and writes its output to a file. All runs of a test
+session share a compilation cache; that pays for compiling with optimisation, which most tests go
+without.
 """
+
 import atexit
 import multiprocessing
 import multiprocessing.forkserver
@@ -18,15 +21,23 @@ import traceback
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 IMPORTS = (
-    "experiments.config_flags", "experiments.stages.evaluate", "experiments.stages.meta", "experiments.stages.rl", "experiments.stages.scalar",
+    "experiments.config_flags",
+    "experiments.stages.evaluate",
+    "experiments.stages.meta",
+    "experiments.stages.rl",
+    "experiments.stages.scalar",
     "grm_jax.evaluation.report",
-)  # fmt: skip
+)
 CACHE = tempfile.TemporaryDirectory(prefix="grm_jax_compiled_")
 ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE.name),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-    "XLA_FLAGS": re.sub(r"--xla_(force_host_platform_device_count|backend_optimization_level)=\S+", "", os.environ.get("XLA_FLAGS", "")).strip(),
+    "XLA_FLAGS": re.sub(
+        r"--xla_(force_host_platform_device_count|backend_optimization_level)=\S+",
+        "",
+        os.environ.get("XLA_FLAGS", ""),
+    ).strip(),
 }
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(IMPORTS))
@@ -38,9 +49,16 @@ def start_server() -> None:
 
 
 def start(
-    config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, script: str = "spct_rl", environment: dict[str, str] = {}, log: str = "log",
-) -> multiprocessing.Process:  # fmt: skip
-    """A run under way, its output in <workdir>.<log>. Its pid is its process group. `environment` is set upon that of all runs."""
+    config: str | os.PathLike,
+    workdir: pathlib.Path,
+    *overrides: str,
+    script: str = "spct_rl",
+    environment: dict[str, str] = {},
+    log: str = "log",
+) -> multiprocessing.Process:
+    """A run under way, its output in <workdir>.<log>. Its pid is its process group. `environment`
+    is set upon that of all runs.
+    """
     arguments = [script, f"--config={config}", f"--workdir={workdir}", *overrides]
     log = pathlib.Path(f"{workdir}.{log}")
     log.write_bytes(b"")
@@ -50,16 +68,39 @@ def start(
 
 
 def start_job(
-    config: str | os.PathLike, workdir: pathlib.Path, count: int, devices: int, *overrides: str, script: str = "spct_rl",
-) -> list[multiprocessing.Process]:  # fmt: skip
-    """A job of `count` processes with `devices` devices each, the output of process i in <workdir>.<i>.log."""
+    config: str | os.PathLike,
+    workdir: pathlib.Path,
+    count: int,
+    devices: int,
+    *overrides: str,
+    script: str = "spct_rl",
+) -> list[multiprocessing.Process]:
+    """A job of `count` processes with `devices` devices each, the output of process i in
+    <workdir>.<i>.log.
+    """
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
-    job = {"GRM_JAX_COORDINATOR": f"localhost:{port}", "GRM_JAX_NUM_PROCESSES": str(count), "GRM_JAX_HEARTBEAT_S": "20"}
-    job |= {"NPROC": "16", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+    job = {
+        "GRM_JAX_COORDINATOR": f"localhost:{port}",
+        "GRM_JAX_NUM_PROCESSES": str(count),
+        "GRM_JAX_HEARTBEAT_S": "20",
+    }
+    job |= {
+        "NPROC": "16",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+    }
     return [
-        start(config, workdir, *overrides, script=script, environment=job | {"GRM_JAX_PROCESS_ID": str(i)}, log=f"{i}.log") for i in range(count)
+        start(
+            config,
+            workdir,
+            *overrides,
+            script=script,
+            environment=job | {"GRM_JAX_PROCESS_ID": str(i)},
+            log=f"{i}.log",
+        )
+        for i in range(count)
     ]
 
 
@@ -74,7 +115,9 @@ def kill(process: multiprocessing.Process) -> None:
     process.join()
 
 
-def run(config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, script: str = "spct_rl") -> str:
+def run(
+    config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, script: str = "spct_rl"
+) -> str:
     """The output of a run that must succeed."""
     status = finish(start(config, workdir, *overrides, script=script))
     output = pathlib.Path(f"{workdir}.log").read_text()
@@ -91,7 +134,8 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     sys.argv = arguments
     try:
         runpy.run_module(f"experiments.{arguments[0]}", run_name="__main__", alter_sys=True)
-    except Exception as error:  # as the interpreter ends: multiprocessing would run no exit functions
+    # as the interpreter ends: multiprocessing would run no exit functions
+    except Exception as error:
         traceback.print_exc()
         sys.last_value = error
         atexit._run_exitfuncs()

@@ -1,4 +1,5 @@
 """The evaluator as a whole, with fabricated reward models: what it asks for, keeps, and says."""
+
 import html
 import json
 import re
@@ -22,8 +23,18 @@ def records(count=8):
     for i in range(count):
         n = {0: 1, 1: 3}.get(i, 2)
         rewards = (1.0,) if n == 1 else tuple(float(j == i % n) for j in range(n))
-        texts = tuple(f"answer {j}" + "!" * ((7 * j + i) % 5) + (HOSTILE if i == 2 else "") for j in range(n))
-        found.append(Record(f"r{i}", (Turn("user", f"question {i}" + (HOSTILE if i == 2 else "")),), texts, rewards, domain="even" if i % 2 == 0 else "odd"))
+        texts = tuple(
+            f"answer {j}" + "!" * ((7 * j + i) % 5) + (HOSTILE if i == 2 else "") for j in range(n)
+        )
+        found.append(
+            Record(
+                f"r{i}",
+                (Turn("user", f"question {i}" + (HOSTILE if i == 2 else "")),),
+                texts,
+                rewards,
+                domain="even" if i % 2 == 0 else "odd",
+            )
+        )
     return found
 
 
@@ -31,10 +42,19 @@ def records(count=8):
 def config(tmp_path) -> ml_collections.ConfigDict:
     config = tiny_evaluate.get_config()
     write_records(tmp_path / "mixed.jsonl", records())
-    config.benchmarks = ({"kind": "records", "name": "mixed", "path": str(tmp_path / "mixed.jsonl")},)
-    config.systems = tuple({"name": name, "kind": f"fabricated_models:{name}"} for name in ("perfect", "pairwise", "sampled", "failing"))
+    config.benchmarks = (
+        {"kind": "records", "name": "mixed", "path": str(tmp_path / "mixed.jsonl")},
+    )
+    config.systems = tuple(
+        {"name": name, "kind": f"fabricated_models:{name}"}
+        for name in ("perfect", "pairwise", "sampled", "failing")
+    )
     config.ks, config.bootstrap, config.report_items = (1, 2), 200, 5
-    for memory in (fabricated_models.ASKED, fabricated_models.LOADED, fabricated_models.BREAK_AFTER):
+    for memory in (
+        fabricated_models.ASKED,
+        fabricated_models.LOADED,
+        fabricated_models.BREAK_AFTER,
+    ):
         memory.clear()
     return config
 
@@ -47,43 +67,81 @@ def asked():
 
 
 def files(workdir):
-    return {path.relative_to(workdir).as_posix(): path.read_bytes() for path in sorted((workdir / "judgments").rglob("*.jsonl"))}
+    return {
+        path.relative_to(workdir).as_posix(): path.read_bytes()
+        for path in sorted((workdir / "judgments").rglob("*.jsonl"))
+    }
 
 
 def test_everything_is_asked_once_and_a_rerun_asks_nothing_and_loads_nothing(config, tmp_path):
     results = comparison.run(config, tmp_path / "run")
     first = asked()
     assert len(first) == len(set(first))
-    # perfect: 8 greedy + 7 swapped (one response has no order); pairwise accepts 7: 7 + 7; sampled and failing: 8 + 7 + 8 x 2
-    assert [sum(name == system for name, *_ in first) for system in ("perfect", "pairwise", "sampled", "failing")] == [15, 14, 31, 31]
+    # perfect: 8 greedy + 7 swapped (one response has no order); pairwise accepts 7: 7 + 7; sampled
+    # and failing: 8 + 7 + 8 x 2
+    assert [
+        sum(name == system for name, *_ in first)
+        for system in ("perfect", "pairwise", "sampled", "failing")
+    ] == [15, 14, 31, 31]
     before = files(tmp_path / "run")
-    assert set(before) >= {"judgments/perfect/mixed/greedy-seed0.jsonl", "judgments/sampled/mixed/sampled-seed0.jsonl"}
+    assert set(before) >= {
+        "judgments/perfect/mixed/greedy-seed0.jsonl",
+        "judgments/sampled/mixed/sampled-seed0.jsonl",
+    }
     again = comparison.run(config, tmp_path / "run")
     assert asked() == [] and fabricated_models.LOADED == [] and files(tmp_path / "run") == before
-    assert json.dumps(again) == json.dumps(results) == json.dumps(json.loads((tmp_path / "run" / "results.json").read_text()))
+    assert (
+        json.dumps(again)
+        == json.dumps(results)
+        == json.dumps(json.loads((tmp_path / "run" / "results.json").read_text()))
+    )
 
 
 def test_figures_are_the_ones_counted_by_hand(config, tmp_path):
     results = comparison.run(config, tmp_path / "run")
     rows = {(r["system"], r["aggregation"], r["k"], r["k_meta"]): r for r in results["rows"]}
-    assert rows["perfect", "greedy", 1, None]["value"] == 1 and rows["perfect", "vote", 2, None]["flat_by_construction"]
+    assert (
+        rows["perfect", "greedy", 1, None]["value"] == 1
+        and rows["perfect", "vote", 2, None]["flat_by_construction"]
+    )
     pairwise = rows["pairwise", "greedy", 1, None]
     assert (pairwise["value"], pairwise["items"], pairwise["not_applicable"]) == (1, 7, 1)
     swap = {d["system"]: d["position_swap"] for d in results["diagnostics"]}
-    assert swap["perfect"]["consistent"] == 1 and swap["pairwise"]["consistent"] == 0 and swap["pairwise"]["both_right"] == 0
+    assert (
+        swap["perfect"]["consistent"] == 1
+        and swap["pairwise"]["consistent"] == 0
+        and swap["pairwise"]["both_right"] == 0
+    )
     failing = rows["failing", "vote", 1, None]
-    # of the two samples of an item one, both or none of "no_box", "request_failed" and the gold occur: each in a third of (sample + i) mod 3
+    # of the two samples of an item one, both or none of "no_box", "request_failed" and the gold
+    # occur: each in a third of (sample + i) mod 3
     parsed = [(s + i) % 3 == 2 for i in range(8) for s in range(2)]
     chance = [1 / 2, 1 / 3] + [1 / 2] * 6
     assert failing["parse_failure_rate"] == pytest.approx(1 - sum(parsed) / 16)
-    assert failing["value"] == pytest.approx(sum(1 if parsed[2 * i + s] else chance[i] for i in range(8) for s in range(2)) / 16)
+    assert failing["value"] == pytest.approx(
+        sum(1 if parsed[2 * i + s] else chance[i] for i in range(8) for s in range(2)) / 16
+    )
     failures = next(d for d in results["diagnostics"] if d["system"] == "failing")["failures"]
-    assert set(failures) == {"no_box", "request_failed:timeout"} and sum(failures.values()) == sum(not p for p in parsed) + 2 * 3 + 2 * 2 + 1
+    assert (
+        set(failures) == {"no_box", "request_failed:timeout"}
+        and sum(failures.values()) == sum(not p for p in parsed) + 2 * 3 + 2 * 2 + 1
+    )
     can = {c["system"]: c for c in results["capabilities"]}
-    assert can["perfect"]["input_flexible"] and not can["pairwise"]["input_flexible"] and can["sampled"]["input_flexible"]
-    assert can["pairwise"]["one"] == {"items": 1, "accepted": 0, "verdicts": 0} and can["pairwise"]["many"]["verdicts"] == 1
+    assert (
+        can["perfect"]["input_flexible"]
+        and not can["pairwise"]["input_flexible"]
+        and can["sampled"]["input_flexible"]
+    )
+    assert (
+        can["pairwise"]["one"] == {"items": 1, "accepted": 0, "verdicts": 0}
+        and can["pairwise"]["many"]["verdicts"] == 1
+    )
     table = (tmp_path / "run" / "table.md").read_text()
-    assert "| pairwise |  | 100.0 [100.0, 100.0] (7 items) | 100.0 |" in table and "no, flat by construction" in table and "does not accept" in table
+    assert (
+        ("| pairwise |  | 100.0 [100.0, 100.0] (7 items) | 100.0 |") in table
+        and "no, flat by construction" in table
+        and "does not accept" in table
+    )
 
 
 def test_a_run_that_was_killed_in_a_line_goes_on_where_it_was(config, tmp_path):
@@ -101,7 +159,9 @@ def test_a_run_that_was_killed_in_a_line_goes_on_where_it_was(config, tmp_path):
     resumed = comparison.run(config, tmp_path / "run")
     later = asked()
     kept = [json.loads(line) for of in (path,) for line in torn.splitlines()]
-    assert not {("sampled", row["id"], row["sample"], 1.0, False) for row in kept} & set(later), "what is on file is not asked again"
+    assert not {("sampled", row["id"], row["sample"], 1.0, False) for row in kept} & set(later), (
+        "what is on file is not asked again"
+    )
     assert set(done) | set(later) == set(order) and len(done) + len(later) <= len(order) + 2
 
     def evidence(found):  # all but wall times
@@ -116,21 +176,37 @@ def test_more_k_systems_seeds_and_benchmarks_ask_for_the_new_part_alone(config, 
     asked()
     config.ks = (1, 2, 4)
     comparison.run(config, tmp_path / "run")
-    assert {(name, sample) for name, _, sample, *_ in asked()} == {(name, s) for name in ("sampled", "failing") for s in (2, 3)}
+    assert {(name, sample) for name, _, sample, *_ in asked()} == {
+        (name, s) for name in ("sampled", "failing") for s in (2, 3)
+    }
     config.systems += ({"name": "constant", "kind": "fabricated_models:constant"},)
     results = comparison.run(config, tmp_path / "run")
     assert {name for name, *_ in asked()} == {"constant"}
-    constant = next(r for r in results["rows"] if r["system"] == "constant" and r["aggregation"] == "greedy")
-    assert constant["value"] == pytest.approx((1 + 1 / 3 + 6 / 2) / 8) and constant["strict_item_mean"] == 1 / 8
+    constant = next(
+        r for r in results["rows"] if r["system"] == "constant" and r["aggregation"] == "greedy"
+    )
+    assert (
+        constant["value"] == pytest.approx((1 + 1 / 3 + 6 / 2) / 8)
+        and constant["strict_item_mean"] == 1 / 8
+    )
     write_records(tmp_path / "more.jsonl", records(3)[2:])
-    config.benchmarks += ({"kind": "records", "name": "more", "path": str(tmp_path / "more.jsonl")},)
+    config.benchmarks += (
+        {"kind": "records", "name": "more", "path": str(tmp_path / "more.jsonl")},
+    )
     comparison.run(config, tmp_path / "run")
     assert {item for _, item, *_ in asked()} == {"r2"}
     config.seeds = (0, 1)
     results = comparison.run(config, tmp_path / "run")
     assert len([1 for name, *_ in asked() if name == "sampled"]) == (8 + 7 + 32) + (1 + 1 + 4)
-    one = next(r for r in results["rows"] if (r["system"], r["benchmark"], r["aggregation"], r["k"]) == ("sampled", "mixed", "vote", 1))
-    assert len(one["seed_means"]) == 2 and one["item_mean"] == pytest.approx(sum(one["seed_means"]) / 2)
+    one = next(
+        r
+        for r in results["rows"]
+        if (r["system"], r["benchmark"], r["aggregation"], r["k"])
+        == ("sampled", "mixed", "vote", 1)
+    )
+    assert len(one["seed_means"]) == 2 and one["item_mean"] == pytest.approx(
+        sum(one["seed_means"]) / 2
+    )
 
 
 def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(config, tmp_path):
@@ -141,26 +217,50 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
     config.systems = ({"name": "failing", "kind": "fabricated_models:failing"},)
     comparison.run(config, tmp_path / "run")
     repeated = asked()
-    assert repeated and all((sample + int(item[1:])) % 3 == 1 for _, item, sample, *_ in repeated), "no_box is an answer, and stays"
+    assert repeated and all(
+        (sample + int(item[1:])) % 3 == 1 for _, item, sample, *_ in repeated
+    ), "no_box is an answer, and stays"
     path = tmp_path / "run" / "judgments" / "failing" / "mixed" / "greedy-seed0.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines.append(next(line for line in lines if line["failure"] == "request_failed:timeout") | {"failure": None, "scores": [0.0, 1.0, 0.0], "id": "r1"})
+    lines.append(
+        next(line for line in lines if line["failure"] == "request_failed:timeout")
+        | {"failure": None, "scores": [0.0, 1.0, 0.0], "id": "r1"}
+    )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = comparison.run(config, tmp_path / "run")
     greedy = next(r for r in results["rows"] if r["aggregation"] == "greedy")
     assert greedy["parse_failure_rate"] == pytest.approx(5 / 8)
 
 
-@pytest.mark.parametrize("change,message", [
-    (lambda c: c.update(ks=(2, 4)), "ks: expected growing integers from 1"),
-    (lambda c: c.update(seeds=(0, 0)), "seeds: expected different integers"),
-    (lambda c: c.update(greedy=False), "swap: compares with greedy"),
-    (lambda c: c.update(systems=({"name": "a/b", "kind": "random"},)), r"systems\[0\]: field \"name\""),
-    (lambda c: c.update(systems=({"name": "a", "kind": "llm"},)), "expected one of pointwise_grm, llm_judge"),
-    (lambda c: c.update(systems=({"name": "a", "kind": "pair_rm", "path": "/no"},)), "expected a Hugging Face folder with config.json, got /no"),
-    (lambda c: c.update(systems=({"name": "a", "kind": "remote", "model": "m"},)), "kind 'remote' needs the field base_url"),
-    (lambda c: c.update(systems=({"name": "a", "kind": "length", "path": "tiny"},)), "unknown field 'path'; kind 'length' has no fields"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda c: c.update(ks=(2, 4)), "ks: expected growing integers from 1"),
+        (lambda c: c.update(seeds=(0, 0)), "seeds: expected different integers"),
+        (lambda c: c.update(greedy=False), "swap: compares with greedy"),
+        (
+            lambda c: c.update(systems=({"name": "a/b", "kind": "random"},)),
+            r"systems\[0\]: field "
+            r"\"name\"",
+        ),
+        (
+            lambda c: c.update(systems=({"name": "a", "kind": "llm"},)),
+            "expected one of pointwise_grm, llm_judge",
+        ),
+        (
+            lambda c: c.update(systems=({"name": "a", "kind": "pair_rm", "path": "/no"},)),
+            "expected a Hugging Face folder with config.json, got /no",
+        ),
+        (
+            lambda c: c.update(systems=({"name": "a", "kind": "remote", "model": "m"},)),
+            "kind 'remote' needs the field base_url",
+        ),
+        (
+            lambda c: c.update(systems=({"name": "a", "kind": "length", "path": "tiny"},)),
+            "unknown field 'path'; kind 'length' has no fields",
+        ),
+    ],
+)
 def test_a_config_that_cannot_be_right_is_refused_at_once(config, tmp_path, change, message):
     change(config)
     with pytest.raises(ValueError, match=message):
@@ -172,7 +272,11 @@ def test_rows_of_another_text_temperature_or_system_are_refused(config, tmp_path
     config.systems = ({"name": "sampled", "kind": "fabricated_models:sampled"},)
     comparison.run(config, tmp_path / "run")
     config.temperature = 0.25
-    with pytest.raises(ValueError, match=r'sampled-seed0.jsonl:1: field "temperature": 1.0, but 0.25 is asked for now'):
+    with pytest.raises(
+        ValueError,
+        match=r'sampled-seed0.jsonl:1: field "temperature": '
+        r"1.0, but 0.25 is asked for now",
+    ):
         comparison.run(config, tmp_path / "run")
     config.temperature = 1.0
     changed = records()
@@ -182,15 +286,21 @@ def test_rows_of_another_text_temperature_or_system_are_refused(config, tmp_path
         comparison.run(config, tmp_path / "run")
     write_records(tmp_path / "mixed.jsonl", records())
     config.systems = ({"name": "sampled", "kind": "fabricated_models:perfect"},)
-    with pytest.raises(ValueError, match="judgments of another system of this name; it differs in kind"):
+    with pytest.raises(
+        ValueError, match="judgments of another system of this name; it differs in kind"
+    ):
         comparison.run(config, tmp_path / "run")
 
 
 def test_a_model_that_breaks_its_word_is_named(config, tmp_path):
-    with pytest.raises(ValueError, match="sampled on mixed, greedy: record 'r9', sample 0: not asked for"):
+    with pytest.raises(
+        ValueError, match="sampled on mixed, greedy: record 'r9', sample 0: not asked for"
+    ):
         _judge_with([{"id": "r9", "sample": 0, "scores": [1], "failure": None}], tmp_path)
     with pytest.raises(ValueError, match="expected 2 finite scores, got .1.0, nan."):
-        _judge_with([{"id": "r2", "sample": 0, "scores": [1.0, float("nan")], "failure": None}], tmp_path)
+        _judge_with(
+            [{"id": "r2", "sample": 0, "scores": [1.0, float("nan")], "failure": None}], tmp_path
+        )
     with pytest.raises(ValueError, match="no row for 1 judgments, first record 'r2'"):
         _judge_with([], tmp_path)
 
@@ -198,19 +308,51 @@ def test_a_model_that_breaks_its_word_is_named(config, tmp_path):
 def _judge_with(rows, folder):
     from grm_jax.evaluation.judgment_files import judge_missing
 
-    judge_missing(folder / "rows.jsonl", lambda *_: iter([rows]), [((0,), [records()[2]])], 0.0, False, "sampled on mixed, greedy", 0)
+    judge_missing(
+        folder / "rows.jsonl",
+        lambda *_: iter([rows]),
+        [((0,), [records()[2]])],
+        0.0,
+        False,
+        "sampled on mixed, greedy",
+        0,
+    )
 
 
 def test_report_escapes_every_text_and_caps_its_items_visibly(config, tmp_path):
     comparison.run(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "owned'</script>" not in page and "<img src=x" not in page and "<b>r2</b>" not in page and "5 of 8 items are in this page" in page
-    (data,) = re.findall(r'<script type="application/json" id="examples-data">(.*?)</script>', page, re.DOTALL)
+    assert (
+        "owned'</script>" not in page
+        and "<img src=x" not in page
+        and "<b>r2</b>" not in page
+        and ("5 of 8 items are in this page") in page
+    )
+    (data,) = re.findall(
+        r'<script type="application/json" '
+        r'id="examples-data">(.*?)</script>',
+        page,
+        re.DOTALL,
+    )
     items = json.loads(data)
-    assert len(items) == 5 and any(item["systems"]["pairwise"].get("not_applicable") == 1 for item in items) == any(item["id"] == "r0" for item in items)
-    for section in ("results", "scaling", "capabilities", "differences", "domains", "bias", "calibration", "benchmarks", "examples"):
+    assert len(items) == 5 and any(
+        item["systems"]["pairwise"].get("not_applicable") == 1 for item in items
+    ) == any(item["id"] == "r0" for item in items)
+    for section in (
+        "results",
+        "scaling",
+        "capabilities",
+        "differences",
+        "domains",
+        "bias",
+        "calibration",
+        "benchmarks",
+        "examples",
+    ):
         assert f'<section id="{section}">' in page and f'href="#{section}"' in page
-    assert page.count("<svg") == 3 and "http://" not in re.sub(r"http://www\.w3\.org/\S+", "", page.split("Resolved config")[0])
+    assert page.count("<svg") == 3 and "http://" not in re.sub(
+        r"http://www\.w3\.org/\S+", "", page.split("Resolved config")[0]
+    )
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
@@ -219,14 +361,31 @@ def test_address_sets_the_filters_and_nothing_of_the_items_runs(config, tmp_path
     comparison.run(config, tmp_path / "run")
 
     def text_of(state):
-        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=3000",
-                   f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{(tmp_path / 'run' / 'report.html').as_uri()}#{state}"]
-        dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
-        assert "<title>run: comparison of reward models</title>" in dom, "a script of the data did not run"
-        return html.unescape(re.sub(r"<[^>]*>", "|", dom.split('class="filters"')[1].split("<noscript>")[0]))
+        command = [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--virtual-time-budget=3000",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            f"{(tmp_path / 'run' / 'report.html').as_uri()}#{state}",
+        ]
+        dom = subprocess.run(
+            command, capture_output=True, text=True, timeout=240, check=True
+        ).stdout
+        assert ("<title>run: comparison of reward models</title>") in dom, (
+            "a script of the data did not run"
+        )
+        return html.unescape(
+            re.sub(r"<[^>]*>", "|", dom.split('class="filters"')[1].split("<noscript>")[0])
+        )
 
     hostile = text_of("benchmark=mixed&system=perfect&text=question+2")
-    assert "|1 item|" in hostile and f"question 2{HOSTILE}" in hostile and "summed scores" in hostile
+    assert (
+        "|1 item|" in hostile and f"question 2{HOSTILE}" in hostile and "summed scores" in hostile
+    )
     absent = text_of("system=pairwise&item=r0")
     assert "Not applicable: pairwise does not judge items of 1 response(s)." in absent
     failed = text_of("system=failing&item=r3")
@@ -237,4 +396,6 @@ def test_passes_ask_a_model_without_sampling_once_whatever_k(config):
     assert [one.kind for one in judging.passes(config, sampled=False)] == ["greedy", "swapped"]
     config.swap = config.greedy = False
     assert [one.kind for one in judging.passes(config, sampled=False)] == ["greedy"]
-    assert [(one.kind, one.samples) for one in judging.passes(config, sampled=True)] == [("sampled", (0, 1))]
+    assert [(one.kind, one.samples) for one in judging.passes(config, sampled=True)] == [
+        ("sampled", (0, 1))
+    ]

@@ -1,4 +1,7 @@
-"""A job of several processes does what one process with as many devices does; it says who was lost, and goes on, also with other processes."""
+"""A job of several processes does what one process with as many devices does; it says who was lost,
+and goes on, also with other processes.
+"""
+
 import json
 import os
 import pathlib
@@ -20,7 +23,8 @@ pytestmark = pytest.mark.slow
 MESH = ("--config.mesh.replica=1", "--config.mesh.fsdp=-1")
 OVERRIDES = (*MESH, '--config.eval.systems=("grm",)', '--config.eval.splits=("test",)')
 TIMES = ("step_s", "tokens_per_s")
-INEXACT = ("meta_logit", "scores", "preference", "preferences", "probability")  # of a row of judgments: what models give as real numbers
+# of a row of judgments: what models give as real numbers
+INEXACT = ("meta_logit", "scores", "preference", "preferences", "probability")
 LIMIT_S = 500
 
 
@@ -36,7 +40,10 @@ def wait(job, limit_s=LIMIT_S) -> list[int]:
 
 
 def logs(workdir: pathlib.Path) -> str:
-    return "".join(f"---- {path.name}\n{path.read_text()[-5000:]}" for path in sorted(workdir.parent.glob(f"{workdir.name}.*log")))
+    return "".join(
+        f"---- {path.name}\n{path.read_text()[-5000:]}"
+        for path in sorted(workdir.parent.glob(f"{workdir.name}.*log"))
+    )
 
 
 def until(job, workdir: pathlib.Path, reached) -> None:
@@ -48,25 +55,50 @@ def until(job, workdir: pathlib.Path, reached) -> None:
 
 def rows_of(workdir: pathlib.Path, stage: str) -> list[dict]:
     rows = read_metrics(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").is_file() else []
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows if row["stage"] == stage]
+    return [
+        {name: value for name, value in row.items() if name not in TIMES}
+        for row in rows
+        if row["stage"] == stage
+    ]
 
 
 def assert_close(
-    workdir: pathlib.Path, other: pathlib.Path, stages=("rft", "rl", "meta"), judgments="*", steps: int = 5,
-) -> None:  # fmt: skip
-    """Every number of every step, the parameters, and every judgment. Adam divides a gradient that is next to nothing by its own size, so single
-    elements drift; each tensor is compared by the norm of the difference. The Meta RM, whose head begins at random, drifts most."""
+    workdir: pathlib.Path,
+    other: pathlib.Path,
+    stages=("rft", "rl", "meta"),
+    judgments="*",
+    steps: int = 5,
+) -> None:
+    """Every number of every step, the parameters, and every judgment. Adam divides a gradient that
+    is next to nothing by its own size, so single elements drift; each tensor is compared by the
+    norm of the difference. The Meta RM, whose head begins at random, drifts most.
+    """
     for stage in stages:
         mine, theirs = rows_of(workdir, stage), rows_of(other, stage)
         assert len(mine) == len(theirs) == steps
         for a, b in zip(mine, theirs):
             assert a.keys() == b.keys()
             for name in a.keys() - {"stage"}:
-                rtol, atol = (1e-5, 1e-6) if name in ("loss", "reward/mean", "learning_rate") else (1e-3, 1e-5)
-                np.testing.assert_allclose(a[name], b[name], rtol=rtol, atol=atol, err_msg=f"{stage}, step {a['step']}, {name}")
+                rtol, atol = (
+                    (1e-5, 1e-6)
+                    if name in ("loss", "reward/mean", "learning_rate")
+                    else (1e-3, 1e-5)
+                )
+                np.testing.assert_allclose(
+                    a[name],
+                    b[name],
+                    rtol=rtol,
+                    atol=atol,
+                    err_msg=f"{stage}, step {a['step']}, {name}",
+                )
         name = "grm" if stage == "rl" else stage
-        mine, theirs = (load_file(folder / f"models/{name}/model.safetensors") for folder in (workdir, other))
-        differences = {tensor: np.linalg.norm(mine[tensor] - theirs[tensor]) / np.linalg.norm(theirs[tensor]) for tensor in theirs}
+        mine, theirs = (
+            load_file(folder / f"models/{name}/model.safetensors") for folder in (workdir, other)
+        )
+        differences = {
+            tensor: np.linalg.norm(mine[tensor] - theirs[tensor]) / np.linalg.norm(theirs[tensor])
+            for tensor in theirs
+        }
         print(f"{stage}: {max(differences.values()):.2g}")
         for tensor, difference in differences.items():
             assert difference < (5e-4 if name == "meta" else 1e-5), (name, tensor, difference)
@@ -78,14 +110,23 @@ def assert_same_judgments(workdir: pathlib.Path, other: pathlib.Path, judgments=
     paths = sorted((other / "judgments").rglob(f"{judgments}.jsonl"))
     assert paths
     for path in paths:
-        mine, theirs = ([rounded(row, False) for row in read_rows(folder / path.relative_to(other))] for folder in (workdir, other))
+        mine, theirs = (
+            [rounded(row, False) for row in read_rows(folder / path.relative_to(other))]
+            for folder in (workdir, other)
+        )
         assert mine == theirs, path.name
 
 
 def rounded(value, inexact: bool = True):
-    """`value` without times, and with three decimals in every float, or in those below a name in INEXACT."""
+    """`value` without times, and with three decimals in every float, or in those below a name in
+    INEXACT.
+    """
     if isinstance(value, dict):
-        return {name: rounded(inner, inexact or name in INEXACT) for name, inner in value.items() if name != "seconds"}
+        return {
+            name: rounded(inner, inexact or name in INEXACT)
+            for name, inner in value.items()
+            if name != "seconds"
+        }
     if isinstance(value, list):
         return [rounded(inner, inexact) for inner in value]
     return round(value, 3) if inexact and isinstance(value, float) else value
@@ -95,15 +136,28 @@ def before_rl(whole: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """A work folder as that of `whole` was when RL began."""
     for name in ("records", "models/rft", "checkpoints/rft"):
         shutil.copytree(whole / name, workdir / name)
-    for name in ("config.json", "judgments/rft_sample.jsonl", "stages/rft_sample.json", "stages/rft.json"):
+    for name in (
+        "config.json",
+        "judgments/rft_sample.jsonl",
+        "stages/rft_sample.json",
+        "stages/rft.json",
+    ):
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(whole / name, workdir / name)
-    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in read_metrics(whole / "metrics.jsonl") if row["stage"] == "rft"))
+    (workdir / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in read_metrics(whole / "metrics.jsonl")
+            if row["stage"] == "rft"
+        )
+    )
     return workdir
 
 
 def stop_behind_rl(processes, micro, workdir: pathlib.Path, count: int, devices: int) -> None:
-    """Goes on until RL is done, and asks one of several processes to stop: all do, with the status that says so."""
+    """Goes on until RL is done, and asks one of several processes to stop: all do, with the status
+    that says so.
+    """
     job = processes.start_job(micro, workdir, count, devices, *OVERRIDES)
     until(job, workdir, (workdir / "stages/rl.json").is_file)
     if count == 1:
@@ -134,9 +188,17 @@ def two(processes, micro, tmp_path_factory):
 def test_two_processes_do_what_one_does(one, two):
     assert_close(two, one)
     for folder in (".", "records", "stages", "judgments", "models/grm", "checkpoints/rl"):
-        assert {path.name for path in (two / folder).iterdir()} == {path.name for path in (one / folder).iterdir()}
-    said = [line for line in pathlib.Path(f"{two}.1.log").read_text().splitlines() if not line.startswith("[Gloo]")]
-    assert ": meeting the others at localhost:" in said[0] and said[1:] == [f"process 1 of 2 on {socket.gethostname()}, by environment"]
+        assert {path.name for path in (two / folder).iterdir()} == {
+            path.name for path in (one / folder).iterdir()
+        }
+    said = [
+        line
+        for line in pathlib.Path(f"{two}.1.log").read_text().splitlines()
+        if not line.startswith("[Gloo]")
+    ]
+    assert ": meeting the others at localhost:" in said[0] and said[1:] == [
+        f"process 1 of 2 on {socket.gethostname()}, by environment"
+    ]
 
 
 def test_four_processes_do_what_one_does(processes, micro, one, tmp_path):
@@ -146,7 +208,9 @@ def test_four_processes_do_what_one_does(processes, micro, one, tmp_path):
 
 
 def test_a_lost_process_is_named_and_the_job_goes_on(processes, micro, two, tmp_path):
-    """Killed in RL, the run is ended by as many processes, and by one on another mesh, with the parameters of the run that was left alone."""
+    """Killed in RL, the run is ended by as many processes, and by one on another mesh, with the
+    parameters of the run that was left alone.
+    """
     workdir = before_rl(two, tmp_path / "lost")
     job = processes.start_job(micro, workdir, 2, 2, *OVERRIDES)
     until(job, workdir, lambda: len(rows_of(workdir, "rl")) >= 3)
@@ -159,26 +223,57 @@ def test_a_lost_process_is_named_and_the_job_goes_on(processes, micro, two, tmp_
 
     alone = shutil.copytree(workdir, tmp_path / "alone")
     stop_behind_rl(processes, micro, workdir, 2, 2)
-    assert re.search("rl: goes on from update [24] of 5", pathlib.Path(f"{workdir}.0.log").read_text())
-    assert (workdir / "models/grm/model.safetensors").read_bytes() == (two / "models/grm/model.safetensors").read_bytes()
-    assert (workdir / "judgments/rl.jsonl").read_bytes() == (two / "judgments/rl.jsonl").read_bytes()
+    assert re.search(
+        "rl: goes on from update [24] of 5", pathlib.Path(f"{workdir}.0.log").read_text()
+    )
+    assert (workdir / "models/grm/model.safetensors").read_bytes() == (
+        two / "models/grm/model.safetensors"
+    ).read_bytes()
+    assert (workdir / "judgments/rl.jsonl").read_bytes() == (
+        two / "judgments/rl.jsonl"
+    ).read_bytes()
     stop_behind_rl(processes, micro, alone, 1, 2)
     assert_close(alone, two, ("rft", "rl"), "r*")
 
 
-@pytest.mark.parametrize("kind, stages", [("bradley_terry", ["bradley_terry"]), ("pair_rm", ["pair_rm"]), ("cloud", ["critic", "cloud"])])
+@pytest.mark.parametrize(
+    "kind, stages",
+    [
+        ("bradley_terry", ["bradley_terry"]),
+        ("pair_rm", ["pair_rm"]),
+        ("cloud", ["critic", "cloud"]),
+    ],
+)
 def test_reward_models_of_two_processes_are_those_of_one(processes, tmp_path, kind, stages):
     config = processes.REPO / "tests/experiments/micro_reward_model.py"
-    rows = [f"--config.{stage}.micro_batch=4" for stage in ("bradley_terry", "pair_rm", "critic", "cloud")]
+    rows = [
+        f"--config.{stage}.micro_batch=4"
+        for stage in ("bradley_terry", "pair_rm", "critic", "cloud")
+    ]
     for name, count, devices in (("one", 1, 4), ("two", 2, 2)):
-        job = processes.start_job(config, tmp_path / name, count, devices, *MESH, *rows, f"--config.kind={kind}", script="reward_model")
+        job = processes.start_job(
+            config,
+            tmp_path / name,
+            count,
+            devices,
+            *MESH,
+            *rows,
+            f"--config.kind={kind}",
+            script="reward_model",
+        )
         assert wait(job) == [0] * count, logs(tmp_path / name)
     assert_close(tmp_path / "two", tmp_path / "one", stages, steps=3)
-    assert json.loads((tmp_path / "two/held_out.json").read_text()) == json.loads((tmp_path / "one/held_out.json").read_text())
+    assert json.loads((tmp_path / "two/held_out.json").read_text()) == json.loads(
+        (tmp_path / "one/held_out.json").read_text()
+    )
 
 
 def test_adapters_of_two_processes_are_those_of_one(processes, micro, tmp_path):
-    adapters = ("--config.lora.rank=2", "--config.lora.alpha=4", "--config.lora.targets=('q', 'o', 'down')")
+    adapters = (
+        "--config.lora.rank=2",
+        "--config.lora.alpha=4",
+        "--config.lora.targets=('q', 'o', 'down')",
+    )
     for name, count, devices in (("one", 1, 4), ("two", 2, 2)):
         job = processes.start_job(micro, tmp_path / name, count, devices, *OVERRIDES, *adapters)
         assert wait(job) == [0] * count, logs(tmp_path / name)
@@ -188,16 +283,25 @@ def test_adapters_of_two_processes_are_those_of_one(processes, micro, tmp_path):
 def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, tmp_path):
     """Models that generate, with a Meta RM and by token probabilities, and one that scores."""
     systems = (
-        {"name": "grm", "kind": "pointwise_grm", "path": str(one / "models/grm"), "meta": str(one / "models/meta")},
+        {
+            "name": "grm",
+            "kind": "pointwise_grm",
+            "path": str(one / "models/grm"),
+            "meta": str(one / "models/meta"),
+        },
         {"name": "token_prob", "kind": "token_prob", "path": str(one / "models/rft")},
         {"name": "meta", "kind": "scalar", "path": str(one / "models/meta")},
     )
     config = tmp_path / "config.py"
     config.write_text(
-        "from experiments.configs import tiny_evaluate\n\n\ndef get_config():\n    config = tiny_evaluate.get_config()\n"
-        f"    config.systems = {systems}\n    config.benchmarks = ({{'kind': 'world', 'split': 'test', 'items': 6}},)\n"
-        "    config.ks, config.bootstrap, config.report_items = (1, 2), 200, 3\n    config.model.scan_layers = True\n"
-        "    config.lengths.update(buckets=(80,), sequences=())\n    config.sampling.update(rows=8, samples_per_order=1)\n    return config\n"
+        "from experiments.configs import tiny_evaluate\n\n\ndef get_config():\n    config = "
+        "tiny_evaluate.get_config()\n"
+        f"    config.systems = {systems}\n    config.benchmarks = ({{'kind': 'world', "
+        f"'split': 'test', 'items': 6}},)\n"
+        "    config.ks, config.bootstrap, config.report_items = (1, 2), 200, 3\n    "
+        "config.model.scan_layers = True\n"
+        "    config.lengths.update(buckets=(80,), sequences=())\n    "
+        "config.sampling.update(rows=8, samples_per_order=1)\n    return config\n"
     )
     for name, count, devices in (("alone", 1, 4), ("pair", 2, 2), ("quad", 4, 1)):
         job = processes.start_job(config, tmp_path / name, count, devices, *MESH, script="evaluate")
@@ -205,5 +309,7 @@ def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, t
     alone = json.loads((tmp_path / "alone/results.json").read_text())
     for name in ("pair", "quad"):
         assert_same_judgments(tmp_path / name, tmp_path / "alone")
-        assert rounded(json.loads((tmp_path / name / "results.json").read_text())["rows"]) == rounded(alone["rows"])
+        assert rounded(
+            json.loads((tmp_path / name / "results.json").read_text())["rows"]
+        ) == rounded(alone["rows"])
         assert (tmp_path / name / "report.html").is_file()

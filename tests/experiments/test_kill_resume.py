@@ -1,4 +1,7 @@
-"""A run that is killed with SIGKILL at random moments, and started again until it is through, ends as the one that was left alone."""
+"""A run that is killed with SIGKILL at random moments, and started again until it is through, ends
+as the one that was left alone.
+"""
+
 import collections
 import json
 import os
@@ -22,18 +25,27 @@ def lines(workdir: pathlib.Path, stage: str) -> int:
     if stage in TRAINING:
         path = workdir / "metrics.jsonl"
         return path.read_text().count(f'{{"stage": "{stage}"') if path.is_file() else 0
-    return sum(path.read_bytes().count(b"\n") for path in (workdir / "judgments").glob(f"{stage}*.jsonl"))
+    return sum(
+        path.read_bytes().count(b"\n") for path in (workdir / "judgments").glob(f"{stage}*.jsonl")
+    )
 
 
 def begun(workdir: pathlib.Path) -> str:
     """The stage that the run is in, all evaluations being one."""
-    headings = [line for line in pathlib.Path(f"{workdir}.log").read_text().splitlines() if line.startswith("== ")]
+    headings = [
+        line
+        for line in pathlib.Path(f"{workdir}.log").read_text().splitlines()
+        if line.startswith("== ")
+    ]
     return "eval" if "== eval" in headings[-1] else headings[-1].split()[1].rstrip(":")
 
 
 def at_line(stage: str, least: int):
     """Once the stage has begun and written `least` lines."""
-    return lambda workdir: f"\n== {stage}" in pathlib.Path(f"{workdir}.log").read_text() and lines(workdir, stage) >= least
+    return lambda workdir: (
+        f"\n== {stage}" in pathlib.Path(f"{workdir}.log").read_text()
+        and lines(workdir, stage) >= least
+    )
 
 
 def at_checkpoint(stage: str, step: int):
@@ -43,12 +55,18 @@ def at_checkpoint(stage: str, step: int):
 
 def random_lines(rng: random.Random, whole: pathlib.Path, stage: str, count: int) -> list:
     """Conditions at random lines of the first three quarters of a stage, in their order."""
-    return [at_line(stage, least) for least in sorted(rng.choices(range(3 * lines(whole, stage) // 4), k=count))]
+    return [
+        at_line(stage, least)
+        for least in sorted(rng.choices(range(3 * lines(whole, stage) // 4), k=count))
+    ]
 
 
-def run_killed(start, workdir: pathlib.Path, conditions: list, rng: random.Random) -> collections.Counter:
-    """Starts a run, kills it at each condition in turn and starts it again, then lets it end. How often each stage was struck, and
-    under "torn" how often while a checkpoint was incomplete."""
+def run_killed(
+    start, workdir: pathlib.Path, conditions: list, rng: random.Random
+) -> collections.Counter:
+    """Starts a run, kills it at each condition in turn and starts it again, then lets it end. How
+    often each stage was struck, and under "torn" how often while a checkpoint was incomplete.
+    """
     struck = collections.Counter()
     for reached in conditions:
         process = start(workdir)
@@ -59,24 +77,40 @@ def run_killed(start, workdir: pathlib.Path, conditions: list, rng: random.Rando
         run_process.kill(process)
         struck[begun(workdir)] += 1
         struck["torn"] += any((workdir / "checkpoints").glob("*/*tmp*"))
-    assert run_process.finish(start(workdir)) == 0, pathlib.Path(f"{workdir}.log").read_text()[-6000:]
+    assert run_process.finish(start(workdir)) == 0, pathlib.Path(f"{workdir}.log").read_text()[
+        -6000:
+    ]
     print(dict(struck))
     return struck
 
 
 def assert_same(workdir: pathlib.Path, whole: pathlib.Path) -> None:
-    """Parameters bit by bit, judgments byte by byte, results but for the times, and every step logged once with the same numbers."""
+    """Parameters bit by bit, judgments byte by byte, results but for the times, and every step
+    logged once with the same numbers.
+    """
     for name in TRAINING:
         model = "grm" if name == "rl" else name
-        assert (workdir / f"models/{model}/model.safetensors").read_bytes() == (whole / f"models/{model}/model.safetensors").read_bytes(), model
+        assert (workdir / f"models/{model}/model.safetensors").read_bytes() == (
+            whole / f"models/{model}/model.safetensors"
+        ).read_bytes(), model
     files = {path.name for path in (whole / "judgments").iterdir()}
     assert {path.name for path in (workdir / "judgments").iterdir()} == files
     for name in files:
-        assert (workdir / "judgments" / name).read_bytes() == (whole / "judgments" / name).read_bytes(), name
-    mine, theirs = (json.loads((folder / "results.json").read_text()) for folder in (workdir, whole))
+        assert (workdir / "judgments" / name).read_bytes() == (
+            whole / "judgments" / name
+        ).read_bytes(), name
+    mine, theirs = (
+        json.loads((folder / "results.json").read_text()) for folder in (workdir, whole)
+    )
     assert mine.pop("timings_s").keys() == theirs.pop("timings_s").keys() and mine == theirs
     times = ("step_s", "tokens_per_s")
-    mine, theirs = ([{k: v for k, v in row.items() if k not in times} for row in read_metrics(folder / "metrics.jsonl")] for folder in (workdir, whole))
+    mine, theirs = (
+        [
+            {k: v for k, v in row.items() if k not in times}
+            for row in read_metrics(folder / "metrics.jsonl")
+        ]
+        for folder in (workdir, whole)
+    )
     assert mine == theirs
 
 
@@ -85,15 +119,24 @@ def test_killed_in_every_stage(processes, micro, finished, tmp_path):
     conditions = [condition for stage in STAGES for condition in random_lines(rng, whole, stage, 1)]
     conditions[STAGES.index("rl")] = at_checkpoint("rl", 2)
     conditions[STAGES.index("meta")] = at_checkpoint("meta", 4)
-    struck = run_killed(lambda workdir: processes.start(micro, workdir), tmp_path / "killed", conditions, rng)
-    assert struck.total() - struck["torn"] == len(STAGES) and struck.keys() >= {"rft_sample", "rl", "eval"}
+    struck = run_killed(
+        lambda workdir: processes.start(micro, workdir), tmp_path / "killed", conditions, rng
+    )
+    assert struck.total() - struck["torn"] == len(STAGES) and struck.keys() >= {
+        "rft_sample",
+        "rl",
+        "eval",
+    }
     assert_same(tmp_path / "killed", whole)
 
 
 def test_sigterm_saves_and_the_run_goes_on(processes, micro, finished, tmp_path):
     workdir, whole = tmp_path / "stopped", finished[0]
     log = pathlib.Path(f"{workdir}.log")
-    for reached, where in ((at_line("rft_sample", 1), "rft_sample, "), (at_line("rl", 1), "rl, saved behind update ")):
+    for reached, where in (
+        (at_line("rft_sample", 1), "rft_sample, "),
+        (at_line("rl", 1), "rl, saved behind update "),
+    ):
         process = processes.start(micro, workdir)
         while process.is_alive() and not reached(workdir):
             time.sleep(0.002)
@@ -101,7 +144,10 @@ def test_sigterm_saves_and_the_run_goes_on(processes, micro, finished, tmp_path)
         assert processes.finish(process) == STOPPED, log.read_text()[-6000:]
         assert log.read_text().splitlines()[-1].startswith(f"== stopped by SIGTERM: {where}")
     saved = int(log.read_text().rsplit("saved behind update ", 1)[1].split(".")[0])
-    assert lines(workdir, "rl") == saved and max(int(path.name) for path in (workdir / "checkpoints/rl").iterdir()) == saved
+    assert (
+        lines(workdir, "rl") == saved
+        and max(int(path.name) for path in (workdir / "checkpoints/rl").iterdir()) == saved
+    )
     assert f"rl: goes on from update {saved} of 5" in processes.run(micro, workdir)
     assert_same(workdir, whole)
 
@@ -110,8 +156,14 @@ def test_sigterm_saves_and_the_run_goes_on(processes, micro, finished, tmp_path)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_killed_again_and_again(processes, micro, tmp_path, seed):
     """Three random moments in every stage, and one in a checkpoint of every training stage."""
+
     def start(workdir):
-        return processes.start(micro, workdir, f"--config.seed={seed}", *(f"--config.{stage}.steps=12" for stage in TRAINING))
+        return processes.start(
+            micro,
+            workdir,
+            f"--config.seed={seed}",
+            *(f"--config.{stage}.steps=12" for stage in TRAINING),
+        )
 
     rng, whole = random.Random(seed), tmp_path / "whole"
     assert processes.finish(start(whole)) == 0, pathlib.Path(f"{whole}.log").read_text()[-6000:]

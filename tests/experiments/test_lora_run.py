@@ -1,4 +1,7 @@
-"""SPCT with adapters: every stage runs, what is saved is the start plus its adapters, and a resumed run needs the adapters alone."""
+"""SPCT with adapters: every stage runs, what is saved is the start plus its adapters, and a resumed
+run needs the adapters alone.
+"""
+
 import jax
 import numpy as np
 import pytest
@@ -12,17 +15,38 @@ from grm_jax.models.lora import merge
 
 @pytest.mark.slow
 def test_the_whole_run_with_adapters(processes, micro, tmp_path):
-    processes.run(micro, tmp_path / "run", "--config.lora.rank=2", "--config.lora.alpha=4", "--config.lora.targets=('q', 'o', 'down')")
+    processes.run(
+        micro,
+        tmp_path / "run",
+        "--config.lora.rank=2",
+        "--config.lora.alpha=4",
+        "--config.lora.targets=('q', 'o', 'down')",
+    )
     cfg = load_config(TINY_BASE)
     start = load_params(TINY_BASE, cfg)
     for name in ("rft", "grm"):
         adapters, lora = load_adapters(tmp_path / "run/adapters" / name, cfg)
         assert (lora.rank, lora.scale) == (2, 2.0) and set(lora.targets) == {"q", "o", "down"}
-        found, expected = load_params(tmp_path / "run/models" / name, cfg), merge(start, adapters, lora.scale)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected)
-        assert np.abs(found["blocks"]["layer_0_attn"]["q"] - start["blocks"]["layer_0_attn"]["q"]).max() > 0
+        found, expected = (
+            load_params(tmp_path / "run/models" / name, cfg),
+            merge(start, adapters, lora.scale),
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected
+        )
+        assert (
+            np.abs(
+                found["blocks"]["layer_0_attn"]["q"] - start["blocks"]["layer_0_attn"]["q"]
+            ).max()
+            > 0
+        )
         assert (found["embedding"] == start["embedding"]).all()
         start = found
-    saved = sum(path.stat().st_size for path in (tmp_path / "run/checkpoints/rl").rglob("*") if path.is_file())
-    assert saved < 0.5 * (TINY_BASE / "model.safetensors").stat().st_size  # two train states of adapters
+    saved = sum(
+        path.stat().st_size
+        for path in (tmp_path / "run/checkpoints/rl").rglob("*")
+        if path.is_file()
+    )
+    # two train states of adapters
+    assert saved < 0.5 * (TINY_BASE / "model.safetensors").stat().st_size
     assert (tmp_path / "run/models/meta/model.safetensors").is_file()

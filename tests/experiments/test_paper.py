@@ -1,4 +1,7 @@
-"""The paper in miniature: what it trains on for judges of pairs, how figures become claims, and the whole job in its fast form (slow)."""
+"""The paper in miniature: what it trains on for judges of pairs, how figures become claims, and the
+whole job in its fast form (slow).
+"""
+
 import json
 import subprocess
 import sys
@@ -7,7 +10,18 @@ import pytest
 
 from experiments.configs import tiny_paper
 from experiments.stages import miniature, paper_document
-from experiments.stages.paper_tables import OVERALL, Claim, Way, claims, critical, estimate, gap, make_tables, table, verdict
+from experiments.stages.paper_tables import (
+    OVERALL,
+    Claim,
+    Way,
+    claims,
+    critical,
+    estimate,
+    gap,
+    make_tables,
+    table,
+    verdict,
+)
 from grm_jax.judgment.records import Record, Turn
 
 
@@ -20,18 +34,30 @@ def test_a_list_makes_the_pairs_of_its_best_response():
     assert miniature.pairs_of(record([1.0])) == []
     found = miniature.pairs_of(record([0.0, 2.0, 1.0]))
     assert [(pair.id, pair.responses, pair.rewards) for pair in found] == [
-        ("r/0-1", ("response 0", "response 1"), (0.0, 2.0)), ("r/1-2", ("response 1", "response 2"), (2.0, 1.0)),
-    ]  # fmt: skip
+        ("r/0-1", ("response 0", "response 1"), (0.0, 2.0)),
+        ("r/1-2", ("response 1", "response 2"), (2.0, 1.0)),
+    ]
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_scores_become_the_index_of_the_better_response_as_shown(order):
     text = "Analysis: \\boxed{3} at first.\nScores: \\boxed{9, 4}"  # 9 for the response shown first
     scores = [9, 4] if order == (0, 1) else [4, 9]
-    row = {"text": text, "scores": scores, "failure": None, "order": list(order), "rewards": [1.0, 0.0], "correct": order == (0, 1)}
+    row = {
+        "text": text,
+        "scores": scores,
+        "failure": None,
+        "order": list(order),
+        "rewards": [1.0, 0.0],
+        "correct": order == (0, 1),
+    }
     new = miniature.by_index(row)
     assert new["text"] == "Analysis: \\boxed{3} at first.\nScores: \\boxed{1}"
-    assert new["scores"] == ([1, 0] if order == (0, 1) else [0, 1]) and new["failure"] is None and new["correct"] == (order == (0, 1))
+    assert (
+        new["scores"] == ([1, 0] if order == (0, 1) else [0, 1])
+        and new["failure"] is None
+        and new["correct"] == (order == (0, 1))
+    )
     tie = miniature.by_index(row | {"scores": [5, 5]})
     assert (tie["scores"], tie["failure"], tie["correct"]) == (None, "tie", False)
     failed = row | {"scores": None, "failure": "no_box"}
@@ -40,17 +66,29 @@ def test_scores_become_the_index_of_the_better_response_as_shown(order):
 
 def rows(**values):
     """One seed's rows: {system: {split: value}} greedy."""
-    return [{"system": s, "aggregation": "greedy", "k": 1, "k_meta": None, "benchmark": b, "value": v} for s, of in values.items() for b, v in of.items()]
+    return [
+        {"system": s, "aggregation": "greedy", "k": 1, "k_meta": None, "benchmark": b, "value": v}
+        for s, of in values.items()
+        for b, v in of.items()
+    ]
 
 
 def test_estimates_are_means_over_seeds_with_their_standard_error():
-    tables = make_tables([rows(grm={"test": 0.8, "hard": 0.6}, rft={"test": 0.7}), rows(grm={"test": 0.9, "hard": 0.5}, rft={"test": 0.6})], ("test", "hard"))
+    tables = make_tables(
+        [
+            rows(grm={"test": 0.8, "hard": 0.6}, rft={"test": 0.7}),
+            rows(grm={"test": 0.9, "hard": 0.5}, rft={"test": 0.6}),
+        ],
+        ("test", "hard"),
+    )
     assert str(estimate(tables.value(Way("grm"), "test"))) == "85.0 ± 5.0"
     assert tables.value(Way("grm"), OVERALL) == pytest.approx([0.7, 0.7])
     assert tables.value(Way("rft"), OVERALL) is None  # no figure on hard
-    assert gap(tables, Way("grm"), Way("rft")) == pytest.approx([0.1, 0.3])  # over the splits that both have
-    assert table(tables, {"GRM": Way("grm"), "RFT": Way("rft"), "none": Way("cloud")}, ("test", "hard"))[2:] == [
-        "| GRM | 85.0 ± 5.0 | 55.0 ± 5.0 |", "| RFT | 65.0 ± 5.0 |  |", ""]  # fmt: skip
+    # over the splits that both have
+    assert gap(tables, Way("grm"), Way("rft")) == pytest.approx([0.1, 0.3])
+    assert table(
+        tables, {"GRM": Way("grm"), "RFT": Way("rft"), "none": Way("cloud")}, ("test", "hard")
+    )[2:] == ["| GRM | 85.0 ± 5.0 | 55.0 ± 5.0 |", "| RFT | 65.0 ± 5.0 |  |", ""]
 
 
 def test_a_claim_shows_by_a_t_test_over_seeds():
@@ -61,7 +99,10 @@ def test_a_claim_shows_by_a_t_test_over_seeds():
     assert verdict(Claim("", "", [0.10, -0.11, 0.12])) == "not resolved"
     assert verdict(Claim("", "", [0.10])) == "one seed: no standard error"
     assert verdict(Claim("", "", None)) == "no figure here"
-    assert all(claim.difference is None for claim in claims(make_tables([[]], ("test", "heldout")), (1, 8, 32), (64, 96)))
+    assert all(
+        claim.difference is None
+        for claim in claims(make_tables([[]], ("test", "heldout")), (1, 8, 32), (64, 96))
+    )
 
 
 def test_every_model_that_is_judged_is_trained(tmp_path):
@@ -69,7 +110,11 @@ def test_every_model_that_is_judged_is_trained(tmp_path):
 
     config = tiny_paper.get_config()
     of_group = miniature.trainings(config, tmp_path, 0)
-    trained = {training.name: [name for name, _ in training.stages] for own in of_group.values() for training in own}
+    trained = {
+        training.name: [name for name, _ in training.stages]
+        for own in of_group.values()
+        for training in own
+    }
     stage_of = {"grm": "rl"}
     asked = []
 
@@ -85,28 +130,67 @@ def test_every_model_that_is_judged_is_trained(tmp_path):
 
 def test_groups_of_a_seed_are_kept_beside_each_other(tmp_path):
     config, out = tiny_paper.get_config(), tmp_path / "results.md"
-    result = {"rows": [], "capabilities": [], "diagnostics": [{"judgments": 4, "seconds_per_judgment": 0.5}, {"judgments": 4, "seconds_per_judgment": None}]}
+    result = {
+        "rows": [],
+        "capabilities": [],
+        "diagnostics": [
+            {"judgments": 4, "seconds_per_judgment": 0.5},
+            {"judgments": 4, "seconds_per_judgment": None},
+        ],
+    }
     paper_document.keep_figures(out, config, 1, {"main": result}, {"shared": 0.0, "main": 60.0})
     config.seeds, config.groups = (1,), ("ablations",)  # another call, which makes another part
-    paper_document.keep_figures(out, config, 1, {"ablations": result}, {"shared": 1.0, "ablations": 30.0})
+    paper_document.keep_figures(
+        out, config, 1, {"ablations": result}, {"shared": 1.0, "ablations": 30.0}
+    )
     (found,) = paper_document.read_figures(config, tmp_path / "results")
-    assert {name: (group["training_s"], group["judging_s"]) for name, group in found["groups"].items()} == {"main": (60.0, 2.0), "ablations": (30.0, 2.0)}
+    assert {
+        name: (group["training_s"], group["judging_s"]) for name, group in found["groups"].items()
+    } == {"main": (60.0, 2.0), "ablations": (30.0, 2.0)}
     config.records = 7
-    with pytest.raises(ValueError, match="seed_1.json was made with another config; it differs in records"):
+    with pytest.raises(
+        ValueError, match="seed_1.json was made with another config; it differs in records"
+    ):
         paper_document.read_figures(config, tmp_path / "results")
 
 
 @pytest.mark.slow
 def test_the_fast_form_writes_every_table(tmp_path):
     out = tmp_path / "results.md"
-    command = [sys.executable, "-m", "experiments.paper", "--config=experiments/configs/tiny_paper.py", "--config.fast=True",
-               f"--workdir={tmp_path / 'run'}", f"--out={out}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.paper",
+        "--config=experiments/configs/tiny_paper.py",
+        "--config.fast=True",
+        f"--workdir={tmp_path / 'run'}",
+        f"--out={out}",
+    ]
     subprocess.run(command, check=True)
     text = out.read_text()
-    for heading in ("Claims", "Main table", "What a system can do", "Ablations", "k_meta", "KL coefficient"):
+    for heading in (
+        "Claims",
+        "Main table",
+        "What a system can do",
+        "Ablations",
+        "k_meta",
+        "KL coefficient",
+    ):
         assert f"\n## {heading}" in text
     assert "fast run" in text and (tmp_path / "results" / "k.png").is_file()
     results = json.loads((tmp_path / "run/seed_0/judged/main/results.json").read_text())
-    assert {row["system"] for row in results["rows"]} >= {"bradley_terry", "pair_rm", "cloud", "base", "rft", "grm", "length", "random"}
+    assert {row["system"] for row in results["rows"]} >= {
+        "bradley_terry",
+        "pair_rm",
+        "cloud",
+        "base",
+        "rft",
+        "grm",
+        "length",
+        "random",
+    }
     subprocess.run(command, check=True)  # once more: nothing is trained or judged again
-    assert json.loads((tmp_path / "run/seed_0/judged/main/results.json").read_text())["rows"] == results["rows"]
+    assert (
+        json.loads((tmp_path / "run/seed_0/judged/main/results.json").read_text())["rows"]
+        == results["rows"]
+    )

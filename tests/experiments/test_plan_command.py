@@ -1,4 +1,7 @@
-"""The plan of the smallest run, for four devices that are not there: what does not fit is mended, and meshes are ranked."""
+"""The plan of the smallest run, for four devices that are not there: what does not fit is mended,
+and meshes are ranked.
+"""
+
 import json
 import pathlib
 import subprocess
@@ -10,8 +13,19 @@ MICRO = pathlib.Path(__file__).with_name("micro.py")
 
 
 def plan(out: pathlib.Path, topology: str, *flags: str) -> dict:
-    command = [sys.executable, "-m", "experiments.plan", f"--config={MICRO}", f"--topology={topology}", f"--out={out}", "--config.mesh.replica=1", *flags]
-    done = subprocess.run([*command, "--config.mesh.fsdp=-1"], capture_output=True, text=True, timeout=900)
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.plan",
+        f"--config={MICRO}",
+        f"--topology={topology}",
+        f"--out={out}",
+        "--config.mesh.replica=1",
+        *flags,
+    ]
+    done = subprocess.run(
+        [*command, "--config.mesh.fsdp=-1"], capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((out / "plan.json").read_text())
 
@@ -29,10 +43,20 @@ def test_files_hold_the_whole_plan(tmp_path):
 def test_a_change_that_makes_a_step_fit(tmp_path):
     """Remat is tried first; the second change halves the micro-batch."""
     rows = 2**15
-    found = plan(tmp_path, "v5e:2x2", "--programs=rft_step", f"--config.rft.batch_size={rows}", f"--config.rft.micro_batch={rows}")
+    found = plan(
+        tmp_path,
+        "v5e:2x2",
+        "--programs=rft_step",
+        f"--config.rft.batch_size={rows}",
+        f"--config.rft.micro_batch={rows}",
+    )
     assert found["programs"]["rft_step"]["fits"] is False
     tried = [(one["change"], one["fits"]) for one in found["changes"]]
-    assert tried[0][0] == "model.remat=full" and tried[-1][1] is True and not any(fits for _, fits in tried[:-1])
+    assert (
+        tried[0][0] == "model.remat=full"
+        and tried[-1][1] is True
+        and not any(fits for _, fits in tried[:-1])
+    )
     assert tried[-1][0] in (tmp_path / "plan.md").read_text()
 
 
@@ -40,5 +64,12 @@ def test_a_change_that_makes_a_step_fit(tmp_path):
 def test_search_ranks_meshes_by_time(tmp_path):
     found = plan(tmp_path, "v5e:2x2", "--programs=rl_step", "--search")["search"]
     meshes = {one["change"] for one in found}
-    assert {"fsdp=4 tensor=1 micro_batch=4", "fsdp=4 tensor=1 micro_batch=8", "fsdp=2 tensor=2 micro_batch=2", "fsdp=1 tensor=4 micro_batch=1"} <= meshes
-    assert all(one["fits"] for one in found) and [one["seconds"] for one in found] == sorted(one["seconds"] for one in found)
+    assert {
+        "fsdp=4 tensor=1 micro_batch=4",
+        "fsdp=4 tensor=1 micro_batch=8",
+        "fsdp=2 tensor=2 micro_batch=2",
+        "fsdp=1 tensor=4 micro_batch=1",
+    } <= meshes
+    assert all(one["fits"] for one in found) and [one["seconds"] for one in found] == sorted(
+        one["seconds"] for one in found
+    )

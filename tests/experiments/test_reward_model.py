@@ -1,4 +1,7 @@
-"""The whole command on its micro preset: what each kind leaves, and that an interrupted run ends as one that was not."""
+"""The whole command on its micro preset: what each kind leaves, and that an interrupted run ends as
+one that was not.
+"""
+
 import json
 import shutil
 
@@ -17,7 +20,9 @@ from grm_jax.training.metrics import read_metrics
 @pytest.fixture(scope="module")
 def train(processes):
     config = processes.REPO / "tests/experiments/micro_reward_model.py"
-    return lambda kind, workdir: processes.run(config, workdir, f"--config.kind={kind}", script="reward_model")
+    return lambda kind, workdir: processes.run(
+        config, workdir, f"--config.kind={kind}", script="reward_model"
+    )
 
 
 def weights(workdir, name):
@@ -33,13 +38,24 @@ def undo(workdir, *stages):
 
 def check(workdir, kind):
     folder = workdir / "models" / kind
-    assert json.loads((folder / "config.json").read_text())["architectures"] == [SCALAR] and (folder / "tokenizer.json").is_file()
+    assert (
+        json.loads((folder / "config.json").read_text())["architectures"] == [SCALAR]
+        and (folder / "tokenizer.json").is_file()
+    )
     logged = [row for row in read_metrics(workdir / "metrics.jsonl") if row["stage"] == kind]
-    assert [row["step"] for row in logged] == [0, 1, 2] and all(np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 for row in logged)
+    assert [row["step"] for row in logged] == [0, 1, 2] and all(
+        np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 for row in logged
+    )
     held_out = json.loads((workdir / "held_out.json").read_text())
-    assert held_out["kind"] == kind and held_out["splits"].keys() == {"test"} and held_out["splits"]["test"]["items"] == 3
+    assert (
+        held_out["kind"] == kind
+        and held_out["splits"].keys() == {"test"}
+        and held_out["splits"]["test"]["items"] == 3
+    )
     found = read_rows(workdir / "judgments/eval_test.jsonl")
-    assert len(found) == 3 and all((row["scores"] is None) == (row["failure"] is not None) for row in found)
+    assert len(found) == 3 and all(
+        (row["scores"] is None) == (row["failure"] is not None) for row in found
+    )
     assert json.loads((workdir / "config.json").read_text())["config"]["kind"] == kind
 
 
@@ -58,7 +74,9 @@ def test_pair_rm(train, tmp_path):
     check(tmp_path, "pair_rm")
     for row in read_rows(tmp_path / "judgments/eval_test.jsonl"):
         n = len(row["order"])
-        assert sum(row["scores"]) == (1 if n == 2 else n * (n - 1)) and ("preference" in row) == (n == 2)
+        assert sum(row["scores"]) == (1 if n == 2 else n * (n - 1)) and ("preference" in row) == (
+            n == 2
+        )
 
 
 def test_cloud_goes_on_where_each_stage_was(train, tmp_path):
@@ -68,10 +86,14 @@ def test_cloud_goes_on_where_each_stage_was(train, tmp_path):
     before, written = weights(tmp_path, "cloud"), path.read_bytes()
     lines = [json.loads(line) for line in written.splitlines()]
     records = {record.id: record for record in make_records("train", 12)}
-    assert [line["id"] for line in lines] == [name for name, record in records.items() if len(record.responses) > 1]
+    assert [line["id"] for line in lines] == [
+        name for name, record in records.items() if len(record.responses) > 1
+    ]
     for line in lines:
         (one,) = line["critiques"]
-        assert one["failure"] in (None, "truncated") and len(one["texts"]) == len(records[line["id"]].responses)
+        assert one["failure"] in (None, "truncated") and len(one["texts"]) == len(
+            records[line["id"]].responses
+        )
     undo(tmp_path, "critiques", "cloud", "held_out")
     shutil.rmtree(tmp_path / "checkpoints/cloud")
     path.write_bytes(written[: len(written) // 2])  # ends in the middle of a line
@@ -82,33 +104,67 @@ def test_cloud_goes_on_where_each_stage_was(train, tmp_path):
 
 def test_held_out_accuracy_gives_ties_their_share():
     rows = [
-        {"rewards": [1.0, 0.0, 0.0], "scores": [2.0, 2.0, 1.0]},  # tie of two at the top: 1/2; pairs 1/2 and 1
+        # tie of two at the top: 1/2; pairs 1/2 and 1
+        {"rewards": [1.0, 0.0, 0.0], "scores": [2.0, 2.0, 1.0]},
         {"rewards": [0.0, 1.0], "scores": [0.0, 3.0]},
         {"rewards": [0.0, 1.0], "scores": None},
     ]
-    assert held_out_accuracy(rows) == {"items": 3, "accuracy": 0.75, "pair_accuracy": pytest.approx(2.5 / 3), "failures": 1}
+    assert held_out_accuracy(rows) == {
+        "items": 3,
+        "accuracy": 0.75,
+        "pair_accuracy": pytest.approx(2.5 / 3),
+        "failures": 1,
+    }
 
 
 def test_world_critiques_hold_no_score_and_no_gold():
     critiques = make_critiques(40)
     items = make_records("train", 40)
-    assert [c.responses[0] for c in critiques] == [response for item in items for response in item.responses]
-    assert all(c.rewards is None and "boxed" not in c.metadata["critique"] and "Scores" not in c.metadata["critique"] for c in critiques)
+    assert [c.responses[0] for c in critiques] == [
+        response for item in items for response in item.responses
+    ]
+    assert all(
+        c.rewards is None
+        and "boxed" not in c.metadata["critique"]
+        and "Scores" not in c.metadata["critique"]
+        for c in critiques
+    )
     gold = [reward for item in items for reward in item.rewards]
     says_good = [not c.metadata["critique"].rstrip().endswith("bad") for c in critiques]
     agree = np.mean([good == bool(reward) for good, reward in zip(says_good, gold)])
     assert 0.3 < agree < 0.9  # a sloppy judge's opinion, not the gold
 
 
-@pytest.mark.parametrize("field, value, message", [
-    ("kind", "bt", "kind: expected one of bradley_terry, pair_rm, cloud, got 'bt'"),
-    ("bradley_terry.centre", -1.0, "bradley_terry.centre: expected a number >= 0, got -1.0"),
-    ("cloud.batch_size", 65, "cloud.batch_size: expected a multiple of cloud.micro_batch = 64, got 65"),
-    ("critic.path", "nowhere", "critic.path: expected a Hugging Face folder with config.json, got nowhere"),
-    ("data.critiques", ({"world": "critiques"},), "data.critiques: expected items, how many, got {'world': 'critiques'}"),
-    ("data.critiques", ("nowhere.jsonl",), "data.critiques: no such file: nowhere.jsonl"),
-    ("data.general", (), "data.general: critic.general_fraction is 0.35, so at least one source is expected, got none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("kind", "bt", "kind: expected one of bradley_terry, pair_rm, cloud, got 'bt'"),
+        ("bradley_terry.centre", -1.0, "bradley_terry.centre: expected a number >= 0, got -1.0"),
+        (
+            "cloud.batch_size",
+            65,
+            "cloud.batch_size: expected a multiple of cloud.micro_batch = 64, got 65",
+        ),
+        (
+            "critic.path",
+            "nowhere",
+            "critic.path: expected a Hugging Face folder with config.json, got nowhere",
+        ),
+        (
+            "data.critiques",
+            ({"world": "critiques"},),
+            "data.critiques: expected items, how many, got {'world': 'critiques'}",
+        ),
+        ("data.critiques", ("nowhere.jsonl",), "data.critiques: no such file: nowhere.jsonl"),
+        (
+            "data.general",
+            (),
+            "data.general: critic.general_fraction is 0.35, so at least one source is "
+            "expected, got "
+            "none",
+        ),
+    ],
+)
 def test_a_wrong_value_is_named(field, value, message):
     config = tiny_reward_model.get_config()
     with config.ignore_type():
@@ -120,4 +176,8 @@ def test_a_wrong_value_is_named(field, value, message):
 
 def test_records_and_model_are_those_of_the_quick_start():
     quick, ours = tiny.get_config(), tiny_reward_model.get_config()
-    assert ours.data.train == quick.data.train and ours.model == quick.model and ours.seed == quick.seed
+    assert (
+        ours.data.train == quick.data.train
+        and ours.model == quick.model
+        and ours.seed == quick.seed
+    )

@@ -1,4 +1,7 @@
-"""Every kind of reward model that a config can name is loaded from its folder, judges, and goes through the evaluator."""
+"""Every kind of reward model that a config can name is loaded from its folder, judges, and goes
+through the evaluator.
+"""
+
 import json
 
 import jax
@@ -31,7 +34,10 @@ def small(config):
     config.lengths.update(prompt=80, completion=12, buckets=(80,), sequences=())
     config.sampling.update(rows=8, samples_per_order=1)
     config.ks, config.bootstrap, config.greedy, config.swap = (1, 2), 200, False, False
-    config.benchmarks = ({"kind": "world", "split": "test", "items": 3}, {"kind": "world", "split": "single", "items": 2})
+    config.benchmarks = (
+        {"kind": "world", "split": "test", "items": 3},
+        {"kind": "world", "split": "single", "items": 2},
+    )
     return config
 
 
@@ -47,25 +53,70 @@ def test_each_kind_that_lies_in_a_folder_judges_what_it_accepts(head, tmp_path):
     )
     results = comparison.run(config, tmp_path)
     can = {one["system"]: one for one in results["capabilities"]}
-    assert [name for name, one in can.items() if one["one"]["accepted"]] == ["grm", "scalar", "cloud"]
+    assert [name for name, one in can.items() if one["one"]["accepted"]] == [
+        "grm",
+        "scalar",
+        "cloud",
+    ]
     assert all(one["two"]["accepted"] == one["two"]["items"] for one in can.values())
     assert [name for name, one in can.items() if not one["sampled"]] == ["scalar", "pairs"]
-    rows = {name: [json.loads(line) for path in sorted((tmp_path / "judgments" / name).rglob("*.jsonl")) for line in path.read_text().splitlines()] for name in can}
-    assert all(np.isfinite(row["meta_logit"]) for row in rows["grm"] if row["temperature"] > 0 and row["failure"] is None)
-    assert {row["failure"] for row in rows["scalar"] + rows["pairs"]} == {None} and all(row["critiques"] for row in rows["cloud"])
+    rows = {
+        name: [
+            json.loads(line)
+            for path in sorted((tmp_path / "judgments" / name).rglob("*.jsonl"))
+            for line in path.read_text().splitlines()
+        ]
+        for name in can
+    }
+    assert all(
+        np.isfinite(row["meta_logit"])
+        for row in rows["grm"]
+        if row["temperature"] > 0 and row["failure"] is None
+    )
+    assert {row["failure"] for row in rows["scalar"] + rows["pairs"]} == {None} and all(
+        row["critiques"] for row in rows["cloud"]
+    )
     assert len({json.dumps(row["scores"]) for row in rows["scalar"]}) > 1
     # a model retrained in the same folder is another system
     cfg = load_config(TINY_BASE)
-    save_folder(head, init_scalar_params(cfg, load_params(TINY_BASE, cfg), jax.random.key(1)), cfg, tokenizer_files_from=TINY_BASE, architecture=SCALAR)
+    save_folder(
+        head,
+        init_scalar_params(cfg, load_params(TINY_BASE, cfg), jax.random.key(1)),
+        cfg,
+        tokenizer_files_from=TINY_BASE,
+        architecture=SCALAR,
+    )
     with pytest.raises(ValueError, match="another system of this name; it differs in meta weights"):
         comparison.run(config, tmp_path)
 
 
 def test_a_remote_judge_takes_its_templates_and_limits_from_the_config():
     config = tiny_evaluate.get_config()
-    model = load_reward_model({"name": "gpt", "kind": "remote", "base_url": "http://localhost:1/v1", "model": "m", "answer": "index", "retries": 0}, config, 3)
+    model = load_reward_model(
+        {
+            "name": "gpt",
+            "kind": "remote",
+            "base_url": "http://localhost:1/v1",
+            "model": "m",
+            "answer": "index",
+            "retries": 0,
+        },
+        config,
+        3,
+    )
     assert model.name == "gpt" and model.sampled and not model.accepts(1) and model.accepts(4)
-    flexible = load_reward_model({"name": "gpt", "kind": "remote", "base_url": "http://localhost:1/v1", "model": "m"}, config)
+    flexible = load_reward_model(
+        {"name": "gpt", "kind": "remote", "base_url": "http://localhost:1/v1", "model": "m"}, config
+    )
     assert flexible.accepts(1)
     with pytest.raises(ValueError, match="system 'gpt': unknown field 'modle'"):
-        load_reward_model({"name": "gpt", "kind": "remote", "base_url": "http://localhost:1/v1", "model": "m", "modle": "x"}, config)
+        load_reward_model(
+            {
+                "name": "gpt",
+                "kind": "remote",
+                "base_url": "http://localhost:1/v1",
+                "model": "m",
+                "modle": "x",
+            },
+            config,
+        )

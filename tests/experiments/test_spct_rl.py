@@ -1,4 +1,7 @@
-"""The whole command on the micro preset: what it leaves, what it does when it is run again, and what it refuses."""
+"""The whole command on the micro preset: what it leaves, what it does when it is run again, and
+what it refuses.
+"""
+
 import collections
 import json
 import shutil
@@ -21,61 +24,120 @@ from grm_jax.training.metrics import read_metrics
 from grm_jax.training.step import rft_loss
 
 SYSTEMS, SPLITS, STEPS = ("base", "rft", "grm"), ("test", "hard", "wide", "single"), 5
-STAGES = ["rft_sample", "rft", "rl", "meta_sample", "meta", *(f"eval_{system}_{split}" for system in SYSTEMS for split in SPLITS)]
+STAGES = [
+    "rft_sample",
+    "rft",
+    "rl",
+    "meta_sample",
+    "meta",
+    *(f"eval_{system}_{split}" for system in SYSTEMS for split in SPLITS),
+]
 JUDGMENTS = {  # file -> rows
-    "rft_sample": 12 * (3 + 1), "rl": STEPS * 8, "meta_sample_rft": 12 * 3, "meta_sample_grm": 12 * 3,
-    **{f"eval_{system}_{split}{greedy}": 3 * samples for system in SYSTEMS for split in SPLITS for greedy, samples in (("_greedy", 1), ("", 2))},
-}  # fmt: skip
+    "rft_sample": 12 * (3 + 1),
+    "rl": STEPS * 8,
+    "meta_sample_rft": 12 * 3,
+    "meta_sample_grm": 12 * 3,
+    **{
+        f"eval_{system}_{split}{greedy}": 3 * samples
+        for system in SYSTEMS
+        for split in SPLITS
+        for greedy, samples in (("_greedy", 1), ("", 2))
+    },
+}
 
 
 def test_results_have_a_row_for_every_system_split_and_way_of_judging(finished):
     results = json.loads((finished[0] / "results.json").read_text())
-    keys = [(row["system"], row["split"], row["aggregation"], row["k"], row["k_meta"]) for row in results["rows"]]
-    ways = [("greedy", 1, None), ("vote", 1, None), ("meta", 1, 1), ("vote", 2, None), ("meta", 2, 1)]
+    keys = [
+        (row["system"], row["split"], row["aggregation"], row["k"], row["k_meta"])
+        for row in results["rows"]
+    ]
+    ways = [
+        ("greedy", 1, None),
+        ("vote", 1, None),
+        ("meta", 1, 1),
+        ("vote", 2, None),
+        ("meta", 2, 1),
+    ]
     assert keys == [(system, split, *way) for system in SYSTEMS for split in SPLITS for way in ways]
     for row in results["rows"]:
         assert row["items"] == 3
         assert 0 <= row["strict_accuracy"] <= row["accuracy"] <= 1 and row["stderr"] >= 0
-        assert 0 <= row["tie_rate"] <= 1 and 0 <= row["parse_failure_rate"] <= 1 and row["tokens_per_judgment"] > 1
-    assert results["seed"] == 0 and results["config"]["rl"]["loss"] == "grpo" and results["notes"] == []
+        assert (
+            0 <= row["tie_rate"] <= 1
+            and 0 <= row["parse_failure_rate"] <= 1
+            and row["tokens_per_judgment"] > 1
+        )
+    assert (
+        results["seed"] == 0
+        and results["config"]["rl"]["loss"] == "grpo"
+        and results["notes"] == []
+    )
     assert list(results["timings_s"]) == STAGES
-    assert {(area["system"], area["split"]) for area in results["meta_rm"]["auc"]} == {(system, split) for system in SYSTEMS for split in SPLITS}
+    assert {(area["system"], area["split"]) for area in results["meta_rm"]["auc"]} == {
+        (system, split) for system in SYSTEMS for split in SPLITS
+    }
 
 
 def test_every_judgment_is_on_disk(finished):
     judgments = finished[0] / "judgments"
     assert {path.stem: len(read_rows(path)) for path in judgments.iterdir()} == JUDGMENTS
     rows = read_rows(judgments / "rft_sample.jsonl")
-    assert all(isinstance(row["accepted"], bool) and row["reason"] for row in rows) and any(row["accepted"] for row in rows)
+    assert all(isinstance(row["accepted"], bool) and row["reason"] for row in rows) and any(
+        row["accepted"] for row in rows
+    )
     assert collections.Counter(row["hinted"] for row in rows) == {False: 36, True: 12}
     for name in JUDGMENTS:
         for row in read_rows(judgments / f"{name}.jsonl"):
             assert row["stage"] == name.split("_")[0] or name.startswith(row["stage"])
             assert (row["temperature"] == 0) == name.endswith("_greedy")
             assert (row["scores"] is None) == (row["failure"] is not None)
-            assert (row["meta_logit"] is not None) == (row["stage"] == "eval" and row["temperature"] > 0 and row["failure"] is None)
+            assert (row["meta_logit"] is not None) == (
+                row["stage"] == "eval" and row["temperature"] > 0 and row["failure"] is None
+            )
     assert {row["reward"] for row in read_rows(judgments / "rl.jsonl")} <= {-1.0, 1.0}
 
 
 def test_every_step_is_logged_once(finished):
     workdir = finished[0]
     rows = read_metrics(workdir / "metrics.jsonl")
-    assert [(row["stage"], row["step"]) for row in rows] == [(stage, step) for stage in ("rft", "rl", "meta") for step in range(STEPS)]
-    assert all({"loss", "grad_norm", "learning_rate", "step_s"} <= row.keys() and row["nonfinite"] == 0 for row in rows)
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        (stage, step) for stage in ("rft", "rl", "meta") for step in range(STEPS)
+    ]
+    assert all(
+        {"loss", "grad_norm", "learning_rate", "step_s"} <= row.keys() and row["nonfinite"] == 0
+        for row in rows
+    )
     rl = [row for row in rows if row["stage"] == "rl"]
-    assert {"reward/mean", "kl", "entropy", "frac_reward_zero_std", "completions/mean_length", "parse_failure_rate"} <= rl[0].keys()
-    assert all(abs(row["ratio_max"] - 1) < 1e-3 and abs(row["ratio_min"] - 1) < 1e-3 for row in rl)  # the sampler's probabilities are the trainer's
+    assert {
+        "reward/mean",
+        "kl",
+        "entropy",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "parse_failure_rate",
+    } <= rl[0].keys()
+    # the sampler's probabilities are the trainer's
+    assert all(abs(row["ratio_max"] - 1) < 1e-3 and abs(row["ratio_min"] - 1) < 1e-3 for row in rl)
     for stage in ("rft", "rl", "meta"):
         assert list((workdir / "tensorboard" / stage).glob("events*"))
-        assert [int(path.name) for path in sorted((workdir / "checkpoints" / stage).iterdir())] == [2, 4]
+        assert [int(path.name) for path in sorted((workdir / "checkpoints" / stage).iterdir())] == [
+            2,
+            4,
+        ]
 
 
 def test_the_report_is_one_file_and_the_output_shows_judged_examples(finished):
     workdir, output = finished
     page = (workdir / "report.html").read_text()
-    assert "<html" in page and "src=\"http" not in page
-    assert output.count("   judgment, responses shown as") == 3 and "gold 1" in output  # steps 0, 2 and 4 of RL
-    assert [line.split()[1].rstrip(":") for line in output.splitlines() if line.startswith("== ") and line.endswith(" s")] == STAGES
+    assert "<html" in page and 'src="http' not in page
+    # steps 0, 2 and 4 of RL
+    assert output.count("   judgment, responses shown as") == 3 and "gold 1" in output
+    assert [
+        line.split()[1].rstrip(":")
+        for line in output.splitlines()
+        if line.startswith("== ") and line.endswith(" s")
+    ] == STAGES
     assert f"report: {workdir / 'report.html'}" in output
 
 
@@ -83,23 +145,44 @@ def test_models_are_folders_with_a_tokenizer_and_each_stage_moved_them(finished)
     before = load_file(config_flags.TINY_BASE / "model.safetensors")
     for name in ("rft", "grm", "meta"):
         folder = finished[0] / "models" / name
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+            path.name for path in folder.iterdir()
+        }
         after = load_file(folder / "model.safetensors")
         assert after.keys() - before.keys() == ({"score.weight"} if name == "meta" else set())
-        assert all((after[tensor] != before[tensor]).any() for tensor in before) and all(np.isfinite(value).all() for value in after.values())
+        assert all((after[tensor] != before[tensor]).any() for tensor in before) and all(
+            np.isfinite(value).all() for value in after.values()
+        )
         before = after
 
 
 def test_a_finished_run_is_only_reported_again(finished, processes, micro, tmp_path):
     shutil.copytree(finished[0], tmp_path / "again")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*") if path.is_file()
+    }
     (tmp_path / "again/report.html").unlink()
-    output = processes.run(micro, tmp_path / "again", "--config.note=Run twice.", "--config.log.example_every=7")
-    assert [line.split()[1] for line in output.splitlines() if "done before" in line] == [f"{stage}:" for stage in STAGES]
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*") if path.is_file()}
-    changed = {str(path.relative_to(tmp_path / "again")) for path in after if after[path] != before.get(path)}
-    assert changed == {"results.json", "report.html", "config.json"} | {f"records/{name}.jsonl" for name in ("train", *SPLITS)} | {"records/left_out.json"}
-    first, second = (json.loads((folder / "results.json").read_text()) for folder in (finished[0], tmp_path / "again"))
+    output = processes.run(
+        micro, tmp_path / "again", "--config.note=Run twice.", "--config.log.example_every=7"
+    )
+    assert [line.split()[1] for line in output.splitlines() if "done before" in line] == [
+        f"{stage}:" for stage in STAGES
+    ]
+    after = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*") if path.is_file()
+    }
+    changed = {
+        str(path.relative_to(tmp_path / "again"))
+        for path in after
+        if after[path] != before.get(path)
+    }
+    assert changed == {"results.json", "report.html", "config.json"} | {
+        f"records/{name}.jsonl" for name in ("train", *SPLITS)
+    } | {"records/left_out.json"}
+    first, second = (
+        json.loads((folder / "results.json").read_text())
+        for folder in (finished[0], tmp_path / "again")
+    )
     for name in ("rows", "paired", "k_meta_sweep", "meta_rm", "timings_s"):
         assert first[name] == second[name]
     assert "Run twice." in (tmp_path / "again/report.html").read_text()
@@ -113,19 +196,28 @@ def config_with(**fields):
 
 
 def test_another_config_in_the_same_folder_is_refused_by_field(finished):
-    with pytest.raises(ValueError, match=r"holds a run with another config; it differs in rl\.beta, seed\. Choose another --workdir"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds a run with another config; it differs in rl\.beta, seed\. Choose another "
+        r"--workdir",
+    ):
         setup(config_with(**{"rl.beta": 0.5, "seed": 1}), finished[0])
 
 
 def test_a_micro_batch_that_the_mesh_cannot_cut_is_refused_before_data_is_read(tmp_path):
-    with pytest.raises(ValueError, match="rft.micro_batch: expected a multiple of replica x fsdp = 8, .* got 4"):
+    with pytest.raises(
+        ValueError, match="rft.micro_batch: expected a multiple of replica x fsdp = 8, .* got 4"
+    ):
         setup(config_with(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_no_test_record_is_a_training_record(finished):
     def contents(name):
-        return {(record.conversation, frozenset(record.responses)) for record in read_records(finished[0] / f"records/{name}.jsonl")}
+        return {
+            (record.conversation, frozenset(record.responses))
+            for record in read_records(finished[0] / f"records/{name}.jsonl")
+        }
 
     assert len(contents("train")) == 12
     assert not contents("train") & set().union(*(contents(split) for split in SPLITS))
@@ -137,71 +229,124 @@ def files(tmp_path):
 
     def write(train, test):
         for name, records in (("train", train), ("test", test)):
-            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            (tmp_path / f"{name}.jsonl").write_text(
+                "".join(json.dumps(record) + "\n" for record in records)
+            )
         paths = {name: {"path": str(tmp_path / f"{name}.jsonl")} for name in ("train", "test")}
-        mesh = {"mesh.replica": 1, "mesh.tensor": -1}  # 8 devices here, which micro-batches of 4 rows cannot be cut over
-        return config_with(**{"data.train": (paths["train"],), "data.eval": {"test": paths["test"]}, "eval.splits": ("test",)} | mesh)
+        # 8 devices here, which micro-batches of 4 rows cannot be cut over
+        mesh = {"mesh.replica": 1, "mesh.tensor": -1}
+        return config_with(
+            **{
+                "data.train": (paths["train"],),
+                "data.eval": {"test": paths["test"]},
+                "eval.splits": ("test",),
+            }
+            | mesh
+        )
 
     return write
 
 
 def record(name, query, responses=("1.cat", "1.dog 2.cow"), **gold):
-    return {"id": name, "conversation": [{"role": "user", "content": query}], "responses": list(responses), **(gold or {"best": 0})}
+    return {
+        "id": name,
+        "conversation": [{"role": "user", "content": query}],
+        "responses": list(responses),
+        **(gold or {"best": 0}),
+    }
 
 
 def test_a_training_record_among_the_test_records_is_refused(files, tmp_path):
-    train, test = [record("a", "Name 1 animal"), record("b", "Name 2 animals")], [record("c", "Name 3 animals")]
-    leaked = record("d", "Name 2 animals", responses=("1.dog 2.cow", "1.cat"), best=1)  # another id, and the responses swapped
+    train, test = (
+        [record("a", "Name 1 animal"), record("b", "Name 2 animals")],
+        [record("c", "Name 3 animals")],
+    )
+    # another id, and the responses swapped
+    leaked = record("d", "Name 2 animals", responses=("1.dog 2.cow", "1.cat"), best=1)
     with pytest.raises(ValueError, match="record 'd' of 'test' is also the training record 'b'"):
         setup(files(train, [*test, leaked]), tmp_path / "run")
-    run = setup(files(train, test), tmp_path / "run")  # nothing was computed: the folder takes the mended data
+    # nothing was computed: the folder takes the mended data
+    run = setup(files(train, test), tmp_path / "run")
     assert [r.id for r in run.evaluation["test"]] == ["c"]
 
 
 def test_a_stage_takes_over_what_it_starts_from(files, tmp_path):
-    """A new state and one that is restored: the starting parameters are freed; a reference is not."""
-    run = setup(files([record("a", "Name 1 animal")], [record("c", "Name 3 animals")]), tmp_path / "run")
+    """A new state and one that is restored: the starting parameters are freed; a reference is
+    not.
+    """
+    run = setup(
+        files([record("a", "Name 1 animal")], [record("c", "Name 3 animals")]), tmp_path / "run"
+    )
     for donate in (True, True, False):
         params = load_policy(run, "base")
         training = begin(run, "rft", params, rft_loss(run.cfg), run.config.rft, 5, donate=donate)
         assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(params))
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(training.state))
         if not training.extra:
-            save_state(run, training, training.state.replace(step=training.state.step + 2), {"batches": {}})
+            save_state(
+                run, training, training.state.replace(step=training.state.step + 2), {"batches": {}}
+            )
         else:
             assert int(training.state.step) == 2
         training.checkpoints.close()
     want = load_policy(run, "base")
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(training.state.params), jax.device_get(want))
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(training.state.params), jax.device_get(want)
+    )
 
 
 def test_overlong_records_are_reported_by_id_and_left_out(files, tmp_path, capsys):
     long = "Name animals " * 200
-    run = setup(files([record("a", "Name 1 animal"), record("long/1", long)], [record("long/2", long), record("c", "Name 3 animals")]), tmp_path / "run")
+    run = setup(
+        files(
+            [record("a", "Name 1 animal"), record("long/1", long)],
+            [record("long/2", long), record("c", "Name 3 animals")],
+        ),
+        tmp_path / "run",
+    )
     assert ([r.id for r in run.train], [r.id for r in run.evaluation["test"]]) == (["a"], ["c"])
     left_out = json.loads((tmp_path / "run/records/left_out.json").read_text())
     ((first, tokens),), ((second, _),) = left_out["train"], left_out["test"]
     assert (first, second) == ("long/1", "long/2") and tokens > 80
-    assert f"data train: 1 records; 1 longer than 80 tokens are left out: long/1 ({tokens})" in capsys.readouterr().out
+    assert (
+        f"data train: 1 records; 1 longer than 80 tokens are left out: long/1 ({tokens})"
+    ) in capsys.readouterr().out
     assert [r.id for r in read_records(tmp_path / "run/records/train.jsonl")] == ["a"]
 
 
 def test_a_split_without_a_record_or_without_gold_is_an_error(files, tmp_path):
     good = record("a", "Name 1 animal")
-    with pytest.raises(ValueError, match="data for 'test': no record is left; the shortest prompt over the limit has"):
+    with pytest.raises(
+        ValueError,
+        match="data for 'test': no record is left; the shortest prompt over the limit has",
+    ):
         setup(files([good], [record("b", "Name animals " * 200)]), tmp_path / "run")
     ungraded = {"id": "b", "conversation": good["conversation"], "responses": ["1.cat", "1.emu"]}
-    with pytest.raises(ValueError, match="data for 'test': record 'b' has no gold; expected rewards or best"):
+    with pytest.raises(
+        ValueError, match="data for 'test': record 'b' has no gold; expected rewards or best"
+    ):
         setup(files([good], [ungraded]), tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_items(processes, micro, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_items(
+    processes, micro, tmp_path
+):
     cfg = load_config(config_flags.TINY_BASE)
     broken = jax.tree.map(jnp.asarray, load_params(config_flags.TINY_BASE, cfg))
     broken["final_norm"]["scale"] = jnp.full_like(broken["final_norm"]["scale"], jnp.nan)
     save_folder(tmp_path / "base", broken, cfg, tokenizer_files_from=config_flags.TINY_BASE)
-    assert processes.finish(processes.start(micro, tmp_path / "run", f"--config.model.path={tmp_path / 'base'}")) == 1
+    assert (
+        processes.finish(
+            processes.start(micro, tmp_path / "run", f"--config.model.path={tmp_path / 'base'}")
+        )
+        == 1
+    )
     output = (tmp_path / "run.log").read_text()
-    assert "FloatingPointError: step 0: loss nan, gradient norm nan; items of the batch: world/" in output
-    assert not (tmp_path / "run/models").exists() and not (tmp_path / "run/stages/rft.json").exists()
-    assert not [path for path in (tmp_path / "run/checkpoints/rft").iterdir()]  # the damaged state was not saved
+    assert (
+        "FloatingPointError: step 0: loss nan, gradient norm nan; items of the batch: world/"
+    ) in output
+    assert (
+        not (tmp_path / "run/models").exists() and not (tmp_path / "run/stages/rft.json").exists()
+    )
+    # the damaged state was not saved
+    assert not [path for path in (tmp_path / "run/checkpoints/rft").iterdir()]

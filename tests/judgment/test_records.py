@@ -9,9 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_jax.judgment.records import Record, Turn, read_records, record_from_dict, record_to_dict, response_order, to_record_order, write_records
+from grm_jax.judgment.records import (
+    Record,
+    Turn,
+    read_records,
+    record_from_dict,
+    record_to_dict,
+    response_order,
+    to_record_order,
+    write_records,
+)
 
-GOOD = {"id": "a", "conversation": [{"role": "user", "content": "2+2?"}], "responses": ["4", "5"], "rewards": [1, 0]}
+GOOD = {
+    "id": "a",
+    "conversation": [{"role": "user", "content": "2+2?"}],
+    "responses": ["4", "5"],
+    "rewards": [1, 0],
+}
 
 
 def changed(**fields):
@@ -24,39 +38,51 @@ def test_best_is_one_hot_and_optional_fields_have_defaults():
     assert record_from_dict(changed(rewards=...), "f:1").rewards is None
 
 
-@pytest.mark.parametrize("bad, names", [
-    ([1], ["JSON object"]),
-    (changed(id=...), ['"id"', "missing"]),
-    (changed(id=""), ['"id"', "non-empty"]),
-    (changed(id=7), ['"id"', "string", "7"]),
-    (changed(reward=[1, 0]), ['"reward"', "'rewards'"]),
-    (changed(colour="red"), ['"colour"', "metadata"]),
-    (changed(conversation=[]), ['"conversation"', "non-empty"]),
-    (changed(conversation="2+2?"), ['"conversation"', "list"]),
-    (changed(conversation=["2+2?"]), ['"conversation[0]"', "object"]),
-    (changed(conversation=[{"role": "human", "content": "x"}]), ['"conversation[0].role"', "human", "user"]),
-    (changed(conversation=[{"role": "user"}]), ['"conversation[0].content"', "string"]),
-    (changed(conversation=[{"role": "user", "content": "x", "contents": "y"}]), ['"conversation[0].contents"', "'content'"]),
-    (changed(conversation=[{"role": "assistant", "content": "x"}]), ['"conversation"', "last turn"]),
-    (changed(responses=[]), ['"responses"', "non-empty"]),
-    (changed(responses=["4", None]), ['"responses[1]"', "string"]),
-    (changed(responses=["4", "\ud800"]), ['"responses[1]"', "surrogate"]),
-    (changed(rewards=[1]), ['"rewards"', "2 numbers"]),
-    (changed(rewards=[1, "0"]), ['"rewards[1]"', "number"]),
-    (changed(rewards=[1, True]), ['"rewards[1]"', "number"]),
-    (changed(rewards=[1, float("nan")]), ['"rewards[1]"', "finite"]),
-    (changed(rewards=[1, 10**400]), ['"rewards[1]"', "finite"]),
-    (changed(rewards=[1, 1]), ['"rewards"', "exactly one largest"]),
-    (changed(rewards=[2**53, 2**53 + 1]), ['"rewards"', "exactly one largest"]),
-    (changed(best=0), ['"rewards"', '"best"', "both"]),
-    (changed(rewards=..., best=2), ['"best"', "0 to 1"]),
-    (changed(rewards=..., best=True), ['"best"', "integer"]),
-    (changed(responses=["4"], rewards=[0.5]), ['"rewards"', "[0] or [1]"]),
-    (changed(responses=["4"], rewards=..., best=0), ['"best"', "one response"]),
-    (changed(domain=None), ['"domain"', "string"]),
-    (changed(reference=4), ['"reference"', "string"]),
-    (changed(metadata=[]), ['"metadata"', "object"]),
-])
+@pytest.mark.parametrize(
+    "bad, names",
+    [
+        ([1], ["JSON object"]),
+        (changed(id=...), ['"id"', "missing"]),
+        (changed(id=""), ['"id"', "non-empty"]),
+        (changed(id=7), ['"id"', "string", "7"]),
+        (changed(reward=[1, 0]), ['"reward"', "'rewards'"]),
+        (changed(colour="red"), ['"colour"', "metadata"]),
+        (changed(conversation=[]), ['"conversation"', "non-empty"]),
+        (changed(conversation="2+2?"), ['"conversation"', "list"]),
+        (changed(conversation=["2+2?"]), ['"conversation[0]"', "object"]),
+        (
+            changed(conversation=[{"role": "human", "content": "x"}]),
+            ['"conversation[0].role"', "human", "user"],
+        ),
+        (changed(conversation=[{"role": "user"}]), ['"conversation[0].content"', "string"]),
+        (
+            changed(conversation=[{"role": "user", "content": "x", "contents": "y"}]),
+            ['"conversation[0].contents"', "'content'"],
+        ),
+        (
+            changed(conversation=[{"role": "assistant", "content": "x"}]),
+            ['"conversation"', "last turn"],
+        ),
+        (changed(responses=[]), ['"responses"', "non-empty"]),
+        (changed(responses=["4", None]), ['"responses[1]"', "string"]),
+        (changed(responses=["4", "\ud800"]), ['"responses[1]"', "surrogate"]),
+        (changed(rewards=[1]), ['"rewards"', "2 numbers"]),
+        (changed(rewards=[1, "0"]), ['"rewards[1]"', "number"]),
+        (changed(rewards=[1, True]), ['"rewards[1]"', "number"]),
+        (changed(rewards=[1, float("nan")]), ['"rewards[1]"', "finite"]),
+        (changed(rewards=[1, 10**400]), ['"rewards[1]"', "finite"]),
+        (changed(rewards=[1, 1]), ['"rewards"', "exactly one largest"]),
+        (changed(rewards=[2**53, 2**53 + 1]), ['"rewards"', "exactly one largest"]),
+        (changed(best=0), ['"rewards"', '"best"', "both"]),
+        (changed(rewards=..., best=2), ['"best"', "0 to 1"]),
+        (changed(rewards=..., best=True), ['"best"', "integer"]),
+        (changed(responses=["4"], rewards=[0.5]), ['"rewards"', "[0] or [1]"]),
+        (changed(responses=["4"], rewards=..., best=0), ['"best"', "one response"]),
+        (changed(domain=None), ['"domain"', "string"]),
+        (changed(reference=4), ['"reference"', "string"]),
+        (changed(metadata=[]), ['"metadata"', "object"]),
+    ],
+)
 def test_errors_name_file_line_and_field(bad, names):
     with pytest.raises(ValueError) as error:
         record_from_dict(bad, "data.jsonl:12")
@@ -94,7 +120,9 @@ def test_windows_files_are_read(tmp_path):
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
-metadata = st.dictionaries(texts, st.none() | st.booleans() | st.integers(-9, 9) | texts, max_size=2)
+metadata = st.dictionaries(
+    texts, st.none() | st.booleans() | st.integers(-9, 9) | texts, max_size=2
+)
 
 
 @st.composite
@@ -103,14 +131,30 @@ def records(draw, record_id=None):
     if len(responses) == 1:
         rewards = draw(st.sampled_from([None, (0.0,), (1.0,)]))
     else:
-        rewards = draw(st.none() | st.permutations(range(len(responses))).map(lambda p: tuple(map(float, p))))
-    turns = draw(st.lists(st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), texts), max_size=3))
-    return Record(record_id or draw(texts.filter(bool)), (*turns, Turn("user", draw(texts))), tuple(responses), rewards, draw(texts),
-                  draw(st.none() | texts), draw(metadata))
+        rewards = draw(
+            st.none() | st.permutations(range(len(responses))).map(lambda p: tuple(map(float, p)))
+        )
+    turns = draw(
+        st.lists(
+            st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), texts), max_size=3
+        )
+    )
+    return Record(
+        record_id or draw(texts.filter(bool)),
+        (*turns, Turn("user", draw(texts))),
+        tuple(responses),
+        rewards,
+        draw(texts),
+        draw(st.none() | texts),
+        draw(metadata),
+    )
 
 
 @settings(max_examples=40)
-@given(st.lists(records(), max_size=3, unique_by=lambda r: r.id), st.sampled_from(["r.jsonl", "r.jsonl.gz"]))
+@given(
+    st.lists(records(), max_size=3, unique_by=lambda r: r.id),
+    st.sampled_from(["r.jsonl", "r.jsonl.gz"]),
+)
 def test_any_text_comes_back_from_disk(tmp_path_factory, items, name):
     path = tmp_path_factory.mktemp("records") / name
     write_records(path, items)
@@ -146,9 +190,15 @@ def test_response_order_golden_values():
 
 @pytest.mark.parametrize("vary", ["record", "sample", "seed"])
 def test_response_order_is_uniform(vary):
-    """Chi-square over the 24 orders of 4, 9,600 draws; 23 degrees of freedom, 49.7 is the 99.9 % point."""
+    """Chi-square over the 24 orders of 4, 9,600 draws; 23 degrees of freedom, 49.7 is the 99.9 %
+    point.
+    """
     draws = 9600
-    arguments = {"record": lambda i: (0, f"item-{i}", 0), "sample": lambda i: (0, "item", i), "seed": lambda i: (i, "item", 0)}[vary]
+    arguments = {
+        "record": lambda i: (0, f"item-{i}", 0),
+        "sample": lambda i: (0, "item", i),
+        "seed": lambda i: (i, "item", 0),
+    }[vary]
     counts = collections.Counter(response_order(*arguments(i), 4) for i in range(draws))
     expected = draws / 24
     assert set(counts) == set(itertools.permutations(range(4)))
@@ -173,6 +223,10 @@ def test_to_record_order_checks_length():
 
 
 def test_judgment_needs_no_array_library():
-    code = ("import sys, grm_jax.judgment.prompts, grm_jax.judgment.voting, grm_jax.judgment.parsing; "
-            "sys.exit(str({'jax', 'numpy', 'flax'} & set(sys.modules)) if {'jax', 'numpy', 'flax'} & set(sys.modules) else 0)")
+    code = (
+        "import sys, grm_jax.judgment.prompts, grm_jax.judgment.voting, "
+        "grm_jax.judgment.parsing; "
+        "sys.exit(str({'jax', 'numpy', 'flax'} & set(sys.modules)) if {'jax', 'numpy', "
+        "'flax'} & set(sys.modules) else 0)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

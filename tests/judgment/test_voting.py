@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grm_jax.judgment.records import response_order, to_record_order
-from grm_jax.judgment.voting import Verdict, default_k_meta, expected_credit, is_tie, pick_winner, select_by_meta, strict_credit, vote
+from grm_jax.judgment.voting import (
+    Verdict,
+    default_k_meta,
+    expected_credit,
+    is_tie,
+    pick_winner,
+    select_by_meta,
+    strict_credit,
+    vote,
+)
 
 
 def test_figure_3_of_the_paper():
@@ -35,19 +44,22 @@ def test_failed_samples_are_left_out_and_counted():
         vote([(1, 2), (1, 2, 3)])
 
 
-@pytest.mark.parametrize("samples, rewards, expected, strict, tie", [
-    ([(9, 1)], (1, 0), 1, 1, False),
-    ([(9, 1)], (0, 1), 0, 0, False),
-    ([(5, 5)], (0, 1), "1/2", 0, True),
-    ([(5, 5, 1)], (0, 0, 1), 0, 0, True),
-    ([(5, 5, 5)], (0, 0, 1), "1/3", 0, True),
-    ([None], (0, 0, 0, 1), "1/4", 0, False),
-    ([(1,), (1,), (0,)], (1,), 1, 1, False),
-    ([(1,), (1,), (0,)], (0,), 0, 0, False),
-    ([(0,), None, (0,)], (0,), 1, 1, False),
-    ([(1,), (0,)], (0,), "1/2", 0, True),
-    ([None], (1,), "1/2", 0, False),
-])
+@pytest.mark.parametrize(
+    "samples, rewards, expected, strict, tie",
+    [
+        ([(9, 1)], (1, 0), 1, 1, False),
+        ([(9, 1)], (0, 1), 0, 0, False),
+        ([(5, 5)], (0, 1), "1/2", 0, True),
+        ([(5, 5, 1)], (0, 0, 1), 0, 0, True),
+        ([(5, 5, 5)], (0, 0, 1), "1/3", 0, True),
+        ([None], (0, 0, 0, 1), "1/4", 0, False),
+        ([(1,), (1,), (0,)], (1,), 1, 1, False),
+        ([(1,), (1,), (0,)], (0,), 0, 0, False),
+        ([(0,), None, (0,)], (0,), 1, 1, False),
+        ([(1,), (0,)], (0,), "1/2", 0, True),
+        ([None], (1,), "1/2", 0, False),
+    ],
+)
 def test_credit(samples, rewards, expected, strict, tie):
     verdict = vote(samples)
     assert expected_credit(verdict, rewards) == float(fractions.Fraction(expected))
@@ -62,7 +74,9 @@ def test_credit_checks_its_input():
         expected_credit(vote([(7,)]), (1,))
 
 
-lists = st.integers(2, 5).flatmap(lambda n: st.lists(st.none() | st.tuples(*[st.integers(1, 10)] * n), min_size=1, max_size=8))
+lists = st.integers(2, 5).flatmap(
+    lambda n: st.lists(st.none() | st.tuples(*[st.integers(1, 10)] * n), min_size=1, max_size=8)
+)
 
 
 @given(lists, st.randoms(), st.integers(0, 99))
@@ -84,7 +98,11 @@ def test_renaming_the_responses_renames_the_verdict(samples):
     if verdict.totals:
         rewards = [0.0] * len(verdict.totals)
         rewards[0] = 1.0
-        assert expected_credit(flipped, rewards[::-1]) == expected_credit(verdict, rewards) >= strict_credit(verdict, rewards)
+        assert (
+            expected_credit(flipped, rewards[::-1])
+            == expected_credit(verdict, rewards)
+            >= strict_credit(verdict, rewards)
+        )
 
 
 @given(lists)
@@ -102,15 +120,19 @@ def test_tie_break_is_seeded_and_fair():
     assert pick_winner(vote([(1, 9)]), 0, "a") == 1
     assert pick_winner(vote([None]), 0, "a") is None
     counts = collections.Counter(pick_winner(tied, 0, f"item-{i}") for i in range(3000))
-    assert set(counts) == {1, 2, 4} and all(abs(count - 1000) < 110 for count in counts.values())  # 4 standard deviations
-    assert [pick_winner(tied, 0, record_id) for record_id in "abcdef"] == [2, 1, 2, 4, 1, 2]  # fixed for ever
+    # 4 standard deviations
+    assert set(counts) == {1, 2, 4} and all(abs(count - 1000) < 110 for count in counts.values())
+    # fixed for ever
+    assert [pick_winner(tied, 0, record_id) for record_id in "abcdef"] == [2, 1, 2, 4, 1, 2]
 
 
 def test_k_meta():
     assert [default_k_meta(k) for k in (1, 2, 3, 8, 33)] == [1, 1, 1, 4, 16]
-    assert select_by_meta([(1, 2)] * 5, [0.0] * 5) == (0, 1)  # default k/2 rounded down; ties by sample index
+    # default k/2 rounded down; ties by sample index
+    assert select_by_meta([(1, 2)] * 5, [0.0] * 5) == (0, 1)
     assert select_by_meta([(1, 2)] * 4, [0.5, 1.0, 0.5, 1.0], 3) == (1, 3, 0)
-    assert select_by_meta([None, (1, 2), None, (2, 1)], [9.0, -1.0, None, 0.0], 2) == (3, 1)  # valid ones first, whatever the logit
+    # valid ones first, whatever the logit
+    assert select_by_meta([None, (1, 2), None, (2, 1)], [9.0, -1.0, None, 0.0], 2) == (3, 1)
     assert select_by_meta([None, (1, 2), None], [None, -1.0, 5.0], 3) == (1, 0, 2)
     for k_meta in (0, 3):
         with pytest.raises(ValueError, match="k_meta: expected 1 to 2"):

@@ -1,4 +1,6 @@
-"""launch/supervise.py: logs, restarts, signals, leftovers, status, and copies in a bucket (with a stand-in for gcloud)."""
+"""launch/supervise.py: logs, restarts, signals, leftovers, status, and copies in a bucket (with a
+stand-in for gcloud).
+"""
 
 import pathlib
 import signal
@@ -40,7 +42,9 @@ else:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(OPTION..., COMMAND) -> (status, log) in this process's place, with no pause before restarts."""
+    """run(OPTION..., COMMAND) -> (status, log) in this process's place, with no pause before
+    restarts.
+    """
     monkeypatch.setattr(supervise, "PAUSE_S", 0)
 
     def run(*options: str, command: list[str]):
@@ -55,26 +59,46 @@ def python(code: str) -> list[str]:
 
 
 def test_a_command_that_ends_well_runs_once(run, tmp_path, capfd):
-    status, log = run(f"--status={tmp_path}/job.status", command=python("import sys; print('out'); print('err', file=sys.stderr)"))
+    status, log = run(
+        f"--status={tmp_path}/job.status",
+        command=python("import sys; print('out'); print('err', file=sys.stderr)"),
+    )
     assert status == 0 and "out\nerr\n" in log and log.count("attempt ") == 1
     assert (tmp_path / "job.status").read_text() == "ended 0\n"
     assert capfd.readouterr().out == log  # the same on the screen
 
 
 def test_a_command_that_fails_is_started_again(run, tmp_path):
-    count = f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'n')!r}); n = int(p.read_text()) + 1 if p.exists() else 1; p.write_text(str(n));"
+    count = (
+        f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'n')!r}); n = int(p.read_text()) "
+        "+ 1 if p.exists() else 1; p.write_text(str(n));"
+    )
     status, log = run("--restarts=3", command=python(count + "sys.exit(0 if n == 3 else 7)"))
     assert status == 0 and (tmp_path / "n").read_text() == "3"
     assert log.count("ended with status 7") == 2 and "attempt 3 of 4" in log
 
 
 def test_restarts_have_a_limit(run):
-    status, log = run("--restarts=2", command=python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
-    assert status == 137 and log.count("ended with status 137") == 3 and log.endswith("gave up after 2 restarts\n")
+    status, log = run(
+        "--restarts=2", command=python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    )
+    assert (
+        status == 137
+        and log.count("ended with status 137") == 3
+        and log.endswith("gave up after 2 restarts\n")
+    )
 
 
 def start(tmp_path, *options: str, code: str) -> subprocess.Popen:
-    words = [sys.executable, REPO / "launch/supervise.py", f"--logs={tmp_path}/logs", f"--status={tmp_path}/status", *options, "--", *python(code)]
+    words = [
+        sys.executable,
+        REPO / "launch/supervise.py",
+        f"--logs={tmp_path}/logs",
+        f"--status={tmp_path}/status",
+        *options,
+        "--",
+        *python(code),
+    ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line == "ready\n":
@@ -86,7 +110,10 @@ READY = "import os, signal, subprocess, sys, time\n"
 
 
 def test_sigterm_is_passed_on_and_the_command_may_save(tmp_path):
-    save = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), print('saved'), sys.exit(3))); print('ready'); time.sleep(60)"
+    save = (
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), print('saved'), "
+        "sys.exit(3))); print('ready'); time.sleep(60)"
+    )
     process = start(tmp_path, code=READY + save)
     assert (tmp_path / "status").read_text() == f"running {process.pid}\n"
     process.send_signal(signal.SIGTERM)
@@ -101,7 +128,9 @@ def test_sigkill_follows_after_the_grace(tmp_path):
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 137 and "the command has 1 s" in out and time.monotonic() - began < 30
+    assert (
+        process.returncode == 137 and "the command has 1 s" in out and time.monotonic() - began < 30
+    )
 
 
 def test_what_the_command_leaves_behind_ends_too(tmp_path):
@@ -117,7 +146,9 @@ def bucket(tmp_path, monkeypatch) -> pathlib.Path:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/gcloud").write_text(GCLOUD)
     (tmp_path / "bin/gcloud").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv(
+        "PATH", f"{tmp_path}/bin:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin"
+    )
     monkeypatch.setenv("BUCKETS", str(tmp_path))
     return tmp_path / "b/run"
 
@@ -139,19 +170,31 @@ def test_the_work_folder_goes_to_the_bucket_and_comes_back(run, tmp_path, bucket
     workdir = tmp_path / "work"
     options = ("--bucket=gs://b/run", f"--workdir={workdir}")
     status, _ = run(*options, command=python(MAKE.format(workdir=str(workdir))))
-    kept = {"launched.txt", "config.json", "checkpoints/rl/4/state", "judgments/rl.jsonl", "stages/rft.json"}
+    kept = {
+        "launched.txt",
+        "config.json",
+        "checkpoints/rl/4/state",
+        "judgments/rl.jsonl",
+        "stages/rft.json",
+    }
     assert status == 0 and files(bucket) == kept
     copies = [line.split()[-1] for line in (tmp_path / "calls").read_text().splitlines()][-3:]
     assert copies == ["gs://b/run/checkpoints", "gs://b/run", "gs://b/run/stages"]
 
     elsewhere = tmp_path / "empty_disk"
-    seen = f"import pathlib; print(sorted(p.name for p in pathlib.Path({str(elsewhere)!r}).rglob('*') if p.is_file()))"
+    seen = (
+        "import pathlib; print(sorted(p.name for p in "
+        f"pathlib.Path({str(elsewhere)!r}).rglob('*') if p.is_file()))"
+    )
     _, log = run("--bucket=gs://b/run", f"--workdir={elsewhere}", command=python(seen))
     assert str(sorted(pathlib.Path(name).name for name in kept)) in log
 
     (elsewhere / "config.json").write_text("newer")
-    run("--bucket=gs://b/run", f"--workdir={elsewhere}", command=python("pass"))  # a run is there: nothing is fetched
-    assert (elsewhere / "config.json").read_text() == (bucket / "config.json").read_text() == "newer"
+    # a run is there: nothing is fetched
+    run("--bucket=gs://b/run", f"--workdir={elsewhere}", command=python("pass"))
+    assert (
+        (elsewhere / "config.json").read_text() == (bucket / "config.json").read_text() == "newer"
+    )
 
 
 def test_a_stage_that_ends_while_it_is_copied_is_not_marked_yet(tmp_path, bucket, monkeypatch):
@@ -176,7 +219,9 @@ def test_a_stage_that_ends_while_it_is_copied_is_not_marked_yet(tmp_path, bucket
 def test_copies_are_made_while_the_command_runs(tmp_path, bucket):
     workdir = tmp_path / "work"
     code = READY + MAKE.format(workdir=str(workdir)) + "\nprint('ready'); time.sleep(60)"
-    process = start(tmp_path, "--bucket=gs://b/run", f"--workdir={workdir}", "--every=0.2", code=code)
+    process = start(
+        tmp_path, "--bucket=gs://b/run", f"--workdir={workdir}", "--every=0.2", code=code
+    )
     deadline = time.monotonic() + 60
     while "stages/rft.json" not in files(bucket) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -188,15 +233,24 @@ def test_copies_are_made_while_the_command_runs(tmp_path, bucket):
 def test_a_bucket_that_cannot_be_reached_is_not_an_empty_one(run, tmp_path, bucket):
     (tmp_path / "broken").touch()
     with pytest.raises(subprocess.CalledProcessError):
-        run("--bucket=gs://b/run", f"--workdir={tmp_path / 'work'}", command=python("print('started')"))
+        run(
+            "--bucket=gs://b/run",
+            f"--workdir={tmp_path / 'work'}",
+            command=python("print('started')"),
+        )
     assert not (tmp_path / "logs").exists()
 
 
 def test_a_copy_that_fails_at_the_end_shows_in_the_status(run, tmp_path, bucket, capfd):
     workdir = tmp_path / "work"
-    breaks = MAKE.format(workdir=str(workdir)) + f"pathlib.Path({str(tmp_path / 'broken')!r}).touch()"
+    breaks = (
+        MAKE.format(workdir=str(workdir)) + f"pathlib.Path({str(tmp_path / 'broken')!r}).touch()"
+    )
     status, _ = run("--bucket=gs://b/run", f"--workdir={workdir}", command=python(breaks))
-    assert status == 1 and "== the copy to gs://b/run failed: gcloud storage rsync" in capfd.readouterr().out
+    assert (
+        status == 1
+        and ("== the copy to gs://b/run failed: gcloud storage rsync") in capfd.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +259,10 @@ def test_a_copy_that_fails_at_the_end_shows_in_the_status(run, tmp_path, bucket,
         (["--logs=l", "true"], "unrecognized arguments: true"),
         (["--logs=l"], "expected -- and a command behind the options"),
         (["--", "true"], "the following arguments are required: --logs"),
-        (["--logs=l", "--bucket=b/run", "--workdir=w", "--", "true"], "--bucket: expected gs://BUCKET/FOLDER with --workdir beside it"),
+        (
+            ["--logs=l", "--bucket=b/run", "--workdir=w", "--", "true"],
+            "--bucket: expected gs://BUCKET/FOLDER with --workdir beside it",
+        ),
     ],
 )
 def test_mistakes_are_named(words, message, capsys):
@@ -215,8 +272,21 @@ def test_mistakes_are_named(words, message, capsys):
 
 
 def test_dry_run(capsys):
-    supervise.main(["--logs=l", "--bucket=gs://b/r", "--workdir=w", "--restarts=1", "--dry-run", "--", "job", "--x=a b"])
-    assert capsys.readouterr().out == f"""\
+    supervise.main(
+        [
+            "--logs=l",
+            "--bucket=gs://b/r",
+            "--workdir=w",
+            "--restarts=1",
+            "--dry-run",
+            "--",
+            "job",
+            "--x=a b",
+        ]
+    )
+    assert (
+        capsys.readouterr().out
+        == f"""\
 unless w/config.json is there: gcloud storage cp - gs://b/r/launched.txt
 unless w/config.json is there: gcloud storage rsync --recursive gs://b/r w
 up to 2 times: job '--x=a b'
@@ -225,3 +295,4 @@ every 300 s, and at the end: gcloud storage rsync --recursive '--exclude=.*\\.or
 every 300 s, and at the end: gcloud storage rsync --recursive '--exclude=^(checkpoints|stages)/.*' w gs://b/r
 every 300 s, and at the end: gcloud storage rsync --recursive STAGES_DONE gs://b/r/stages
 """
+    )

@@ -1,4 +1,5 @@
 """Advantage estimators: goldens for G = 4, NumPy on random rewards, groups without variance."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +10,16 @@ from grm_jax.losses import ADVANTAGES, LossConfig, count, kl_penalty, objective_
 S3 = np.sqrt(3.0)
 
 
-@pytest.mark.parametrize("right, want", [  # the paper's setting: +1 / -1, G = 4, population std
-    (0, [0, 0, 0, 0]), (1, [S3, -1 / S3, -1 / S3, -1 / S3]), (2, [1, 1, -1, -1]), (3, [1 / S3, 1 / S3, 1 / S3, -S3]), (4, [0, 0, 0, 0]),
-])
+@pytest.mark.parametrize(
+    "right, want",
+    [  # the paper's setting: +1 / -1, G = 4, population std
+        (0, [0, 0, 0, 0]),
+        (1, [S3, -1 / S3, -1 / S3, -1 / S3]),
+        (2, [1, 1, -1, -1]),
+        (3, [1 / S3, 1 / S3, 1 / S3, -S3]),
+        (4, [0, 0, 0, 0]),
+    ],
+)
 def test_group_goldens(right, want):
     rewards = jnp.array([1.0] * right + [-1.0] * (4 - right))
     np.testing.assert_allclose(ADVANTAGES["group"](rewards, 4), want, atol=1e-5)
@@ -35,7 +43,9 @@ def test_against_numpy():
 
 @pytest.mark.parametrize("equal", [1.0, -1.0, 0.1, 1e6])
 def test_equal_rewards_give_exact_zero_in_group(equal):
-    """0.1 + 0.1 + 0.1 + 0.1 rounds, so std is not exactly 0: the rule looks at the rewards, not at the std."""
+    """0.1 + 0.1 + 0.1 + 0.1 rounds, so std is not exactly 0: the rule looks at the rewards, not at
+    the std.
+    """
     assert (ADVANTAGES["group"](jnp.full(4, equal, jnp.float32), 4) == 0).all()
 
 
@@ -49,11 +59,17 @@ def test_objective_mask_drops_rows_and_their_count():
     mask = jnp.ones((8, 3))
     assert objective_mask(mask, rewards, 4, LossConfig()) is mask
     dropped = objective_mask(mask, rewards, 4, LossConfig(zero_variance="drop"))
-    assert dropped[:4].sum() == 0 and dropped[4:].sum() == 12 and [float(n) for n in count(dropped)] == [12.0, 4.0]
+    assert (
+        dropped[:4].sum() == 0
+        and dropped[4:].sum() == 12
+        and [float(n) for n in count(dropped)] == [12.0, 4.0]
+    )
 
 
 def test_penalty_is_not_divided_by_a_groups_std():
-    """An all-right group and tiny penalties: the advantage stays of the size of the penalty, and centred."""
+    """An all-right group and tiny penalties: the advantage stays of the size of the penalty, and
+    centred.
+    """
     penalty = jnp.array([0.01, 0.02, 0.03, 0.04])
     got = ADVANTAGES["group"](jnp.ones(4), 4, penalty)
     np.testing.assert_allclose(got, [0.015, 0.005, -0.005, -0.015], atol=1e-7)
@@ -65,7 +81,9 @@ def test_penalty_is_not_divided_by_a_groups_std():
 def test_penalty_is_a_negative_reward_elsewhere(name):
     rng = np.random.default_rng(1)
     rewards, penalty = rng.normal(size=8).astype(np.float32), rng.normal(size=8).astype(np.float32)
-    np.testing.assert_allclose(ADVANTAGES[name](rewards, 4, penalty), ADVANTAGES[name](rewards - penalty, 4), atol=1e-6)
+    np.testing.assert_allclose(
+        ADVANTAGES[name](rewards, 4, penalty), ADVANTAGES[name](rewards - penalty, 4), atol=1e-6
+    )
 
 
 def test_kl_penalty_is_beta_times_the_sum_over_the_completion():

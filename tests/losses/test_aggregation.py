@@ -1,4 +1,5 @@
 """Aggregations by hand on a small ragged batch."""
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,8 +17,12 @@ def test_values():
     want = {"token_mean": 10 / 4, "sequence_mean": (7 / 3 + 3) / 2, "constant": 10 / (2 * 4)}
     assert set(want) == set(AGGREGATIONS)
     for name, value in want.items():
-        np.testing.assert_allclose(AGGREGATIONS[name](X, MASK, LossConfig()), value, rtol=1e-6, err_msg=name)
-    np.testing.assert_allclose(AGGREGATIONS["constant"](X, MASK, LossConfig(max_length=10)), 10 / (2 * 10), rtol=1e-6)
+        np.testing.assert_allclose(
+            AGGREGATIONS[name](X, MASK, LossConfig()), value, rtol=1e-6, err_msg=name
+        )
+    np.testing.assert_allclose(
+        AGGREGATIONS["constant"](X, MASK, LossConfig(max_length=10)), 10 / (2 * 10), rtol=1e-6
+    )
 
 
 def test_the_normaliser_of_the_config_is_the_divisor():

@@ -1,4 +1,7 @@
-"""The table in grm_jax/losses/kl.py, cell by cell: exact expectations by summing over a categorical policy."""
+"""The table in grm_jax/losses/kl.py, cell by cell: exact expectations by summing over a categorical
+policy.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +29,13 @@ def expected_value(name):
 
 
 def expected_loss_gradient(name):
-    """sum_a pi(a) grad estimator(a): the samples come from a fixed pi, autodiff sees only log pi(a) inside the estimator."""
+    """sum_a pi(a) grad estimator(a): the samples come from a fixed pi, autodiff sees only log pi(a)
+    inside the estimator.
+    """
     weights = jax.lax.stop_gradient(jnp.exp(log_pi(THETA)))
-    return jax.grad(lambda theta: (weights * KL_ESTIMATORS[name](log_pi(theta), log_pi(REF), CFG)).sum())(jnp.asarray(THETA))
+    return jax.grad(
+        lambda theta: (weights * KL_ESTIMATORS[name](log_pi(theta), log_pi(REF), CFG)).sum()
+    )(jnp.asarray(THETA))
 
 
 def expected_reward_gradient(name):
@@ -73,21 +80,31 @@ def test_k3_in_the_loss_is_the_gradient_of_the_other_kl():
 
 def test_in_the_reward_k1_is_right_k2_and_k3_are_not():
     np.testing.assert_allclose(expected_reward_gradient("k1"), reverse_gradient(), atol=1e-12)
-    np.testing.assert_allclose(expected_reward_gradient("k3"), reverse_gradient() - forward_gradient(), atol=1e-12)
+    np.testing.assert_allclose(
+        expected_reward_gradient("k3"), reverse_gradient() - forward_gradient(), atol=1e-12
+    )
     assert np.abs(expected_reward_gradient("k2") - reverse_gradient()).max() > 0.05
 
 
 def test_k2_in_the_loss_equals_k1_in_the_reward_through_a_whole_loss():
-    """The two right choices have one gradient, action by action: one token per sequence, no other reward, on-policy."""
+    """The two right choices have one gradient, action by action: one token per sequence, no other
+    reward, on-policy.
+    """
     logp, ref, mask = log_pi(THETA)[:, None], log_pi(REF)[:, None], jnp.ones((5, 1))
     in_reward = LossConfig(kl="k1", kl_in="reward")
     penalty = kl_penalty(logp, ref, mask, in_reward)
-    grad = jax.grad(lambda x, advantages, cfg: LOSSES["rloo"](x, logp, ref, advantages, mask, cfg)[0])
-    np.testing.assert_allclose(grad(logp, jnp.zeros(5), LossConfig(kl="k2")), grad(logp, -penalty, in_reward), atol=1e-12)
+    grad = jax.grad(
+        lambda x, advantages, cfg: LOSSES["rloo"](x, logp, ref, advantages, mask, cfg)[0]
+    )
+    np.testing.assert_allclose(
+        grad(logp, jnp.zeros(5), LossConfig(kl="k2")), grad(logp, -penalty, in_reward), atol=1e-12
+    )
 
 
 def test_k3_stays_finite_and_pulls_back_far_below_the_reference():
-    """logp far below ref: the value and gradient are finite, the gradient says "raise logp", and both join smoothly at the clamp."""
+    """logp far below ref: the value and gradient are finite, the gradient says "raise logp", and
+    both join smoothly at the clamp.
+    """
     k3 = KL_ESTIMATORS["k3"]
     value_and_grad = jax.value_and_grad(lambda logp: k3(logp, 0.0, CFG))
     for logp in (-1e4, -100.0, -10.001):
@@ -101,4 +118,6 @@ def test_k3_stays_finite_and_pulls_back_far_below_the_reference():
 def test_k3_keeps_its_digits_near_the_reference():
     """In fp32 exp(d) - 1 - d at d = 1e-4 would be pure rounding (true value 5e-9)."""
     d = jnp.asarray(1e-4, jnp.float32)
-    np.testing.assert_allclose(KL_ESTIMATORS["k3"](-d, jnp.zeros((), jnp.float32), CFG), 5e-9, rtol=2e-2)
+    np.testing.assert_allclose(
+        KL_ESTIMATORS["k3"](-d, jnp.zeros((), jnp.float32), CFG), 5e-9, rtol=2e-2
+    )

@@ -1,4 +1,7 @@
-"""Every Python snippet of docs/losses.md runs, in order; the custom loss is reached by name, as a config would."""
+"""Every Python snippet of docs/losses.md runs, in order; the custom loss is reached by name, as a
+config would.
+"""
+
 import pathlib
 import re
 
@@ -27,7 +30,7 @@ def test_snippet_runs(index, my_losses):
 
 def test_the_custom_loss_is_short_trains_and_splits(my_losses):
     source = next(snippet for snippet in SNIPPETS if "def soft_clip" in snippet)
-    assert len(source[source.index("def soft_clip"):].strip().splitlines()) <= 10
+    assert len(source[source.index("def soft_clip") :].strip().splitlines()) <= 10
     loss = resolve("my_losses:soft_clip", LOSSES)
     rng = np.random.default_rng(0)
     logp, old = -rng.exponential(size=(2, 4, 3)).astype(np.float32)
@@ -35,9 +38,17 @@ def test_the_custom_loss_is_short_trains_and_splits(my_losses):
     arrays = (jnp.asarray(logp), jnp.asarray(old), None, jnp.array([1.0, -1.0, 2.0, -2.0]), mask)
     (whole, metrics), grad = jax.value_and_grad(loss, has_aux=True)(*arrays, LossConfig(beta=0.0))
     r = np.exp(logp - old)
-    np.testing.assert_allclose(grad, -arrays[3][:, None] * mask * r / np.cosh(r - 1) ** 2 / mask.sum(), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        grad,
+        -arrays[3][:, None] * mask * r / np.cosh(r - 1) ** 2 / mask.sum(),
+        rtol=1e-4,
+        atol=1e-7,
+    )
     cfg = LossConfig(beta=0.0, normaliser=count(mask))
-    parts = [loss(*[None if x is None else x[rows] for x in arrays], cfg)[0] for rows in (slice(0, 1), slice(1, 4))]
+    parts = [
+        loss(*[None if x is None else x[rows] for x in arrays], cfg)[0]
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
     np.testing.assert_allclose(sum(parts), whole, rtol=1e-5)
     assert set(metrics) == {"policy_loss", "abs_log_ratio"}
 

@@ -1,4 +1,5 @@
 """Names in a config resolve to functions, or say what is near."""
+
 import jax.numpy as jnp
 import pytest
 
@@ -18,16 +19,31 @@ def test_short_and_dotted_names(user_modules):
     assert resolve("my_research:my_loss", LOSSES)() == (0.0, {})
 
 
-@pytest.mark.parametrize("name, table, error, message", [
-    ("grp", LOSSES, ValueError, r"unknown name 'grp'; did you mean .*grpo"),
-    ("zzz", KL_ESTIMATORS, ValueError, r"unknown name 'zzz'; known names: k1, k2, k3, or write package.module:function"),
-    ("my_research:", LOSSES, ValueError, "does not have the form package.module:function"),
-    (".relative:f", LOSSES, ValueError, "does not have the form package.module:function"),
-    ("my_reserch:my_loss", LOSSES, ValueError, "no module named 'my_reserch'"),
-    ("my_research:my_los", LOSSES, ValueError, r"my_research.py\) has no 'my_los'; did you mean my_loss\?"),
-    ("my_research:LIMIT", LOSSES, TypeError, "expected a function, found int"),
-    ("my_broken:my_loss", LOSSES, ModuleNotFoundError, "package_that_does_not_exist"),
-])
+@pytest.mark.parametrize(
+    "name, table, error, message",
+    [
+        ("grp", LOSSES, ValueError, r"unknown name 'grp'; did you mean .*grpo"),
+        (
+            "zzz",
+            KL_ESTIMATORS,
+            ValueError,
+            r"unknown name 'zzz'; known names: k1, k2, k3, "
+            r"or write package.module:function",
+        ),
+        ("my_research:", LOSSES, ValueError, "does not have the form package.module:function"),
+        (".relative:f", LOSSES, ValueError, "does not have the form package.module:function"),
+        ("my_reserch:my_loss", LOSSES, ValueError, "no module named 'my_reserch'"),
+        (
+            "my_research:my_los",
+            LOSSES,
+            ValueError,
+            r"my_research.py\) has no 'my_los'; "
+            r"did you mean my_loss\?",
+        ),
+        ("my_research:LIMIT", LOSSES, TypeError, "expected a function, found int"),
+        ("my_broken:my_loss", LOSSES, ModuleNotFoundError, "package_that_does_not_exist"),
+    ],
+)
 def test_errors(user_modules, name, table, error, message):
     with pytest.raises(error, match=message):
         resolve(name, table)

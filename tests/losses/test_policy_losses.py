@@ -1,8 +1,10 @@
-"""Every policy loss against a NumPy computation written token by token, with the gradient derived by hand.
+"""Every policy loss against a NumPy computation written token by token, with the gradient derived
+by hand.
 
-Most tests run the losses op by op, without jit: the compiled ops are shared by all losses, which is four times faster here.
-The scan, shard_map and pytree tests go through jit.
+Most tests run the losses op by op, without jit: the compiled ops are shared by all losses, which is
+four times faster here. The scan, shard_map and pytree tests go through jit.
 """
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,9 @@ PUBLISHED = {  # loss: (clip_low, clip_high, aggregation)
 
 
 def batch(seed=0, rows=8, width=12, drift=0.5):
-    """Random arrays with ragged lengths; the padding holds garbage, -inf and nan, which must not leak."""
+    """Random arrays with ragged lengths; the padding holds garbage, -inf and nan, which must not
+    leak.
+    """
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, width + 1, rows)
     lengths[0], lengths[1] = width, 1
@@ -50,7 +54,9 @@ def token_weights(mask, aggregation):
 
 
 def expected(name, logp, old, ref, advantages, mask, beta, kl):
-    """Loss, its gradient with respect to logp, and the tokens cut at each bound: loops over tokens, no shared code."""
+    """Loss, its gradient with respect to logp, and the tokens cut at each bound: loops over tokens,
+    no shared code.
+    """
     low, high, aggregation = PUBLISHED[name]
     weights = token_weights(mask, aggregation)
     loss, grad = 0.0, np.zeros_like(logp)
@@ -71,7 +77,9 @@ def expected(name, logp, old, ref, advantages, mask, beta, kl):
                 cut_low[b, t], cut_high[b, t] = r < 1 - low, r > 1 + high
             else:
                 cut_high[b, t], cut_low[b, t] = (a > 0 and r > 1 + high), (a < 0 and r < 1 - low)
-                value = a * (1 + high) if cut_high[b, t] else a * (1 - low) if cut_low[b, t] else a * r
+                value = (
+                    a * (1 + high) if cut_high[b, t] else a * (1 - low) if cut_low[b, t] else a * r
+                )
                 slope = 0.0 if cut_high[b, t] or cut_low[b, t] else a * r
                 loss -= w * value
                 if name == "gspo":  # one s for the sequence: each token moves log s by 1/|o|
@@ -84,10 +92,15 @@ def expected(name, logp, old, ref, advantages, mask, beta, kl):
     return loss, grad, cut_low, cut_high
 
 
-@pytest.mark.parametrize("name, kl", [(name, "k3") for name in sorted(LOSSES)] + [("grpo", "k1"), ("grpo", "k2"), ("rloo", "k2")])
+@pytest.mark.parametrize(
+    "name, kl",
+    [(name, "k3") for name in sorted(LOSSES)] + [("grpo", "k1"), ("grpo", "k2"), ("rloo", "k2")],
+)
 def test_value_and_gradient(name, kl):
     logp, old, ref, advantages, mask = batch(seed=54, drift=1.0)
-    loss, grad, cut_low, cut_high = expected(name, logp, old, ref, advantages, mask, beta=0.08, kl=kl)
+    loss, grad, cut_low, cut_high = expected(
+        name, logp, old, ref, advantages, mask, beta=0.08, kl=kl
+    )
     cfg = LossConfig(beta=0.08, kl=kl, max_length=MAX_LENGTH)
     arrays = [jnp.asarray(x, jnp.float32) for x in (logp, old, ref, advantages, mask)]
     (got, metrics), got_grad = jax.value_and_grad(LOSSES[name], has_aux=True)(*arrays, cfg)
@@ -97,22 +110,32 @@ def test_value_and_gradient(name, kl):
     ratio = np.exp(logp[inside] - old[inside])
     d = ref[inside] - logp[inside]
     want = {
-        "loss": loss, "ratio_mean": ratio.mean(), "ratio_min": ratio.min(), "ratio_max": ratio.max(),
-        "abs_log_ratio": np.abs(np.log(ratio)).mean(), "ppo_kl": -np.log(ratio).mean(), "kl": (np.exp(d) - 1 - d).mean(),
+        "loss": loss,
+        "ratio_mean": ratio.mean(),
+        "ratio_min": ratio.min(),
+        "ratio_max": ratio.max(),
+        "abs_log_ratio": np.abs(np.log(ratio)).mean(),
+        "ppo_kl": -np.log(ratio).mean(),
+        "kl": (np.exp(d) - 1 - d).mean(),
     }
     if name != "rloo":
         want |= {
-            "clip_ratio/low": cut_low[inside].mean(), "clip_ratio/high": cut_high[inside].mean(),
+            "clip_ratio/low": cut_low[inside].mean(),
+            "clip_ratio/high": cut_high[inside].mean(),
             "clip_ratio/region": (cut_low + cut_high)[inside].mean(),
         }
     assert set(metrics) == set(want) | {"policy_loss", "kl_loss"}
     for key, value in want.items():
         np.testing.assert_allclose(metrics[key], value, rtol=1e-4, atol=1e-6, err_msg=key)
-    np.testing.assert_allclose(metrics["policy_loss"] + metrics["kl_loss"], loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        metrics["policy_loss"] + metrics["kl_loss"], loss, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_oracle_batch_reaches_every_branch():
-    """Tokens cut on both sides, tokens outside the bounds that their advantage keeps, CISPO weights above the cap."""
+    """Tokens cut on both sides, tokens outside the bounds that their advantage keeps, CISPO weights
+    above the cap.
+    """
     logp, old, ref, advantages, mask = batch(seed=54, drift=1.0)
     _, _, cut_low, cut_high = expected("grpo", logp, old, ref, advantages, mask, 0.0, "k3")
     log_ratio = np.subtract(logp, old, where=mask > 0, out=np.zeros_like(mask))
@@ -123,10 +146,15 @@ def test_the_oracle_batch_reaches_every_branch():
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_gradient_by_finite_differences(name):
-    """In float64, where differences are good to 1e-6; off the kinks, which the oracle above covers."""
+    """In float64, where differences are good to 1e-6; off the kinks, which the oracle above
+    covers.
+    """
     logp, old, ref, advantages, mask = batch(seed=3, rows=4, width=5)
-    if name == "cispo":  # stop-gradient: the loss is not the antiderivative of its gradient unless the weight stays fixed
-        old = np.where(mask > 0, logp + 10.0, old)  # every weight sits on the lower bound, so differences leave it alone
+    # stop-gradient: the loss is not the antiderivative of its gradient unless the weight stays
+    # fixed
+    if name == "cispo":
+        # every weight sits on the lower bound, so differences leave it alone
+        old = np.where(mask > 0, logp + 10.0, old)
     with jax.enable_x64(True):
         cfg = LossConfig(max_length=MAX_LENGTH, clip_low=0.5 if name == "cispo" else None)
         rest = [jnp.asarray(x) for x in (old, ref, advantages, mask)]
@@ -136,13 +164,17 @@ def test_gradient_by_finite_differences(name):
         value = jax.vmap(lambda x: LOSSES[name](x, *rest, cfg)[0])
         differences = (value(jnp.asarray(logp + steps)) - value(jnp.asarray(logp - steps))) / 2e-6
         grad = jax.grad(lambda x: LOSSES[name](x, *rest, cfg)[0])(jnp.asarray(logp))
-        np.testing.assert_allclose(grad[tokens[:, 0], tokens[:, 1]], differences, rtol=1e-5, atol=1e-8)
+        np.testing.assert_allclose(
+            grad[tokens[:, 0], tokens[:, 1]], differences, rtol=1e-5, atol=1e-8
+        )
         assert (np.asarray(grad)[mask == 0] == 0).all()
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_micro_batches_add_up_to_the_batch(name):
-    """Losses, gradients and metrics of micro-batches with uneven token counts combine to those of the batch."""
+    """Losses, gradients and metrics of micro-batches with uneven token counts combine to those of
+    the batch.
+    """
     arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=5)]
     step = jax.value_and_grad(LOSSES[name], has_aux=True)
     (_, whole), whole_grad = step(*arrays, LossConfig(max_length=MAX_LENGTH))
@@ -151,8 +183,12 @@ def test_micro_batches_add_up_to_the_batch(name):
     metrics = combine({key: jnp.stack([m[key] for (_, m), _ in parts]) for key in whole})
     for key in whole:
         np.testing.assert_allclose(metrics[key], whole[key], rtol=1e-5, atol=1e-6, err_msg=key)
-    np.testing.assert_allclose(sum(loss for (loss, _), _ in parts), whole["loss"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jnp.concatenate([grad for _, grad in parts]), whole_grad, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        sum(loss for (loss, _), _ in parts), whole["loss"], rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        jnp.concatenate([grad for _, grad in parts]), whole_grad, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_scan_over_micro_batches_equals_the_batch():
@@ -163,17 +199,25 @@ def test_scan_over_micro_batches_equals_the_batch():
     @jax.jit
     def accumulated(arrays, cfg):
         arrays_M = [x.reshape(4, 2, *x.shape[1:]) for x in arrays]
-        _, ((loss_M, metrics_M), grad_M) = jax.lax.scan(lambda carry, micro: (carry, step(*micro, cfg)), None, arrays_M)
+        _, ((loss_M, metrics_M), grad_M) = jax.lax.scan(
+            lambda carry, micro: (carry, step(*micro, cfg)), None, arrays_M
+        )
         return loss_M.sum(), combine(metrics_M), grad_M.reshape(8, -1)
 
     (whole_loss, whole), whole_grad = step(*arrays, LossConfig())
     loss, metrics, grad = accumulated(arrays, LossConfig(normaliser=count(arrays[-1])))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (loss, metrics), (whole_loss, whole))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        (loss, metrics),
+        (whole_loss, whole),
+    )
     np.testing.assert_allclose(grad, whole_grad, rtol=1e-5, atol=1e-7)
 
 
 def test_devices_add_up_to_the_batch():
-    """Under shard_map each device sees its rows; psum of the counts, then of the losses, gives the loss of the batch."""
+    """Under shard_map each device sees its rows; psum of the counts, then of the losses, gives the
+    loss of the batch.
+    """
     arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=6)]
     mesh = jax.make_mesh((8,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -181,17 +225,24 @@ def test_devices_add_up_to_the_batch():
         cfg = LossConfig(normaliser=jax.lax.psum(count(shards[-1]), "replica"))
         return jax.lax.psum(LOSSES["grpo"](*shards, cfg)[0], "replica")
 
-    spread = jax.shard_map(per_device, mesh=mesh, in_specs=(jax.P("replica"),) * 5, out_specs=jax.P())
-    np.testing.assert_allclose(jax.jit(spread)(*arrays), LOSSES["grpo"](*arrays, LossConfig())[0], rtol=1e-5)
+    spread = jax.shard_map(
+        per_device, mesh=mesh, in_specs=(jax.P("replica"),) * 5, out_specs=jax.P()
+    )
+    np.testing.assert_allclose(
+        jax.jit(spread)(*arrays), LOSSES["grpo"](*arrays, LossConfig())[0], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_on_policy_gradient_is_reinforce(name):
-    """With old = current policy and beta 0, every loss has the gradient -A/(its divisor), and none clips."""
+    """With old = current policy and beta 0, every loss has the gradient -A/(its divisor), and none
+    clips.
+    """
     logp, _, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch(seed=7))
     cfg = LossConfig(beta=0.0, aggregation="token_mean")
     grad, metrics = jax.grad(LOSSES[name], has_aux=True)(logp, logp, ref, advantages, mask, cfg)
-    want = -advantages[:, None] * mask  # GSPO too: it gives every token of a sequence the same weight
+    # GSPO too: it gives every token of a sequence the same weight
+    want = -advantages[:, None] * mask
     np.testing.assert_allclose(grad * mask.sum(), want, rtol=1e-5, atol=1e-6)
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1.0 and metrics["abs_log_ratio"] == 0.0
 
@@ -199,7 +250,9 @@ def test_on_policy_gradient_is_reinforce(name):
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_nothing_left_is_zero_not_nan(name):
     logp, old, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch())
-    (loss, metrics), grad = jax.value_and_grad(LOSSES[name], has_aux=True)(logp, old, ref, advantages, mask * 0, LossConfig())
+    (loss, metrics), grad = jax.value_and_grad(LOSSES[name], has_aux=True)(
+        logp, old, ref, advantages, mask * 0, LossConfig()
+    )
     assert loss == 0 and (grad == 0).all()
     assert metrics["ratio_min"] == np.inf and metrics["ratio_max"] == -np.inf
 
@@ -215,7 +268,10 @@ def test_kl_in_the_reward_stays_out_of_the_loss(name):
 def test_reference_is_optional_only_without_kl():
     logp, old, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch())
     loss, metrics = LOSSES["dapo"](logp, old, None, advantages, mask, LossConfig(beta=0.0))
-    assert loss == LOSSES["dapo"](logp, old, ref, advantages, mask, LossConfig(beta=0.0))[0] and "kl" not in metrics
+    assert (
+        loss == LOSSES["dapo"](logp, old, ref, advantages, mask, LossConfig(beta=0.0))[0]
+        and "kl" not in metrics
+    )
     with pytest.raises(ValueError, match="ref_logp_BT is None, but LossConfig.beta is 0.08"):
         LOSSES["dapo"](logp, old, None, advantages, mask, LossConfig())
 
@@ -235,6 +291,9 @@ def test_config_refuses_what_it_cannot_mean(bad):
 
 def test_config_is_a_pytree_whose_only_leaves_are_the_counts():
     cfg = LossConfig(normaliser=count(jnp.ones((2, 3))))
-    assert len(jax.tree.leaves(LossConfig())) == 0 and [float(x) for x in jax.tree.leaves(cfg)] == [6.0, 2.0]
+    assert len(jax.tree.leaves(LossConfig())) == 0 and [float(x) for x in jax.tree.leaves(cfg)] == [
+        6.0,
+        2.0,
+    ]
     doubled = jax.jit(lambda c: jax.tree.map(lambda x: 2 * x, c))(cfg)
     assert doubled.beta == cfg.beta and float(doubled.normaliser.tokens) == 12.0

@@ -1,4 +1,5 @@
 """Cross-entropy and binary cross-entropy against NumPy; parts add up; padding cannot leak."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,9 @@ def test_bce_value_gradient_and_parts():
     total = count(arrays[2][:, None])
     parts = [bce(*[x[rows] for x in arrays], total) for rows in (slice(0, 2), slice(2, 6))]
     for key in metrics:
-        np.testing.assert_allclose(sum(m[key] for _, m in parts), metrics[key], rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(
+            sum(m[key] for _, m in parts), metrics[key], rtol=1e-5, err_msg=key
+        )
 
 
 def test_bce_is_finite_at_extreme_logits():

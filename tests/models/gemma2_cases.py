@@ -1,4 +1,6 @@
-"""Tiny Gemma-2 configs that each stress one part of the numerics, with weights and inputs from numpy seeds (no torch, no JAX random)."""
+"""Tiny Gemma-2 configs that each stress one part of the numerics, with weights and inputs from
+numpy seeds (no torch, no JAX random).
+"""
 
 import dataclasses
 import functools
@@ -12,9 +14,17 @@ from grm_jax.models.heads import scalar_logits
 from grm_jax.models.table import abstract_params
 
 BASE = Gemma2Config(
-    vocab_size=97, d_model=32, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=48,
-    layer_types=alternating(4), sliding_window=7, query_pre_attn_scalar=16.0,
-)  # fmt: skip
+    vocab_size=97,
+    d_model=32,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=16,
+    d_ff=48,
+    layer_types=alternating(4),
+    sliding_window=7,
+    query_pre_attn_scalar=16.0,
+)
 
 
 def _vary(**changes) -> Gemma2Config:
@@ -26,19 +36,33 @@ CASES = {
     "window_shorter_than_sequence": (_vary(), 1.0),
     "published_caps_bite": (_vary(), 5.0),
     "small_caps_bite": (_vary(attn_softcap=1.5, final_softcap=1.0), 1.0),
-    "query_scale_is_not_head_dim": (_vary(n_heads=8, head_dim=8, n_kv_heads=4, query_pre_attn_scalar=27.0), 1.0),
+    "query_scale_is_not_head_dim": (
+        _vary(n_heads=8, head_dim=8, n_kv_heads=4, query_pre_attn_scalar=27.0),
+        1.0,
+    ),
     "one_kv_head": (_vary(n_layers=2, layer_types=alternating(2), n_kv_heads=1), 1.0),
-    "kv_head_per_query_head": (_vary(n_layers=2, layer_types=alternating(2), n_kv_heads=4, sliding_window=2), 1.0),
+    "kv_head_per_query_head": (
+        _vary(n_layers=2, layer_types=alternating(2), n_kv_heads=4, sliding_window=2),
+        1.0,
+    ),
     "odd_layer_count": (_vary(n_layers=3, layer_types=alternating(3), rope_theta=500.0), 1.0),
-    "own_layer_types": (_vary(n_layers=6, layer_types=(GLOBAL, LOCAL, LOCAL) * 2, sliding_window=3), 1.0),
-    "no_caps_all_global": (_vary(layer_types=(GLOBAL,) * 4, attn_softcap=None, final_softcap=None, norm_eps=1e-3), 1.0),
+    "own_layer_types": (
+        _vary(n_layers=6, layer_types=(GLOBAL, LOCAL, LOCAL) * 2, sliding_window=3),
+        1.0,
+    ),
+    "no_caps_all_global": (
+        _vary(layer_types=(GLOBAL,) * 4, attn_softcap=None, final_softcap=None, norm_eps=1e-3),
+        1.0,
+    ),
 }
 B, T, SHORT = 2, 24, 17  # row 1 has SHORT tokens, then padding
 STRIDE = 4  # golden.npz keeps every fourth position
 
 
 def random_params(cfg: Gemma2Config, seed: int = 0, factor: float = 1.0) -> dict:
-    """Numpy float32 parameters: matrices with std fan_in**-0.5 (q, k and embedding times `factor`), norms about w = 0 +- 0.3."""
+    """Numpy float32 parameters: matrices with std fan_in**-0.5 (q, k and embedding times `factor`),
+    norms about w = 0 +- 0.3.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -60,7 +84,8 @@ def inputs(cfg: Gemma2Config, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     return tokens_BT, pos_BT
 
 
-# LLVM's effort only: the same HLO, hence the same rounding, and less than half of the compile time, which is what these tests cost
+# LLVM's effort only: the same HLO, hence the same rounding, and less than half of the compile time,
+# which is what these tests cost
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -85,13 +110,17 @@ def torch_model(params: dict, cfg: Gemma2Config, architecture: str = "Gemma2ForC
     from grm_jax.models.config import to_hf_dict
     from grm_jax.models.table import find_row, hf_names, is_stacked, to_hf
 
-    config = transformers.Gemma2Config(**to_hf_dict(cfg, architecture), pad_token_id=0, num_labels=1)
+    config = transformers.Gemma2Config(
+        **to_hf_dict(cfg, architecture), pad_token_id=0, num_labels=1
+    )
     config._attn_implementation = "eager"
     model = getattr(transformers, architecture)(config).eval()
     state = {}
     for path, leaf in flatten_dict(params, sep="/").items():
         for block, name in enumerate(hf_names(path, cfg)):
-            array = to_hf(np.asarray(leaf[block] if is_stacked(path) else leaf), find_row(path).inputs)
+            array = to_hf(
+                np.asarray(leaf[block] if is_stacked(path) else leaf), find_row(path).inputs
+            )
             state[name] = torch.from_numpy(np.array(array, np.float32))
     result = model.load_state_dict(state, strict=False)
     assert not result.unexpected_keys and set(result.missing_keys) <= {"lm_head.weight"}
@@ -107,7 +136,10 @@ def torch_logits(name: str) -> np.ndarray:
     tokens_BT, pos_BT = inputs(cfg)
     model = torch_model(random_params(cfg, factor=factor), cfg)
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(tokens_BT).long(), attention_mask=torch.from_numpy(pos_BT >= 0).long()).logits.numpy()
+        return model(
+            input_ids=torch.from_numpy(tokens_BT).long(),
+            attention_mask=torch.from_numpy(pos_BT >= 0).long(),
+        ).logits.numpy()
 
 
 def scalar_params(cfg: Gemma2Config) -> dict:
@@ -119,7 +151,9 @@ def scalar_params(cfg: Gemma2Config) -> dict:
 @functools.cache
 def jax_scalar_logits() -> np.ndarray:
     """logits_B of the scalar head for BASE."""
-    return np.asarray(quick_jit(scalar_logits, static_argnums=1)(scalar_params(BASE), BASE, *inputs(BASE)))
+    return np.asarray(
+        quick_jit(scalar_logits, static_argnums=1)(scalar_params(BASE), BASE, *inputs(BASE))
+    )
 
 
 def torch_scalar_logits() -> np.ndarray:
@@ -129,4 +163,11 @@ def torch_scalar_logits() -> np.ndarray:
     tokens_BT, pos_BT = inputs(BASE)
     model = torch_model(scalar_params(BASE), BASE, "Gemma2ForSequenceClassification")
     with torch.no_grad():
-        return model(input_ids=torch.from_numpy(tokens_BT).long(), attention_mask=torch.from_numpy(pos_BT >= 0).long()).logits[:, 0].numpy()
+        return (
+            model(
+                input_ids=torch.from_numpy(tokens_BT).long(),
+                attention_mask=torch.from_numpy(pos_BT >= 0).long(),
+            )
+            .logits[:, 0]
+            .numpy()
+        )

@@ -1,8 +1,10 @@
-"""Writes golden.npz: logits of transformers' torch Gemma-2 for every case, so that machines without torch can compare.
+"""Writes golden.npz: logits of transformers' torch Gemma-2 for every case, so that machines without
+torch can compare.
 
     python tests/models/make_golden.py
 
-Weights and tokens come from numpy seeds (gemma2_cases.py); only the reference results need torch. Run again after changing a case.
+Weights and tokens come from numpy seeds (gemma2_cases.py); only the reference results need torch.
+Run again after changing a case.
 """
 
 import pathlib

@@ -1,4 +1,6 @@
-"""The same function in its several forms: scanned, unrolled, rematerialised, padded left or right, with a shared prefix."""
+"""The same function in its several forms: scanned, unrolled, rematerialised, padded left or right,
+with a shared prefix.
+"""
 
 import dataclasses
 
@@ -16,13 +18,21 @@ from grm_jax.models.heads import init_scalar_params, scalar_logits
 NAME = "window_shorter_than_sequence"  # the case whose config is BASE
 
 
-SMALL = dataclasses.replace(BASE, n_layers=2, layer_types=(LOCAL, LOCAL), n_heads=2, n_kv_heads=1)  # two blocks of one layer
+# two blocks of one layer
+SMALL = dataclasses.replace(BASE, n_layers=2, layer_types=(LOCAL, LOCAL), n_heads=2, n_kv_heads=1)
 
 
 def test_scanned_equals_unrolled():
-    scanned, unrolled = (logits_of(random_params(SMALL), dataclasses.replace(SMALL, scan_layers=flag), *inputs(SMALL)) for flag in (True, False))
+    scanned, unrolled = (
+        logits_of(
+            random_params(SMALL), dataclasses.replace(SMALL, scan_layers=flag), *inputs(SMALL)
+        )
+        for flag in (True, False)
+    )
     real_BT = inputs(SMALL)[1] >= 0
-    np.testing.assert_allclose(np.asarray(unrolled)[real_BT], np.asarray(scanned)[real_BT], atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(unrolled)[real_BT], np.asarray(scanned)[real_BT], atol=1e-5
+    )
 
 
 def test_padding_side_and_padding_content_do_not_matter():
@@ -42,7 +52,9 @@ def test_scalar_logit_is_read_at_the_last_token_whatever_the_padding():
     params = init_scalar_params(BASE, random_params(BASE), jax.random.key(0))
     head = quick_jit(scalar_logits, static_argnums=1)
     right_B = head(params, BASE, tokens_BT, pos_BT)
-    rolled_B = head(params, BASE, *(np.stack([x[0], np.roll(x[1], T - SHORT)]) for x in (tokens_BT, pos_BT)))
+    rolled_B = head(
+        params, BASE, *(np.stack([x[0], np.roll(x[1], T - SHORT)]) for x in (tokens_BT, pos_BT))
+    )
     np.testing.assert_allclose(rolled_B, right_B, atol=1e-5)
     tokens_BT[1, SHORT:] = 77
     np.testing.assert_array_equal(head(params, BASE, tokens_BT, pos_BT), right_B)
@@ -65,12 +77,16 @@ def test_remat_policies_give_the_same_gradients():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain))
     for remat in ("full", "dots"):
         found = gradient(dataclasses.replace(SMALL, remat=remat))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, plain
+        )
 
 
 @pytest.mark.parametrize("window, cap", [(None, 1.5), (5, None)])
 def test_shared_segments_equal_copied_ones(window, cap):
-    """attend with a prefix that three rows share equals attend over the concatenation of copies, in one segment."""
+    """attend with a prefix that three rows share equals attend over the concatenation of copies, in
+    one segment.
+    """
     rng = np.random.default_rng(0)
     b, fold, T, S, N, K, H = 2, 3, 2, 7, 4, 2, 8
     B = b * fold
@@ -89,7 +105,9 @@ def test_shared_segments_equal_copied_ones(window, cap):
 
 
 def test_prefix_kept_from_one_call_equals_one_long_call():
-    """Prefill one prompt, then run three completions against its shared keys: same hidden states as three full sequences."""
+    """Prefill one prompt, then run three completions against its shared keys: same hidden states as
+    three full sequences.
+    """
     P, C, fold = 9, 6, 3
     rng = np.random.default_rng(3)
     prompt_1P = rng.integers(3, BASE.vocab_size, (1, P))

@@ -1,4 +1,6 @@
-"""The whole model against transformers' torch implementation: committed golden values, and live where torch is installed."""
+"""The whole model against transformers' torch implementation: committed golden values, and live
+where torch is installed.
+"""
 
 import dataclasses
 import pathlib
@@ -6,8 +8,16 @@ import pathlib
 import numpy as np
 import pytest
 from gemma2_cases import (
-    CASES, STRIDE, inputs, jax_logits, jax_scalar_logits, logits_of, random_params, torch_logits, torch_scalar_logits,
-)  # fmt: skip
+    CASES,
+    STRIDE,
+    inputs,
+    jax_logits,
+    jax_scalar_logits,
+    logits_of,
+    random_params,
+    torch_logits,
+    torch_scalar_logits,
+)
 
 GOLDEN = np.load(pathlib.Path(__file__).with_name("golden.npz"))
 TOLERANCE = 1e-4  # float32, absolute, on logits
@@ -54,13 +64,18 @@ def test_the_published_caps_bite_in_their_case():
     raw_BTV = np.asarray(logits_of(random_params(cfg, factor=factor), no_final, *inputs(cfg)))
     capped_raw = 30.0 * np.tanh(raw_BTV / 30.0)
     assert np.abs(raw_BTV)[real_BT].max() > 30.0
-    assert np.abs(capped_raw - jax_logits("published_caps_bite"))[real_BT].max() > 0.1  # what the attention cap alone changes
+    # what the attention cap alone changes
+    assert np.abs(capped_raw - jax_logits("published_caps_bite"))[real_BT].max() > 0.1
 
 
 def test_bfloat16_stays_close_to_float32():
-    """KL of next-token distributions; MaxText's gate for Gemma-2 checkpoints is a maximum of 0.015 against float32."""
+    """KL of next-token distributions; MaxText's gate for Gemma-2 checkpoints is a maximum of 0.015
+    against float32.
+    """
     cfg, _ = CASES["window_shorter_than_sequence"]
-    bf16_BTV = np.asarray(logits_of(random_params(cfg), dataclasses.replace(cfg, dtype="bfloat16"), *inputs(cfg)))
+    bf16_BTV = np.asarray(
+        logits_of(random_params(cfg), dataclasses.replace(cfg, dtype="bfloat16"), *inputs(cfg))
+    )
     assert bf16_BTV.dtype == np.float32 and np.isfinite(bf16_BTV).all()
 
     def log_softmax(x):

@@ -1,4 +1,7 @@
-"""LoRA adapters: nothing changes at first, merging is the textbook sum, only adapters are trained, and peft reads what we write."""
+"""LoRA adapters: nothing changes at first, merging is the textbook sum, only adapters are trained,
+and peft reads what we write.
+"""
+
 import json
 
 import jax
@@ -19,8 +22,17 @@ from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step, rft_loss
 
 CFG = Gemma2Config(
-    vocab_size=64, d_model=16, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, layer_types=alternating(4), sliding_window=5, final_softcap=None,
-)  # fmt: skip
+    vocab_size=64,
+    d_model=16,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    layer_types=alternating(4),
+    sliding_window=5,
+    final_softcap=None,
+)
 LORA = LoraConfig(rank=3, alpha=6.0, targets=("q", "o", "down"))
 
 
@@ -32,52 +44,100 @@ def params():
 def random_adapters(lora=LORA, seed=1):
     adapters = init_adapters(CFG, lora, jax.random.key(seed))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2, jnp.float32), adapters)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape) * 0.2, jnp.float32), adapters
+    )
 
 
 def batch(rows=8, length=10):
     rng = np.random.default_rng(0)
     positions = np.broadcast_to(np.arange(length), (rows, length)).astype(np.int32)
-    return {"tokens": rng.integers(0, 64, (rows, length)).astype(np.int32), "positions": positions, "mask": np.ones((rows, length), np.float32)}
+    return {
+        "tokens": rng.integers(0, 64, (rows, length)).astype(np.int32),
+        "positions": positions,
+        "mask": np.ones((rows, length), np.float32),
+    }
 
 
 def test_new_adapters_change_nothing_and_there_is_one_for_every_target(params):
     adapters = init_adapters(CFG, LORA, jax.random.key(0))
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), merge(params, adapters, LORA.scale), params))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool((a == b).all()), merge(params, adapters, LORA.scale), params)
+    )
     found = {path.rsplit("/", 1)[0] for path in flatten_dict(adapters, sep="/")}
-    assert found == set(adapted_paths(CFG, LORA)) == {f"blocks/layer_{i}_{name}" for i in (0, 1) for name in ("attn/q", "attn/o", "mlp/down")}
+    assert (
+        found
+        == set(adapted_paths(CFG, LORA))
+        == {f"blocks/layer_{i}_{name}" for i in (0, 1) for name in ("attn/q", "attn/o", "mlp/down")}
+    )
 
 
 def test_merging_adds_the_scaled_product(params):
     adapters = random_adapters()
     merged = merge(params, adapters, LORA.scale)
-    a, b = (np.asarray(adapters["blocks"]["layer_1_attn"]["o"][name]) for name in ("lora_a", "lora_b"))  # [2, N, H, r], [2, r, D]
-    expected = np.asarray(params["blocks"]["layer_1_attn"]["o"]) + 2.0 * np.einsum("bnhr,brd->bnhd", a, b)
-    np.testing.assert_allclose(merged["blocks"]["layer_1_attn"]["o"], expected, rtol=1e-6, atol=1e-6)
+    # [2, N, H, r], [2, r, D]
+    a, b = (
+        np.asarray(adapters["blocks"]["layer_1_attn"]["o"][name]) for name in ("lora_a", "lora_b")
+    )
+    expected = np.asarray(params["blocks"]["layer_1_attn"]["o"]) + 2.0 * np.einsum(
+        "bnhr,brd->bnhd", a, b
+    )
+    np.testing.assert_allclose(
+        merged["blocks"]["layer_1_attn"]["o"], expected, rtol=1e-6, atol=1e-6
+    )
     assert merged["blocks"]["layer_1_attn"]["v"] is params["blocks"]["layer_1_attn"]["v"]
-    assert merge(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), adapters, 1.0)["blocks"]["layer_0_attn"]["q"].dtype == jnp.bfloat16
+    assert (
+        merge(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), adapters, 1.0)["blocks"][
+            "layer_0_attn"
+        ]["q"].dtype
+        == jnp.bfloat16
+    )
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 1, "devices": 1}, {"replica": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes", [{"fsdp": 1, "devices": 1}, {"replica": 2, "fsdp": 2, "tensor": 2}]
+)
 def test_a_step_trains_the_adapters_alone_on_any_mesh(params, sizes):
-    """Its gradient is that of the merged parameters, by the chain rule; the frozen weights are not touched."""
+    """Its gradient is that of the merged parameters, by the chain rule; the frozen weights are not
+    touched.
+    """
     devices = jax.devices()[: sizes.pop("devices", 8)]
-    mesh, optimizer, adapters = make_mesh(**sizes, devices=devices), optax.sgd(1.0), random_adapters()
+    mesh, optimizer, adapters = (
+        make_mesh(**sizes, devices=devices),
+        optax.sgd(1.0),
+        random_adapters(),
+    )
     shardings = param_shardings(mesh, abstract_state(adapters, optimizer))
     if mesh.size > 1:
-        assert shardings.params["blocks"]["layer_0_mlp"]["down"]["lora_a"].spec == P(None, "tensor", None)
-        assert shardings.params["blocks"]["layer_0_attn"]["q"]["lora_b"].spec == P(None, None, "tensor", None)
+        assert shardings.params["blocks"]["layer_0_mlp"]["down"]["lora_a"].spec == P(
+            None, "tensor", None
+        )
+        assert shardings.params["blocks"]["layer_0_attn"]["q"]["lora_b"].spec == P(
+            None, None, "tensor", None
+        )
     frozen = jax.device_put(params, param_shardings(mesh, params))
     step = make_train_step(adapted(rft_loss(CFG), LORA.scale), optimizer, 2, shardings)
-    state, metrics = step(init_state(adapters, optimizer, shardings), jax.device_put(batch(), batch_sharding(mesh)), frozen)
+    state, metrics = step(
+        init_state(adapters, optimizer, shardings),
+        jax.device_put(batch(), batch_sharding(mesh)),
+        frozen,
+    )
 
     grads = jax.grad(lambda p: rft_loss(CFG)(p, batch())[0])(merge(params, adapters, LORA.scale))
     one = adapters["blocks"]["layer_0_mlp"]["down"]  # [2, F, r], [2, r, D]
-    expected = 2.0 * np.einsum("bfd,brd->bfr", grads["blocks"]["layer_0_mlp"]["down"], one["lora_b"])
+    expected = 2.0 * np.einsum(
+        "bfd,brd->bfr", grads["blocks"]["layer_0_mlp"]["down"], one["lora_b"]
+    )
     moved = np.asarray(one["lora_a"] - state.params["blocks"]["layer_0_mlp"]["down"]["lora_a"])
     np.testing.assert_allclose(moved, expected, rtol=1e-4, atol=1e-6)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), jax.device_get(frozen), jax.device_get(params)))
-    assert metrics["grad_norm"] > 0 and jax.tree.structure(state.params) == jax.tree.structure(adapters)
+    assert jax.tree.all(
+        jax.tree.map(
+            lambda a, b: bool((a == b).all()), jax.device_get(frozen), jax.device_get(params)
+        )
+    )
+    assert metrics["grad_norm"] > 0 and jax.tree.structure(state.params) == jax.tree.structure(
+        adapters
+    )
 
 
 def test_a_folder_comes_back_as_it_was(tmp_path):
@@ -85,12 +145,16 @@ def test_a_folder_comes_back_as_it_was(tmp_path):
     save_adapters(tmp_path / "adapter", adapters, CFG, LORA, "somewhere")
     found, lora = load_adapters(tmp_path / "adapter", CFG)
     assert set(lora.targets) == set(LORA.targets) and (lora.rank, lora.alpha) == (3, 6.0)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, jax.device_get(adapters)))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool((a == b).all()), found, jax.device_get(adapters))
+    )
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config | {"r": 4}))
     with pytest.raises(ValueError, match="lora_A.weight has shape .*this model and rank 4 need"):
         load_adapters(tmp_path / "adapter", CFG)
-    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config | {"target_modules": ["q_proj", "lm_head"]}))
+    (tmp_path / "adapter/adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": ["q_proj", "lm_head"]})
+    )
     with pytest.raises(ValueError, match="expected plain LoRA on some of"):
         load_adapters(tmp_path / "adapter", CFG)
 
@@ -98,7 +162,10 @@ def test_a_folder_comes_back_as_it_was(tmp_path):
 def test_a_damaged_adapter_file_is_named(tmp_path):
     lora = LoraConfig(rank=3)
     save_adapters(tmp_path / "adapter", random_adapters(lora, seed=2), CFG, lora, "base")
-    tensors, config = tmp_path / "adapter/adapter_model.safetensors", tmp_path / "adapter/adapter_config.json"
+    tensors, config = (
+        tmp_path / "adapter/adapter_model.safetensors",
+        tmp_path / "adapter/adapter_config.json",
+    )
     tensors.write_bytes(tensors.read_bytes()[:-10])
     with pytest.raises(ValueError, match="adapter_model.safetensors: truncated"):
         load_adapters(tmp_path / "adapter", CFG)
@@ -110,7 +177,14 @@ def test_a_damaged_adapter_file_is_named(tmp_path):
         load_adapters(tmp_path / "adapter", CFG)
 
 
-@pytest.mark.parametrize("wrong, message", [({"rank": 0}, "rank is 0"), ({"rank": 2, "targets": ()}, "got none"), ({"rank": 2, "targets": ("w",)}, "got w")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"rank": 0}, "rank is 0"),
+        ({"rank": 2, "targets": ()}, "got none"),
+        ({"rank": 2, "targets": ("w",)}, "got w"),
+    ],
+)
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**wrong)
@@ -124,7 +198,9 @@ def test_peft_loads_our_folder_and_gives_the_merged_logits(params, tmp_path):
     adapters = random_adapters(lora, seed=2)
     save_folder(tmp_path / "base", params, CFG)
     save_adapters(tmp_path / "adapter", adapters, CFG, lora, tmp_path / "base")
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager", dtype=torch.float32)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", attn_implementation="eager", dtype=torch.float32
+    )
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     tokens = batch()["tokens"]
     with torch.no_grad():
@@ -133,4 +209,5 @@ def test_peft_loads_our_folder_and_gives_the_merged_logits(params, tmp_path):
     hidden, _ = Gemma2(CFG).apply({"params": merged}, tokens, batch()["positions"])
     np.testing.assert_allclose(lm_logits(merged, CFG, hidden), theirs, atol=1e-4)
     plain, _ = Gemma2(CFG).apply({"params": params}, tokens, batch()["positions"])
-    assert float(jnp.abs(lm_logits(params, CFG, plain) - theirs).max()) > 0.1  # the adapters do something
+    # the adapters do something
+    assert float(jnp.abs(lm_logits(params, CFG, plain) - theirs).max()) > 0.1

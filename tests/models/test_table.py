@@ -10,8 +10,18 @@ from gemma2_cases import BASE, CASES
 
 from grm_jax.models.config import GEMMA2_27B
 from grm_jax.models.table import (
-    CAUSAL_LM, SCALAR, TABLE, abstract_params, find_row, from_hf, hf_names, hf_shape, hf_slice, is_stacked, to_hf,
-)  # fmt: skip
+    CAUSAL_LM,
+    SCALAR,
+    TABLE,
+    abstract_params,
+    find_row,
+    from_hf,
+    hf_names,
+    hf_shape,
+    hf_slice,
+    is_stacked,
+    to_hf,
+)
 
 
 @pytest.mark.parametrize("architecture", [CAUSAL_LM, SCALAR])
@@ -31,8 +41,13 @@ def test_a_parameter_without_a_row_is_an_error():
 
 def test_tensor_names_cover_every_layer_once():
     cfg = CASES["own_layer_types"][0]  # blocks of three layers
-    assert hf_names("blocks/layer_1_attn/q", cfg) == ["model.layers.1.self_attn.q_proj.weight", "model.layers.4.self_attn.q_proj.weight"]
-    names = [name for path in flatten_dict(abstract_params(cfg), sep="/") for name in hf_names(path, cfg)]
+    assert hf_names("blocks/layer_1_attn/q", cfg) == [
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.4.self_attn.q_proj.weight",
+    ]
+    names = [
+        name for path in flatten_dict(abstract_params(cfg), sep="/") for name in hf_names(path, cfg)
+    ]
     assert len(names) == len(set(names)) == 2 + 11 * cfg.n_layers
 
 
@@ -43,12 +58,18 @@ def test_layouts_invert_each_other_and_slices_agree():
         tensor = to_hf(array, inputs)
         assert tensor.shape == hf_shape(shape, inputs)
         np.testing.assert_array_equal(from_hf(tensor, shape, inputs), array)
-        half = tuple(slice(size // 2, size) if axis == 0 else slice(None) for axis, size in enumerate(shape))
-        np.testing.assert_array_equal(from_hf(tensor[hf_slice(half, shape, inputs)], array[half].shape, inputs), array[half])
+        half = tuple(
+            slice(size // 2, size) if axis == 0 else slice(None) for axis, size in enumerate(shape)
+        )
+        np.testing.assert_array_equal(
+            from_hf(tensor[hf_slice(half, shape, inputs)], array[half].shape, inputs), array[half]
+        )
 
 
 def test_torch_linear_layout_of_attention():
-    """q [D, N, H] is x -> einsum("d,dnh->nh"); torch computes weight @ x and splits the result into heads."""
+    """q [D, N, H] is x -> einsum("d,dnh->nh"); torch computes weight @ x and splits the result into
+    heads.
+    """
     rng = np.random.default_rng(0)
     q, x = rng.normal(size=(5, 3, 4)), rng.normal(size=5)
     np.testing.assert_allclose((to_hf(q, 1) @ x).reshape(3, 4), np.einsum("d,dnh->nh", x, q))

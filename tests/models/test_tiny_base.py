@@ -1,4 +1,6 @@
-"""The tiny base model that ships with the package is an ordinary Hugging Face Gemma-2 folder, and a judge of the world."""
+"""The tiny base model that ships with the package is an ordinary Hugging Face Gemma-2 folder, and a
+judge of the world.
+"""
 
 import pathlib
 
@@ -30,9 +32,23 @@ def base():
 
 def greedy(base, records):
     cfg, params, prompter = base
-    settings = SamplingConfig(max_new_tokens=128, temperature=0.0, stop_ids=prompter.tokenizer.stop_ids, pad_id=prompter.tokenizer.pad_id)
+    settings = SamplingConfig(
+        max_new_tokens=128,
+        temperature=0.0,
+        stop_ids=prompter.tokenizer.stop_ids,
+        pad_id=prompter.tokenizer.pad_id,
+    )
     asks = shuffled_asks(records, 1, 0)
-    batches = judge(make_sampler(cfg, settings), params, prompter, asks, seed=0, temperature=0.0, buckets=(80,), rows=64)
+    batches = judge(
+        make_sampler(cfg, settings),
+        params,
+        prompter,
+        asks,
+        seed=0,
+        temperature=0.0,
+        buckets=(80,),
+        rows=64,
+    )
     return [one for batch in batches for one in batch]
 
 
@@ -43,7 +59,8 @@ def test_it_is_small():
 def test_it_judges_the_world_somewhat(base):
     drawn = greedy(base, make_records("test", 64, seed=123))
     assert sum(one.row["failure"] is None for one in drawn) >= 60
-    assert 16 < sum(one.row["correct"] for one in drawn) < 54  # better than always wrong, far from always right
+    # better than always wrong, far from always right
+    assert 16 < sum(one.row["correct"] for one in drawn) < 54
     assert all(one.row["principles"] for one in drawn if one.row["failure"] is None)
 
 
@@ -52,15 +69,21 @@ def test_transformers_loads_it_with_the_same_logits_and_the_same_greedy_text(bas
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     cfg, params, prompter = base
-    model = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, attn_implementation="eager", dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        FOLDER, attn_implementation="eager", dtype=torch.float32
+    ).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
     drawn = greedy(base, make_records("test", 3, seed=5))
     for one in drawn:
         ids = [*one.prompt_ids, *one.completion_ids.tolist()]
-        hidden, _ = Gemma2(cfg).apply({"params": params}, jnp.array([ids]), jnp.arange(len(ids))[None])
+        hidden, _ = Gemma2(cfg).apply(
+            {"params": params}, jnp.array([ids]), jnp.arange(len(ids))[None]
+        )
         with torch.no_grad():
             theirs = model(torch.tensor([ids])).logits[0].numpy()
-            made = model.generate(torch.tensor([one.prompt_ids]), max_new_tokens=128, do_sample=False)[0, len(one.prompt_ids) :]
+            made = model.generate(
+                torch.tensor([one.prompt_ids]), max_new_tokens=128, do_sample=False
+            )[0, len(one.prompt_ids) :]
         np.testing.assert_allclose(np.asarray(lm_logits(params, cfg, hidden))[0], theirs, atol=1e-4)
         assert made.tolist() == one.completion_ids.tolist()
         assert tokenizer.decode(made, skip_special_tokens=True) == one.row["text"]

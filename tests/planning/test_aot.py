@@ -26,20 +26,29 @@ def test_a_scan_over_sharded_weights():
 
     def step(w_LDD, x_BD):
         def layer(x, w):
-            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))), None
+            return jax.lax.with_sharding_constraint(
+                jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))
+            ), None
 
         return jax.lax.scan(layer, x_BD, w_LDD)[0]
 
-    w = jax.ShapeDtypeStruct((L, D, D), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp", "tensor")))
+    w = jax.ShapeDtypeStruct(
+        (L, D, D), jnp.bfloat16, sharding=NamedSharding(mesh, P(None, "fsdp", "tensor"))
+    )
     x = jax.ShapeDtypeStruct((B, D), jnp.bfloat16, sharding=NamedSharding(mesh, P("fsdp")))
     cache = {}
     figures = measure(program(step, mesh, w, x), topology, cache)
     assert figures["compiles"] and figures["fits"] and figures["unknown"] == []
-    assert figures["memory"]["arguments"] == figures["argument_bytes"] == 2 * (L * D * D / 8 + B * D / 4)
+    assert (
+        figures["memory"]["arguments"]
+        == figures["argument_bytes"]
+        == 2 * (L * D * D / 8 + B * D / 4)
+    )
     assert figures["hardware_flops"] == 2 * B * D * D * L
     assert figures["peak_bytes"] >= figures["argument_bytes"]
     moved = sum(size for _, axes, _, size in figures["collectives"] if "fsdp" in axes)
-    assert moved >= 2 * L * D * (D / 2) * 3 / 4  # every device gets the three quarters of a layer's columns that it lacks
+    # every device gets the three quarters of a layer's columns that it lacks
+    assert moved >= 2 * L * D * (D / 2) * 3 / 4
 
     again = measure(program(step, mesh, w, x), topology, dict(cache))
     assert again == figures
@@ -50,7 +59,12 @@ def test_a_program_that_needs_too_much_is_a_verdict_and_not_an_error():
     mesh = make_mesh(fsdp=8, devices=topology.devices)
     x = jax.ShapeDtypeStruct((2**17,), np.float32, sharding=NamedSharding(mesh, P()))
     figures = measure(program(lambda x: jnp.outer(x, x), mesh, x), topology, {})
-    assert figures["compiles"] is False and figures["fits"] is False and "out of memory" in figures["error"] and "seconds" not in figures
+    assert (
+        figures["compiles"] is False
+        and figures["fits"] is False
+        and "out of memory" in figures["error"]
+        and "seconds" not in figures
+    )
 
 
 def test_arguments_that_are_too_much_are_not_compiled():
@@ -58,4 +72,8 @@ def test_arguments_that_are_too_much_are_not_compiled():
     mesh = make_mesh(fsdp=8, devices=topology.devices)
     x = jax.ShapeDtypeStruct((2**33,), np.float32, sharding=NamedSharding(mesh, P()))
     figures = measure(program(jnp.tanh, mesh, x), topology, {})
-    assert figures["compiles"] is None and figures["fits"] is False and "32.00 of 15.75 GiB" in figures["error"]
+    assert (
+        figures["compiles"] is None
+        and figures["fits"] is False
+        and "32.00 of 15.75 GiB" in figures["error"]
+    )

@@ -1,4 +1,7 @@
-"""Reading compiled HLO: programs with known collectives on 8 virtual devices, and snippets in the form XLA:TPU writes."""
+"""Reading compiled HLO: programs with known collectives on 8 virtual devices, and snippets in the
+form XLA:TPU writes.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +16,9 @@ from grm_jax.sharding import make_mesh
 
 MESH = {"replica": 1, "fsdp": 4, "tensor": 2}
 
-# Layouts with tiles and memory spaces, a kernel's configuration over several lines, a condition whose constant is the trip count.
-TPU = '''HloModule jit_step, is_scheduled=true, num_partitions=8
+# Layouts with tiles and memory spaces, a kernel's configuration over several lines, a condition
+# whose constant is the trip count.
+TPU = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %region_add (a: f32[], b: f32[]) -> f32[] {
   %a = f32[]{:T(128)} parameter(0)
@@ -56,14 +60,24 @@ ENTRY %main.1 (w: bf16[16,128], g: f32[64,128]) -> bf16[64,128] {
   %loop = (u32[]{:T(128)}, /*index=1*/bf16[8,128]{1,0:T(8,128)(2,1)}) while(%zero), condition=%condition.1, body=%body.1
   ROOT %sum = f32[]{:T(128)} all-reduce(%s), channel_id=3, replica_groups={}, to_apply=%region_add
 }
-'''
+"""
 
 
 def test_parsing_survives_layouts_comments_and_kernels():
     module, entry = parse(TPU)
-    assert entry == "main.1" and set(module) == {"region_add", "all-reduce-scatter.3", "condition.1", "body.1", "main.1"}
+    assert entry == "main.1" and set(module) == {
+        "region_add",
+        "all-reduce-scatter.3",
+        "condition.1",
+        "body.1",
+        "main.1",
+    }
     gathered = module["main.1"]["gather.1"]
-    assert gathered.shape == Shape("bf16", (64, 128), space=1) and gathered.shape.bytes == 64 * 128 * 2 and gathered.operands == ("w",)
+    assert (
+        gathered.shape == Shape("bf16", (64, 128), space=1)
+        and gathered.shape.bytes == 64 * 128 * 2
+        and gathered.operands == ("w",)
+    )
     assert [a.dims for a in arrays(module["main.1"]["loop"].shape)] == [(), (8, 128)]
     assert "i" in module["body.1"] and module["body.1"]["next"].is_root
     assert trips(module, module["main.1"]["loop"]) == 5
@@ -75,18 +89,34 @@ def test_collectives_of_the_snippet():
     found, unknown = collectives(TPU, MESH)
     by_kind = {one.kind: one for one in found}
     assert unknown == ()
-    assert by_kind["all-gather"].axes == ("fsdp",) and by_kind["all-gather"].bytes == 64 * 128 * 2 * 3 / 4
-    assert by_kind["reduce-scatter"].axes == ("fsdp",) and by_kind["reduce-scatter"].bytes == 64 * 128 * 4 * 3 / 4
+    assert (
+        by_kind["all-gather"].axes == ("fsdp",)
+        and by_kind["all-gather"].bytes == 64 * 128 * 2 * 3 / 4
+    )
+    assert (
+        by_kind["reduce-scatter"].axes == ("fsdp",)
+        and by_kind["reduce-scatter"].bytes == 64 * 128 * 4 * 3 / 4
+    )
     assert by_kind["collective-permute"] == ("collective-permute", ("fsdp",), 5, 5 * 8 * 128 * 2)
-    assert by_kind["all-reduce"].axes == ("fsdp", "tensor") and by_kind["all-reduce"].bytes == 2 * 4 * 7 / 8
+    assert (
+        by_kind["all-reduce"].axes == ("fsdp", "tensor")
+        and by_kind["all-reduce"].bytes == 2 * 4 * 7 / 8
+    )
 
 
-@pytest.mark.parametrize(("groups", "axes"), [
-    ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}", ("fsdp",)), ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_2'}", ("tensor",)),
-    ("mesh['a'=8] {'a'}", ("fsdp", "tensor")), ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",)), ("[4,2]<=[8]", ("tensor",)),
-    ("[1,8]<=[8]", ("fsdp", "tensor")), ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ("tensor",)),
-    ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("fsdp",)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}", ("fsdp",)),
+        ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_2'}", ("tensor",)),
+        ("mesh['a'=8] {'a'}", ("fsdp", "tensor")),
+        ("{{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[1,8]<=[8]", ("fsdp", "tensor")),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ("tensor",)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("fsdp",)),
+    ],
+)
 def test_every_form_of_groups(groups, axes):
     text = TPU.replace("replica_groups=[2,4]<=[4,2]T(1,0)", f"replica_groups={groups}")
     found, unknown = collectives(text, MESH)
@@ -101,10 +131,13 @@ def test_groups_in_an_unknown_form_are_named():
 
 
 def test_a_loop_that_counts_in_twos_runs_half_as_often():
-    counted = TPU.replace("  ROOT %next = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %kernel)", """  %one = u32[]{:T(128)} constant(1)
+    counted = TPU.replace(
+        "  ROOT %next = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%i, %kernel)",
+        """  %one = u32[]{:T(128)} constant(1)
   %half = u32[]{:T(128)} add(%i, %one)
   %whole = u32[]{:T(128)} add(%half, %one)
-  ROOT %next = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%whole, %kernel)""")
+  ROOT %next = (u32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)}) tuple(%whole, %kernel)""",
+    )
     module, _ = parse(counted)
     assert trips(module, module["main.1"]["loop"]) == 3  # 0, 2, 4 are less than 5
     module, _ = parse(counted.replace("tuple(%whole", "tuple(%half"))
@@ -113,7 +146,11 @@ def test_a_loop_that_counts_in_twos_runs_half_as_often():
 
 def test_a_loop_of_unknown_length_is_named():
     found, unknown = collectives(TPU.replace("constant(5)", "parameter(1)"), MESH)
-    assert len(unknown) == 1 and "loop" in unknown[0] and next(one for one in found if one.kind == "collective-permute").count == 1
+    assert (
+        len(unknown) == 1
+        and "loop" in unknown[0]
+        and next(one for one in found if one.kind == "collective-permute").count == 1
+    )
 
 
 def test_text_that_is_no_hlo_is_refused():
@@ -122,12 +159,16 @@ def test_text_that_is_no_hlo_is_refused():
 
 
 def test_gathers_in_a_scan_of_a_compiled_program():
-    """Weights [6, 64, 64] over fsdp, gathered layer by layer in a scan; the scalar result is summed over the batch's devices."""
+    """Weights [6, 64, 64] over fsdp, gathered layer by layer in a scan; the scalar result is summed
+    over the batch's devices.
+    """
     mesh = make_mesh(replica=1, fsdp=4, tensor=2)
 
     def step(w_LDD, x_BD):
         def layer(x, w):
-            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))), None
+            return jax.lax.with_sharding_constraint(
+                jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp"))
+            ), None
 
         return jnp.sum(jax.lax.scan(layer, x_BD, w_LDD)[0])
 
@@ -140,12 +181,14 @@ def test_gathers_in_a_scan_of_a_compiled_program():
     assert gathers[0].count == 6 and gathers[0].bytes == 6 * 64 * 64 * 4 * 3 / 4
     sums = [one for one in found if one.kind == "all-reduce"]
     assert [(one.axes, one.bytes) for one in sums] == [(("fsdp",), 2 * 4 * 3 / 4)]
-    least = 6 * (64 * 64 * 4 + 2 * 256 * 64 * 4)  # each layer reads its weights and activations, and writes activations
+    # each layer reads its weights and activations, and writes activations
+    least = 6 * (64 * 64 * 4 + 2 * 256 * 64 * 4)
     assert least <= hbm_bytes(text) <= 6 * least
 
 
-# An asynchronous all-gather as XLA:TPU writes it: begun in one fusion, carried on beside a product in a loop, waited for in a third.
-CHAINED = '''HloModule m
+# An asynchronous all-gather as XLA:TPU writes it: begun in one fusion, carried on beside a product
+# in a loop, waited for in a third.
+CHAINED = """HloModule m
 
 %begin (p: bf16[64,8]) -> (bf16[64,8], bf16[64,32], u32[]) {
   %p = bf16[64,8]{1,0} parameter(0)
@@ -196,18 +239,20 @@ ENTRY %main (w: bf16[64,8], x: f32[16,16]) -> bf16[64,32] {
   %r = bf16[64,32]{1,0} get-tuple-element(%loop), index=3
   ROOT %done = bf16[64,32]{1,0} fusion(%q, %r), kind=kCustom, calls=%wait
 }
-'''
+"""
 
 
 def test_an_asynchronous_collective_counts_once():
-    """Not again in the fusions beside which it goes on, nor once a turn of a loop that it goes through; nor are its buffers read and written there."""
+    """Not again in the fusions beside which it goes on, nor once a turn of a loop that it goes
+    through; nor are its buffers read and written there.
+    """
     found, unknown = collectives(CHAINED, MESH)
     gathered = 64 * 32 * 2
     assert unknown == () and found == [("all-gather", ("fsdp",), 1, gathered * 3 / 4)]
     assert hbm_bytes(CHAINED) == gathered / 4 + gathered + 5 * 2 * 16 * 16 * 4
 
 
-SLICED = '''HloModule m
+SLICED = """HloModule m
 
 %fused (p0: f32[6,64,64], p1: s32[]) -> f32[64,64] {
   %p0 = f32[6,64,64]{2,1,0} parameter(0)
@@ -241,10 +286,11 @@ ENTRY %main (a: f32[6,64,64], i: s32[], b: f32[1,64,64], v: f32[64,64]) -> f32[6
   %five = f32[5]{0} parameter(5)
   ROOT %three = f32[64,64]{1,0} add(%one, %v)
 }
-'''
+"""
 
 
 def test_hbm_traffic_counts_slices_updates_and_scatters_and_leaves_out_vmem():
     layer = 64 * 64 * 4
-    scattered = 5 * 3 * 4 + 5 * 4 + 5 * 4  # indices, updates read and written; the array it goes into stays where it is
+    # indices, updates read and written; the array it goes into stays where it is
+    scattered = 5 * 3 * 4 + 5 * 4 + 5 * 4
     assert hbm_bytes(SLICED) == (layer + 4 + layer) + (layer + layer) + (layer + layer) + scattered

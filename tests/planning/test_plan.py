@@ -1,4 +1,7 @@
-"""Plans of a job: its programs in their shapes, what a plan's tables say, and the whole command (marked tpu_aot: it compiles for a TPU)."""
+"""Plans of a job: its programs in their shapes, what a plan's tables say, and the whole command
+(marked tpu_aot: it compiles for a TPU).
+"""
+
 import json
 import os
 import subprocess
@@ -20,7 +23,9 @@ from tests.conftest import REPO
 
 def preset(module, **changes):
     config = module.get_config()
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in changes.items()}
+    )
     return config_flags.finish(config, files=False)
 
 
@@ -33,21 +38,27 @@ def test_a_preset_needs_neither_weights_nor_data():
 
 
 def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
-    """Shapes alone, on 8 devices as fsdp 4 x tensor 2: 27.2e9 float32 parameters and two moments, cut in 8."""
+    """Shapes alone, on 8 devices as fsdp 4 x tensor 2: 27.2e9 float32 parameters and two moments,
+    cut in 8.
+    """
     config = preset(spct_gemma2_27b, mesh__tensor=2)
     programs = make_programs(config, jax.devices())
     assert tuple(programs) == NAMES
     parameters = 27_227_128_320
     step = programs["rl_step"]
-    assert abs(device_bytes(step.parts["params"]) / (4 * parameters / 8) - 1) < 0.001  # norms are whole on every device
+    # norms are whole on every device
+    assert abs(device_bytes(step.parts["params"]) / (4 * parameters / 8) - 1) < 0.001
     assert abs(device_bytes(step.parts["optimizer"]) / (8 * parameters / 8) - 1) < 0.001
     assert device_bytes(step.resident["reference"]) == device_bytes(step.parts["params"])
     assert step.tokens == 512 * 5120 and step.args[1]["ref_logp"].shape == (512, 5120)
     decode = programs["decode"]
-    assert abs(device_bytes(decode.parts["params"]) / (2 * parameters / 2) - 1) < 0.001  # bfloat16 and whole over fsdp inside the loop
+    # bfloat16 and whole over fsdp inside the loop
+    assert abs(device_bytes(decode.parts["params"]) / (2 * parameters / 2) - 1) < 0.001
     assert device_bytes(decode.resident["policy"]) == device_bytes(step.parts["params"])
-    assert programs["rft_step"].resident == programs["meta_step"].resident == {}  # what they start from becomes their state
-    # 128 prompts and 512 rows on 4 groups; bfloat16 keys and values; heads over tensor; positions beside them
+    # what they start from becomes their state
+    assert programs["rft_step"].resident == programs["meta_step"].resident == {}
+    # 128 prompts and 512 rows on 4 groups; bfloat16 keys and values; heads over tensor; positions
+    # beside them
     keys_values = 2 * 2 * 46 * 16 * 128 * (128 * 4096 + 512 * 1024) / 8
     positions = 4 * 46 * (128 * 4096 + 512 * 1024) / 4
     assert device_bytes(decode.parts["kv cache"]) == keys_values + positions
@@ -58,39 +69,98 @@ def test_adapters_leave_the_optimizer_small():
     config = preset(spct_gemma2_9b, lora__rank=8)
     step = make_programs(config, jax.devices(), ("rl_step",))["rl_step"]
     whole = make_programs(preset(spct_gemma2_9b), jax.devices(), ("rl_step",))["rl_step"]
-    assert device_bytes(step.parts["optimizer"]) < 0.02 * device_bytes(whole.parts["optimizer"]) and step.resident == {}
+    assert (
+        device_bytes(step.parts["optimizer"]) < 0.02 * device_bytes(whole.parts["optimizer"])
+        and step.resident == {}
+    )
 
 
 def test_a_first_moment_in_bfloat16_takes_two_bytes_less():
     whole, half = (
-        make_programs(preset(spct_gemma2_9b, optimizer__mu_dtype=dtype), jax.devices(), ("rl_step",))["rl_step"] for dtype in ("float32", "bfloat16")
+        make_programs(
+            preset(spct_gemma2_9b, optimizer__mu_dtype=dtype), jax.devices(), ("rl_step",)
+        )["rl_step"]
+        for dtype in ("float32", "bfloat16")
     )
-    assert abs(device_bytes(half.parts["optimizer"]) / device_bytes(whole.parts["optimizer"]) - 6 / 8) < 0.001
+    assert (
+        abs(device_bytes(half.parts["optimizer"]) / device_bytes(whole.parts["optimizer"]) - 6 / 8)
+        < 0.001
+    )
 
 
 def test_a_micro_batch_that_the_mesh_cannot_cut_is_refused():
-    with pytest.raises(ValueError, match="rl.micro_batch: expected a multiple of replica x fsdp = 8"):
+    with pytest.raises(
+        ValueError, match="rl.micro_batch: expected a multiple of replica x fsdp = 8"
+    ):
         make_programs(preset(spct_gemma2_9b, rl__micro_batch=4), jax.devices(), ("rl_step",))
 
 
 def test_tables_and_notes_of_a_plan(tmp_path):
     gib = 2**30
     figures = {
-        "devices": 8, "tokens": 1000, "model_flops": 1e15, "hardware_flops": 2e15, "memory": {"params": gib, "temporaries": 2 * gib, "code": 0.0},
-        "resident": {"reference": gib}, "limit_bytes": 16 * gib, "compiles": True, "error": None, "fits": True, "compile_seconds": 12.0,
-        "host_rss_bytes": 3 * gib, "peak_bytes": 3 * gib, "code_bytes": 0, "argument_bytes": gib, "hbm_bytes": 5e9, "unknown": ["a while loop"],
-        "collectives": [["all-gather", ["fsdp"], 46.0, 2e9]], "times": {"compute": 1.0, "hbm": 0.5, "ici": 2.0}, "seconds": 2.0, "bound": "ici",
-    }  # fmt: skip
+        "devices": 8,
+        "tokens": 1000,
+        "model_flops": 1e15,
+        "hardware_flops": 2e15,
+        "memory": {"params": gib, "temporaries": 2 * gib, "code": 0.0},
+        "resident": {"reference": gib},
+        "limit_bytes": 16 * gib,
+        "compiles": True,
+        "error": None,
+        "fits": True,
+        "compile_seconds": 12.0,
+        "host_rss_bytes": 3 * gib,
+        "peak_bytes": 3 * gib,
+        "code_bytes": 0,
+        "argument_bytes": gib,
+        "hbm_bytes": 5e9,
+        "unknown": ["a while loop"],
+        "collectives": [["all-gather", ["fsdp"], 46.0, 2e9]],
+        "times": {"compute": 1.0, "hbm": 0.5, "ici": 2.0},
+        "seconds": 2.0,
+        "bound": "ici",
+    }
     plan = {
-        "title": "a plan", "peak_per_device": 1e14, "devices": 8, "compiled": True, "changes": [], "search": [], "searched": "",
-        "programs": {"rl_step": figures, "decode": {"compiles": False, "fits": False, "error": "out of memory: Used 20G of 16G hbm"}},
-        "stages": [{"stage": "rl", "what": "900 x rl_step", "seconds": 2.0, "per_day": 43200, "hours": 0.5, "chip_hours": 4.0}],
-    }  # fmt: skip
+        "title": "a plan",
+        "peak_per_device": 1e14,
+        "devices": 8,
+        "compiled": True,
+        "changes": [],
+        "search": [],
+        "searched": "",
+        "programs": {
+            "rl_step": figures,
+            "decode": {
+                "compiles": False,
+                "fits": False,
+                "error": "out of memory: Used 20G of 16G hbm",
+            },
+        },
+        "stages": [
+            {
+                "stage": "rl",
+                "what": "900 x rl_step",
+                "seconds": 2.0,
+                "per_day": 43200,
+                "hours": 0.5,
+                "chip_hours": 4.0,
+            }
+        ],
+    }
     text = markdown(plan)
-    assert "| rl_step | all-gather | fsdp | 46 | 2 |" in text and "decode: out of memory" in text and "rl_step: a while loop" in text
+    assert (
+        ("| rl_step | all-gather | fsdp | 46 | 2 |") in text
+        and "decode: out of memory" in text
+        and "rl_step: a while loop" in text
+    )
     memory = tables(plan)[0]
     row = dict(zip(memory[1], memory[2][0]))
-    assert (row["peak + code"], row["beside it"], row["fits"], row["temporaries"]) == ("3.00", "1.00", "yes", "2.00")
+    assert (row["peak + code"], row["beside it"], row["fits"], row["temporaries"]) == (
+        "3.00",
+        "1.00",
+        "yes",
+        "2.00",
+    )
     times = dict(zip(tables(plan)[1][1], tables(plan)[1][2][0]))
     assert times["tokens/s"] == "500" and times["of peak"] == "62 %"  # 1e15 / 8 / 2 s of 1e14
     with open(tmp_path / "out.txt", "w") as file:
@@ -99,22 +169,39 @@ def test_tables_and_notes_of_a_plan(tmp_path):
 
 
 def test_shapes_alone_bound_what_is_not_compiled():
-    """A GPU that is not there: arguments and FLOPs, and a verdict only where arguments alone are too much."""
+    """A GPU that is not there: arguments and FLOPs, and a verdict only where arguments alone are
+    too much.
+    """
     config = preset(tiny, rl__batch_size=32, rl__micro_batch=32)
     topology = Topology("test:8", TPUS["v5e"], (2, 4), jax.devices(), False)
     figures = measure(make_programs(config, jax.devices(), ("rl_step",))["rl_step"], topology, {})
-    assert figures["compiles"] is None and figures["fits"] is None and figures["times"]["ici"] is None
-    assert figures["hardware_flops"] > figures["model_flops"] > 0 and figures["bound"] in ("compute", "hbm")
+    assert (
+        figures["compiles"] is None and figures["fits"] is None and figures["times"]["ici"] is None
+    )
+    assert figures["hardware_flops"] > figures["model_flops"] > 0 and figures["bound"] in (
+        "compute",
+        "hbm",
+    )
 
 
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 def test_the_command_compiles_a_tiny_job_for_a_tpu(tmp_path):
     command = [
-        sys.executable, "-m", "experiments.plan", "--config=experiments/configs/tiny.py", "--topology=v5e:2x4", f"--out={tmp_path}",
-        "--config.model.scan_layers=True", "--config.model.remat=full", "--config.mesh.replica=1", "--config.mesh.fsdp=4", "--config.mesh.tensor=2", "--config.model.dtype=bfloat16",
+        sys.executable,
+        "-m",
+        "experiments.plan",
+        "--config=experiments/configs/tiny.py",
+        "--topology=v5e:2x4",
+        f"--out={tmp_path}",
+        "--config.model.scan_layers=True",
+        "--config.model.remat=full",
+        "--config.mesh.replica=1",
+        "--config.mesh.fsdp=4",
+        "--config.mesh.tensor=2",
+        "--config.model.dtype=bfloat16",
         "--programs=rl_step,decode",
-    ]  # fmt: skip
+    ]
     env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

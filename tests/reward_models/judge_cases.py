@@ -1,4 +1,7 @@
-"""A tokenizer of single characters, records whose worth is written in their responses, and samplers that read it there."""
+"""A tokenizer of single characters, records whose worth is written in their responses, and samplers
+that read it there.
+"""
+
 import re
 
 import numpy as np
@@ -12,7 +15,13 @@ PAD, EOS, BOS, FIRST = 0, 1, 2, 3
 LONGEST = 200  # completion tokens
 
 TOKENIZER = Tokenizer(
-    vocab_size=FIRST + 0x250, pad_id=PAD, bos_id=BOS, eos_id=EOS, start_of_turn_id=None, end_of_turn_id=None, text_prefix="",
+    vocab_size=FIRST + 0x250,
+    pad_id=PAD,
+    bos_id=BOS,
+    eos_id=EOS,
+    start_of_turn_id=None,
+    end_of_turn_id=None,
+    text_prefix="",
     encode=lambda text: [FIRST + ord(character) for character in text],
     decode=lambda ids: "".join(chr(int(i) - FIRST) for i in ids if i >= FIRST),
 )
@@ -20,31 +29,51 @@ PROMPTER = Prompter(TOKENIZER, load_template("tiny_pointwise"), load_template("t
 
 
 def record(name: str, worths, gold: bool = True, words: int = 3):
-    """Response i is worth worths[i]; the gold rewards are the same numbers, or 0/1 for a single response."""
+    """Response i is worth worths[i]; the gold rewards are the same numbers, or 0/1 for a single
+    response.
+    """
     rewards = {"rewards": [float(w) for w in worths]} if gold else {}
-    return record_from_dict({
-        "id": name, "domain": "worth", "conversation": [{"role": "user", "content": " ".join(["speak"] * words)}],
-        "responses": [f"I am worth {w}." for w in worths], **rewards,
-    }, name)  # fmt: skip
+    return record_from_dict(
+        {
+            "id": name,
+            "domain": "worth",
+            "conversation": [{"role": "user", "content": " ".join(["speak"] * words)}],
+            "responses": [f"I am worth {w}." for w in worths],
+            **rewards,
+        },
+        name,
+    )
 
 
 def judgment(scores, note: str = "") -> str:
-    return f"Specific Criteria: Accuracy (Weight: 60%), Brevity (Weight: 40%)\nAnalysis: as they say{note}.\nScores: \\boxed{{{', '.join(map(str, scores))}}}"
+    return (
+        "Specific Criteria: Accuracy (Weight: 60%), Brevity (Weight: 40%)\nAnalysis: as they "
+        f"say{note}.\nScores: \\boxed{{{', '.join(map(str, scores))}}}"
+    )
 
 
 def honest(prompt: str, key) -> tuple[str, bool]:
-    """(text, finished): the worths in the order in which the prompt shows them. The note makes samples differ, as their keys do."""
-    return judgment(re.findall(r"I am worth (\d+)\.", prompt), note=f" [{key[0] % 1000}, {key[1] % 1000}]"), True
+    """(text, finished): the worths in the order in which the prompt shows them. The note makes
+    samples differ, as their keys do.
+    """
+    return judgment(
+        re.findall(r"I am worth (\d+)\.", prompt), note=f" [{key[0] % 1000}, {key[1] % 1000}]"
+    ), True
 
 
 def choose(prompt: str, key) -> tuple[str, bool]:
     """The number of the response that is worth most, as an LLM-as-a-Judge writes it."""
     worths = [int(worth) for worth in re.findall(r"I am worth (\d+)\.", prompt)]
-    return f"Specific Criteria: Worth 10\nAnalysis: as they say.\nBest: \\boxed{{{worths.index(max(worths)) + 1}}}", True
+    return (
+        "Specific Criteria: Worth 10\nAnalysis: as they say.\nBest: "
+        f"\\boxed{{{worths.index(max(worths)) + 1}}}"
+    ), True
 
 
 class FakeSampler:
-    """What `make_sampler` returns, with `answer(prompt, key) -> (text, finished)` for a model. Counts its calls."""
+    """What `make_sampler` returns, with `answer(prompt, key) -> (text, finished)` for a model.
+    Counts its calls.
+    """
 
     def __init__(self, answer=honest):
         self.answer, self.calls = answer, 0
@@ -53,14 +82,20 @@ class FakeSampler:
         self.calls += 1
         P, k = keys_Pk2.shape[:2]
         out = {
-            "tokens": np.zeros((P, k, LONGEST), np.int32), "logp": np.zeros((P, k, LONGEST), np.float32),
-            "length": np.zeros((P, k), np.int32), "finished": np.zeros((P, k), bool),
-        }  # fmt: skip
+            "tokens": np.zeros((P, k, LONGEST), np.int32),
+            "logp": np.zeros((P, k, LONGEST), np.float32),
+            "length": np.zeros((P, k), np.int32),
+            "finished": np.zeros((P, k), bool),
+        }
         for p in np.flatnonzero(lengths_P):
             prompt = TOKENIZER.decode(prompts_PT[p, : lengths_P[p]])
             for j in range(k):
                 text, finished = self.answer(prompt, keys_Pk2[p, j])
                 ids = TOKENIZER.encode(text) + [EOS] * finished
-                out["tokens"][p, j, : len(ids)], out["length"][p, j], out["finished"][p, j] = ids, len(ids), finished
+                out["tokens"][p, j, : len(ids)], out["length"][p, j], out["finished"][p, j] = (
+                    ids,
+                    len(ids),
+                    finished,
+                )
                 out["logp"][p, j, : len(ids)] = -np.arange(1, len(ids) + 1) / 8
         return out

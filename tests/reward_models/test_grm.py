@@ -1,4 +1,7 @@
-"""Records in, judgments out: with a sampler that is not a model, so that every figure is known beforehand."""
+"""Records in, judgments out: with a sampler that is not a model, so that every figure is known
+beforehand.
+"""
+
 import json
 import random
 
@@ -8,7 +11,15 @@ from judge_cases import EOS, PROMPTER, TOKENIZER, FakeSampler, choose, judgment,
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import record_from_dict, response_order
-from grm_jax.reward_models.grm import Ask, Prompter, judge, judge_to_file, read_rows, shuffled_asks, split_by_length
+from grm_jax.reward_models.grm import (
+    Ask,
+    Prompter,
+    judge,
+    judge_to_file,
+    read_rows,
+    shuffled_asks,
+    split_by_length,
+)
 
 DRAW = {"seed": 0, "temperature": 1.0, "buckets": (256, 512), "rows": 4}
 LABELS = {"split": "test", "system": "grm", "stage": "eval"}
@@ -16,7 +27,11 @@ LABELS = {"split": "test", "system": "grm", "stage": "eval"}
 
 def rows_of(asks, answer=None, **labels):
     sampler = FakeSampler(answer) if answer else FakeSampler()
-    return [one.row for batch in judge(sampler, {}, PROMPTER, asks, labels=labels, **DRAW) for one in batch]
+    return [
+        one.row
+        for batch in judge(sampler, {}, PROMPTER, asks, labels=labels, **DRAW)
+        for one in batch
+    ]
 
 
 def ask(one, order=None, **more):
@@ -24,7 +39,12 @@ def ask(one, order=None, **more):
 
 
 def test_scores_come_back_in_the_records_order():
-    records = [record("two", (9, 2)), record("three", (3, 1, 8)), record("five", (5, 6, 10, 1, 2)), record("one", (1,))]
+    records = [
+        record("two", (9, 2)),
+        record("three", (3, 1, 8)),
+        record("five", (5, 6, 10, 1, 2)),
+        record("one", (1,)),
+    ]
     rows = rows_of(shuffled_asks(records, samples=8, seed=3))
     assert len(rows) == 32 and len({tuple(row["order"]) for row in rows if row["id"] == "five"}) > 4
     by_id = {r.id: r for r in records}
@@ -34,27 +54,56 @@ def test_scores_come_back_in_the_records_order():
 
 
 def test_a_row_says_everything_about_a_judgment():
-    (row,) = rows_of([ask(record("r", (2, 7, 4)), order=(2, 0, 1))], split="test", system="grm", stage="eval")
+    (row,) = rows_of(
+        [ask(record("r", (2, 7, 4)), order=(2, 0, 1))], split="test", system="grm", stage="eval"
+    )
     text = row.pop("text")
     assert row == {
-        "id": "r", "domain": "worth", "split": "test", "system": "grm", "stage": "eval", "sample": 0, "order": [2, 0, 1], "hinted": False,
-        "temperature": 1.0, "finish": "stop", "tokens": len(text) + 1, "scores": [2, 7, 4], "failure": None,
-        "principles": [["Accuracy", 0.6], ["Brevity", 0.4]], "critique": text.split("Analysis: ")[1].split("\n")[0],
-        "rewards": [2.0, 7.0, 4.0], "correct": True, "meta_logit": None,
-    }  # fmt: skip
+        "id": "r",
+        "domain": "worth",
+        "split": "test",
+        "system": "grm",
+        "stage": "eval",
+        "sample": 0,
+        "order": [2, 0, 1],
+        "hinted": False,
+        "temperature": 1.0,
+        "finish": "stop",
+        "tokens": len(text) + 1,
+        "scores": [2, 7, 4],
+        "failure": None,
+        "principles": [["Accuracy", 0.6], ["Brevity", 0.4]],
+        "critique": text.split("Analysis: ")[1].split("\n")[0],
+        "rewards": [2.0, 7.0, 4.0],
+        "correct": True,
+        "meta_logit": None,
+    }
     assert text.endswith("\\boxed{4, 2, 7}")  # as the prompt showed them
 
 
-@pytest.mark.parametrize("text, finished, failure", [
-    (judgment([9, 2]), False, "truncated"),
-    ("I cannot decide.", True, "no_box"),
-    (judgment([9, 2, 3]), True, "wrong_count"),
-    (judgment([9, 11]), True, "out_of_range"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, finished, failure",
+    [
+        (judgment([9, 2]), False, "truncated"),
+        ("I cannot decide.", True, "no_box"),
+        (judgment([9, 2, 3]), True, "wrong_count"),
+        (judgment([9, 11]), True, "out_of_range"),
+    ],
+)
 def test_what_does_not_parse_is_wrong_and_says_why(text, finished, failure):
     (row,) = rows_of([ask(record("r", (9, 2)))], lambda prompt, key: (text, finished))
-    assert (row["failure"], row["scores"], row["correct"], row["principles"], row["critique"]) == (failure, None, False, [], "")
-    assert (row["text"], row["finish"], row["tokens"]) == (text, "stop" if finished else "length", len(text) + finished)
+    assert (row["failure"], row["scores"], row["correct"], row["principles"], row["critique"]) == (
+        failure,
+        None,
+        False,
+        [],
+        "",
+    )
+    assert (row["text"], row["finish"], row["tokens"]) == (
+        text,
+        "stop" if finished else "length",
+        len(text) + finished,
+    )
 
 
 @pytest.mark.parametrize("worth, said, correct", [(1, 1, True), (0, 0, True), (1, 0, False)])
@@ -66,11 +115,17 @@ def test_a_single_response_is_scored_0_or_1_with_its_own_template(worth, said, c
         return judgment([said]), True
 
     (row,) = rows_of([ask(record("r", (worth,)))], answer)
-    assert (row["scores"], row["correct"]) == ([said], correct) and "[Judge right 1 or wrong 0]" in prompts[0]
+    assert (row["scores"], row["correct"]) == (
+        [said],
+        correct,
+    ) and "[Judge right 1 or wrong 0]" in prompts[0]
 
 
 def test_a_tie_at_the_top_is_not_correct_and_no_gold_means_no_verdict():
-    tied, no_gold = rows_of([ask(record("a", (9, 2))), ask(record("b", (9, 2), gold=False))], lambda prompt, key: (judgment([5, 5]), True))
+    tied, no_gold = rows_of(
+        [ask(record("a", (9, 2))), ask(record("b", (9, 2), gold=False))],
+        lambda prompt, key: (judgment([5, 5]), True),
+    )
     assert (tied["scores"], tied["correct"]) == ([5, 5], False)
     assert (no_gold["scores"], no_gold["rewards"], no_gold["correct"]) == ([5, 5], None, None)
 
@@ -92,32 +147,45 @@ def test_rl_gets_the_ids_and_log_probabilities_that_were_drawn():
     ((drawn,),) = judge(FakeSampler(), {}, PROMPTER, [ask(one)], **DRAW)
     assert drawn.ask == 0 and drawn.prompt_ids == PROMPTER.ids(one, (0, 1))
     assert drawn.completion_ids.tolist() == [*TOKENIZER.encode(drawn.row["text"]), EOS]
-    np.testing.assert_array_equal(drawn.logp, -np.arange(1, len(drawn.completion_ids) + 1, dtype=np.float32) / 8)
+    np.testing.assert_array_equal(
+        drawn.logp, -np.arange(1, len(drawn.completion_ids) + 1, dtype=np.float32) / 8
+    )
 
 
 def test_samples_differ_by_seed_record_and_index_only():
     def texts(seed, asks):
         batches = judge(FakeSampler(), {}, PROMPTER, asks, **DRAW | {"seed": seed})
-        return {(one.row["id"], one.row["sample"]): one.row["text"] for batch in batches for one in batch}
+        return {
+            (one.row["id"], one.row["sample"]): one.row["text"]
+            for batch in batches
+            for one in batch
+        }
 
     a, b = record("a", (9, 2)), record("b", (9, 2))
+
     def both(records):
         return [Ask(r, (0, 1), (s,), r.id) for r in records for s in range(4)]
 
     together = texts(0, both([a, b]))
     assert len(set(together.values())) == 8
-    assert texts(0, both([b])) == {where: text for where, text in together.items() if where[0] == "b"}
+    assert texts(0, both([b])) == {
+        where: text for where, text in together.items() if where[0] == "b"
+    }
     assert not set(texts(1, both([a, b])).values()) & set(together.values())
 
 
 def test_shuffled_asks_share_an_order_within_per_order_samples():
     one = record("r", (5, 6, 10, 1, 2))
     asks = shuffled_asks([one, record("s", (1, 2))], samples=6, seed=7, per_order=2)
-    assert [a.samples for a in asks] == [(0, 1), (2, 3), (4, 5)] * 2 and [a.key for a in asks] == ["r"] * 3 + ["s"] * 3
+    assert [a.samples for a in asks] == [(0, 1), (2, 3), (4, 5)] * 2 and [a.key for a in asks] == [
+        "r"
+    ] * 3 + ["s"] * 3
     assert [a.order for a in asks[:3]] == [response_order(7, "r", start, 5) for start in (0, 2, 4)]
     rows = rows_of(asks)
     orders = {(row["id"], row["sample"]): row["order"] for row in rows}
-    assert len(rows) == 12 and all(orders[name, s] == orders[name, s + 1] for name in "rs" for s in (0, 2, 4))
+    assert len(rows) == 12 and all(
+        orders[name, s] == orders[name, s + 1] for name in "rs" for s in (0, 2, 4)
+    )
     assert len({row["text"] for row in rows}) == 12  # they share a prompt, not the randomness
     with pytest.raises(ValueError, match="6 samples cannot be split into orders of 4"):
         shuffled_asks([one], samples=6, seed=0, per_order=4)
@@ -125,15 +193,37 @@ def test_shuffled_asks_share_an_order_within_per_order_samples():
 
 def test_an_index_is_one_vote_and_trains_like_scores():
     """LLM-as-a-Judge: the answer is a choice, the rest of the road is the same."""
-    prompter = Prompter(TOKENIZER, load_template("tiny_judge"), load_template("tiny_single"), answer="index")
+    prompter = Prompter(
+        TOKENIZER, load_template("tiny_judge"), load_template("tiny_single"), answer="index"
+    )
     asks = shuffled_asks([record("two", (9, 2)), record("three", (3, 1, 8))], samples=4, seed=3)
-    rows = [one.row for batch in judge(FakeSampler(choose), {}, prompter, asks, **DRAW) for one in batch]
-    assert {(row["id"], tuple(row["scores"])) for row in rows} == {("two", (1, 0)), ("three", (0, 0, 1))} and all(row["correct"] for row in rows)
-    assert len({tuple(row["order"]) for row in rows}) > 2 and all(row["principles"] == [["Worth", 10.0]] for row in rows)
-    assert {frozenset(row) for row in rows} == {frozenset(row) for row in rows_of([ask(record("two", (9, 2)))])}
-    (hinted,) = judge(FakeSampler(lambda prompt, key: (prompt, True)), {}, prompter, [ask(record("r", (2, 7)), order=(1, 0), hinted=True)], **DRAW)
-    assert "[Choose the best response]" in hinted[0].row["text"] and "The best response is: Response 1" in hinted[0].row["text"]
-    with pytest.raises(ValueError, match="record 'r' has one response: an answer by index needs two or more"):
+    rows = [
+        one.row for batch in judge(FakeSampler(choose), {}, prompter, asks, **DRAW) for one in batch
+    ]
+    assert {(row["id"], tuple(row["scores"])) for row in rows} == {
+        ("two", (1, 0)),
+        ("three", (0, 0, 1)),
+    } and all(row["correct"] for row in rows)
+    assert len({tuple(row["order"]) for row in rows}) > 2 and all(
+        row["principles"] == [["Worth", 10.0]] for row in rows
+    )
+    assert {frozenset(row) for row in rows} == {
+        frozenset(row) for row in rows_of([ask(record("two", (9, 2)))])
+    }
+    (hinted,) = judge(
+        FakeSampler(lambda prompt, key: (prompt, True)),
+        {},
+        prompter,
+        [ask(record("r", (2, 7)), order=(1, 0), hinted=True)],
+        **DRAW,
+    )
+    assert (
+        "[Choose the best response]" in hinted[0].row["text"]
+        and ("The best response is: Response 1") in hinted[0].row["text"]
+    )
+    with pytest.raises(
+        ValueError, match="record 'r' has one response: an answer by index needs two or more"
+    ):
         prompter.ids(record("r", (1,)), (0,))
     with pytest.raises(ValueError, match="answer is 'indices'; expected one of scores, ten, index"):
         Prompter(TOKENIZER, prompter.pointwise, prompter.single, answer="indices")
@@ -141,22 +231,49 @@ def test_an_index_is_one_vote_and_trains_like_scores():
 
 def test_a_single_response_may_be_scored_from_one_to_ten():
     """ReaLMistake in the paper: the template and range of lists, for one response."""
-    prompter = Prompter(TOKENIZER, load_template("pointwise"), load_template("single"), answer="ten")
-    single = record_from_dict({
-        "id": "r", "conversation": [{"role": "user", "content": "speak"}], "responses": ["I am worth 7."], "rewards": [1],
-    }, "r")  # fmt: skip
-    assert "integer score from 1 to 10" in (prompt := TOKENIZER.decode(prompter.ids(single, (0,)))) and "\\boxed{x}" in prompt
+    prompter = Prompter(
+        TOKENIZER, load_template("pointwise"), load_template("single"), answer="ten"
+    )
+    single = record_from_dict(
+        {
+            "id": "r",
+            "conversation": [{"role": "user", "content": "speak"}],
+            "responses": ["I am worth 7."],
+            "rewards": [1],
+        },
+        "r",
+    )
+    assert (
+        "integer score from 1 to 10" in (prompt := TOKENIZER.decode(prompter.ids(single, (0,))))
+        and "\\boxed{x}" in prompt
+    )
     settings = DRAW | {"buckets": (8192,)}
-    for answer, scores, failure in ((judgment([7]), [7], None), (judgment([0]), None, "out_of_range"), (judgment([7, 7]), None, "wrong_count")):
-        ((drawn,),) = judge(FakeSampler(lambda *_, text=answer: (text, True)), {}, prompter, [ask(single)], **settings)
-        assert (drawn.row["scores"], drawn.row["failure"], drawn.row["correct"]) == (scores, failure, None)
+    for answer, scores, failure in (
+        (judgment([7]), [7], None),
+        (judgment([0]), None, "out_of_range"),
+        (judgment([7, 7]), None, "wrong_count"),
+    ):
+        ((drawn,),) = judge(
+            FakeSampler(lambda *_, text=answer: (text, True)),
+            {},
+            prompter,
+            [ask(single)],
+            **settings,
+        )
+        assert (drawn.row["scores"], drawn.row["failure"], drawn.row["correct"]) == (
+            scores,
+            failure,
+            None,
+        )
 
 
 def test_split_by_length_names_what_it_leaves_out_and_counts_the_hint():
     short, long, graded, ungraded = records = [
-        record("short", (1, 2), words=1), record("long", (1, 2), words=60), record("graded", (1, 2), words=20),
+        record("short", (1, 2), words=1),
+        record("long", (1, 2), words=60),
+        record("graded", (1, 2), words=20),
         record("ungraded", (1, 2), gold=False, words=20),
-    ]  # fmt: skip
+    ]
     kept, dropped = split_by_length(PROMPTER, records, len(PROMPTER.ids(graded, (0, 1))))
     assert kept == [short, ungraded]
     assert dropped == [(r.id, len(PROMPTER.ids(r, (0, 1), hint=True))) for r in (long, graded)]
@@ -171,13 +288,21 @@ def whole_file(path, asks, answer=None, finish=lambda rows: rows):
 
 def test_a_file_cut_at_any_byte_is_completed_to_the_same_file(tmp_path):
     path = tmp_path / "made" / "on_the_way.jsonl"
-    records = [record(name, (9, 2, 4), words=1 + 15 * i) for i, name in enumerate(("p", "q\u00e9", "r", "s", "t"))]
+    records = [
+        record(name, (9, 2, 4), words=1 + 15 * i)
+        for i, name in enumerate(("p", "q\u00e9", "r", "s", "t"))
+    ]
     asks = shuffled_asks(records, samples=2, seed=0)
     assert whole_file(path, asks) == 3  # two widths of prompts: blocks of 4, 2 and 4 judgments
     data = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
     assert len(ends) == 10 and "\u00e9" in data.decode()
-    cuts = {0, len(data), *(end + d for end in ends for d in (-2, -1, 0, 1)), *random.Random(0).sample(range(len(data)), 40)}
+    cuts = {
+        0,
+        len(data),
+        *(end + d for end in ends for d in (-2, -1, 0, 1)),
+        *random.Random(0).sample(range(len(data)), 40),
+    }
     for cut in sorted(cuts & set(range(len(data) + 1))):
         path.write_bytes(data[:cut])
         calls = whole_file(path, asks)
@@ -198,6 +323,10 @@ def test_finish_completes_the_rows_of_a_block_before_they_are_written(tmp_path):
     asks = shuffled_asks([record(name, (9, 2)) for name in "pqr"], samples=2, seed=0)
     whole_file(tmp_path / "j.jsonl", asks, finish=finish)
     rows = read_rows(tmp_path / "j.jsonl")
-    assert blocks == [4, 2] and [row["meta_logit"] for row in rows] == [float(row["sample"]) for row in rows]
-    assert {(row["split"], row["system"], row["stage"]) for row in rows} == {("test", "grm", "eval")}
+    assert blocks == [4, 2] and [row["meta_logit"] for row in rows] == [
+        float(row["sample"]) for row in rows
+    ]
+    assert {(row["split"], row["system"], row["stage"]) for row in rows} == {
+        ("test", "grm", "eval")
+    }
     assert json.loads((tmp_path / "j.jsonl").read_text().splitlines()[0]) == rows[0]

@@ -1,4 +1,5 @@
 """Examples and scores of the Meta RM."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,27 +15,58 @@ from grm_jax.reward_models.meta_rm import make_scorer, meta_examples, meta_ids, 
 
 TEMPLATE = load_template("tiny_meta")
 CFG = Gemma2Config(
-    vocab_size=64, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, layer_types=alternating(2), sliding_window=4,
-    query_pre_attn_scalar=8.0, scan_layers=False,
-)  # fmt: skip
+    vocab_size=64,
+    d_model=16,
+    n_layers=2,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=8,
+    d_ff=32,
+    layer_types=alternating(2),
+    sliding_window=4,
+    query_pre_attn_scalar=8.0,
+    scan_layers=False,
+)
 
 
 def rows_of(asks, text):
-    batches = judge(FakeSampler(lambda prompt, key: (text, True)), {}, PROMPTER, asks, seed=0, temperature=1.0, buckets=(256,), rows=4)
+    batches = judge(
+        FakeSampler(lambda prompt, key: (text, True)),
+        {},
+        PROMPTER,
+        asks,
+        seed=0,
+        temperature=1.0,
+        buckets=(256,),
+        rows=4,
+    )
     return [one.row for batch in batches for one in batch]
 
 
 def test_examples_are_unhinted_judgments_with_the_rules_label():
     one, single = record("r", (2, 7)), record("s", (1,))
-    asks = [Ask(one, (1, 0), (0,), "r"), Ask(one, (0, 1), (1,), "r"), Ask(one, (0, 1), (2,), "r", hinted=True)]
+    asks = [
+        Ask(one, (1, 0), (0,), "r"),
+        Ask(one, (0, 1), (1,), "r"),
+        Ask(one, (0, 1), (2,), "r", hinted=True),
+    ]
     rows = rows_of(asks, judgment([9, 3]))  # right where the better response is shown first
-    rows += rows_of([Ask(one, (0, 1), (3,), "r")], "no idea") + rows_of([Ask(single, (0,), (0,), "s")], judgment([1]))
+    rows += rows_of([Ask(one, (0, 1), (3,), "r")], "no idea") + rows_of(
+        [Ask(single, (0,), (0,), "s")], judgment([1])
+    )
     examples = meta_examples(TOKENIZER, TEMPLATE, {"r": one, "s": single}, rows)
-    assert [(e["id"], e["labels"]) for e in examples] == [("r", 1.0), ("r", 0.0), ("r", 0.0), ("s", 1.0)]
+    assert [(e["id"], e["labels"]) for e in examples] == [
+        ("r", 1.0),
+        ("r", 0.0),
+        ("r", 0.0),
+        ("s", 1.0),
+    ]
     kept = [row for row in rows if not row["hinted"]]
     for example, row, of in zip(examples, kept, (one, one, one, single)):
         prompt = render_meta_prompt(TEMPLATE, of, row["order"])
-        assert example["tokens"].tolist() == TOKENIZER.chat_prompt(prompt) + TOKENIZER.chat_completion(row["text"])
+        assert example["tokens"].tolist() == TOKENIZER.chat_prompt(
+            prompt
+        ) + TOKENIZER.chat_completion(row["text"])
         assert example["positions"].tolist() == list(range(len(example["tokens"])))
         shown = [prompt.index(of.responses[i]) for i in row["order"]]
         assert shown == sorted(shown)  # the responses stand as the judge saw them
@@ -51,17 +83,27 @@ def scored():
     """(scorer, params, eleven sequences of 1 to 16 tokens)."""
     params = init_scalar_params(CFG, init_params(CFG, jax.random.key(0)), jax.random.key(1))
     rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, CFG.vocab_size, size=n).tolist() for n in (5, 16, 1, 8, 9, 3, 12, 8, 2, 7, 16)]
+    sequences = [
+        rng.integers(0, CFG.vocab_size, size=n).tolist()
+        for n in (5, 16, 1, 8, 9, 3, 12, 8, 2, 7, 16)
+    ]
     return make_scorer(CFG), params, sequences
 
 
 def test_scores_in_batches_are_those_of_one_by_one(scored):
     scorer, params, sequences = scored
-    alone = [score for s in sequences for score in score_sequences(scorer, params, [s], (8, 16), rows=1)]
+    alone = [
+        score for s in sequences for score in score_sequences(scorer, params, [s], (8, 16), rows=1)
+    ]
     assert np.std(alone) > 0.1
-    np.testing.assert_allclose(score_sequences(scorer, params, sequences, (8, 16), rows=4), alone, atol=1e-5)  # the last batch has a padding row
+    # the last batch has a padding row
+    np.testing.assert_allclose(
+        score_sequences(scorer, params, sequences, (8, 16), rows=4), alone, atol=1e-5
+    )
     bare = sequences[4]  # nine tokens, with no padding at all
-    np.testing.assert_allclose(scorer(params, jnp.array([bare]), jnp.arange(9)[None]), alone[4:5], atol=1e-5)
+    np.testing.assert_allclose(
+        scorer(params, jnp.array([bare]), jnp.arange(9)[None]), alone[4:5], atol=1e-5
+    )
 
 
 def test_no_sequences_no_scores_and_too_long_is_an_error(scored):

@@ -1,4 +1,6 @@
-"""The sampler against slow twins: teacher-forced log-probabilities, transformers' greedy text, exact distributions, other batches and devices."""
+"""The sampler against slow twins: teacher-forced log-probabilities, transformers' greedy text,
+exact distributions, other batches and devices.
+"""
 
 import dataclasses
 
@@ -13,16 +15,35 @@ from grm_jax.models.config import alternating
 from grm_jax.sampling.logits import choose_tokens, inverse_cdf
 from grm_jax.sampling.mapped import make_sampler, map_rows
 from grm_jax.sampling.rollout import Request, generate, plan
-from grm_jax.sampling.sampler import SamplingConfig, decode_step, grow_suffix, sample, sample_key, start
+from grm_jax.sampling.sampler import (
+    SamplingConfig,
+    decode_step,
+    grow_suffix,
+    sample,
+    sample_key,
+    start,
+)
 from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs_reference
 
 CFG = Gemma2Config(
-    vocab_size=62, d_model=24, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, layer_types=alternating(4), sliding_window=6,
-    attn_softcap=2.0, final_softcap=3.0, query_pre_attn_scalar=5.0, scan_layers=False,
-)  # fmt: skip
+    vocab_size=62,
+    d_model=24,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    layer_types=alternating(4),
+    sliding_window=6,
+    attn_softcap=2.0,
+    final_softcap=3.0,
+    query_pre_attn_scalar=5.0,
+    scan_layers=False,
+)
 SETTINGS = SamplingConfig(max_new_tokens=13, temperature=0.8, stop_ids=(3, 7), pad_id=0)
-LENGTHS = np.array([9, 1, 5, 12, 4, 2, 8, 11], np.int32)  # shorter and longer than the window of 6; 13 new tokens wrap its ring
+# shorter and longer than the window of 6; 13 new tokens wrap its ring
+LENGTHS = np.array([9, 1, 5, 12, 4, 2, 8, 11], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +62,10 @@ def keys(items, samples, seed=0):
 
 
 def run(params, prompts, lengths, keys_Pk2, cfg=CFG, settings=SETTINGS):
-    return jax.tree.map(np.asarray, jax.jit(lambda *a: sample(a[0], cfg, settings, *a[1:]))(params, prompts, lengths, keys_Pk2))
+    return jax.tree.map(
+        np.asarray,
+        jax.jit(lambda *a: sample(a[0], cfg, settings, *a[1:]))(params, prompts, lengths, keys_Pk2),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +80,18 @@ def test_logprobs_are_the_trainers(params, prompts, scan_layers):
     ids, pos = np.zeros((24, 25), np.int32), np.full((24, 25), -1, np.int32)
     for row in range(24):
         p, length, n = row // 3, LENGTHS[row // 3], out["length"].ravel()[row]
-        ids[row, : length + n] = np.concatenate([prompts[p, :length], out["tokens"].reshape(24, -1)[row, :n]])
+        ids[row, : length + n] = np.concatenate(
+            [prompts[p, :length], out["tokens"].reshape(24, -1)[row, :n]]
+        )
         pos[row, : length + n] = np.arange(length + n)
-    logp = np.asarray(jax.jit(lambda params: token_logprobs_reference(params, cfg, ids, pos, temperature=0.8)[0])(params))
+    logp = np.asarray(
+        jax.jit(lambda params: token_logprobs_reference(params, cfg, ids, pos, temperature=0.8)[0])(
+            params
+        )
+    )
     worst = max(
-        np.abs(logp[row, LENGTHS[row // 3] :][:n] - out["logp"].reshape(24, -1)[row, :n]).max() for row, n in enumerate(out["length"].ravel())
+        np.abs(logp[row, LENGTHS[row // 3] :][:n] - out["logp"].reshape(24, -1)[row, :n]).max()
+        for row, n in enumerate(out["length"].ravel())
     )
     print(f"largest difference of a log-probability: {worst:.2e}")
     assert worst < 1e-5
@@ -68,30 +99,59 @@ def test_logprobs_are_the_trainers(params, prompts, scan_layers):
 
 def test_a_row_ends_at_its_first_stop_token(drawn):
     assert drawn["finished"].any() and not drawn["finished"].all()
-    for tokens, logp, length, finished in zip(*(drawn[name].reshape(24, -1) for name in ("tokens", "logp", "length", "finished"))):
+    for tokens, logp, length, finished in zip(
+        *(drawn[name].reshape(24, -1) for name in ("tokens", "logp", "length", "finished"))
+    ):
         stops = np.flatnonzero(np.isin(tokens[: length[0]], SETTINGS.stop_ids))
         assert stops.tolist() == ([length[0] - 1] if finished[0] else [])
         assert finished[0] or length[0] == SETTINGS.max_new_tokens
         assert not tokens[length[0] :].any() and not logp[length[0] :].any()
-    ends = {int(t[n - 1]) for t, n, f in zip(drawn["tokens"].reshape(24, -1), drawn["length"].ravel(), drawn["finished"].ravel()) if f}
+    ends = {
+        int(t[n - 1])
+        for t, n, f in zip(
+            drawn["tokens"].reshape(24, -1), drawn["length"].ravel(), drawn["finished"].ravel()
+        )
+        if f
+    }
     assert ends == {3, 7}
 
 
 def test_tokens_depend_on_seed_item_and_sample_alone(params, prompts, drawn):
-    separate = run(params, np.repeat(prompts, 3, axis=0), np.repeat(LENGTHS, 3), keys(range(8), range(3)).reshape(24, 1, 2))
-    np.testing.assert_array_equal(separate["tokens"][:, 0], drawn["tokens"].reshape(24, -1))  # a prefix of one's own
+    separate = run(
+        params,
+        np.repeat(prompts, 3, axis=0),
+        np.repeat(LENGTHS, 3),
+        keys(range(8), range(3)).reshape(24, 1, 2),
+    )
+    # a prefix of one's own
+    np.testing.assert_array_equal(separate["tokens"][:, 0], drawn["tokens"].reshape(24, -1))
     np.testing.assert_allclose(separate["logp"][:, 0], drawn["logp"].reshape(24, -1), atol=1e-5)
     order = [5, 0, 3]
-    other = run(params, np.pad(prompts[order], ((0, 1), (0, 4))), np.append(LENGTHS[order], 0), keys([*order, 9], [2]))
-    np.testing.assert_array_equal(other["tokens"][:3, 0], drawn["tokens"][order, 2])  # another batch, width and place
+    other = run(
+        params,
+        np.pad(prompts[order], ((0, 1), (0, 4))),
+        np.append(LENGTHS[order], 0),
+        keys([*order, 9], [2]),
+    )
+    # another batch, width and place
+    np.testing.assert_array_equal(other["tokens"][:3, 0], drawn["tokens"][order, 2])
     assert other["length"][3, 0] == 0  # a dummy row draws nothing
-    assert (run(params, prompts, LENGTHS, keys(range(8), range(3), seed=1))["tokens"] != drawn["tokens"]).any()
+    assert (
+        run(params, prompts, LENGTHS, keys(range(8), range(3), seed=1))["tokens"] != drawn["tokens"]
+    ).any()
     assert (drawn["tokens"][:, 0] != drawn["tokens"][:, 1]).any()
 
 
-@pytest.mark.parametrize("mode, mesh_shape", [
-    ("pmap", None), ("shard_map", (2, 4, 1)), ("shard_map", (1, 4, 2)), ("shard_map", (2, 2, 2)), ("jit", (1, 4, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode, mesh_shape",
+    [
+        ("pmap", None),
+        ("shard_map", (2, 4, 1)),
+        ("shard_map", (1, 4, 2)),
+        ("shard_map", (2, 2, 2)),
+        ("jit", (1, 4, 2)),
+    ],
+)
 def test_eight_devices_give_the_tokens_of_one(params, prompts, drawn, mode, mesh_shape):
     """Of 6 prompts: the last shares are padding alone, and done before the others begin."""
     mesh = make_mesh(*mesh_shape) if mesh_shape else None
@@ -104,10 +164,14 @@ def test_eight_devices_give_the_tokens_of_one(params, prompts, drawn, mode, mesh
 
 
 def test_weights_cast_once_give_the_tokens_of_weights_cast_at_each_use(params, prompts):
-    """In bfloat16, against a loop in Python over float32 weights; the loop of `sample` closes over nothing wider."""
+    """In bfloat16, against a loop in Python over float32 weights; the loop of `sample` closes over
+    nothing wider.
+    """
     cfg = dataclasses.replace(CFG, dtype="bfloat16")
     drawn = run(params, prompts, LENGTHS, keys(range(8), range(2)), cfg)
-    prefix, state = jax.jit(lambda *a: start(a[0], cfg, SETTINGS, *a[1:]))(params, prompts, LENGTHS, keys(range(8), range(2)))
+    prefix, state = jax.jit(lambda *a: start(a[0], cfg, SETTINGS, *a[1:]))(
+        params, prompts, LENGTHS, keys(range(8), range(2))
+    )
     state |= {"suffix": grow_suffix(cfg, state["suffix"], SETTINGS.max_new_tokens)}
     step = jax.jit(lambda params, prefix, state: decode_step(params, cfg, SETTINGS, prefix, state))
     for _ in range(SETTINGS.max_new_tokens - 1):
@@ -117,9 +181,15 @@ def test_weights_cast_once_give_the_tokens_of_weights_cast_at_each_use(params, p
 
 
 @pytest.mark.parametrize("mode, primitive", [("jit", "while"), ("shard_map", "shard_map")])
-def test_weights_enter_the_loop_and_the_gather_in_the_type_of_the_model(params, prompts, mode, primitive):
+def test_weights_enter_the_loop_and_the_gather_in_the_type_of_the_model(
+    params, prompts, mode, primitive
+):
     cfg, mesh = dataclasses.replace(CFG, dtype="bfloat16"), make_mesh(1, 4, 2)
-    shapes = {x.shape for path, x in jax.tree.leaves_with_path(params) if not str(path[-1]).endswith("scale']")}
+    shapes = {
+        x.shape
+        for path, x in jax.tree.leaves_with_path(params)
+        if not str(path[-1]).endswith("scale']")
+    }
     rows = batch_sharding(mesh).spec
 
     def draw(params, *arrays):
@@ -127,7 +197,12 @@ def test_weights_enter_the_loop_and_the_gather_in_the_type_of_the_model(params, 
 
     fn = draw if mode == "jit" else map_rows(draw, cfg, mesh, (rows, rows, rows), rows)
     jaxpr = jax.make_jaxpr(fn)(params, prompts, LENGTHS, keys(range(8), range(2)))
-    inputs = [v.aval for eqn in equations(jaxpr.jaxpr, primitive) for v in eqn.invars if v.aval.shape in shapes]
+    inputs = [
+        v.aval
+        for eqn in equations(jaxpr.jaxpr, primitive)
+        for v in eqn.invars
+        if v.aval.shape in shapes
+    ]
     assert inputs and {aval.dtype for aval in inputs} == {jnp.dtype("bfloat16")}
 
 
@@ -146,12 +221,22 @@ def test_greedy_text_is_that_of_transformers(params, prompts, tmp_path):
     from grm_jax.checkpoint.huggingface import save_folder
 
     save_folder(tmp_path / "model", params, CFG)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager", dtype=torch.float32).eval()
-    out = run(params, prompts, LENGTHS, keys(range(8), [0]), settings=dataclasses.replace(SETTINGS, temperature=0.0))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation="eager", dtype=torch.float32
+    ).eval()
+    out = run(
+        params,
+        prompts,
+        LENGTHS,
+        keys(range(8), [0]),
+        settings=dataclasses.replace(SETTINGS, temperature=0.0),
+    )
     for p, length in enumerate(LENGTHS):
         with torch.no_grad():
             ids = torch.tensor(prompts[p : p + 1, :length])
-            made = model.generate(ids, max_new_tokens=13, do_sample=False, eos_token_id=[3, 7], pad_token_id=0)[0, length:].tolist()
+            made = model.generate(
+                ids, max_new_tokens=13, do_sample=False, eos_token_id=[3, 7], pad_token_id=0
+            )[0, length:].tolist()
         assert out["tokens"][p, 0, : out["length"][p, 0]].tolist() == made
 
 
@@ -159,11 +244,12 @@ def test_greedy_text_is_that_of_transformers(params, prompts, tmp_path):
 def test_tokens_are_drawn_from_the_distribution(top_k, top_p):
     logits = np.array([2.0, 1.2, 1.1, 0.3, 0.0, -0.5, -1.0, -1.0, -4.0, -np.inf], np.float32)
     temperature, draws = 0.7, 20_000
-    drawn, logp = jax.jit(lambda k: choose_tokens(jnp.tile(logits, (draws, 1)), k, 4, temperature, top_k, top_p))(
-        np.random.default_rng(3).integers(0, 2**32, (draws, 2), dtype=np.uint32)
-    )
+    drawn, logp = jax.jit(
+        lambda k: choose_tokens(jnp.tile(logits, (draws, 1)), k, 4, temperature, top_k, top_p)
+    )(np.random.default_rng(3).integers(0, 2**32, (draws, 2), dtype=np.uint32))
     whole = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
-    np.testing.assert_allclose(np.exp(logp), whole[np.asarray(drawn)], rtol=1e-4)  # of the uncut distribution
+    # of the uncut distribution
+    np.testing.assert_allclose(np.exp(logp), whole[np.asarray(drawn)], rtol=1e-4)
     order = np.argsort(-logits, kind="stable")
     kept = order[: top_k or None]
     if top_p < 1:
@@ -187,16 +273,22 @@ def test_inverse_cdf_is_the_cumulative_sum():
         probs /= probs.sum(-1, keepdims=True)
         uniform = rng.random(400).astype(np.float32)
         token = np.asarray(inverse_cdf(jnp.asarray(probs), jnp.asarray(uniform)))
-        cumulated = probs.astype(np.float64).cumsum(-1) / probs.astype(np.float64).sum(-1, keepdims=True)
+        cumulated = probs.astype(np.float64).cumsum(-1) / probs.astype(np.float64).sum(
+            -1, keepdims=True
+        )
         assert (probs[np.arange(400), token] > 0).all()
         assert (cumulated[np.arange(400), token] >= uniform - 1e-5).all()
-        assert (cumulated[np.arange(400), token] - probs[np.arange(400), token] <= uniform + 1e-5).all()
+        assert (
+            cumulated[np.arange(400), token] - probs[np.arange(400), token] <= uniform + 1e-5
+        ).all()
 
 
 def test_inverse_cdf_of_gemmas_vocabulary_stays_exact():
     V = 256_000
     probs = np.full((3, V), 1.0 / V, np.float32)
-    token = np.asarray(inverse_cdf(jnp.asarray(probs), jnp.array([0.0, 0.5, 1.0 - 2**-24], jnp.float32)))
+    token = np.asarray(
+        inverse_cdf(jnp.asarray(probs), jnp.array([0.0, 0.5, 1.0 - 2**-24], jnp.float32))
+    )
     assert token[0] == 0 and abs(int(token[1]) - V // 2) <= 2 and token[2] >= V - 3
 
 
@@ -207,13 +299,17 @@ def requests(prompts):
 def test_generate_gives_every_completion_once_and_resumes_at_any_batch(params, prompts, drawn):
     asked, sampler = requests(prompts), make_sampler(CFG, SETTINGS)
     batches = list(generate(sampler, params, asked, seed=0, buckets=(6, 12), rows=9))
-    assert [indices for indices, _ in batches] == [list(b.requests) for b in plan(asked, (6, 12), 9)]
+    assert [indices for indices, _ in batches] == [
+        list(b.requests) for b in plan(asked, (6, 12), 9)
+    ]
     found = {(c.item_id, c.sample): c for _, completions in batches for c in completions}
     assert len(found) == 24
     for p in range(8):
         for j in range(3):
             one = found[f"item{p}", j]
-            np.testing.assert_array_equal(one.token_ids, drawn["tokens"][p, j, : drawn["length"][p, j]])
+            np.testing.assert_array_equal(
+                one.token_ids, drawn["tokens"][p, j, : drawn["length"][p, j]]
+            )
             assert one.finished == drawn["finished"][p, j] and len(one.logp) == len(one.token_ids)
     rest = list(generate(sampler, params, asked, seed=0, buckets=(6, 12), rows=9, first_batch=2))
     for (_, before), (_, after) in zip(batches[2:], rest, strict=True):

@@ -1,4 +1,5 @@
 """Chunked log-probabilities against the textbook formulas, and the memory that chunking is for."""
+
 import dataclasses
 
 import jax
@@ -12,9 +13,19 @@ from grm_jax.models.config import alternating
 from grm_jax.training.logprobs import LOGITS_PER_ROW, token_logprobs, token_logprobs_reference
 
 CFG = Gemma2Config(
-    vocab_size=50, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, layer_types=alternating(1), sliding_window=5,
-    final_softcap=2.0, query_pre_attn_scalar=8.0, scan_layers=False,
-)  # fmt: skip
+    vocab_size=50,
+    d_model=16,
+    n_layers=1,
+    n_heads=2,
+    n_kv_heads=1,
+    head_dim=8,
+    d_ff=32,
+    layer_types=alternating(1),
+    sliding_window=5,
+    final_softcap=2.0,
+    query_pre_attn_scalar=8.0,
+    scan_layers=False,
+)
 B, T, TEMPERATURE = 3, 13, 0.7
 
 
@@ -46,7 +57,9 @@ def reference():
 
 @pytest.mark.parametrize("chunk", [None, 5])
 def test_values_and_gradients_equal_the_reference(reference, chunk):
-    """All in one, and in chunks that do not divide T; the softcap of 2 bites and the temperature is not 1."""
+    """All in one, and in chunks that do not divide T; the softcap of 2 bites and the temperature is
+    not 1.
+    """
     (logp, entropy), grads = masked_sums(token_logprobs, chunk=chunk)
     (want_logp, want_entropy), want_grads = reference
     np.testing.assert_allclose(logp, want_logp, atol=2e-6)
@@ -72,13 +85,17 @@ def largest_array(jaxpr):
 
 
 def test_logits_of_a_large_vocabulary_are_never_whole():
-    """Forward and backward of 600 positions of Gemma's vocabulary, traced only: nothing is larger than a chunk of logits."""
+    """Forward and backward of 600 positions of Gemma's vocabulary, traced only: nothing is larger
+    than a chunk of logits.
+    """
     cfg = dataclasses.replace(CFG, vocab_size=256_000)
     params = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
     tokens = jax.ShapeDtypeStruct((2, 600), jnp.int32)
 
     def largest(chunk):
-        loss = jax.grad(lambda p, tokens, pos: token_logprobs(p, cfg, tokens, pos, chunk=chunk)[0].sum())
+        loss = jax.grad(
+            lambda p, tokens, pos: token_logprobs(p, cfg, tokens, pos, chunk=chunk)[0].sum()
+        )
         return largest_array(jax.make_jaxpr(loss)(params, tokens, tokens).jaxpr)
 
     assert largest(600) >= 2 * 600 * cfg.vocab_size

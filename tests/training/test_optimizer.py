@@ -8,7 +8,14 @@ from grm_jax.training.optimizer import make_optimizer
 
 def config(**changes):
     values = dict(
-        schedule="constant", warmup_steps=0, final_fraction=0.1, clip_norm=1.0, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1
+        schedule="constant",
+        warmup_steps=0,
+        final_fraction=0.1,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
     )
     return ml_collections.ConfigDict(values | changes)
 
@@ -20,18 +27,27 @@ def rates(steps, **changes):
 
 def test_schedules():
     np.testing.assert_allclose(rates(4), 1e-3)
-    np.testing.assert_allclose(rates(6, warmup_steps=4), [0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(6, warmup_steps=4), [0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3], rtol=1e-6
+    )
     linear = rates(11, schedule="linear", warmup_steps=1)
-    np.testing.assert_allclose(linear[:2], 1e-3)  # the warm-up's last step and the first after it are both at the peak
+    # the warm-up's last step and the first after it are both at the peak
+    np.testing.assert_allclose(linear[:2], 1e-3)
     np.testing.assert_allclose(np.diff(linear[1:]), -0.09e-3, rtol=1e-4)
     cosine = rates(101, schedule="cosine")
-    assert cosine[0] == pytest.approx(1e-3) and cosine[50] == pytest.approx(0.55e-3, rel=0.02) and cosine[100] < 0.101e-3
+    assert (
+        cosine[0] == pytest.approx(1e-3)
+        and cosine[50] == pytest.approx(0.55e-3, rel=0.02)
+        and cosine[100] < 0.101e-3
+    )
     assert np.all(np.diff(cosine) <= 0)
 
 
 def test_the_schedule_is_the_one_the_optimizer_uses():
     """With Adam, constant gradients and no decay each update is -rate * sign(gradient)."""
-    optimizer, schedule = make_optimizer(config(schedule="cosine", warmup_steps=2, weight_decay=0.0), 1e-2, 6)
+    optimizer, schedule = make_optimizer(
+        config(schedule="cosine", warmup_steps=2, weight_decay=0.0), 1e-2, 6
+    )
     params = {"w": jnp.ones(3)}
     state = optimizer.init(params)
     for step in range(6):
@@ -42,8 +58,11 @@ def test_the_schedule_is_the_one_the_optimizer_uses():
 def test_gradient_is_clipped_and_norm_scales_are_not_decayed():
     optimizer, _ = make_optimizer(config(clip_norm=0.5), 1e-2, 1)
     params = {"q": jnp.ones(4), "norm": {"scale": jnp.ones(4)}}
-    _, state = optimizer.update({"q": jnp.full(4, 3.0), "norm": {"scale": jnp.zeros(4)}}, optimizer.init(params), params)
-    np.testing.assert_allclose(state[1][0].mu["q"], (1 - 0.9) * 0.25, rtol=1e-5)  # norm 6 scaled down to 0.5
+    _, state = optimizer.update(
+        {"q": jnp.full(4, 3.0), "norm": {"scale": jnp.zeros(4)}}, optimizer.init(params), params
+    )
+    # norm 6 scaled down to 0.5
+    np.testing.assert_allclose(state[1][0].mu["q"], (1 - 0.9) * 0.25, rtol=1e-5)
     zero = {"q": jnp.zeros(4), "norm": {"scale": jnp.zeros(4)}}
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     np.testing.assert_allclose(updates["q"], -1e-2 * 0.1)
@@ -51,7 +70,11 @@ def test_gradient_is_clipped_and_norm_scales_are_not_decayed():
 
 
 @pytest.mark.parametrize(
-    "changes, message", [({"schedule": "cosin"}, "optimizer.schedule is 'cosin'"), ({"warmup_steps": 9}, "optimizer.warmup_steps is 9")]
+    "changes, message",
+    [
+        ({"schedule": "cosin"}, "optimizer.schedule is 'cosin'"),
+        ({"warmup_steps": 9}, "optimizer.warmup_steps is 9"),
+    ],
 )
 def test_errors_name_the_field(changes, message):
     with pytest.raises(ValueError, match=message):

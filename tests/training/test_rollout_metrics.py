@@ -20,21 +20,36 @@ def test_by_hand():
     assert metrics == pytest.approx(
         {
             "num_tokens": 80,
-            "completions/mean_length": 5, "completions/min_length": 2, "completions/max_length": 8,
-            "completions/mean_terminated_length": 4, "completions/min_terminated_length": 2, "completions/max_terminated_length": 6,
+            "completions/mean_length": 5,
+            "completions/min_length": 2,
+            "completions/max_length": 8,
+            "completions/mean_terminated_length": 4,
+            "completions/min_terminated_length": 2,
+            "completions/max_terminated_length": 6,
             "completions/clipped_ratio": 0.25,
-            "reward/mean": -0.5, "reward/std": np.sqrt(0.75), "reward/group_std": 0.5, "frac_reward_zero_std": 0.5,
-            "correct@1": 0.25, "oracle@2": 0.5,
-            "parse_failure_rate": 0.25, "parse_failure/truncated": 0.25,
+            "reward/mean": -0.5,
+            "reward/std": np.sqrt(0.75),
+            "reward/group_std": 0.5,
+            "frac_reward_zero_std": 0.5,
+            "correct@1": 0.25,
+            "oracle@2": 0.5,
+            "parse_failure_rate": 0.25,
+            "parse_failure/truncated": 0.25,
             "tie_rate": 0.5,
-            "score_share/1": 0.2, "score_share/2": 0.2, "score_share/7": 0.4, "score_share/9": 0.2,
+            "score_share/1": 0.2,
+            "score_share/2": 0.2,
+            "score_share/7": 0.4,
+            "score_share/9": 0.2,
         }
-    )  # fmt: skip
+    )
     assert all(type(value) is float for value in metrics.values())
 
 
 def test_a_share_of_nothing_is_left_out():
-    metrics = rollout_metrics(**ROLLOUTS | {"scores_B": [None] * 4, "failures_B": ["no_box"] * 4, "truncated_B": [True] * 4})
+    metrics = rollout_metrics(
+        **ROLLOUTS
+        | {"scores_B": [None] * 4, "failures_B": ["no_box"] * 4, "truncated_B": [True] * 4}
+    )
     assert metrics["parse_failure/no_box"] == 1 and "tie_rate" not in metrics
     assert not [name for name in metrics if "terminated" in name or name.startswith("score_share")]
 
@@ -54,6 +69,8 @@ def test_sampler_gap_reads_only_the_mask_and_clamps_nothing():
     assert metrics["sampling/logp_difference/max"] == pytest.approx(10.0)
     assert metrics["sampling/importance_ratio/min"] == pytest.approx(np.exp(-0.5))
     assert metrics["sampling/importance_ratio/max"] == pytest.approx(np.exp(10.0))
-    assert metrics["sampling/token_mult_prob_error"] == pytest.approx((np.exp(0.5) + np.exp(10)) / 2)
+    assert metrics["sampling/token_mult_prob_error"] == pytest.approx(
+        (np.exp(0.5) + np.exp(10)) / 2
+    )
     assert sampler_gap(sampler, sampler, np.ones((1, 4)))["sampling/token_mult_prob_error"] == 1.0
     assert sampler_gap(sampler, trainer, np.zeros((1, 4))) == {}

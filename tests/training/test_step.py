@@ -1,4 +1,7 @@
-"""The shared train step: micro-batches, losses, meshes, donation, and what happens when a number is not finite."""
+"""The shared train step: micro-batches, losses, meshes, donation, and what happens when a number is
+not finite.
+"""
+
 import functools
 
 import jax
@@ -20,16 +23,35 @@ from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_logprob_fn, make_train_step, meta_loss, rft_loss, rl_loss
 
 CFG = Gemma2Config(
-    vocab_size=32, d_model=16, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, layer_types=alternating(1), sliding_window=6,
-    query_pre_attn_scalar=8.0, scan_layers=False,
-)  # fmt: skip
+    vocab_size=32,
+    d_model=16,
+    n_layers=1,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    layer_types=alternating(1),
+    sliding_window=6,
+    query_pre_attn_scalar=8.0,
+    scan_layers=False,
+)
 B, T = 16, 12
 OPTIMIZER, _ = make_optimizer(
     ml_collections.ConfigDict(
-        dict(schedule="constant", warmup_steps=0, final_fraction=1.0, clip_norm=1.0, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.01)
+        dict(
+            schedule="constant",
+            warmup_steps=0,
+            final_fraction=1.0,
+            clip_norm=1.0,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            weight_decay=0.01,
+        )
     ),
-    learning_rate=3e-3, steps=10,
-)  # fmt: skip
+    learning_rate=3e-3,
+    steps=10,
+)
 
 
 @functools.cache
@@ -38,18 +60,26 @@ def policy():
 
 
 def rows():
-    """Right-padded rows of very different completion lengths; the completion begins at position 3."""
+    """Right-padded rows of very different completion lengths; the completion begins at position
+    3.
+    """
     rng = np.random.default_rng(0)
     lengths_B1 = rng.integers(4, T + 1, (B, 1))
     at_T = np.arange(T)[None]
     positions = np.where(at_T < lengths_B1, at_T, -1).astype(np.int32)
     mask = ((at_T >= 3) & (positions >= 0)).astype(np.float32)
-    return {"tokens": rng.integers(0, CFG.vocab_size, (B, T)).astype(np.int32), "positions": positions, "mask": mask}
+    return {
+        "tokens": rng.integers(0, CFG.vocab_size, (B, T)).astype(np.int32),
+        "positions": positions,
+        "mask": mask,
+    }
 
 
 @functools.cache
 def rl_rows():
-    """With log-probabilities of a policy that is a little off, so that ratios differ from 1 and some are clipped."""
+    """With log-probabilities of a policy that is a little off, so that ratios differ from 1 and
+    some are clipped.
+    """
     batch, rng = rows(), np.random.default_rng(1)
     logp = np.asarray(make_logprob_fn(CFG, 0.8)(policy(), batch["tokens"], batch["positions"]))
     return batch | {
@@ -88,14 +118,20 @@ def assert_same(run, reference, rtol=1e-5):
     for metrics, want in zip(history, want_history, strict=True):
         assert metrics.keys() == want.keys()
         for name in metrics:
-            np.testing.assert_allclose(metrics[name], want[name], rtol=rtol, atol=rtol, err_msg=name)
-    for (path, x), want in zip(jax.tree.leaves_with_path(state.params), jax.tree.leaves(want_state.params), strict=True):
+            np.testing.assert_allclose(
+                metrics[name], want[name], rtol=rtol, atol=rtol, err_msg=name
+            )
+    for (path, x), want in zip(
+        jax.tree.leaves_with_path(state.params), jax.tree.leaves(want_state.params), strict=True
+    ):
         error = np.linalg.norm(np.asarray(x) - np.asarray(want)) / np.linalg.norm(want)
         assert error < rtol or np.abs(x - want).max() < 1e-7, (path, error)
 
 
 def test_micro_batches_give_the_full_batch_step():
-    """Lengths differ, so a mean of micro-batch means would not; ratio_min and ratio_max are reduced as such."""
+    """Lengths differ, so a mean of micro-batch means would not; ratio_min and ratio_max are reduced
+    as such.
+    """
     assert_same(train(RL_LOSS, policy(), rl_rows(), micro_batches=4), rl_on_one_device())
     history = rl_on_one_device()[1]
     assert history[0]["ratio_min"] < history[0]["ratio_mean"] < history[0]["ratio_max"]
@@ -109,21 +145,43 @@ def test_meshes_give_the_same_steps(sizes, micro_batches):
     assert_same(run, rl_on_one_device())
     state = run[0]
     shardings = param_shardings(mesh, abstract_state(policy(), OPTIMIZER))
-    jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(f"{x.sharding} is not {s}"), state, shardings)
+    jax.tree.map(
+        lambda x, s: (
+            x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(f"{x.sharding} is not {s}")
+        ),
+        state,
+        shardings,
+    )
     gate = state.opt_state[1][0].mu["blocks"]["layer_0_mlp"]["gate"]
     assert gate.addressable_shards[0].data.size == gate.size // (sizes[1] * sizes[2])
 
 
 def test_rl_loss_is_the_policy_loss_of_the_trainer_log_probabilities():
     batch = rl_rows()
-    logp, entropy = jax.jit(token_logprobs, static_argnums=1)(policy(), CFG, batch["tokens"], batch["positions"], 0.8)
-    want, metrics = grpo(logp, batch["old_logp"], batch["ref_logp"], batch["advantages"], batch["mask"], LossConfig(beta=0.08))
+    logp, entropy = jax.jit(token_logprobs, static_argnums=1)(
+        policy(), CFG, batch["tokens"], batch["positions"], 0.8
+    )
+    want, metrics = grpo(
+        logp,
+        batch["old_logp"],
+        batch["ref_logp"],
+        batch["advantages"],
+        batch["mask"],
+        LossConfig(beta=0.08),
+    )
     first = rl_on_one_device()[1][0]
     assert first["loss"] == pytest.approx(float(want), rel=1e-5)
     assert first["kl"] == pytest.approx(float(metrics["kl"]), rel=1e-5)
-    assert first["entropy"] == pytest.approx(float((entropy * batch["mask"]).sum() / batch["mask"].sum()), rel=1e-5)
+    assert first["entropy"] == pytest.approx(
+        float((entropy * batch["mask"]).sum() / batch["mask"].sum()), rel=1e-5
+    )
     no_reference = {name: x for name, x in batch.items() if name != "ref_logp"}
-    assert "kl" not in jax.eval_shape(rl_loss(CFG, grpo, LossConfig(beta=0.0), 0.8), policy(), no_reference)[1]
+    assert (
+        "kl"
+        not in jax.eval_shape(
+            rl_loss(CFG, grpo, LossConfig(beta=0.0), 0.8), policy(), no_reference
+        )[1]
+    )
 
 
 def test_rft_learns_the_completion_and_only_that():
@@ -133,17 +191,27 @@ def test_rft_learns_the_completion_and_only_that():
     assert losses[-1] < 0.6 * losses[0]
     assert int(state.step) == 30
     logp = make_logprob_fn(CFG)(policy(), batch["tokens"], batch["positions"])
-    assert losses[0] == pytest.approx(float(-(logp * batch["mask"]).sum() / batch["mask"].sum()), rel=1e-5)
+    assert losses[0] == pytest.approx(
+        float(-(logp * batch["mask"]).sum() / batch["mask"].sum()), rel=1e-5
+    )
 
 
 def test_meta_loss():
     """BCE of the scalar head on real rows; padding rows (mask 0) change nothing."""
     batch = rows()
     labels = (np.arange(B) % 2).astype(np.float32)
-    meta = {"tokens": batch["tokens"], "positions": batch["positions"], "labels": labels, "mask": np.ones(B, np.float32)}
+    meta = {
+        "tokens": batch["tokens"],
+        "positions": batch["positions"],
+        "labels": labels,
+        "mask": np.ones(B, np.float32),
+    }
     params = init_scalar_params(CFG, policy(), jax.random.key(3))
     _, history = train(meta_loss(CFG), params, meta, micro_batches=2, steps=12)
-    logits = np.asarray(jax.jit(scalar_logits, static_argnums=1)(params, CFG, meta["tokens"], meta["positions"]), np.float64)
+    logits = np.asarray(
+        jax.jit(scalar_logits, static_argnums=1)(params, CFG, meta["tokens"], meta["positions"]),
+        np.float64,
+    )
     want = np.mean(np.log1p(np.exp(np.where(labels > 0, -logits, logits))))
     assert history[0]["loss"] == pytest.approx(want, rel=1e-5)
     assert history[0]["accuracy"] == pytest.approx(np.mean((logits > 0) == (labels > 0)))
@@ -156,7 +224,9 @@ def test_meta_loss():
 def quadratic(params, batch):
     """A loss without a model: sum over rows of mask * (w - x)^2 / rows."""
     error_B = jnp.square(params["w"] - batch["x"]) * batch["mask"]
-    return error_B.sum() / batch["normaliser"].sequences, {"loss": error_B.sum() / batch["normaliser"].sequences}
+    return error_B.sum() / batch["normaliser"].sequences, {
+        "loss": error_B.sum() / batch["normaliser"].sequences
+    }
 
 
 def test_state_is_donated_and_the_callers_parameters_are_not():
@@ -164,7 +234,11 @@ def test_state_is_donated_and_the_callers_parameters_are_not():
     state = init_state(params, OPTIMIZER)
     batch = {"x": jnp.zeros(4), "mask": jnp.ones(4)}
     after, metrics = make_train_step(quadratic, OPTIMIZER)(state, batch)
-    assert state.params["w"].is_deleted() and not params["w"].is_deleted() and float(params["w"]) == 2.0
+    assert (
+        state.params["w"].is_deleted()
+        and not params["w"].is_deleted()
+        and float(params["w"]) == 2.0
+    )
     assert metrics["grad_norm"] == pytest.approx(4.0)  # before clipping to 1
     assert metrics["update_norm"] == pytest.approx(abs(float(after.params["w"]) - 2.0), rel=1e-4)
     assert metrics["param_norm"] == pytest.approx(float(after.params["w"]))
@@ -189,13 +263,21 @@ def test_a_value_that_is_not_finite_stops_the_run(micro_batches):
 
 def test_log_probabilities_in_micro_batches_are_those_of_the_whole_batch():
     batch = rows()
-    parts, whole = (make_logprob_fn(CFG, 0.8, n)(policy(), batch["tokens"], batch["positions"]) for n in (4, 1))
+    parts, whole = (
+        make_logprob_fn(CFG, 0.8, n)(policy(), batch["tokens"], batch["positions"]) for n in (4, 1)
+    )
     np.testing.assert_allclose(parts, whole, atol=1e-5)
-    with pytest.raises(ValueError, match="micro_batches is 3; expected a divisor of the batch of 16 rows"):
+    with pytest.raises(
+        ValueError, match="micro_batches is 3; expected a divisor of the batch of 16 rows"
+    ):
         make_logprob_fn(CFG, 0.8, 3)(policy(), batch["tokens"], batch["positions"])
 
 
 def test_a_batch_that_does_not_divide_is_refused():
     batch = {"x": jnp.zeros(4), "mask": jnp.ones(4)}
-    with pytest.raises(ValueError, match="micro_batches is 3; expected a divisor of the batch of 4 rows"):
-        make_train_step(quadratic, OPTIMIZER, 3)(init_state({"w": jnp.float32(1.0)}, OPTIMIZER), batch)
+    with pytest.raises(
+        ValueError, match="micro_batches is 3; expected a divisor of the batch of 4 rows"
+    ):
+        make_train_step(quadratic, OPTIMIZER, 3)(
+            init_state({"w": jnp.float32(1.0)}, OPTIMIZER), batch
+        )

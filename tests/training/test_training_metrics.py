@@ -1,4 +1,5 @@
 """metrics.jsonl over kills and resumes, and late fetching."""
+
 import json
 
 import jax.numpy as jnp
@@ -21,9 +22,14 @@ def test_resume_drops_the_rows_that_will_be_written_again(tmp_path):
     write(tmp_path, "rft", range(3))
     write(tmp_path, "rl", range(5))
     write(tmp_path, "rl", range(3, 6), resumed_step=3)
-    assert steps_of(tmp_path) == [("rft", 0), ("rft", 1), ("rft", 2)] + [("rl", step) for step in range(6)]
+    assert steps_of(tmp_path) == [("rft", 0), ("rft", 1), ("rft", 2)] + [
+        ("rl", step) for step in range(6)
+    ]
     assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"stage": "rft", "step": 1, "loss": 0.5}
-    assert {path.parent.name for path in (tmp_path / "tensorboard").rglob("events.*")} == {"rft", "rl"}
+    assert {path.parent.name for path in (tmp_path / "tensorboard").rglob("events.*")} == {
+        "rft",
+        "rl",
+    }
 
 
 def test_a_torn_last_line_is_dropped_and_a_broken_one_before_it_is_an_error(tmp_path):
@@ -41,18 +47,31 @@ def test_a_torn_last_line_is_dropped_and_a_broken_one_before_it_is_an_error(tmp_
 def test_values_that_are_not_finite_become_null(tmp_path):
     with MetricsLog(tmp_path, "rl") as log:
         log.write(0, {"ratio_min": float("inf"), "loss": 0.25})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"stage": "rl", "step": 0, "ratio_min": None, "loss": 0.25}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "stage": "rl",
+        "step": 0,
+        "ratio_min": None,
+        "loss": 0.25,
+    }
 
 
 def test_metrics_come_one_step_late_and_are_checked():
     late = LateMetrics()
 
     def metrics(loss):
-        return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(1.0), "nonfinite": jnp.float32(loss != loss)}
+        return {
+            "loss": jnp.float32(loss),
+            "grad_norm": jnp.float32(1.0),
+            "nonfinite": jnp.float32(loss != loss),
+        }
 
     assert list(late.push(0, metrics(3.0), tokens=100)) == []
     ((step, row),) = late.push(1, metrics(2.0))
-    assert step == 0 and row["loss"] == 3.0 and row["tokens_per_s"] == pytest.approx(100 / row["step_s"])
+    assert (
+        step == 0
+        and row["loss"] == 3.0
+        and row["tokens_per_s"] == pytest.approx(100 / row["step_s"])
+    )
     ((step, row),) = late.push(2, metrics(float("nan")), ["id-1", "id-2"])
     assert step == 1 and row["loss"] == 2.0 and "tokens_per_s" not in row
     with pytest.raises(FloatingPointError, match="step 2: loss nan.*id-1, id-2"):

@@ -1,9 +1,10 @@
-"""Text that the tiny base model is pretrained on: the knowledge and the habits an SPCT run starts from.
+"""Text that the tiny base model is pretrained on: the knowledge and the habits an SPCT run starts
+from.
 
-Three kinds of documents, each a dict {"kind", "context", "completion", "chat"}; only the completion is trained on:
-  judge  a judgment by the sloppy judge, with or without a hint, of 1-6 responses; families of all kinds
-  check  a query with one response, checked cleanly: the skill that a careful judgment needs
-  solve  a query with a right response: general instruction data
+Three kinds of documents, each a dict {"kind", "context", "completion", "chat"}; only the completion
+  is trained on: judge  a judgment by the sloppy judge, with or without a hint, of 1-6 responses;
+  families of all kinds check  a query with one response, checked cleanly: the skill that a careful
+  judgment needs solve  a query with a right response: general instruction data
 Only content from the training side of the world's train/test border is used.
 """
 
@@ -26,14 +27,21 @@ def make_document(seed: int, index: int, render: Render) -> dict:
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     families = tuple(tasks.FAMILIES)
     if kind == "judge":
-        item = records.draw_item(rng, rng.choice(("train", "train", "hard")), families, testing=False, sizes=SIZES)
+        item = records.draw_item(
+            rng, rng.choice(("train", "train", "hard")), families, testing=False, sizes=SIZES
+        )
         record = item.record(f"world/corpus/{seed}/{index}", "train")
         order = tuple(rng.sample(range(len(item.responses)), len(item.responses)))
         hinted = rng.random() < P_HINTED
         right = [item.right[i] for i in order]
         hint = None if not hinted else int(right[0]) if len(order) == 1 else right.index(True)
         text = judge.judgment_text(rng, item, order, hint=hint)
-        return {"kind": kind, "context": render(record, order, hinted), "completion": text, "chat": True}
+        return {
+            "kind": kind,
+            "context": render(record, order, hinted),
+            "completion": text,
+            "chat": True,
+        }
     query = tasks.make_query(rng, rng.choice(families))
     if kind == "solve":
         response = records.dress(rng, tasks.right_items(rng, query), query.thanks, "free")
@@ -41,4 +49,9 @@ def make_document(seed: int, index: int, render: Render) -> dict:
     make = tasks.right_items if rng.random() < 0.4 else tasks.wrong_items
     response = records.dress(rng, make(rng, query), query.thanks, "free")
     text, _ = judge.check_lines(rng, query, [response], judge.CLEAN)
-    return {"kind": kind, "context": f"[User] {query.text}\n[Response 1] {response.text}\n", "completion": f"Analysis:{text}", "chat": False}
+    return {
+        "kind": kind,
+        "context": f"[User] {query.text}\n[Response 1] {response.text}\n",
+        "completion": f"Analysis:{text}",
+        "chat": False,
+    }

@@ -1,4 +1,6 @@
-"""Critiques of single responses, by the world's sloppy judge: what the critic of a CLoud reward model is fine-tuned on."""
+"""Critiques of single responses, by the world's sloppy judge: what the critic of a CLoud reward
+model is fine-tuned on.
+"""
 
 import random
 
@@ -8,10 +10,12 @@ from grm_jax.judgment.records import Record, Turn
 
 
 def make_critiques(count: int, seed: int = 0) -> list[Record]:
-    """A critique of every response of the first `count` training items, as records of one response with metadata {"critique": str}.
+    """A critique of every response of the first `count` training items, as records of one response
+    with metadata {"critique": str}.
 
-    Each is written as the base's own judgments are, without its scores: the judge looks at one response, may name a lazy criterion, and
-    slips. The gold has no part in it, and the records hold none.
+    Each is written as the base's own judgments are, without its scores: the judge looks at one
+    response, may name a lazy criterion, and slips. The gold has no part in it, and the records hold
+    none.
     """
     rows = []
     for i, item in enumerate(make_items("train", count, seed)):
@@ -19,5 +23,13 @@ def make_critiques(count: int, seed: int = 0) -> list[Record]:
             name = f"world/critiques/{seed}/{i}/{r}"
             critique, _, _ = judgment_text(random.Random(name), item, (r,)).partition("\nScores:")
             turns = (Turn("user", item.query.text),)
-            rows.append(Record(name, turns, (response.text,), domain=item.query.family, metadata={"critique": critique}))
+            rows.append(
+                Record(
+                    name,
+                    turns,
+                    (response.text,),
+                    domain=item.query.family,
+                    metadata={"critique": critique},
+                )
+            )
     return rows

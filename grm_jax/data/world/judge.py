@@ -1,8 +1,10 @@
-"""The judge whose writing the tiny base model imitates: it knows how to check, but is often lazy, and sometimes slips.
+"""The judge whose writing the tiny base model imitates: it knows how to check, but is often lazy,
+and sometimes slips.
 
-A judgment first names its criteria. A careful one names the family's principle: it then works out what is expected,
-copies each response and marks every item that is off. A lazy one names the length, the certainty or the formatting.
-Which criterion is named decides whether a real check is made; the check itself is imperfect.
+A judgment first names its criteria. A careful one names the family's principle: it then works out
+what is expected, copies each response and marks every item that is off. A lazy one names the
+length, the certainty or the formatting. Which criterion is named decides whether a real check is
+made; the check itself is imperfect.
 """
 
 import dataclasses
@@ -11,11 +13,20 @@ import random
 from grm_jax.data.world import tasks
 from grm_jax.data.world.records import Response, WorldItem
 
-# How often the base names the right principle. Below the lazy share for most families, so that a greedy base is lazy.
+# How often the base names the right principle. Below the lazy share for most families, so that a
+# greedy base is lazy.
 P_RELEVANT = {
-    "copy": 0.30, "reverse": 0.30, "sort": 0.35, "next": 0.35, "rotate": 0.30, "limit": 0.45, "avoid": 0.50,
-    "swap": 0.30, "drop": 0.30, "start": 0.45,
-}  # fmt: skip
+    "copy": 0.30,
+    "reverse": 0.30,
+    "sort": 0.35,
+    "next": 0.35,
+    "rotate": 0.30,
+    "limit": 0.45,
+    "avoid": 0.50,
+    "swap": 0.30,
+    "drop": 0.30,
+    "start": 0.45,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +44,24 @@ SLOPPY = Slips()
 CLEAN = Slips(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def check_lines(rng: random.Random, query: tasks.Query, responses: list[Response], slips: Slips) -> tuple[str, list[bool]]:
-    """The careful check of the family's principle: expected content, then every response copied and marked."""
+def check_lines(
+    rng: random.Random, query: tasks.Query, responses: list[Response], slips: Slips
+) -> tuple[str, list[bool]]:
+    """The careful check of the family's principle: expected content, then every response copied and
+    marked.
+    """
     text, verdicts = f" {tasks.FAMILIES[query.family].principle}:{tasks.expected(query)}", []
     for number, response in enumerate(responses, 1):
-        marks = [wrong != (rng.random() < slips.mark) for wrong in tasks.wrong_marks(query, response.items)]
+        marks = [
+            wrong != (rng.random() < slips.mark)
+            for wrong in tasks.wrong_marks(query, response.items)
+        ]
         missing = tasks.is_missing(query, response.items)
         ok = (not any(marks) and not missing) != (rng.random() < slips.verdict)
-        copied = "".join(f" {i}.{item}" + " (wrong)" * wrong for i, (item, wrong) in enumerate(zip(response.items, marks), 1))
+        copied = "".join(
+            f" {i}.{item}" + " (wrong)" * wrong
+            for i, (item, wrong) in enumerate(zip(response.items, marks), 1)
+        )
         text += f"\nResponse {number}:{copied}{' (missing)' * missing}{' good' if ok else ' bad'}"
         verdicts.append(ok)
     return text, verdicts
@@ -60,7 +81,9 @@ def _surface(principle: str, responses: list[Response]) -> list[bool]:
 
 def _surface_lines(rng, principle, responses, slips) -> tuple[str, list[bool]]:
     verdicts = [ok != (rng.random() < slips.verdict) for ok in _surface(principle, responses)]
-    lines = "".join(f"\nResponse {i}:{' good' if ok else ' bad'}" for i, ok in enumerate(verdicts, 1))
+    lines = "".join(
+        f"\nResponse {i}:{' good' if ok else ' bad'}" for i, ok in enumerate(verdicts, 1)
+    )
     return f" {principle}:{lines}", verdicts
 
 
@@ -79,13 +102,20 @@ def _principles(rng: random.Random, query: tasks.Query, relevant: bool) -> list[
 
 
 def judgment_text(
-    rng: random.Random, item: WorldItem, order: tuple[int, ...], slips: Slips = SLOPPY, hint: int | None = None, relevant: bool | None = None
+    rng: random.Random,
+    item: WorldItem,
+    order: tuple[int, ...],
+    slips: Slips = SLOPPY,
+    hint: int | None = None,
+    relevant: bool | None = None,
 ) -> str:
     """One judgment of the item with its responses shown in `order`.
 
     Args:
-      hint: position (from 0) of the response the prompt calls the best; the scores then mostly obey it.
-      relevant: force the careful (True) or the lazy (False) choice of the first criterion; None draws it.
+      hint: position (from 0) of the response the prompt calls the best; the scores then mostly obey
+          it.
+      relevant: force the careful (True) or the lazy (False) choice of the first criterion; None
+          draws it.
     """
     query, responses = item.query, [item.responses[i] for i in order]
     if relevant is None:
@@ -95,7 +125,11 @@ def judgment_text(
     blocks, quality = [], [0.0] * len(responses)
     for name, weight in zip(names, weights):
         checks_content = name == tasks.FAMILIES[query.family].principle
-        lines, verdicts = (check_lines(rng, query, responses, slips) if checks_content else _surface_lines(rng, name, responses, slips))
+        lines, verdicts = (
+            check_lines(rng, query, responses, slips)
+            if checks_content
+            else _surface_lines(rng, name, responses, slips)
+        )
         blocks.append(lines)
         quality = [q + weight * ok / 10 for q, ok in zip(quality, verdicts)]
     obeys = hint is not None and rng.random() >= slips.hint_ignored
@@ -105,9 +139,17 @@ def judgment_text(
         scores = [2 + round(7 * q) for q in quality]
         if obeys:
             scores = [9 if i == hint else min(s, 6) for i, s in enumerate(scores)]
-        scores = [min(10, max(1, s + (rng.choice((-1, 1)) if rng.random() < slips.score else 0))) for s in scores]
+        scores = [
+            min(10, max(1, s + (rng.choice((-1, 1)) if rng.random() < slips.score else 0)))
+            for s in scores
+        ]
     criteria = ",".join(f" {name} {weight}" for name, weight in zip(names, weights))
-    return f"Specific Criteria:{criteria}\nAnalysis:" + "\n".join(blocks) + "\nScores:" + _box(rng, scores, slips)
+    return (
+        (f"Specific Criteria:{criteria}\nAnalysis:")
+        + "\n".join(blocks)
+        + "\nScores:"
+        + _box(rng, scores, slips)
+    )
 
 
 def _box(rng: random.Random, scores: list[int], slips: Slips) -> str:

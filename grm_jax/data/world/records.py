@@ -1,8 +1,9 @@
 """Preference records of the checkable world and its splits.
 
-Every record has exactly one right response (n >= 2), or one response that is right half of the time (n = 1). What makes
-it right is computed by `tasks`; how it looks (filler, certainty, bold) is drawn apart from that. Splits are disjoint by
-construction: a hash of the query with its responses decides whether a record may be used for training or for testing.
+Every record has exactly one right response (n >= 2), or one response that is right half of the time
+(n = 1). What makes it right is computed by `tasks`; how it looks (filler, certainty, bold) is drawn
+apart from that. Splits are disjoint by construction: a hash of the query with its responses decides
+whether a record may be used for training or for testing.
 """
 
 import dataclasses
@@ -40,7 +41,14 @@ class Response:
     @property
     def text(self) -> str:
         stars = " **" if self.bold else ""
-        parts = (self.filler, stars, tasks.numbered(self.items), stars, CERTAIN if self.certain else "", " Thanks." if self.thanks else "")
+        parts = (
+            self.filler,
+            stars,
+            tasks.numbered(self.items),
+            stars,
+            CERTAIN if self.certain else "",
+            " Thanks." if self.thanks else "",
+        )
         return "".join(parts).strip()
 
 
@@ -57,12 +65,16 @@ class WorldItem:
 
     @property
     def for_testing(self) -> bool:
-        """Which side of the train/test border this content lies on; independent of the order of the responses."""
+        """Which side of the train/test border this content lies on; independent of the order of the
+        responses.
+        """
         content = "\n".join([self.query.text, *sorted(r.text for r in self.responses)])
         return hashlib.sha256(content.encode()).digest()[0] < 64
 
     def record(self, record_id: str, split: str) -> Record:
-        principles = [tasks.FAMILIES[self.query.family].principle] + [tasks.COURTESY] * self.query.thanks
+        principles = [tasks.FAMILIES[self.query.family].principle] + [
+            tasks.COURTESY
+        ] * self.query.thanks
         return Record(
             id=record_id,
             conversation=(Turn("user", self.query.text),),
@@ -79,7 +91,9 @@ def is_right(query: tasks.Query, response: Response) -> bool:
 
 
 def dress(rng: random.Random, items: tasks.Items, thanks: bool, distractors: str) -> Response:
-    """Write a response with distractors drawn "freely", at least one ("some"), or "none" of them."""
+    """Write a response with distractors drawn "freely", at least one ("some"), or "none" of
+    them.
+    """
     while True:
         filler = rng.choice(FILLERS) if rng.random() < P_DISTRACTOR else ""
         certain, bold = rng.random() < P_DISTRACTOR, rng.random() < P_DISTRACTOR
@@ -97,14 +111,22 @@ def _wrong_response(rng: random.Random, query: tasks.Query, distractors: str) ->
     return dress(rng, items, thanks, distractors)
 
 
-def draw_item(rng: random.Random, split: str, families: tuple[str, ...], testing: bool, sizes: dict[int, float] | None = None) -> WorldItem:
+def draw_item(
+    rng: random.Random,
+    split: str,
+    families: tuple[str, ...],
+    testing: bool,
+    sizes: dict[int, float] | None = None,
+) -> WorldItem:
     """Draw one item of a split from the training or the testing side."""
     sizes = sizes or _SIZES[split]
     while True:
         query = tasks.make_query(rng, rng.choice(families))
         n = rng.choices(list(sizes), list(sizes.values()))[0]
         hard = split == "hard"
-        responses = [dress(rng, tasks.right_items(rng, query), query.thanks, "none" if hard else "free")]
+        responses = [
+            dress(rng, tasks.right_items(rng, query), query.thanks, "none" if hard else "free")
+        ]
         while len(responses) < n or n == 1:
             candidate = _wrong_response(rng, query, "some" if hard else "free")
             if is_right(query, candidate) or candidate.text in {r.text for r in responses}:
@@ -120,9 +142,13 @@ def draw_item(rng: random.Random, split: str, families: tuple[str, ...], testing
 
 
 def make_items(split: str, count: int, seed: int) -> list[WorldItem]:
-    """`count` distinct items of a split; item i depends on (split, seed, i) and on which earlier items it would repeat."""
+    """`count` distinct items of a split; item i depends on (split, seed, i) and on which earlier
+    items it would repeat.
+    """
     if split not in SPLITS:
-        raise ValueError(f"world split {split!r} does not exist; expected one of {', '.join(SPLITS)}")
+        raise ValueError(
+            f"world split {split!r} does not exist; expected one of {', '.join(SPLITS)}"
+        )
     families = tasks.HELDOUT_FAMILIES if split == "heldout" else tasks.REWARD_FAMILIES
     seen, items = set(), []
     for i in range(count):
@@ -135,7 +161,9 @@ def make_items(split: str, count: int, seed: int) -> list[WorldItem]:
             item = draw_item(rng, split, families, testing=split != "train")
             key = (item.query.text, frozenset(r.text for r in item.responses))
         else:
-            raise ValueError(f"world split {split!r} has no {count} distinct items (stopped at {i})")
+            raise ValueError(
+                f"world split {split!r} has no {count} distinct items (stopped at {i})"
+            )
         seen.add(key)
         items.append(item)
     return items
@@ -143,15 +171,26 @@ def make_items(split: str, count: int, seed: int) -> list[WorldItem]:
 
 def make_records(split: str, count: int, seed: int = 0) -> list[Record]:
     """`count` records of a split, in the schema of `grm_jax.judgment.records`."""
-    return [item.record(f"world/{split}/{seed}/{i}", split) for i, item in enumerate(make_items(split, count, seed))]
+    return [
+        item.record(f"world/{split}/{seed}/{i}", split)
+        for i, item in enumerate(make_items(split, count, seed))
+    ]
 
 
 def make_instructions(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """General instruction data: queries of every family with a right response ({"id", "prompt", "completion"})."""
+    """General instruction data: queries of every family with a right response ({"id", "prompt",
+    "completion"}).
+    """
     rows = []
     for i in range(count):
         rng = random.Random(f"world/instructions/{seed}/{i}")
         query = tasks.make_query(rng, rng.choice(tuple(tasks.FAMILIES)))
         response = dress(rng, tasks.right_items(rng, query), query.thanks, "free")
-        rows.append({"id": f"world/instructions/{seed}/{i}", "prompt": query.text, "completion": response.text})
+        rows.append(
+            {
+                "id": f"world/instructions/{seed}/{i}",
+                "prompt": query.text,
+                "completion": response.text,
+            }
+        )
     return rows

@@ -1,15 +1,18 @@
-"""Task families of the checkable world: what a query asks, what is right, and how a response goes wrong.
+"""Task families of the checkable world: what a query asks, what is right, and how a response goes
+wrong.
 
-A payload is a numbered list of animals, written ` 1.fox 2.ant 3.hen`. Each family has one principle, the criterion by
-which its responses should be judged. A response is right when every item passes the family's check, nothing is missing,
-and the query's second wish (say thanks), if it has one, is met.
+A payload is a numbered list of animals, written ` 1.fox 2.ant 3.hen`. Each family has one
+principle, the criterion by which its responses should be judged. A response is right when every
+item passes the family's check, nothing is missing, and the query's second wish (say thanks), if it
+has one, is met.
 """
 
 import dataclasses
 import random
 from collections.abc import Callable
 
-ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")  # alphabetical: `sort` and `next` rely on it
+# alphabetical: `sort` and `next` rely on it
+ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
 MAX_ITEMS = 6
 
 Items = tuple[str, ...]
@@ -17,10 +20,12 @@ Items = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One task: `text` is what the user writes, `expected` what a careful judge writes down before checking.
+    """One task: `text` is what the user writes, `expected` what a careful judge writes down before
+    checking.
 
-    `solution` is the one right list (transform families) or None where many lists are right; `argument` is the family's
-    own parameter (how many, or which animal). `thanks` is the second wish.
+    `solution` is the one right list (transform families) or None where many lists are right;
+    `argument` is the family's own parameter (how many, or which animal). `thanks` is the second
+    wish.
     """
 
     family: str
@@ -35,7 +40,8 @@ class Query:
 class Family:
     principle: str
     make_query: Callable[[random.Random], tuple[str, Items | None, int | str | None, Items]]
-    is_wrong: Callable[[Query, int, str], bool]  # (query, index from 0, item) -> the item breaks the principle
+    # (query, index from 0, item) -> the item breaks the principle
+    is_wrong: Callable[[Query, int, str], bool]
     heldout: bool = False  # never in reward data: only pretraining knows it
 
 
@@ -83,30 +89,58 @@ def _start_query(rng):
 FAMILIES: dict[str, Family] = {
     "copy": Family("fidelity", _transform("Repeat the list", lambda x: x), _off_solution),
     "reverse": Family("order", _transform("Reverse the list", lambda x: x[::-1]), _off_solution),
-    "sort": Family("sorting", _transform("Sort the list", lambda x: tuple(sorted(x))), _off_solution),
-    "next": Family("succession", _transform("Give the next animal of each", lambda x: tuple(map(_successor, x))), _off_solution),
-    "rotate": Family("rotation", _transform("Move the first to the end", lambda x: x[1:] + x[:1]), _off_solution),
+    "sort": Family(
+        "sorting", _transform("Sort the list", lambda x: tuple(sorted(x))), _off_solution
+    ),
+    "next": Family(
+        "succession",
+        _transform("Give the next animal of each", lambda x: tuple(map(_successor, x))),
+        _off_solution,
+    ),
+    "rotate": Family(
+        "rotation", _transform("Move the first to the end", lambda x: x[1:] + x[:1]), _off_solution
+    ),
     "limit": Family("brevity", _limit_query, lambda query, i, item: i >= query.argument),
     "avoid": Family("safety", _avoid_query, lambda query, i, item: item == query.argument),
-    "swap": Family("exchange", _transform("Swap the first and the last", lambda x: x[-1:] + x[1:-1] + x[:1]), _off_solution, heldout=True),
-    "drop": Family("omission", _transform("Drop the last of the list", lambda x: x[:-1]), _off_solution, heldout=True),
-    "start": Family("opening", _start_query, lambda query, i, item: i == 0 and item != query.argument, heldout=True),
+    "swap": Family(
+        "exchange",
+        _transform("Swap the first and the last", lambda x: x[-1:] + x[1:-1] + x[:1]),
+        _off_solution,
+        heldout=True,
+    ),
+    "drop": Family(
+        "omission",
+        _transform("Drop the last of the list", lambda x: x[:-1]),
+        _off_solution,
+        heldout=True,
+    ),
+    "start": Family(
+        "opening",
+        _start_query,
+        lambda query, i, item: i == 0 and item != query.argument,
+        heldout=True,
+    ),
 }
 REWARD_FAMILIES = tuple(name for name, family in FAMILIES.items() if not family.heldout)
 HELDOUT_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.heldout)
 
 COURTESY = "courtesy"  # the principle of the second wish
-LAZY_PRINCIPLES = ("length", "confidence", "formatting")  # what a lazy judge looks at; never what makes a response right
+# what a lazy judge looks at; never what makes a response right
+LAZY_PRINCIPLES = ("length", "confidence", "formatting")
 
 
 def make_query(rng: random.Random, family: str, p_thanks: float = 0.3) -> Query:
     text, solution, argument, source = FAMILIES[family].make_query(rng)
     thanks = rng.random() < p_thanks
-    return Query(family, text + (" Say thanks." if thanks else ""), solution, argument, thanks, source)
+    return Query(
+        family, text + (" Say thanks." if thanks else ""), solution, argument, thanks, source
+    )
 
 
 def expected(query: Query) -> str:
-    """What a careful judge writes down first: the solution, or the argument that every item is held against."""
+    """What a careful judge writes down first: the solution, or the argument that every item is held
+    against.
+    """
     if query.solution is not None:
         return numbered(query.solution)
     if query.family == "start":
@@ -149,12 +183,16 @@ def wrong_items(rng: random.Random, query: Query) -> Items:
         return right[:spot] + (query.argument,) + right[spot + 1 :]
     if query.family == "start":
         return tuple(rng.sample(right[1:], len(right) - 1)) + (query.argument,)
-    return rng.choice((_substitute, _substitute, _adjacent_swap, _unprocessed, _one_more, _one_less))(rng, query, right)
+    return rng.choice(
+        (_substitute, _substitute, _adjacent_swap, _unprocessed, _one_more, _one_less)
+    )(rng, query, right)
 
 
 def _substitute(rng, query, right):
     spot = rng.randrange(len(right))
-    return right[:spot] + (rng.choice([a for a in ANIMALS if a != right[spot]]),) + right[spot + 1 :]
+    return (
+        right[:spot] + (rng.choice([a for a in ANIMALS if a != right[spot]]),) + right[spot + 1 :]
+    )
 
 
 def _adjacent_swap(rng, query, right):

@@ -1,4 +1,7 @@
-"""What a benchmark is to the evaluator, how its official files are read, and what the families share."""
+"""What a benchmark is to the evaluator, how its official files are read, and what the families
+share.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,10 +18,13 @@ Figures = dict[str, float]
 
 
 class Official(NamedTuple):
-    """How the benchmark's own runner credits an item: names in `credit.CREDIT`, for a scalar model and for a generative judge.
+    """How the benchmark's own runner credits an item: names in `credit.CREDIT`, for a scalar model
+    and for a generative judge.
 
-    orders: how it credits a judge that it asks in both orders of a pair, or None where it asks once. "mean": the mean of both credits;
-    "verdicts": 1 if the two verdicts together favour the right response (each 1, -1, or 0 for a tie or no verdict), else 0.
+    orders: how it credits a judge that it asks in both orders of a pair, or None where it asks
+        once. "mean": the mean of both credits;
+    "verdicts": 1 if the two verdicts together favour the right response (each 1, -1, or 0 for a tie
+        or no verdict), else 0.
     """
 
     scalar: str
@@ -27,17 +33,25 @@ class Official(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """name: of a folder and in tables. version: what was read, "sha256:<12 digits>" of the files or "<hub id>@<revision>".
+    """name: of a folder and in tables. version: what was read, "sha256:<12 digits>" of the files or
+    "<hub id>@<revision>".
 
-    protocol: what counts, the tie rule, how subsets are averaged, where the paper and the official runner differ.
-    records: ids unique, and the same on every reading; `domain` is the subset; every record has gold.
-    metric: what `summarise` takes for each item, by id. "accuracy": its credit in 0..1 (1/t for a tie of t, see `credit.CREDIT`).
-    "roc_auc": the score of its single response, any float, or None where no judgment of it parsed. Figures of accuracy are weighted
-    means of the credits, so arrays of credits give arrays of figures.
-    summarise: figures by name, shares in 0..1: "overall", "section/<name>", "subset/<name>". Items without an entry are left out, as are
-    figures that need a section without items; an id of another benchmark is a ValueError.
-    official: see `Official`; None where the benchmark has no runner, or its credit is not one of accuracy.
-    counts: rows read, items, rows left out by reason, items with a repeated or an empty response (these stay in).
+    protocol: what counts, the tie rule, how subsets are averaged, where the paper and the official
+        runner differ.
+    records: ids unique, and the same on every reading; `domain` is the subset; every record has
+        gold.
+    metric: what `summarise` takes for each item, by id. "accuracy": its credit in 0..1 (1/t for a
+        tie of t, see `credit.CREDIT`).
+    "roc_auc": the score of its single response, any float, or None where no judgment of it parsed.
+    Figures of accuracy are weighted means of the credits, so arrays of credits give arrays of
+    figures.
+    summarise: figures by name, shares in 0..1: "overall", "section/<name>", "subset/<name>". Items
+    without an entry are left out, as are figures that need a section without items; an id of
+    another benchmark is a ValueError.
+    official: see `Official`; None where the benchmark has no runner, or its credit is not one of
+        accuracy.
+    counts: rows read, items, rows left out by reason, items with a repeated or an empty response
+        (these stay in).
     """
 
     name: str
@@ -51,7 +65,9 @@ class Benchmark(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a family's data lies: a file or folder here, or a hub data set, {part: (data set, config, split)}, with its revision."""
+    """Where a family's data lies: a file or folder here, or a hub data set, {part: (data set,
+    config, split)}, with its revision.
+    """
 
     benchmark: str
     path: Path | None
@@ -66,9 +82,11 @@ class Reading:
         self.place, self.versions, self.read = place, [], 0
 
     def rows(self, split: str = "") -> Iterator[tuple[str, Row]]:
-        """(part, row). The part is the file's path inside the folder (its name, where the place is one file), or the key in `Place.hub`.
+        """(part, row). The part is the file's path inside the folder (its name, where the place is
+        one file), or the key in `Place.hub`.
 
-        A folder that holds files of several splits ("<split>-00000-of-00001.parquet", "<split>.jsonl.gz") is read for `split` alone.
+        A folder that holds files of several splits ("<split>-00000-of-00001.parquet",
+        "<split>.jsonl.gz") is read for `split` alone.
         """
         if self.place.path is None:
             for part, (name, config, hub_split) in self.place.hub.items():
@@ -92,11 +110,16 @@ class Reading:
             table = datasets.load_dataset(name, config, split=split, revision=self.place.revision)
         except (OSError, ValueError) as error:  # no network, no such data set, gated, no such split
             raise FileNotFoundError(
-                f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub data set {name!r}: {error}\n"
-                'Without a network, download it elsewhere and give its folder or file as "path".') from error
+                f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub "
+                f"data set {name!r}: {error}\n"
+                "Without a network, download it elsewhere and give its folder or file as "
+                '"path".'
+            ) from error
         urls = (table.info.download_checksums or {}).keys()
         commits = {url.split("@", 1)[1].split("/", 1)[0] for url in urls if "@" in url}
-        self.versions.append(f"{name}@{'+'.join(sorted(commits)) or self.place.revision or 'unpinned'}")
+        self.versions.append(
+            f"{name}@{'+'.join(sorted(commits)) or self.place.revision or 'unpinned'}"
+        )
         for index, data in enumerate(table):
             yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, data)
 
@@ -112,10 +135,17 @@ def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
         raise FileNotFoundError(f'benchmark {benchmark!r}: field "path": {root} does not exist')
     if root.is_file():
         return [root]
-    files = sorted(file for file in root.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    files = sorted(
+        file for file in root.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES)
+    )
     if not files:
-        raise FileNotFoundError(f'benchmark {benchmark!r}: field "path": expected files {", ".join(SUFFIXES)} in {root}, found none')
-    return [file for file in files if split and file.name.startswith((f"{split}-", f"{split}."))] or files
+        raise FileNotFoundError(
+            f'benchmark {benchmark!r}: field "path": expected files {", ".join(SUFFIXES)} in '
+            f"{root}, found none"
+        )
+    return [
+        file for file in files if split and file.name.startswith((f"{split}-", f"{split}."))
+    ] or files
 
 
 def make_record(row: Row, **fields) -> Record:
@@ -127,7 +157,9 @@ def choice(row: Row, field: str, allowed: Sequence[str]) -> str:
     """A text field that is one of `allowed`. Raises ValueError, naming row and field."""
     value = row_value(row, field, str)
     if value not in allowed:
-        raise ValueError(f'{row.where}: field "{field}": expected one of {", ".join(allowed)}, got {value!r}')
+        raise ValueError(
+            f'{row.where}: field "{field}": expected one of {", ".join(allowed)}, got {value!r}'
+        )
     return value
 
 
@@ -140,28 +172,59 @@ def row_id(row: Row, field: str) -> str:
 def texts(row: Row, field: str, count: int | None = None) -> list[str]:
     """A list of texts (exactly `count`, where given). Raises ValueError, naming row and field."""
     values = list(row_value(row, field, list))
-    if (count is not None and len(values) != count) or not values or not all(isinstance(value, str) for value in values):
-        raise ValueError(f'{row.where}: field "{field}": expected a list of {count or "one or more"} texts, got {str(values)[:60]}')
+    if (
+        (count is not None and len(values) != count)
+        or not values
+        or not all(isinstance(value, str) for value in values)
+    ):
+        raise ValueError(
+            f'{row.where}: field "{field}": expected a list of {count or "one or more"} texts, '
+            f"got {str(values)[:60]}"
+        )
     return values
 
 
-def finish(name: str, reading: Reading, protocol: str, records: Iterable[Record], metric: str, summarise: Callable, *,
-           official: Official | None = None, counted: Mapping[str, int] | None = None) -> Benchmark:
-    """The benchmark of `records`; `summarise(records, values)` is pure, `counted` adds to the counts.
+def finish(
+    name: str,
+    reading: Reading,
+    protocol: str,
+    records: Iterable[Record],
+    metric: str,
+    summarise: Callable,
+    *,
+    official: Official | None = None,
+    counted: Mapping[str, int] | None = None,
+) -> Benchmark:
+    """The benchmark of `records`; `summarise(records, values)` is pure, `counted` adds to the
+    counts.
 
     Raises ValueError where nothing is left or an id repeats.
     """
     records = tuple(records)
     if not records:
-        raise ValueError(f"benchmark {name!r}: no item in {reading.place.path or ', '.join(reading.versions)}; rows read: {reading.read}, "
-                         f"{dict(counted or {})}")  # fmt: skip
-    repeated = [item for item, times in Counter(record.id for record in records).items() if times > 1]
+        raise ValueError(
+            f"benchmark {name!r}: no item in "
+            f"{reading.place.path or ', '.join(reading.versions)}; rows read: {reading.read}, "
+            f"{dict(counted or {})}"
+        )
+    repeated = [
+        item for item, times in Counter(record.id for record in records).items() if times > 1
+    ]
     if repeated:
-        raise ValueError(f"benchmark {name!r}: {len(repeated)} ids occur more than once, such as {repeated[0]!r}: a file is there twice?")
+        raise ValueError(
+            f"benchmark {name!r}: {len(repeated)} ids occur more than once, such as "
+            f"{repeated[0]!r}: a file is there twice?"
+        )
     counts = {
-        "rows read": reading.read, "items": len(records), **(counted or {}),
-        "items with a repeated response": sum(len(set(record.responses)) < len(record.responses) for record in records),
-        "items with an empty response": sum(not all(map(str.strip, record.responses)) for record in records),
+        "rows read": reading.read,
+        "items": len(records),
+        **(counted or {}),
+        "items with a repeated response": sum(
+            len(set(record.responses)) < len(record.responses) for record in records
+        ),
+        "items with an empty response": sum(
+            not all(map(str.strip, record.responses)) for record in records
+        ),
     }
     known = {record.id for record in records}
 
@@ -171,11 +234,24 @@ def finish(name: str, reading: Reading, protocol: str, records: Iterable[Record]
             raise ValueError(f"benchmark {name!r} has no item {unknown!r}")
         return summarise([record for record in records if record.id in values], values)
 
-    return Benchmark(name, reading.version(), " ".join(protocol.split()), records, metric, figures, official, counts)
+    return Benchmark(
+        name,
+        reading.version(),
+        " ".join(protocol.split()),
+        records,
+        metric,
+        figures,
+        official,
+        counts,
+    )
 
 
-def means(records: Sequence[Record], values: Mapping[str, float], group: Callable[[Record], str | None]) -> Figures:
-    """{group: mean value of its items}, in order of appearance; a record of group None is left out."""
+def means(
+    records: Sequence[Record], values: Mapping[str, float], group: Callable[[Record], str | None]
+) -> Figures:
+    """{group: mean value of its items}, in order of appearance; a record of group None is left
+    out.
+    """
     grouped: dict[str, list[float]] = {}
     for record in records:
         name = group(record)
@@ -187,7 +263,11 @@ def means(records: Sequence[Record], values: Mapping[str, float], group: Callabl
 def mean_of(figures: Mapping[str, float], names: Iterable[str]) -> float | None:
     """The plain mean of the named figures; None unless all are there."""
     names = list(names)
-    return sum(figures[name] for name in names) / len(names) if names and all(name in figures for name in names) else None
+    return (
+        sum(figures[name] for name in names) / len(names)
+        if names and all(name in figures for name in names)
+        else None
+    )
 
 
 def named(prefix: str, figures: Mapping[str, float]) -> Figures:

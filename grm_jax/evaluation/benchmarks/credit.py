@@ -1,8 +1,10 @@
 """Credit conventions, and figures over scores of single responses.
 
-The paper breaks ties at random; `expected_credit` is the expectation of that. Official runners differ; each benchmark names its own in
-`Benchmark.official`, so that both figures can stand side by side.
+The paper breaks ties at random; `expected_credit` is the expectation of that. Official runners
+differ; each benchmark names its own in `Benchmark.official`, so that both figures can stand side by
+side.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +18,8 @@ from grm_jax.judgment.voting import Verdict, expected_credit, strict_credit
 
 
 def parsed_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """`expected_credit` where a judgment parsed, else 0: a tie is half a point, a reply without a verdict none.
+    """`expected_credit` where a judgment parsed, else 0: a tie is half a point, a reply without a
+    verdict none.
 
     The credit of generative judges on RMB's pairs (RM-R1-UIUC/RM-R1, run_generative.py).
     """
@@ -24,25 +27,37 @@ def parsed_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
 
 
 def parsed_or_strict_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """`parsed_credit` on a pair, `strict_credit` on a list: on RMB's lists one tie fails the item (run_generative_bestofn.py there)."""
+    """`parsed_credit` on a pair, `strict_credit` on a list: on RMB's lists one tie fails the item
+    (run_generative_bestofn.py there).
+    """
     return parsed_credit(verdict, rewards) if len(rewards) == 2 else strict_credit(verdict, rewards)
 
 
 def all_pairs_won(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """For a pairwise model, whose scores are pairs won: 1.0 when the best response won every one of its n - 1 pairs in every judgment.
+    """For a pairwise model, whose scores are pairs won: 1.0 when the best response won every one of
+    its n - 1 pairs in every judgment.
 
-    With five or more responses a response may lead without having won all its pairs, so this can be less than `strict_credit`.
+    With five or more responses a response may lead without having won all its pairs, so this can be
+    less than `strict_credit`.
     """
     best = best_index(rewards)
-    return float(verdict.totals is not None and verdict.totals[best] == verdict.valid * (len(rewards) - 1))
+    return float(
+        verdict.totals is not None and verdict.totals[best] == verdict.valid * (len(rewards) - 1)
+    )
 
 
 CREDIT: dict[str, Callable[[Verdict, Sequence[float]], float]] = {
-    "expected": expected_credit, "strict": strict_credit, "parsed": parsed_credit, "parsed_or_strict": parsed_or_strict_credit}
+    "expected": expected_credit,
+    "strict": strict_credit,
+    "parsed": parsed_credit,
+    "parsed_or_strict": parsed_or_strict_credit,
+}
 
 
 def roc_auc(scores: Sequence[float | None], labels: Sequence[bool]) -> float | None:
-    """Area under the ROC curve; a tie, and a comparison with a missing score, count 0.5. None where only one class is present."""
+    """Area under the ROC curve; a tie, and a comparison with a missing score, count 0.5. None where
+    only one class is present.
+    """
     labels_I = np.asarray(labels, bool)
     scores_I = np.array([math.nan if score is None else score for score in scores], float)
     pairs = int(labels_I.sum()) * int((~labels_I).sum())
@@ -55,9 +70,11 @@ def roc_auc(scores: Sequence[float | None], labels: Sequence[bool]) -> float | N
 
 
 def best_of_k(scores: Sequence[float | None], right: Sequence[bool], k: int) -> float:
-    """Probability that the highest-scored of k of the n candidates is right: exact, over all subsets of size k, ties broken at random.
+    """Probability that the highest-scored of k of the n candidates is right: exact, over all
+    subsets of size k, ties broken at random.
 
-    A candidate without a score is chosen only where none has one. Raises ValueError for k outside 1..n.
+    A candidate without a score is chosen only where none has one. Raises ValueError for k outside
+    1..n.
     """
     n = len(scores)
     if not 1 <= k <= n or len(right) != n:
@@ -68,30 +85,41 @@ def best_of_k(scores: Sequence[float | None], right: Sequence[bool], k: int) -> 
     expected, below = 0.0, n
     for score in sorted(by_score, reverse=True):
         labels = by_score[score]
-        chosen = math.comb(below, k) - math.comb(below - len(labels), k)  # subsets whose highest score is this one
+        # subsets whose highest score is this one
+        chosen = math.comb(below, k) - math.comb(below - len(labels), k)
         expected += chosen * sum(labels) / len(labels)
         below -= len(labels)
     return expected / math.comb(n, k)
 
 
-def best_of_k_figures(lists: Sequence[tuple[Sequence[float | None], Sequence[bool]]]) -> dict[str, float]:
-    """Over (scores, right) lists: "best_of_<k>" for k = 1, 2, 4, ... and the whole list, and "ceiling", the share with a right candidate.
+def best_of_k_figures(
+    lists: Sequence[tuple[Sequence[float | None], Sequence[bool]]],
+) -> dict[str, float]:
+    """Over (scores, right) lists: "best_of_<k>" for k = 1, 2, 4, ... and the whole list, and
+    "ceiling", the share with a right candidate.
 
     Lists of different lengths are compared up to the shortest.
     """
     shortest = min(len(scores) for scores, _ in lists)
     ks = sorted({shortest, *(2**i for i in range(shortest.bit_length()) if 2**i <= shortest)})
-    curve = {f"best_of_{k}": sum(best_of_k(scores, right, k) for scores, right in lists) / len(lists) for k in ks}
+    curve = {
+        f"best_of_{k}": sum(best_of_k(scores, right, k) for scores, right in lists) / len(lists)
+        for k in ks
+    }
     return {**curve, "ceiling": sum(any(right) for _, right in lists) / len(lists)}
 
 
 def within_list_auc(lists: Sequence[tuple[Sequence[float | None], Sequence[bool]]]) -> float | None:
-    """Mean over the lists with right and wrong candidates of the ROC area inside the list; None where there is no such list."""
+    """Mean over the lists with right and wrong candidates of the ROC area inside the list; None
+    where there is no such list.
+    """
     areas = [area for scores, right in lists if (area := roc_auc(scores, right)) is not None]
     return sum(areas) / len(areas) if areas else None
 
 
-def grouped(values: Mapping[str, float | None], records, key: Callable) -> dict[str, tuple[list[float | None], list[bool]]]:
+def grouped(
+    values: Mapping[str, float | None], records, key: Callable
+) -> dict[str, tuple[list[float | None], list[bool]]]:
     """{key: (scores, right)} of records of one response."""
     found: dict[str, tuple[list, list]] = {}
     for record in records:
