@@ -198,7 +198,7 @@ _RULES = (
     ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
     (
         "lora.rank sampling.top_k rft.hinted_samples eval.records optimizer.warmup_steps "
-        "optimizer.weight_decay rl.beta bradley_terry.centre",
+        "optimizer.weight_decay rl.beta bradley_terry.center",
         "a number >= 0",
         lambda x: x >= 0,
     ),

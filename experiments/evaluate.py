@@ -1,7 +1,8 @@
 """Compare reward models on benchmarks: judge what is missing, then write the figures and a page to
 read them and every judgment.
 
-    python -m experiments.evaluate --config=experiments/configs/tiny_evaluate.py --workdir=runs/tiny_evaluate
+    python -m experiments.evaluate --config=experiments/configs/tiny_evaluate.py \\
+        --workdir=runs/tiny_evaluate
 
     judgments/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl   every raw row
     (experiments/stages/judging.py) results.json    flat rows, paired differences, capabilities,
@@ -19,8 +20,8 @@ from absl import app, logging
 from experiments import config_flags
 from experiments.stages.comparison import run
 from experiments.stages.run import start_processes
-from grm_jax import distributed
-from grm_jax.evaluation.comparison_table import markdown
+from grm_jax.parallel import processes
+from grm_jax.report.comparison_table import markdown
 
 CONFIG, WORKDIR = config_flags.define_config()
 
@@ -33,10 +34,10 @@ def main(_):
         results = run(CONFIG.value.lock(), workdir)
     # a config, benchmark or folder that cannot be used, said in full
     except (ValueError, FileNotFoundError) as error:
-        if distributed.count() > 1:
+        if processes.count() > 1:
             raise  # only after an exception does a process leave without waiting for the others
         sys.exit(f"{type(error).__name__}: {error}")
-    if distributed.is_main():
+    if processes.is_main():
         print(markdown(results))
         print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
 

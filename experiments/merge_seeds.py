@@ -1,6 +1,7 @@
 """Mean and standard error over seeds of several runs, as Markdown.
 
-python -m experiments.merge_seeds --out=docs/tiny_full.md runs/tiny_full_0 runs/tiny_full_1 runs/tiny_full_2
+python -m experiments.merge_seeds --out=docs/tiny_full.md runs/tiny_full_0 runs/tiny_full_1 \\
+    runs/tiny_full_2
 """
 
 import json

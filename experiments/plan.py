@@ -1,7 +1,8 @@
 """Know before you launch: what a preset's programs need on chips that are not there, and how long
 they take at least.
 
-    python -m experiments.plan --config=experiments/configs/spct_gemma2_27b.py --topology=v5p:4x4x4
+    python -m experiments.plan --config=experiments/configs/spct_gemma2_27b.py \\
+        --topology=v5p:4x4x4
 
 compiles the job's own programs ahead of time for the slice, on a host without a TPU (pip install -e
 '.[tpu]'), and prints tables that also go to plan.json and plan.md in --out. How to read them, and
@@ -28,10 +29,10 @@ from rich.console import Console
 
 from experiments import config_flags
 from experiments.stages.programs import NAMES, make_programs, planned_model, sampler_call
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.planning.measure import measure
 from grm_jax.planning.report import markdown, show
 from grm_jax.planning.topology import Topology, get_topology
-from grm_jax.sharding import make_mesh
 
 CONFIG = config_flags.define_preset()
 TOPOLOGY = flags.DEFINE_string(

@@ -1,6 +1,7 @@
 """Train a reward model with a scalar head on preference records: Bradley-Terry, PairRM or CLoud.
 
-    python -m experiments.reward_model --config=experiments/configs/tiny_reward_model.py --config.kind=bradley_terry --workdir=runs/tiny_bt
+    python -m experiments.reward_model --config=experiments/configs/tiny_reward_model.py \\
+        --config.kind=bradley_terry --workdir=runs/tiny_bt
 
 Run it again to go on where it was. Each kind wants a work folder of its own. What it leaves:
 experiments/stages/scalar.py, run.py.

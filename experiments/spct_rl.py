@@ -15,9 +15,9 @@ from absl import app, logging
 from experiments import config_flags
 from experiments.stages import evaluate, meta, rft, rl
 from experiments.stages.run import finished_stages, run_stage, setup, start_processes
-from grm_jax import distributed
-from grm_jax.evaluation.report import write_report
-from grm_jax.evaluation.results import summarise
+from grm_jax.evaluation.results import summarize
+from grm_jax.parallel import processes
+from grm_jax.report.report import write_report
 from grm_jax.reward_models.grm import read_rows
 
 CONFIG, WORKDIR = config_flags.define_config()
@@ -38,7 +38,7 @@ def main(_):
     stages = evaluate.evaluation_stages(run)
     for name, stage in stages:
         run_stage(run, name, stage)
-    if not distributed.is_main():
+    if not processes.is_main():
         return
 
     rows = (
@@ -46,7 +46,7 @@ def main(_):
         for path in sorted((run.workdir / "judgments").glob("eval_*.jsonl"))
         for row in read_rows(path)
     )
-    summary = summarise(
+    summary = summarize(
         rows, config.eval.ks, shuffles=config.eval.reshuffles, seed=config.eval.seed
     )
     done = finished_stages(run)

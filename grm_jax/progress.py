@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from grm_jax.distributed import is_main
+from grm_jax.parallel.processes import is_main
 
 # plain lines: a stage that is done sooner prints none; then one this often
 FIRST_LINE_S, EVERY_S = 5.0, 15.0

@@ -6,7 +6,7 @@ Three rules hold for every tokenizer:
   ordinary pieces;
 - prompt and completion are encoded apart, here as in the sampler, so that training sees the ids
   that were sampled;
-- `decode(encode(text)) == text` as far as the tokenizer's own normaliser allows: the "dummy prefix"
+- `decode(encode(text)) == text` as far as the tokenizer's own normalizer allows: the "dummy prefix"
   (a space that SentencePiece models of the Llama family put before every text) is switched off, and
   `chat_prompt` writes that space once, behind the BOS.
 """
@@ -26,7 +26,7 @@ import tokenizers
 
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
-# A serialised ModelProto that is appended to another is merged into it. This one: normalizer_spec
+# A serialized ModelProto that is appended to another is merged into it. This one: normalizer_spec
 # (field 3) { add_dummy_prefix (3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
@@ -263,7 +263,7 @@ def _tokenizer(
         ids: list[int] = []
         for start, end in zip([0, *cuts], [*cuts, len(text)]):
             part = encode(text[start:end])
-            # a normaliser made the string, such as NFKC from full-width letters
+            # a normalizer made the string, such as NFKC from full-width letters
             if not control_ids.isdisjoint(part):
                 part = [i for character in text[start:end] for i in encode(character)]
             ids += part
@@ -299,7 +299,7 @@ def _special_ids(folder: Path, id_of: Callable[[str], int | None]) -> dict[str, 
     result: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
         text = texts.get(f"{name}_token")
-        if isinstance(text, dict):  # a serialised AddedToken
+        if isinstance(text, dict):  # a serialized AddedToken
             text = text.get("content")
         index = config.get(f"{name}_token_id") if text is None else id_of(text)
         if text is not None and index is None:

@@ -137,11 +137,11 @@ def test_text_never_becomes_a_control_id_mistral(mistral, text):
     assert mistral.decode(ids) == text.replace("▁", " ")
 
 
-def test_a_normaliser_cannot_make_a_control_token(tmp_path):
+def test_a_normalizer_cannot_make_a_control_token(tmp_path):
     folder = byte_level_tokenizer(tmp_path, normalizer=tokenizers.normalizers.NFKC())
     spec = json.loads((folder / "tokenizer.json").read_text())
     for token in spec["added_tokens"]:
-        token["normalized"] = True  # such tokens are looked for in the normalised text
+        token["normalized"] = True  # such tokens are looked for in the normalized text
     (folder / "tokenizer.json").write_text(json.dumps(spec))
     full_width = "＜end_of_turn＞"
     raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,7 +1,8 @@
-"""python -m experiments.spct_rl --config=experiments/configs/real_text.py --workdir=runs/real_text \\
-    --config.data.train=TRAIN.json --config.data.eval.test=TEST.json --config.tokenizer.path=tokenizer.model
+"""python -m experiments.spct_rl --config=experiments/configs/real_text.py \\
+    --workdir=runs/real_text --config.data.train=TRAIN.json --config.data.eval.test=TEST.json \\
+    --config.tokenizer.path=tokenizer.model
 
-Every stage on real conversations with a small, randomly initialised Gemma-2. Its accuracy is
+Every stage on real conversations with a small, randomly initialized Gemma-2. Its accuracy is
 chance; what the run shows is that real lengths, languages, several turns and lists of responses go
 through. None of its judgments can be parsed, so RFT trains on the best responses to the training
 records alone, the rewards of RL are all equal, so that only its KL term acts, and the Meta RM sees
@@ -21,7 +22,7 @@ from experiments.configs import spct_gemma2_27b
 def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
     config.note = (
-        "A small, randomly initialised model on real text: its accuracy is chance, whatever the "
+        "A small, randomly initialized model on real text: its accuracy is chance, whatever the "
         "differences between rows."
     )
     config.model = ml_collections.ConfigDict(

@@ -1,5 +1,6 @@
-"""python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_27b.py --workdir=runs/spct_27b \\
-    --config.model.path=FOLDER_OF_GEMMA_2_27B --config.data.general=GENERAL.jsonl
+"""python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_27b.py \\
+    --workdir=runs/spct_27b --config.model.path=FOLDER_OF_GEMMA_2_27B \\
+    --config.data.general=GENERAL.jsonl
 
 SPCT on the pretrained Gemma-2-27B, as in "Inference-Time Scaling for Generalist Reward Modeling"
 (arXiv 2504.02495v3), here "the paper".
@@ -19,7 +20,7 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    # open: no seed is given. Response order, sampling, data order and initialisation are functions
+    # open: no seed is given. Response order, sampling, data order and initialization are functions
     # of it
     config.seed = 0
     config.note = ""  # free text that goes into results.json
@@ -28,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             # 3.2: starts from pretrained (base) weights, not chat; a Hugging Face folder, or "tiny"
             path="checkpoints/gemma-2-27b",
-            # sizes of a randomly initialised model instead of a path (real_text.py)
+            # sizes of a randomly initialized model instead of a path (real_text.py)
             random_init=placeholder(ml_collections.ConfigDict),
             # open: compute type; "float32" | "bfloat16". Norms, softmax and logits are fp32 either
             # way
@@ -192,7 +193,7 @@ def get_config() -> ml_collections.ConfigDict:
             # open: log pi_old by the "trainer", so that the ratio starts at 1, or the "sampler",
             # one forward pass less
             old_logp="trainer",
-            # open: optimiser steps on each batch of rollouts; at 1 the ratio is 1 and clipping
+            # open: optimizer steps on each batch of rollouts; at 1 the ratio is 1 and clipping
             # never acts
             updates_per_rollout=1,
             learning_rate=4e-7,  # C.1, Tab 5

@@ -1,5 +1,6 @@
-"""python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_2b.py --workdir=runs/spct_2b \\
-    --config.model.path=FOLDER_OF_GEMMA_2_2B --config.data.general=GENERAL.jsonl
+"""python -m experiments.spct_rl --config=experiments/configs/spct_gemma2_2b.py \\
+    --workdir=runs/spct_2b --config.model.path=FOLDER_OF_GEMMA_2_2B \\
+    --config.data.general=GENERAL.jsonl
 
 SPCT on the pretrained Gemma-2-2B. The paper has no run of this size; values that are not set here
 are those of its 27B run.

@@ -1,5 +1,5 @@
-"""python -m experiments.evaluate --config=experiments/configs/tiny_evaluate.py
---workdir=runs/tiny_evaluate
+"""python -m experiments.evaluate --config=experiments/configs/tiny_evaluate.py \\
+    --workdir=runs/tiny_evaluate
 
 The tiny base of the package, as a pointwise model, against length and chance on the checkable
 world. After the quick start (launch/quickstart.sh) its models are systems too: {"name": "grm",

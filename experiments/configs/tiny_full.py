@@ -1,5 +1,5 @@
-"""python -m experiments.spct_rl --config=experiments/configs/tiny_full.py
---workdir=runs/tiny_full_0 --config.seed=0
+"""python -m experiments.spct_rl --config=experiments/configs/tiny_full.py \\
+    --workdir=runs/tiny_full_0 --config.seed=0
 
 The quick start with a full evaluation: 1,000 records of each split, and votes of up to 32. One seed
 a process; the reported figures are means over `--config.seed=0`, `1` and `2`, each with a work

@@ -1,5 +1,5 @@
-"""python -m experiments.paper --config=experiments/configs/tiny_paper.py --workdir=runs/paper
---out=docs/results.md
+"""python -m experiments.paper --config=experiments/configs/tiny_paper.py --workdir=runs/paper \\
+    --out=docs/results.md
 
 The paper in miniature: every system of its tables, trained on the checkable world from one base,
 its ablations, the beta sweep and three model sizes; 3 seeds. Everything is resumed by running the
@@ -22,7 +22,7 @@ from experiments.configs import tiny_evaluate
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.fast = False
-    # of records, order, sampling and initialisation of heads; the base is the same
+    # of records, order, sampling and initialization of heads; the base is the same
     config.seeds = (0, 1, 2)
     # of systems, each trained and judged by itself; the main table is the first
     config.groups = ("main", "judges", "ablations", "sizes")

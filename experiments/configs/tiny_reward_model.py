@@ -1,5 +1,5 @@
-"""python -m experiments.reward_model --config=experiments/configs/tiny_reward_model.py
---config.kind=bradley_terry --workdir=runs/tiny_bt
+"""python -m experiments.reward_model --config=experiments/configs/tiny_reward_model.py \\
+    --config.kind=bradley_terry --workdir=runs/tiny_bt
 
 Reward models with a scalar head on the checkable world, from the tiny base and the records that the
 quick start trains on: --config.kind=bradley_terry, pair_rm or cloud. Anything Gemma-2 of Hugging
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.critiques = ({"world": "critiques", "items": tiny.RFT_RECORDS},)
     config.bradley_terry = ml_collections.ConfigDict(
         dict(  # batch sizes count pairs
-            centre=0.0,  # weight of (r_better + r_worse)^2 (arXiv 2312.09244)
+            center=0.0,  # weight of (r_better + r_worse)^2 (arXiv 2312.09244)
             learning_rate=RATE,
             batch_size=BATCH,
             micro_batch=BATCH,

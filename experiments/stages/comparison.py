@@ -8,10 +8,10 @@ import pathlib
 import ml_collections
 
 from experiments.stages import judging
-from grm_jax import distributed
 from grm_jax.evaluation.comparison import compare_systems
-from grm_jax.evaluation.comparison_report import write_report
-from grm_jax.evaluation.comparison_table import markdown
+from grm_jax.parallel import processes
+from grm_jax.report.comparison_report import write_report
+from grm_jax.report.comparison_table import markdown
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
@@ -23,7 +23,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     judging.validate(config)
     benchmarks = judging.load_benchmarks(config, workdir / "records")
     judged = judging.judge_all(config, benchmarks, workdir / "judgments")
-    if not distributed.is_main():
+    if not processes.is_main():
         return {}
     results = {"config": config.to_dict()} | compare_systems(
         benchmarks, judged, tuple(config.ks), draws=config.bootstrap, seed=config.seeds[0]

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import ml_collections
 
 from experiments.stages.reward_models import KINDS, reward_model_maker, wrong_fields
-from grm_jax import distributed
+from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import make_records
-from grm_jax.evaluation.benchmarks import Benchmark, load_benchmark
 from grm_jax.evaluation.compare import Judged
 from grm_jax.evaluation.judgment_files import judge_missing, missing, read_rows, record_digest
 from grm_jax.judgment.records import write_records
+from grm_jax.parallel import processes
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: it becomes a folder
 # of a system: these do not change what it answers
@@ -79,10 +79,10 @@ def _problems(config) -> Iterator[str]:
             )
         elif problem := wrong_fields(spec):
             yield f"systems[{i}] ({name}): {problem}"
-        if spec.get("kind") == "remote" and distributed.count() > 1:
+        if spec.get("kind") == "remote" and processes.count() > 1:
             yield (
                 f"systems[{i}] ({name}): a remote model is asked by one process; this job has "
-                f"{distributed.count()}, each of which would pay for it"
+                f"{processes.count()}, each of which would pay for it"
             )
         for field in WEIGHTS:
             if (
@@ -108,7 +108,7 @@ def load_benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
             path = folder / f"{spec.get('name', spec['split'])}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             records = make_records(spec["split"], spec["items"], spec.get("seed", 0))
-            distributed.on_main(
+            processes.on_main(
                 f"records {path.stem}",
                 lambda path=path, records=records: write_records(path, records),
             )
@@ -193,7 +193,7 @@ def _judge(config, spec, benchmarks, folder):
                     else records
                 )
                 path = folder / benchmark.name / f"{way.kind}-seed{seed}.jsonl"
-                found = read_rows(path, digests, way.temperature) if distributed.is_main() else {}
+                found = read_rows(path, digests, way.temperature) if processes.is_main() else {}
                 absent = _missing(path, found, asked, way.samples, config.retry)
                 if absent:
                     label = (f"{spec['name']} on {benchmark.name}, {way.kind}") + (
@@ -214,7 +214,7 @@ def _judge(config, spec, benchmarks, folder):
 
 def _missing(path, found, asked, samples, retry):
     """`missing` as process 0 finds it, whose rows alone are on file and in the results."""
-    ids = distributed.on_main(
+    ids = processes.on_main(
         f"missing in {path}",
         lambda: [
             (samples, [record.id for record in group])
@@ -232,7 +232,7 @@ def _facts(
     them, from the loaded model.
     """
     identity = _identity(config, spec)
-    on_file = distributed.on_main(
+    on_file = processes.on_main(
         f"facts of {path.parent.name}",
         lambda: json.loads(path.read_text()) if path.is_file() else None,
     )
@@ -254,7 +254,7 @@ def _facts(
             "sampled": bool(one.sampled),
             "accepts": facts["accepts"] | {str(n): bool(one.accepts(n)) for n in unknown},
         }
-        if distributed.is_main():
+        if processes.is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_suffix(".partial").write_text(json.dumps(facts, indent=1) + "\n")
             path.with_suffix(".partial").rename(path)

@@ -27,13 +27,13 @@ from grm_jax.models.config import (
 )
 from grm_jax.models.gemma2 import cast_weights
 from grm_jax.models.lora import start_adapters
-from grm_jax.models.rows import DATA_AXES
+from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import SCALAR, abstract_params
+from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, shares
 from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program
 from grm_jax.sampling.mapped import map_rows
 from grm_jax.sampling.sampler import SamplingConfig, decode_step, empty_suffix, grow_suffix, start
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings, shares
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.training.step import adapted, make_logprob_fn, meta_loss, rft_loss
 

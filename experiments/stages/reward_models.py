@@ -29,9 +29,10 @@ from experiments.stages.run import sampler_of
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record
-from grm_jax.losses.names import resolve
 from grm_jax.models.config import load_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
+from grm_jax.naming import resolve
+from grm_jax.parallel.mesh import make_mesh, param_shardings
 from grm_jax.reward_models import baselines
 from grm_jax.reward_models.cloud import cloud
 from grm_jax.reward_models.grm import Prompter
@@ -42,7 +43,6 @@ from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import remote_judge
 from grm_jax.reward_models.scalar import load_scalar, scalar_rm
-from grm_jax.sharding import make_mesh, param_shardings
 from grm_jax.tokenizer import load_tokenizer
 
 Maker = Callable[[int], RewardModel]

@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.stages.run import Run, load_policy, policy_sampler
 from experiments.stages.train import fit
-from grm_jax import distributed
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_too_easy
+from grm_jax.parallel import processes
 from grm_jax.reward_models.grm import Ask, judge_to_file, read_rows, shuffled_asks
 from grm_jax.training.step import rft_loss
 
@@ -64,9 +64,9 @@ def write_accepted(run: Run, rows: list[dict]) -> list[dict]:
     )
     path = run.judgments(SAMPLES)
     # by all, before another file takes the place of this one
-    distributed.barrier("trajectories read")
+    processes.barrier("trajectories read")
     whole = path.with_suffix(".tmp")
-    if distributed.is_main():
+    if processes.is_main():
         whole.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         os.replace(whole, path)
     return rows

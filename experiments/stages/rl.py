@@ -13,15 +13,15 @@ import numpy as np
 from experiments.stages.rft import SAMPLES
 from experiments.stages.run import Run, load_policy, policy_sampler
 from experiments.stages.train import begin, example_text, leave, save_model, save_state
-from grm_jax import distributed
 from grm_jax.data.pipeline import bucket_length, make_batches
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_too_easy, rule_reward
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
 from grm_jax.models.config import Gemma2Config
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import place_batch
 from grm_jax.progress import progress
 from grm_jax.reward_models.grm import Ask, Drawn, judge, read_rows
-from grm_jax.sharding import place_batch
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.rollout_metrics import rollout_metrics, sampler_gap
 from grm_jax.training.step import LossFn, make_logprob_fn, rl_loss
@@ -143,12 +143,12 @@ def train(run: Run) -> None:
     if training.extra:
         batches.set_state(training.extra["batches"])
     rollouts = run.judgments("rl")
-    distributed.on_main("rollouts on file", lambda: keep_steps_before(rollouts, first))
+    processes.on_main("rollouts on file", lambda: keep_steps_before(rollouts, first))
     with (
         MetricsLog(run.workdir, "rl", first) as log,
-        open(distributed.written(rollouts), "a") as file,
+        open(processes.written(rollouts), "a") as file,
         progress("rl", settings.steps, done=first) as advance,
-        distributed.stop_signal() as stopped,
+        processes.stop_signal() as stopped,
     ):
         on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
 
@@ -195,7 +195,7 @@ def train(run: Run) -> None:
             if stop or (step + 1) % run.config.checkpoint.every == 0:
                 write(late.flush())
                 file.flush()
-                if distributed.is_main():
+                if processes.is_main():
                     os.fsync(file.fileno())
                 save_state(run, training, state, {"batches": batches.get_state()})
             if stop:

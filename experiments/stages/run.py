@@ -29,7 +29,6 @@ import ml_collections
 from jax.sharding import Mesh
 
 from experiments import config_flags
-from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.data.world import make_instructions, make_records
@@ -40,10 +39,11 @@ from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating, load_config
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import SCALAR, abstract_params
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import make_mesh, param_shardings, shares
 from grm_jax.reward_models.grm import Prompter, split_by_length
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
-from grm_jax.sharding import make_mesh, param_shardings, shares
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -73,15 +73,15 @@ def start_processes() -> None:
     """Join the processes of this job, if it has several, before anything that needs a device. All
     but process 0 fall silent but for errors.
     """
-    processes = distributed.initialize()
+    found = processes.initialize()
     jax.config.update("jax_threefry_partitionable", True)
-    if processes.count > 1:
+    if found.count > 1:
         print(
-            f"process {processes.index} of {processes.count} on {socket.gethostname()}, by "
-            f"{processes.launcher}",
+            f"process {found.index} of {found.count} on {socket.gethostname()}, by "
+            f"{found.launcher}",
             flush=True,
         )
-        if not distributed.is_main():
+        if not processes.is_main():
             sys.stdout = open(os.devnull, "w")
 
 
@@ -89,7 +89,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """Load everything a run needs, check it, and write down which records are used and which are
     left out.
     """
-    distributed.on_main("config", lambda: _refuse_other_config(config, workdir))
+    processes.on_main("config", lambda: _refuse_other_config(config, workdir))
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     prompter = Prompter(
         tokenizer,
@@ -135,7 +135,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         records[split], left_out[split] = split_by_length(prompter, found, config.lengths.prompt)
         if split != "train" and config.eval.records:
             records[split] = records[split][: config.eval.records]
-        if distributed.is_main():
+        if processes.is_main():
             write_records(_made(workdir / "records" / f"{split}.jsonl"), records[split])
         longer = ", ".join(f"{name} ({tokens})" for name, tokens in left_out[split][:5]) + (
             ", ..." if len(left_out[split]) > 5 else ""
@@ -158,7 +158,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         for row in _load_general(one, config, records["train"])
     ]
     evaluation = {split: records[split] for split in config.eval.splits}
-    if distributed.is_main():
+    if processes.is_main():
         (workdir / "records" / "left_out.json").write_text(json.dumps(left_out, indent=1) + "\n")
         claim = {"digest": config_flags.config_digest(config), "config": config.to_dict()}
         (workdir / "config.tmp").write_text(json.dumps(claim, indent=1) + "\n")
@@ -267,7 +267,7 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], str | None]) -> None:
     results.json and the report.
     """
     marker = run.workdir / "stages" / f"{name}.json"
-    done = distributed.on_main(
+    done = processes.on_main(
         f"before {name}", lambda: json.loads(marker.read_text()) if marker.is_file() else None
     )
     if done:
@@ -277,7 +277,7 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], str | None]) -> None:
     began = time.time()
     note = stage(run)
     seconds = time.time() - began
-    if distributed.is_main():
+    if processes.is_main():
         _made(marker).with_suffix(".tmp").write_text(
             json.dumps({"seconds": seconds, "note": note}) + "\n"
         )

@@ -17,20 +17,20 @@ from experiments import config_flags
 from experiments.stages.rft import general_examples
 from experiments.stages.run import Run, load_policy, policy_sampler, with_head
 from experiments.stages.train import fit
-from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.sources import load_source
 from grm_jax.data.world import make_critiques
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import expected_credit, vote
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import param_shardings
 from grm_jax.progress import progress
 from grm_jax.reward_models.cloud import cloud, critic_example, head_examples, write_critiques
 from grm_jax.reward_models.grm import read_rows
 from grm_jax.reward_models.pair_rm import pair_examples, pair_rm
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.scalar import gold_pairs, preference_examples, scalar_rm
-from grm_jax.sharding import param_shardings
 from grm_jax.training.step import meta_loss, preference_loss, rft_loss
 
 Stages = list[tuple[str, Callable[[Run], None]]]
@@ -51,7 +51,7 @@ def training_stages(run: Run) -> Stages:
 
 def train_bradley_terry(run: Run) -> None:
     """All gold pairs of the training records -> models/bradley_terry."""
-    loss = preference_loss(run.cfg, run.config.bradley_terry.centre)
+    loss = preference_loss(run.cfg, run.config.bradley_terry.center)
     _fit_scalar(run, "bradley_terry", loss, preference_examples(run.prompter.tokenizer, run.train))
 
 
@@ -89,7 +89,7 @@ def sample_critiques(run: Run) -> None:
     is continued behind its last whole line.
     """
     settings, path = run.config.cloud, run.judgments("critiques")
-    done = set(distributed.on_main("critiques on file", lambda: _critiqued(path)))
+    done = set(processes.on_main("critiques on file", lambda: _critiqued(path)))
     records = [record for record in run.train if len(record.responses) > 1]
     left = [record for record in records if record.id not in done]
     blocks = write_critiques(
@@ -103,9 +103,9 @@ def sample_critiques(run: Run) -> None:
         rows=run.config.sampling.rows,
     )
     with (
-        open(distributed.written(path), "a") as file,
+        open(processes.written(path), "a") as file,
         progress("critiques", len(records), "records", len(records) - len(left)) as advance,
-        distributed.stop_signal() as stopped,
+        processes.stop_signal() as stopped,
     ):
         for block in blocks:
             of_record: dict[str, list[dict]] = {}
@@ -122,7 +122,7 @@ def sample_critiques(run: Run) -> None:
             file.flush()
             advance(len(of_record))
             if stopped():
-                distributed.leave("critiques, what was drawn is on file")
+                processes.leave("critiques, what was drawn is on file")
 
 
 def _critiqued(path: pathlib.Path) -> list[str]:
@@ -203,15 +203,15 @@ def judge_held_out(run: Run) -> None:
         if not records:
             continue
         rows = []
-        with distributed.stop_signal() as stopped:
+        with processes.stop_signal() as stopped:
             for block in model.judge(
                 records, temperature=run.config.cloud.temperature if model.sampled else 0.0
             ):
                 rows += block
                 if stopped():
-                    distributed.leave(f"held_out, {split}: judged anew")
+                    processes.leave(f"held_out, {split}: judged anew")
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if distributed.is_main():
+        if processes.is_main():
             run.judgments(f"eval_{split}").parent.mkdir(parents=True, exist_ok=True)
             run.judgments(f"eval_{split}").write_text(text)
         results[split] = held_out_accuracy(rows)
@@ -220,7 +220,7 @@ def judge_held_out(run: Run) -> None:
             + "  ".join(f"{name} {value:.4g}" for name, value in results[split].items()),
             flush=True,
         )
-    if distributed.is_main():
+    if processes.is_main():
         (run.workdir / "held_out.json").write_text(
             json.dumps({"kind": run.config.kind, "splits": results}, indent=1) + "\n"
         )

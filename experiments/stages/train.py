@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from experiments import config_flags
 from experiments.stages.run import Run
-from grm_jax import distributed
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.checkpoint.state import open_checkpoints, restore_latest, save
@@ -21,8 +20,9 @@ from grm_jax.data.pipeline import make_batches
 from grm_jax.judgment.records import Record
 from grm_jax.models.lora import LoraConfig, merge, start_adapters
 from grm_jax.models.table import CAUSAL_LM
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import param_shardings, place_batch
 from grm_jax.progress import progress
-from grm_jax.sharding import param_shardings, place_batch
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import TrainState, abstract_state, init_state
@@ -160,7 +160,7 @@ def save_model(
 def leave(training: Training, stage: str, state: TrainState) -> None:
     """End this process, as SIGTERM asked, once the checkpoint just begun is on disk."""
     training.checkpoints.close()
-    distributed.leave(f"{stage}, saved behind update {int(state.step)}")
+    processes.leave(f"{stage}, saved behind update {int(state.step)}")
 
 
 def fit(
@@ -173,10 +173,10 @@ def fit(
     settings: ml_collections.ConfigDict,
     architecture: str = CAUSAL_LM,
 ) -> None:
-    """Minimise `loss_fn` over examples drawn from `sources` by weight -> models/<stage>. `params`
+    """Minimize `loss_fn` over examples drawn from `sources` by weight -> models/<stage>. `params`
     are donated (see `begin`).
 
-    Examples hold "id" and the fields of the loss's batch without "normaliser"; fields of positions
+    Examples hold "id" and the fields of the loss's batch without "normalizer"; fields of positions
     have names that end in "positions".
     """
     positions = [name for name in next(iter(sources.values()))[0] if name.endswith("positions")]
@@ -198,7 +198,7 @@ def fit(
     with (
         MetricsLog(run.workdir, stage, first) as log,
         progress(stage, settings.steps, done=first) as advance,
-        distributed.stop_signal() as stopped,
+        processes.stop_signal() as stopped,
     ):
 
         def write(rows):

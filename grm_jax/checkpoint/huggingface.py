@@ -32,7 +32,6 @@ from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
 from grm_jax.models.table import (
     CAUSAL_LM,
@@ -45,6 +44,7 @@ from grm_jax.models.table import (
     is_stacked,
     to_hf,
 )
+from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.progress import byte_progress
 from grm_jax.tokenizer import load_tokenizer
 
@@ -327,7 +327,7 @@ def save_folder(
       folder: absent, empty, or a model folder (has config.json), which is replaced.
       params: as `abstract_params(cfg, architecture)`; any dtype, any sharding. If it goes over
         several processes, all of them call this: tensor after tensor is gathered, and process 0
-        writes. The others come back earlier: `distributed.barrier` before they read.
+        writes. The others come back earlier: `processes.barrier` before they read.
       tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids
           are stated in config.json.
       dtype: of the tensors written, "float32" or "bfloat16".

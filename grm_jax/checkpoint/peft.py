@@ -12,10 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoint.huggingface import open_safetensors
-from grm_jax.distributed import is_main, to_host
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
 from grm_jax.models.table import find_row, hf_names
+from grm_jax.parallel.processes import is_main, to_host
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MATRICES = {A: "lora_A", B: "lora_B"}

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from grm_jax import distributed
+from grm_jax.parallel import processes
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointMana
     )
     handlers = {"state": ocp.StandardCheckpointHandler(), "header": ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-    # JAX counts the polls, and Orbax's would upset those of distributed.stop_signal
+    # JAX counts the polls, and Orbax's would upset those of processes.stop_signal
     manager.reached_preemption = lambda step: False
     return manager
 
@@ -114,11 +114,11 @@ def restore_latest(
           would hide that.
     """
     damaged = []
-    for step in distributed.on_main(
+    for step in processes.on_main(
         "steps on disk", lambda: sorted(manager.all_steps(), reverse=True)
     ):
         folder = pathlib.Path(manager.directory) / str(step)
-        header, error = distributed.on_main(
+        header, error = processes.on_main(
             f"header of {folder}",
             lambda folder=folder: _tried(ocp.JsonCheckpointHandler().restore, folder / "header"),
         )
@@ -138,7 +138,7 @@ def restore_latest(
             folder / "state",
             args=ocp.args.StandardRestore(_placed(abstract_state)),
         )
-        if not distributed.in_all(f"state of {folder}", error is None):
+        if not processes.in_all(f"state of {folder}", error is None):
             damaged.append(_warn(folder, error or "the files of another process cannot be read"))
             continue
         read, recorded = (int(state.step), checksum(state)), (step, header["checksum"])
@@ -148,10 +148,10 @@ def restore_latest(
                 "was saved. Bits changed on disk or on the way to the "
                 f"devices; to go on from the checkpoint before it, move this folder away"
             )
-        if damaged and distributed.is_main():
+        if damaged and processes.is_main():
             for bad in damaged:
                 bad.rename(bad.with_name(bad.name + ".damaged"))
-        distributed.barrier("damaged checkpoints renamed")
+        processes.barrier("damaged checkpoints renamed")
         manager.reload()
         return state, header["extra"]
     if damaged:
@@ -169,7 +169,7 @@ def checksum(tree: Any) -> str:
     elements both show. Not a cryptographic hash.
     """
     return hashlib.sha256(
-        distributed.to_host(_leaf_sums(jax.tree.leaves(tree))).tobytes()
+        processes.to_host(_leaf_sums(jax.tree.leaves(tree))).tobytes()
     ).hexdigest()[:16]
 
 

@@ -76,7 +76,7 @@ def make_batches(
     parts = []
     names = sorted(sources)
     for name in names:
-        # A hash: grain gives epoch e the seed s + e, so plain neighbouring seeds would share
+        # A hash: grain gives epoch e the seed s + e, so plain neighboring seeds would share
         # orders.
         source_seed = int.from_bytes(seeded_digest("make_batches", seed, name)[:4], "big")
         parts.append(

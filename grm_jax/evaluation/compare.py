@@ -6,7 +6,7 @@ All systems of a benchmark are laid out over the same items and resampled alike,
 single response, that it does not accept) is not applicable: NaN in every array, no part of any
 mean, and counted.
 
-A benchmark says how its figures come of its items (`Benchmark.summarise`): a mean over sections,
+A benchmark says how its figures come of its items (`Benchmark.summarize`): a mean over sections,
 say, whose means weigh subsets. In accuracy that is a weighted mean of the items; `weights` finds
 the weights once, and then a resample costs one product.
 
@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from grm_jax.benchmarks.base import Benchmark
 from grm_jax.evaluation import bootstrap, scaling
-from grm_jax.evaluation.benchmarks.base import Benchmark
 from grm_jax.evaluation.judgment_files import Rows
 from grm_jax.evaluation.results import has_logits
 from grm_jax.evaluation.scaling import Estimate, Pool
@@ -254,7 +254,7 @@ def _mean(values_I: np.ndarray) -> float | None:
     return float(values_I.mean()) if len(values_I) else None
 
 
-def summarise(field: Field, values_I: np.ndarray, judged_I: np.ndarray) -> dict[str, float]:
+def summarize(field: Field, values_I: np.ndarray, judged_I: np.ndarray) -> dict[str, float]:
     """The benchmark's figures over the judged items; a NaN among their values is a score that no
     judgment gave.
     """
@@ -262,14 +262,14 @@ def summarise(field: Field, values_I: np.ndarray, judged_I: np.ndarray) -> dict[
         field.ids[i]: None if np.isnan(values_I[i]) else float(values_I[i])
         for i in np.flatnonzero(judged_I)
     }
-    return field.benchmark.summarise(values) if values else {}
+    return field.benchmark.summarize(values) if values else {}
 
 
 def weights(field: Field, judged_I: np.ndarray) -> dict[str, np.ndarray]:
     """{figure: weight_I}: what the credit of each item adds to each figure of a benchmark of
     accuracy.
 
-    Its figures are weighted means, so `summarise` gives the weights when, in place of credits, it
+    Its figures are weighted means, so `summarize` gives the weights when, in place of credits, it
     gets the columns of an identity matrix.
     """
     key = judged_I.tobytes()
@@ -280,7 +280,7 @@ def weights(field: Field, judged_I: np.ndarray) -> dict[str, np.ndarray]:
             chunk = items[start : start + WEIGHTS_AT_ONCE]
             values = dict.fromkeys((field.ids[i] for i in items), np.zeros(len(chunk)))
             values |= {field.ids[i]: unit for i, unit in zip(chunk, np.eye(len(chunk)))}
-            for name, weight in field.benchmark.summarise(values).items():
+            for name, weight in field.benchmark.summarize(values).items():
                 found[name][chunk] = weight
         field.weights[key] = dict(found)
     return field.weights[key]
@@ -307,7 +307,7 @@ def area_draws(field: Field, figure: Figure) -> dict[str, np.ndarray]:
     key = (figure.score_IV[:, 0].tobytes(), figure.judged_I.tobytes())
     if key not in field.areas:
         whole, *parts = (
-            summarise(field, figure.score_IV[:, 0], figure.judged_I & inside_I)
+            summarize(field, figure.score_IV[:, 0], figure.judged_I & inside_I)
             for inside_I in (np.array(True), *field.half_BI)
         )
         field.areas[key] = {
@@ -337,8 +337,8 @@ def values_of(field: Field, figure: Figure, credit: str = "expected") -> dict[st
     accuracy.
     """
     if figure.score_IV is None:
-        return summarise(field, credit_values(field, figure, credit), figure.judged_I)
-    of_votes = [summarise(field, score_I, figure.judged_I) for score_I in figure.score_IV.T]
+        return summarize(field, credit_values(field, figure, credit), figure.judged_I)
+    of_votes = [summarize(field, score_I, figure.judged_I) for score_I in figure.score_IV.T]
     return {name: float(np.mean([values[name] for values in of_votes])) for name in of_votes[0]}
 
 
@@ -398,7 +398,7 @@ def both_orders(field: Field, judged: Judged) -> float | None:
                 for pool, verdicts in zip(pools, (one, other))
             ]
             credit = {item: (half[0][item] + half[1][item]) / 2 for item in other}
-        values.append(field.benchmark.summarise(credit).get(OVERALL))
+        values.append(field.benchmark.summarize(credit).get(OVERALL))
     return float(np.mean(values)) if values and None not in values else None
 
 
@@ -446,7 +446,7 @@ def row_of(field: Field, figure: Figure, official: str | None) -> dict:
         "all_failed_rate": _mean(figure.lost_I),
         "chance": 0.5
         if figure.score_IV is not None
-        else summarise(field, figure.chance_I, figure.judged_I).get(OVERALL),
+        else summarize(field, figure.chance_I, figure.judged_I).get(OVERALL),
         "length_agreement": _mean(figure.agree_I),
         "domains": len(domains),
         "domain_range": max(domains) - min(domains) if domains else None,

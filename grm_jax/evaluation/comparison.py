@@ -5,8 +5,8 @@ experiments.evaluate` but its config.
 import collections
 from collections.abc import Mapping, Sequence
 
+from grm_jax.benchmarks import Benchmark
 from grm_jax.evaluation import compare, diagnostics, differences, scaling
-from grm_jax.evaluation.benchmarks import Benchmark
 from grm_jax.evaluation.compare import Field, Figure, Judged, Way
 from grm_jax.evaluation.results import has_logits
 from grm_jax.judgment.voting import default_k_meta

@@ -37,7 +37,7 @@ def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
         return None
     if a.score_IV is None:
         gap_I = np.where(shared_I, a.credit_I - b.credit_I, np.nan)
-        value = compare.summarise(field, gap_I, shared_I).get(OVERALL)
+        value = compare.summarize(field, gap_I, shared_I).get(OVERALL)
         draws_B = (
             None if value is None else compare.figure_draws(field, OVERALL, gap_I, shared_I, value)
         )

@@ -16,8 +16,8 @@ import pathlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from grm_jax.distributed import is_main, written
 from grm_jax.judgment.records import Record, record_to_dict
+from grm_jax.parallel.processes import is_main, written
 from grm_jax.progress import progress
 from grm_jax.reward_models.protocol import Judge
 

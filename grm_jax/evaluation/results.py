@@ -67,7 +67,7 @@ def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def summarise(rows: Iterable[dict], ks: Sequence[int], *, shuffles: int = 8, seed: int = 0) -> dict:
+def summarize(rows: Iterable[dict], ks: Sequence[int], *, shuffles: int = 8, seed: int = 0) -> dict:
     """{"rows", "k_meta_sweep", "paired", "meta_rm"} of results.json from the evaluation's judgment
     rows.
 

@@ -42,7 +42,7 @@ def load_template(name_or_path: str | os.PathLike) -> jinja2.Template:
     """A built-in template by name ("pointwise"), or a file (anything with a path separator or the
     suffix .jinja).
 
-    A file may include its neighbours and the built-in templates. Raises ValueError when it is not
+    A file may include its neighbors and the built-in templates. Raises ValueError when it is not
     there or is not valid Jinja.
     """
     name = os.fspath(name_or_path)

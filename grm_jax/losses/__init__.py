@@ -8,7 +8,7 @@ losses are fp32; a mask is 1 on completion tokens, else 0.
     loss(logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg) -> (scalar, {metric name:
     scalar})
 
-The scalar is a sum divided by a count of the whole batch that `cfg.normaliser` carries, so the
+The scalar is a sum divided by a count of the whole batch that `cfg.normalizer` carries, so the
 losses, gradients and metrics of micro-batches and devices add up to those of the batch; metrics
 named *_min and *_max combine by minimum and maximum (`metrics.combine`). A config names each
 function by its short name in the tables below, or as `package.module:function`.
@@ -17,18 +17,18 @@ function by its short name in the tables below, or as `package.module:function`.
 from grm_jax.losses.advantages import ADVANTAGES, objective_mask, zero_variance
 from grm_jax.losses.aggregation import AGGREGATIONS, count
 from grm_jax.losses.cispo import cispo
-from grm_jax.losses.config import LossConfig, Normaliser
+from grm_jax.losses.config import LossConfig, Normalizer
 from grm_jax.losses.dapo import dapo
 from grm_jax.losses.dr_grpo import dr_grpo
 from grm_jax.losses.grpo import grpo
 from grm_jax.losses.gspo import gspo
 from grm_jax.losses.kl import KL_ESTIMATORS, kl_penalty
 from grm_jax.losses.metrics import combine
-from grm_jax.losses.names import resolve
 from grm_jax.losses.preference import bradley_terry
 from grm_jax.losses.reinforce_pp import reinforce_pp
 from grm_jax.losses.rloo import rloo
 from grm_jax.losses.supervised import bce, cross_entropy
+from grm_jax.naming import resolve
 
 LOSSES = {
     "grpo": grpo,
@@ -46,7 +46,7 @@ __all__ = [
     "KL_ESTIMATORS",
     "LOSSES",
     "LossConfig",
-    "Normaliser",
+    "Normalizer",
     "bce",
     "bradley_terry",
     "combine",

@@ -22,12 +22,12 @@ def group(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 
     """A = (r - mean_G r) / (std_G r + 1e-6), population std (GRPO, arXiv 2402.03300; SPCT Eq 15).
 
     A group whose rewards are all equal gets zero; this is decided by max == min of the rewards, not
-    by a rounded std. The penalty is centred in its group and subtracted after the division:
+    by a rounded std. The penalty is centered in its group and subtracted after the division:
     dividing it would blow up its noise in groups with equal rewards.
     """
     r_PG = _by_group(rewards_B, group_size)
-    centred_PG = r_PG - r_PG.mean(axis=1, keepdims=True)
-    scaled_PG = centred_PG / (r_PG.std(axis=1, keepdims=True) + EPSILON)
+    centered_PG = r_PG - r_PG.mean(axis=1, keepdims=True)
+    scaled_PG = centered_PG / (r_PG.std(axis=1, keepdims=True) + EPSILON)
     advantages_B = jnp.where(zero_variance(rewards_B, group_size), 0.0, scaled_PG.reshape(-1))
     penalty_PG = _by_group(jnp.broadcast_to(penalty_B, rewards_B.shape), group_size)
     return advantages_B - (penalty_PG - penalty_PG.mean(axis=1, keepdims=True)).reshape(-1)
@@ -88,10 +88,10 @@ def objective_mask(
     mask_BT: jax.Array, rewards_B: jax.Array, group_size: int, cfg: LossConfig
 ) -> jax.Array:
     """Mask [B, T] of the tokens that count in the objective. Use it for the loss and for the
-    normaliser alike.
+    normalizer alike.
 
     `cfg.zero_variance` "keep": the mask as it is; such groups have no policy gradient, but the KL
-    acts on them and they count in the normaliser (the plain objective). "drop": their rows become
+    acts on them and they count in the normalizer (the plain objective). "drop": their rows become
     0, so neither holds.
     """
     if cfg.zero_variance == "keep":

@@ -1,7 +1,7 @@
 """From one value per token to one number: every aggregation is a sum over tokens divided by a count
 of the whole batch.
 
-The count comes from `cfg.normaliser`, which covers all micro-batches and devices, so the results of
+The count comes from `cfg.normalizer`, which covers all micro-batches and devices, so the results of
 the parts add up to the result of the whole: the split never changes the loss. (A mean of per-part
 means does not have this property when lengths differ.)
 """
@@ -11,21 +11,21 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from grm_jax.losses.config import LossConfig, Normaliser
+from grm_jax.losses.config import LossConfig, Normalizer
 
 
-def count(mask_BT: jax.Array) -> Normaliser:
+def count(mask_BT: jax.Array) -> Normalizer:
     """Counts of the tokens and non-empty sequences in a mask [B, T] of 0 and 1. Call it on the
     global batch, or add up the parts.
     """
-    return Normaliser(
+    return Normalizer(
         tokens=mask_BT.sum(), sequences=mask_BT.any(axis=1).sum().astype(mask_BT.dtype)
     )
 
 
-def counts_of(mask_BT: jax.Array, cfg: LossConfig) -> Normaliser:
-    """The normaliser that `cfg` carries, or that of this mask where it carries none."""
-    return count(mask_BT) if cfg.normaliser is None else cfg.normaliser
+def counts_of(mask_BT: jax.Array, cfg: LossConfig) -> Normalizer:
+    """The normalizer that `cfg` carries, or that of this mask where it carries none."""
+    return count(mask_BT) if cfg.normalizer is None else cfg.normalizer
 
 
 def token_mean(x_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig) -> jax.Array:

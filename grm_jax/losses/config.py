@@ -10,8 +10,8 @@ import jax
 from flax import struct
 
 
-class Normaliser(NamedTuple):
-    """Counts of one optimiser batch, over all micro-batches and all devices. Additive: sum (or
+class Normalizer(NamedTuple):
+    """Counts of one optimizer batch, over all micro-batches and all devices. Additive: sum (or
     psum) the parts.
 
     tokens: scalar fp32, completion tokens that the loss sees.
@@ -24,7 +24,7 @@ class Normaliser(NamedTuple):
 
 @struct.dataclass
 class LossConfig:
-    """Settings of a loss. All fields but `normaliser` are static: changing one recompiles.
+    """Settings of a loss. All fields but `normalizer` are static: changing one recompiles.
 
     beta: weight of the KL divergence to the reference policy, >= 0 (0.08 in SPCT, arXiv 2504.02495
         App C.1).
@@ -40,8 +40,8 @@ class LossConfig:
         mask it is given.
     zero_variance: what happens to groups whose rewards are all equal: "keep" (no policy gradient,
         the KL still acts) or "drop" (`advantages.objective_mask` takes them out of the loss and of
-        the normaliser).
-    normaliser: counts of the global batch, set per step with `cfg.replace(normaliser=...)`; None
+        the normalizer).
+    normalizer: counts of the global batch, set per step with `cfg.replace(normalizer=...)`; None
         means that the arrays given are the whole batch.
 
     Raises ValueError for a negative beta or an unknown `kl_in` or `zero_variance`.
@@ -56,7 +56,7 @@ class LossConfig:
     aggregation: str | None = struct.field(pytree_node=False, default=None)
     max_length: int | None = struct.field(pytree_node=False, default=None)
     zero_variance: str = struct.field(pytree_node=False, default="keep")
-    normaliser: Normaliser | None = None
+    normalizer: Normalizer | None = None
 
     def __post_init__(self):
         if self.beta < 0:

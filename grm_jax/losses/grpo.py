@@ -18,7 +18,7 @@ def grpo(
     ],  r_it = pi / pi_old
 
     over the B sequences of the batch. Goes with the advantage `group`. Published clip: the paper
-    gives none, 0.2 / 0.2 as in PPO. The 1/|o_i| favours short right and long wrong answers;
+    gives none, 0.2 / 0.2 as in PPO. The 1/|o_i| favors short right and long wrong answers;
     `dr_grpo` and `dapo` differ in just that. logp, old_logp, ref_logp: fp32[B, T] log-probabilities
     of the sampled tokens under the policy, the policy that sampled, and the reference; advantages:
     fp32[B]; mask: fp32[B, T], 1 on completion tokens. Returns (scalar, metrics).

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.losses.config import LossConfig
-from grm_jax.losses.names import resolve
+from grm_jax.naming import resolve
 
 
 def k1(logp_BT: jax.Array, ref_logp_BT: jax.Array, cfg: LossConfig) -> jax.Array:

@@ -2,7 +2,7 @@
 of the batch.
 
 Names that end in `_min` or `_max` are reduced by minimum or maximum. Every other metric is a sum
-divided by a count of the whole batch (`cfg.normaliser`), so the parts add up. A part without any
+divided by a count of the whole batch (`cfg.normalizer`), so the parts add up. A part without any
 unmasked token reports inf and -inf as its minimum and maximum, which leaves the others as they are.
 """
 

@@ -11,7 +11,7 @@ from grm_jax.losses.aggregation import AGGREGATIONS, token_mean
 from grm_jax.losses.config import LossConfig
 from grm_jax.losses.kl import kl_per_token
 from grm_jax.losses.metrics import clip_metrics, ratio_metrics
-from grm_jax.losses.names import resolve
+from grm_jax.naming import resolve
 
 
 def masked_log_ratio(logp_BT: jax.Array, old_logp_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""REINFORCE++: clipped surrogate with advantages normalised over the global batch (arXiv
+"""REINFORCE++: clipped surrogate with advantages normalized over the global batch (arXiv
 2501.03262).
 """
 

@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.losses.aggregation import count
-from grm_jax.losses.config import Normaliser
+from grm_jax.losses.config import Normalizer
 
 
 def cross_entropy(
-    logp_BT: jax.Array, mask_BT: jax.Array, normaliser: Normaliser | None = None
+    logp_BT: jax.Array, mask_BT: jax.Array, normalizer: Normalizer | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -sum_bt m log pi(token_bt) / (tokens of the batch), in nats per token.
 
     logp: fp32[B, T] log-probabilities of the target tokens; mask: fp32[B, T], 1 on completion
-    tokens; normaliser: `count` of the global batch's mask, None if these arrays are all of it.
+    tokens; normalizer: `count` of the global batch's mask, None if these arrays are all of it.
     Returns (scalar, {"loss"}); micro-batches add up.
     """
-    tokens = (count(mask_BT) if normaliser is None else normaliser).tokens
+    tokens = (count(mask_BT) if normalizer is None else normalizer).tokens
     loss = -jnp.where(mask_BT > 0, logp_BT, 0.0).sum() / jnp.maximum(tokens, 1)
     return loss, {"loss": loss}
 
@@ -29,17 +29,17 @@ def bce(
     logits_B: jax.Array,
     labels_B: jax.Array,
     mask_B: jax.Array,
-    normaliser: Normaliser | None = None,
+    normalizer: Normalizer | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -sum_b m [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ] / (rows of the batch).
 
     logits: fp32[B] z; labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0; mask: fp32[B], 1
         on real rows, 0 on padding;
-    normaliser: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
+    normalizer: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
     Returns (scalar, metrics): loss, accuracy (of z > 0) and label_mean, the share of correct
         judgments; micro-batches add up.
     """
-    rows = jnp.maximum((count(mask_B[:, None]) if normaliser is None else normaliser).sequences, 1)
+    rows = jnp.maximum((count(mask_B[:, None]) if normalizer is None else normalizer).sequences, 1)
     inside_B = mask_B > 0
     z_B = jnp.where(inside_B, logits_B, 0.0)
     nll_B = -labels_B * jax.nn.log_sigmoid(z_B) - (1 - labels_B) * jax.nn.log_sigmoid(-z_B)

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from grm_jax.models.config import LOCAL, Gemma2Config
-from grm_jax.models.rows import split_rows
+from grm_jax.models.placement import split_rows
 from grm_jax.models.splash import splash_attend
 
 # k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch

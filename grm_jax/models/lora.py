@@ -3,7 +3,7 @@ functions of parameter trees.
 
 The model knows nothing of it: `merge` gives ordinary parameters, inside a jitted step as well as
 for export. A train state holds the adapters alone; the frozen weights are an argument of the step,
-so gradients, optimiser moments and checkpoints have the adapters' size and the reference policy is
+so gradients, optimizer moments and checkpoints have the adapters' size and the reference policy is
 the frozen weights themselves.
 
     params    {"blocks": {"layer_0_attn": {"q": W [n_blocks, in..., out...]}}}

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.rows import auto_axes, row_axes
+from grm_jax.models.placement import auto_axes, row_axes
 
 LANES = 128  # what a block is a multiple of
 

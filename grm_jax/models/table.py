@@ -98,7 +98,7 @@ TABLE = (
 
 
 def find_row(path: str) -> Row:
-    """The row of a parameter. A prefix ("backbone/...", an optimiser's "0/mu/...") is allowed; no
+    """The row of a parameter. A prefix ("backbone/...", an optimizer's "0/mu/...") is allowed; no
     row raises KeyError.
     """
     for row in TABLE:

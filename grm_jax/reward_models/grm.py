@@ -17,11 +17,11 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from grm_jax import distributed
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import render_prompt
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_correct
+from grm_jax.parallel import processes
 from grm_jax.progress import progress
 from grm_jax.sampling.rollout import Completion, Request, generate, plan
 from grm_jax.tokenizer import Tokenizer
@@ -228,7 +228,7 @@ def judge_to_file(
         sum(len(asks[i].samples) for i in batch.requests)
         for batch in plan(_requests(prompter, asks), buckets, rows)
     ]
-    done = distributed.on_main(
+    done = processes.on_main(
         f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes)
     )
     settings = dict(
@@ -240,9 +240,9 @@ def judge_to_file(
         labels=labels,
     )
     with (
-        open(distributed.written(path), "a") as file,
+        open(processes.written(path), "a") as file,
         progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance,
-        distributed.stop_signal() as stopped,
+        processes.stop_signal() as stopped,
     ):
         for blocks, drawn in enumerate(
             judge(sampler, params, prompter, asks, **settings), start=done + 1
@@ -254,14 +254,14 @@ def judge_to_file(
                 )
             )
             file.flush()
-            if distributed.is_main():
+            if processes.is_main():
                 os.fsync(file.fileno())
             advance(len(drawn))
             if stopped():
-                distributed.leave(
+                processes.leave(
                     f"{path.stem}, {blocks} of {len(sizes)} blocks of judgments are on file"
                 )
-    distributed.barrier(f"{path.stem}: all judged")
+    processes.barrier(f"{path.stem}: all judged")
 
 
 def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:

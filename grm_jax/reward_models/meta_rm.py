@@ -14,12 +14,12 @@ import jinja2
 import numpy as np
 
 from grm_jax.data.pipeline import bucket_length
-from grm_jax.distributed import to_host
 from grm_jax.judgment.prompts import render_meta_prompt
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import meta_label
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.heads import scalar_logits
+from grm_jax.parallel.processes import to_host
 from grm_jax.tokenizer import Tokenizer
 
 

@@ -19,9 +19,9 @@ from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.judgment.records import Record
 from grm_jax.models.config import Gemma2Config, load_config
 from grm_jax.models.table import SCALAR, abstract_params
+from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models.meta_rm import make_scorer, score_sequences
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row
-from grm_jax.sharding import param_shardings
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.distributed import to_host
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import cast_weights
-from grm_jax.models.rows import DATA_AXES
+from grm_jax.models.placement import DATA_AXES
+from grm_jax.parallel.mesh import batch_sharding, place_batch, shares
+from grm_jax.parallel.processes import to_host
 from grm_jax.sampling.sampler import SamplingConfig, sample
-from grm_jax.sharding import batch_sharding, place_batch, shares
 
 
 def make_sampler(

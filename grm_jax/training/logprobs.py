@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, lm_logits
-from grm_jax.models.rows import map_own_rows
+from grm_jax.models.placement import map_own_rows
 
 # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
 LOGITS_PER_ROW = 2**27
@@ -87,16 +87,16 @@ def _target_logprobs(embedding_VD, cfg, hidden_BTD, target_BT, temperature):
     by gather: its gradient is then no scatter, and it partitions over a sharded vocabulary.
     """
     logits_BTV = lm_logits({"embedding": embedding_VD}, cfg, hidden_BTD) / temperature
-    log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    log_normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     is_target_BTV = (
         jax.lax.broadcasted_iota(target_BT.dtype, logits_BTV.shape, 2) == target_BT[..., None]
     )
-    logp_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1) - log_normaliser_BT
-    fixed_BTV, fixed_normaliser_BT = jax.lax.stop_gradient((logits_BTV, log_normaliser_BT))
+    logp_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1) - log_normalizer_BT
+    fixed_BTV, fixed_normalizer_BT = jax.lax.stop_gradient((logits_BTV, log_normalizer_BT))
     expected_logit_BT = jnp.sum(
-        jnp.exp(fixed_BTV - fixed_normaliser_BT[..., None]) * fixed_BTV, axis=-1
+        jnp.exp(fixed_BTV - fixed_normalizer_BT[..., None]) * fixed_BTV, axis=-1
     )
-    return logp_BT, fixed_normaliser_BT - expected_logit_BT
+    return logp_BT, fixed_normalizer_BT - expected_logit_BT
 
 
 def _split(x_BT, chunk):

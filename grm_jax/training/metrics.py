@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 from tensorboardX import SummaryWriter
 
-from grm_jax import distributed
+from grm_jax.parallel import processes
 
 
 def check_finite(step: int, metrics: Mapping[str, float], item_ids: Sequence[str] = ()) -> None:
@@ -89,7 +89,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: str | os.PathLike, stage: str, resumed_step: int = 0):
-        self._stage, self._writes = stage, distributed.is_main()
+        self._stage, self._writes = stage, processes.is_main()
         if not self._writes:
             return
         folder = pathlib.Path(folder)

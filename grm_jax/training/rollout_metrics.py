@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.distributed import to_host
+from grm_jax.parallel.processes import to_host
 
 
 def rollout_metrics(

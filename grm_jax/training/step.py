@@ -4,10 +4,10 @@ differentiates.
 A batch is a dict of arrays with a leading batch axis B: `mask` (fp32[B, T], or fp32[B] where a row
 is the unit; 1 where the loss counts) and whatever else the loss reads.
 A loss is `loss_fn(params, batch) -> (scalar, metrics)`. Inside a step it sees one micro-batch, in
-which `batch["normaliser"]` holds the counts of the whole batch (`losses.aggregation.count` of the
+which `batch["normalizer"]` holds the counts of the whole batch (`losses.aggregation.count` of the
 mask). It returns sums divided by these counts, so that micro-batches add up to the loss of the
 batch however it is cut; metrics likewise, but names ending in `_min` or `_max` are reduced by
-minimum or maximum. Called outside a step, without a normaliser, it takes the batch that it is given
+minimum or maximum. Called outside a step, without a normalizer, it takes the batch that it is given
 for the whole.
 """
 
@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import optax
 
 from grm_jax.losses.aggregation import count
-from grm_jax.losses.config import LossConfig, Normaliser
+from grm_jax.losses.config import LossConfig, Normalizer
 from grm_jax.losses.metrics import combine
 from grm_jax.losses.preference import bradley_terry
 from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.heads import scalar_logits
 from grm_jax.models.lora import merge
-from grm_jax.models.rows import gather_width
+from grm_jax.models.placement import gather_width
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.state import TrainState
 
@@ -103,7 +103,7 @@ def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
     """Loss, gradient and metrics of the batch, from its micro-batches; gradients lie as `placed`
     says, if it is not None.
     """
-    whole = {"normaliser": normaliser_of(batch)} | ({} if frozen is None else {"frozen": frozen})
+    whole = {"normalizer": normalizer_of(batch)} | ({} if frozen is None else {"frozen": frozen})
 
     def value_and_grad(part):
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, part | whole)
@@ -125,13 +125,13 @@ def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
     return loss, grads, combine(metrics_M)
 
 
-def normaliser_of(batch: Batch) -> Normaliser:
+def normalizer_of(batch: Batch) -> Normalizer:
     """The counts that a loss divides by: those of the whole batch where the step has put them in,
     else those of this batch.
     """
     return (
-        batch["normaliser"]
-        if "normaliser" in batch
+        batch["normalizer"]
+        if "normalizer" in batch
         else count(batch["mask"].reshape(batch["mask"].shape[0], -1))
     )
 
@@ -145,10 +145,10 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
     """
 
     def loss_fn(params, batch):
-        normaliser = normaliser_of(batch)
+        normalizer = normalizer_of(batch)
         logp_BT, entropy_BT = token_logprobs(params, cfg, batch["tokens"], batch["positions"])
-        loss, metrics = cross_entropy(logp_BT, batch["mask"], normaliser)
-        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normaliser)}
+        loss, metrics = cross_entropy(logp_BT, batch["mask"], normalizer)
+        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normalizer)}
 
     return loss_fn
 
@@ -166,13 +166,13 @@ def rl_loss(
     """
 
     def loss_fn(params, batch):
-        normaliser = normaliser_of(batch)
+        normalizer = normalizer_of(batch)
         logp_BT, entropy_BT = token_logprobs(
             params, cfg, batch["tokens"], batch["positions"], temperature
         )
         arrays = (batch["old_logp"], batch.get("ref_logp"), batch["advantages"], batch["mask"])
-        loss, metrics = policy_loss(logp_BT, *arrays, loss_cfg.replace(normaliser=normaliser))
-        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normaliser)}
+        loss, metrics = policy_loss(logp_BT, *arrays, loss_cfg.replace(normalizer=normalizer))
+        return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normalizer)}
 
     return loss_fn
 
@@ -188,29 +188,29 @@ def meta_loss(cfg: Gemma2Config) -> LossFn:
 
     def loss_fn(params, batch):
         logits_B = scalar_logits(params, cfg, batch["tokens"], batch["positions"])
-        return bce(logits_B, batch["labels"], batch["mask"], normaliser_of(batch))
+        return bce(logits_B, batch["labels"], batch["mask"], normalizer_of(batch))
 
     return loss_fn
 
 
-def preference_loss(cfg: Gemma2Config, centre: float = 0.0) -> LossFn:
+def preference_loss(cfg: Gemma2Config, center: float = 0.0) -> LossFn:
     """Bradley-Terry loss of the scalar head on pairs of sequences, for scalar and CLoud reward
     models.
 
     params: {"backbone", "score"} of `models.heads`. Batch: better_tokens, better_positions,
     worse_tokens, worse_positions int32[B, T], both sequences of pair b in row b; mask fp32[B], 0 on
-    padding rows. centre: see `losses.preference.bradley_terry`, as the metrics.
+    padding rows. center: see `losses.preference.bradley_terry`, as the metrics.
     """
 
     def loss_fn(params, batch):
-        # [2B, T]; the two of a pair stay neighbours, so a batch sharded over B is not moved
+        # [2B, T]; the two of a pair stay neighbors, so a batch sharded over B is not moved
         def both(name):
             pair_B2T = jnp.stack([batch[f"better_{name}"], batch[f"worse_{name}"]], axis=1)
             return pair_B2T.reshape(-1, pair_B2T.shape[2])
 
         rewards_B2 = scalar_logits(params, cfg, both("tokens"), both("positions")).reshape(-1, 2)
         return bradley_terry(
-            rewards_B2[:, 0], rewards_B2[:, 1], batch["mask"], centre, normaliser_of(batch)
+            rewards_B2[:, 0], rewards_B2[:, 1], batch["mask"], center, normalizer_of(batch)
         )
 
     return loss_fn
@@ -245,5 +245,5 @@ def make_logprob_fn(
     return jax.jit(logprobs)
 
 
-def _token_mean(x_BT, mask_BT, normaliser):
-    return jnp.sum(x_BT * mask_BT) / jnp.maximum(normaliser.tokens, 1)
+def _token_mean(x_BT, mask_BT, normalizer):
+    return jnp.sum(x_BT * mask_BT) / jnp.maximum(normalizer.tokens, 1)

@@ -21,7 +21,7 @@ from grm_jax.models import Gemma2, Gemma2Config, lm_logits
 from grm_jax.models.config import alternating, load_config
 from grm_jax.models.heads import scalar_logits
 from grm_jax.models.table import SCALAR, abstract_params
-from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.parallel.mesh import make_mesh, param_shardings
 
 # LLVM's effort only: compiling is what these tests cost
 QUICK = {"xla_backend_optimization_level": 0}

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax import distributed, progress
+from grm_jax import progress
 from grm_jax.checkpoint import huggingface
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.models import Gemma2Config
 from grm_jax.models.config import alternating
 from grm_jax.models.table import abstract_params
-from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import make_mesh, param_shardings
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 CFG = Gemma2Config(
@@ -167,8 +168,8 @@ def test_each_of_two_processes_reads_its_half(folder):
 
 
 if __name__ == "__main__":  # one of the two processes
-    distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+    processes.initialize(sys.argv[2], 2, int(sys.argv[3]))
     loaded, reads = spied_load(pathlib.Path(sys.argv[1]), make_mesh(fsdp=4, tensor=2))
     check(loaded)
     print(sum(reads))
-    distributed.barrier("loaded", timeout_s=60)
+    processes.barrier("loaded", timeout_s=60)

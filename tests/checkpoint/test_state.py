@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-import save_loop
 
 from grm_jax.checkpoint import state as checkpoints
 from grm_jax.checkpoint.state import (
@@ -30,10 +29,11 @@ from grm_jax.checkpoint.state import (
     restore_latest,
     save,
 )
-from grm_jax.sharding import make_mesh, param_shardings
+from grm_jax.parallel.mesh import make_mesh, param_shardings
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import TrainState, abstract_state, init_state
 from grm_jax.training.step import make_train_step
+from tests.checkpoint import save_loop
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 OPTIMIZER, _ = make_optimizer(

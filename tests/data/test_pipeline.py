@@ -78,7 +78,7 @@ def test_each_epoch_has_every_example_in_a_new_order():
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_neighbouring_seeds_share_no_order():
+def test_neighboring_seeds_share_no_order():
     orders = []
     for seed in range(4):
         batches = list(

@@ -9,7 +9,7 @@ import math
 import random
 from pathlib import Path
 
-from grm_jax.evaluation.results import summarise
+from grm_jax.evaluation.results import summarize
 from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_correct
 
 # log-odds that a judgment puts the best response on top, before the item's own ease
@@ -282,7 +282,7 @@ def workdir(path: Path, items: int = 12, samples: int = 8, ks=(1, 2, 4, 8), note
             "meta": 88.0,
             "eval": 140.7,
         },
-        **summarise(rows, ks),
+        **summarize(rows, ks),
     }
     (path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return path

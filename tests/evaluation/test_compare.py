@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from grm_jax.benchmarks.base import Benchmark, Official
+from grm_jax.benchmarks.pairs import summarize_domains
 from grm_jax.evaluation import compare
-from grm_jax.evaluation.benchmarks.base import Benchmark, Official
-from grm_jax.evaluation.benchmarks.pairs import summarise_domains
 from grm_jax.evaluation.comparison import compare_systems
 from grm_jax.judgment.records import Record, Turn
 
@@ -21,14 +21,14 @@ def record(name, n=2, best=0, domain="d", lengths=None):
     )
 
 
-def benchmark(records, metric="accuracy", summarise=summarise_domains, official=None, name="toy"):
+def benchmark(records, metric="accuracy", summarize=summarize_domains, official=None, name="toy"):
     return Benchmark(
         name,
         "v1",
         "a protocol",
         tuple(records),
         metric,
-        lambda values: summarise([r for r in records if r.id in values], values),
+        lambda values: summarize([r for r in records if r.id in values], values),
         official,
         {},
     )
@@ -313,7 +313,7 @@ def test_a_section_weighted_figure_has_the_interval_of_its_own_weights():
     """
     items = [record(f"{i:03d}", domain="small" if i < 10 else "large") for i in range(100)]
 
-    def summarise(records, values):
+    def summarize(records, values):
         parts = {d: [values[r.id] for r in records if r.domain == d] for d in ("small", "large")}
         means = {d: sum(part) / len(part) for d, part in parts.items() if part}
         return (
@@ -325,7 +325,7 @@ def test_a_section_weighted_figure_has_the_interval_of_its_own_weights():
 
     rows = [row(r, 0, [2, 1] if i < 10 or i % 2 else [1, 2]) for i, r in enumerate(items)]
     found = compare_systems(
-        [benchmark(items, summarise=summarise)],
+        [benchmark(items, summarize=summarize)],
         {"s": {"toy": judged("s", rows)}},
         (1,),
         draws=2000,
@@ -334,7 +334,7 @@ def test_a_section_weighted_figure_has_the_interval_of_its_own_weights():
     one = found["rows"][0]
     assert one["value"] == 0.75 and one["item_mean"] == pytest.approx(0.55)
     weights = compare.weights(
-        compare.make_field(benchmark(items, summarise=summarise), 2, 0), np.ones(100, bool)
+        compare.make_field(benchmark(items, summarize=summarize), 2, 0), np.ones(100, bool)
     )["overall"]
     assert weights[0] == pytest.approx(1 / 20) and weights[50] == pytest.approx(1 / 180)
     assert 0.04 < one["ci_high"] - one["value"] < 0.12
@@ -357,11 +357,11 @@ def test_items_of_one_prompt_are_resampled_together():
 
 
 def test_roc_area_of_single_responses_counts_ties_half_and_has_an_interval():
-    from grm_jax.evaluation.benchmarks.credit import roc_auc
+    from grm_jax.benchmarks.credit import roc_auc
 
     items = [record(f"{i:03d}", n=1, best=i % 2) for i in range(120)]
 
-    def summarise(records, values):
+    def summarize(records, values):
         area = roc_auc([values[r.id] for r in records], [r.rewards[0] == 1 for r in records])
         return {} if area is None else {"overall": area}
 
@@ -373,7 +373,7 @@ def test_roc_area_of_single_responses_counts_ties_half_and_has_an_interval():
         for i, r in enumerate(items)
         for s in range(8)
     ]
-    toy = benchmark(items, "roc_auc", summarise)
+    toy = benchmark(items, "roc_auc", summarize)
     systems = {
         "good": {"toy": judged("good", sampled=good)},
         "flat": {"toy": judged("flat", [row(r, 0, [1.0]) for r in items])},

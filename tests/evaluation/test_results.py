@@ -2,12 +2,12 @@
 
 import json
 
-import fabricated
 import numpy as np
 import pytest
 
 from grm_jax.evaluation import scaling
-from grm_jax.evaluation.results import eval_pools, markdown, merge_seeds, summarise
+from grm_jax.evaluation.results import eval_pools, markdown, merge_seeds, summarize
+from tests.evaluation import fabricated
 
 KS = (1, 2, 4, 8)
 ROW_FIELDS = {
@@ -33,7 +33,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def summary(rows):
-    return summarise(rows, KS)
+    return summarize(rows, KS)
 
 
 def find(table, **wanted):
@@ -110,7 +110,7 @@ def test_paired_differences_match_the_rows_and_cover_the_claims(rows, summary):
 
 
 def test_without_logits_there_are_no_guided_rows():
-    found = summarise(fabricated.eval_rows(("test",), items=4, samples=4, logits=False), (1, 4))
+    found = summarize(fabricated.eval_rows(("test",), items=4, samples=4, logits=False), (1, 4))
     assert {row["aggregation"] for row in found["rows"]} == {"greedy", "vote"}
     assert found["k_meta_sweep"] == [] and found["meta_rm"] == {"auc": []}
 
@@ -122,7 +122,7 @@ def write(path, seed, summary, **extra):
 
 def test_merge_gives_mean_spread_between_seeds_and_pooled_item_error(tmp_path):
     parts = [
-        summarise(fabricated.eval_rows(("test",), items=10, samples=4, seed=seed), (1, 4))
+        summarize(fabricated.eval_rows(("test",), items=10, samples=4, seed=seed), (1, 4))
         for seed in range(3)
     ]
     merged = merge_seeds(

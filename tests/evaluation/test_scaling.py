@@ -1,11 +1,10 @@
-"""The vectorised votes against a slow twin built on grm_jax.judgment.voting, and the statistics
+"""The vectorized votes against a slow twin built on grm_jax.judgment.voting, and the statistics
 around them.
 """
 
 import random
 import time
 
-import fabricated
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from grm_jax.evaluation import scaling
 from grm_jax.evaluation.results import eval_pools
 from grm_jax.judgment.rules import is_correct
 from grm_jax.judgment.voting import expected_credit, is_tie, select_by_meta, strict_credit, vote
+from tests.evaluation import fabricated
 
 
 def rows_of(system="base", split="wide", items=9, samples=8, seed=0, failures=0.3):

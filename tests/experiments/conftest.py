@@ -5,7 +5,8 @@ those that kill runs.
 import os
 
 import pytest
-import run_process
+
+from tests.experiments import run_process
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 run is forked from it.
 
 A run has its own process group, one CPU device, and writes its output to a file. All runs of a test
-session share a compilation cache; that pays for compiling with optimisation, which most tests go
+session share a compilation cache; that pays for compiling with optimization, which most tests go
 without.
 """
 
@@ -18,6 +18,8 @@ import socket
 import sys
 import tempfile
 import traceback
+import types
+from collections.abc import Mapping
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 IMPORTS = (
@@ -26,7 +28,7 @@ IMPORTS = (
     "experiments.stages.meta",
     "experiments.stages.rl",
     "experiments.stages.scalar",
-    "grm_jax.evaluation.report",
+    "grm_jax.report.report",
 )
 CACHE = tempfile.TemporaryDirectory(prefix="grm_jax_compiled_")
 ENVIRONMENT = {
@@ -53,7 +55,7 @@ def start(
     workdir: pathlib.Path,
     *overrides: str,
     script: str = "spct_rl",
-    environment: dict[str, str] = {},
+    environment: Mapping[str, str] = types.MappingProxyType({}),
     log: str = "log",
 ) -> multiprocessing.Process:
     """A run under way, its output in <workdir>.<log>. Its pid is its process group. `environment`

@@ -59,7 +59,7 @@ def runnable(tmp_path, monkeypatch) -> ml_collections.ConfigDict:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_opens_with_its_command_and_hardware(name):
-    doc = importlib.import_module(f"experiments.configs.{name}").__doc__
+    doc = importlib.import_module(f"experiments.configs.{name}").__doc__.replace(" \\\n   ", "")
     assert re.match(
         rf"python -m experiments\.\w+ --config=experiments/configs/{name}\.py( --config\.\S+)* "
         r"--workdir=",

@@ -6,13 +6,13 @@ import re
 import shutil
 import subprocess
 
-import fabricated_models
 import ml_collections
 import pytest
 
 from experiments.configs import tiny_evaluate
 from experiments.stages import comparison, judging
 from grm_jax.judgment.records import Record, Turn, write_records
+from tests.experiments import fabricated_models
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from grm_jax.distributed import STOPPED
+from grm_jax.parallel.processes import STOPPED
 from grm_jax.reward_models.grm import read_rows
 from grm_jax.training.metrics import read_metrics
 

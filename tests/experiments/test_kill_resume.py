@@ -11,10 +11,10 @@ import signal
 import time
 
 import pytest
-import run_process
 
-from grm_jax.distributed import STOPPED
+from grm_jax.parallel.processes import STOPPED
 from grm_jax.training.metrics import read_metrics
+from tests.experiments import run_process
 
 TRAINING = ("rft", "rl", "meta")
 STAGES = ("rft_sample", "rft", "rl", "meta_sample", "meta", "eval")

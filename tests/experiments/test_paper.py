@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from experiments.configs import tiny_paper
-from experiments.stages import miniature, paper_document
-from experiments.stages.paper_tables import (
+from experiments.paper import document, miniature
+from experiments.paper.tables import (
     OVERALL,
     Claim,
     Way,
@@ -138,12 +138,10 @@ def test_groups_of_a_seed_are_kept_beside_each_other(tmp_path):
             {"judgments": 4, "seconds_per_judgment": None},
         ],
     }
-    paper_document.keep_figures(out, config, 1, {"main": result}, {"shared": 0.0, "main": 60.0})
+    document.keep_figures(out, config, 1, {"main": result}, {"shared": 0.0, "main": 60.0})
     config.seeds, config.groups = (1,), ("ablations",)  # another call, which makes another part
-    paper_document.keep_figures(
-        out, config, 1, {"ablations": result}, {"shared": 1.0, "ablations": 30.0}
-    )
-    (found,) = paper_document.read_figures(config, tmp_path / "results")
+    document.keep_figures(out, config, 1, {"ablations": result}, {"shared": 1.0, "ablations": 30.0})
+    (found,) = document.read_figures(config, tmp_path / "results")
     assert {
         name: (group["training_s"], group["judging_s"]) for name, group in found["groups"].items()
     } == {"main": (60.0, 2.0), "ablations": (30.0, 2.0)}
@@ -151,7 +149,7 @@ def test_groups_of_a_seed_are_kept_beside_each_other(tmp_path):
     with pytest.raises(
         ValueError, match="seed_1.json was made with another config; it differs in records"
     ):
-        paper_document.read_figures(config, tmp_path / "results")
+        document.read_figures(config, tmp_path / "results")
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_world_critiques_hold_no_score_and_no_gold():
     "field, value, message",
     [
         ("kind", "bt", "kind: expected one of bradley_terry, pair_rm, cloud, got 'bt'"),
-        ("bradley_terry.centre", -1.0, "bradley_terry.centre: expected a number >= 0, got -1.0"),
+        ("bradley_terry.center", -1.0, "bradley_terry.center: expected a number >= 0, got -1.0"),
         (
             "cloud.batch_size",
             65,

@@ -8,7 +8,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import micro as micro_preset
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -22,6 +21,7 @@ from grm_jax.models.config import load_config
 from grm_jax.reward_models.grm import read_rows
 from grm_jax.training.metrics import read_metrics
 from grm_jax.training.step import rft_loss
+from tests.experiments import micro as micro_preset
 
 SYSTEMS, SPLITS, STEPS = ("base", "rft", "grm"), ("test", "hard", "wide", "single"), 5
 STAGES = [

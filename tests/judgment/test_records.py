@@ -46,7 +46,7 @@ def test_best_is_one_hot_and_optional_fields_have_defaults():
         (changed(id=""), ['"id"', "non-empty"]),
         (changed(id=7), ['"id"', "string", "7"]),
         (changed(reward=[1, 0]), ['"reward"', "'rewards'"]),
-        (changed(colour="red"), ['"colour"', "metadata"]),
+        (changed(color="red"), ['"color"', "metadata"]),
         (changed(conversation=[]), ['"conversation"', "non-empty"]),
         (changed(conversation="2+2?"), ['"conversation"', "list"]),
         (changed(conversation=["2+2?"]), ['"conversation[0]"', "object"]),

@@ -68,7 +68,7 @@ def test_objective_mask_drops_rows_and_their_count():
 
 def test_penalty_is_not_divided_by_a_groups_std():
     """An all-right group and tiny penalties: the advantage stays of the size of the penalty, and
-    centred.
+    centered.
     """
     penalty = jnp.array([0.01, 0.02, 0.03, 0.04])
     got = ADVANTAGES["group"](jnp.ones(4), 4, penalty)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.losses import AGGREGATIONS, LossConfig, Normaliser, count
+from grm_jax.losses import AGGREGATIONS, LossConfig, Normalizer, count
 
 X = jnp.array([[1.0, 2.0, 4.0, 7.0], [3.0, 99.0, 99.0, 99.0], [99.0, 99.0, 99.0, 99.0]])
 MASK = jnp.array([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
@@ -25,8 +25,8 @@ def test_values():
     )
 
 
-def test_the_normaliser_of_the_config_is_the_divisor():
-    cfg = LossConfig(normaliser=Normaliser(tokens=jnp.array(40.0), sequences=jnp.array(5.0)))
+def test_the_normalizer_of_the_config_is_the_divisor():
+    cfg = LossConfig(normalizer=Normalizer(tokens=jnp.array(40.0), sequences=jnp.array(5.0)))
     want = {"token_mean": 10 / 40, "sequence_mean": (7 / 3 + 3) / 5, "constant": 10 / (5 * 4)}
     for name, value in want.items():
         np.testing.assert_allclose(AGGREGATIONS[name](X, MASK, cfg), value, rtol=1e-6, err_msg=name)

@@ -44,7 +44,7 @@ def test_the_custom_loss_is_short_trains_and_splits(my_losses):
         rtol=1e-4,
         atol=1e-7,
     )
-    cfg = LossConfig(beta=0.0, normaliser=count(mask))
+    cfg = LossConfig(beta=0.0, normalizer=count(mask))
     parts = [
         loss(*[None if x is None else x[rows] for x in arrays], cfg)[0]
         for rows in (slice(0, 1), slice(1, 4))

@@ -178,7 +178,7 @@ def test_micro_batches_add_up_to_the_batch(name):
     arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=5)]
     step = jax.value_and_grad(LOSSES[name], has_aux=True)
     (_, whole), whole_grad = step(*arrays, LossConfig(max_length=MAX_LENGTH))
-    cfg = LossConfig(max_length=MAX_LENGTH, normaliser=count(arrays[-1]))
+    cfg = LossConfig(max_length=MAX_LENGTH, normalizer=count(arrays[-1]))
     parts = [step(*[x[2 * i : 2 * i + 2] for x in arrays], cfg) for i in range(4)]
     metrics = combine({key: jnp.stack([m[key] for (_, m), _ in parts]) for key in whole})
     for key in whole:
@@ -205,7 +205,7 @@ def test_scan_over_micro_batches_equals_the_batch():
         return loss_M.sum(), combine(metrics_M), grad_M.reshape(8, -1)
 
     (whole_loss, whole), whole_grad = step(*arrays, LossConfig())
-    loss, metrics, grad = accumulated(arrays, LossConfig(normaliser=count(arrays[-1])))
+    loss, metrics, grad = accumulated(arrays, LossConfig(normalizer=count(arrays[-1])))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         (loss, metrics),
@@ -222,7 +222,7 @@ def test_devices_add_up_to_the_batch():
     mesh = jax.make_mesh((8,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def per_device(*shards):
-        cfg = LossConfig(normaliser=jax.lax.psum(count(shards[-1]), "replica"))
+        cfg = LossConfig(normalizer=jax.lax.psum(count(shards[-1]), "replica"))
         return jax.lax.psum(LOSSES["grpo"](*shards, cfg)[0], "replica")
 
     spread = jax.shard_map(
@@ -290,10 +290,10 @@ def test_config_refuses_what_it_cannot_mean(bad):
 
 
 def test_config_is_a_pytree_whose_only_leaves_are_the_counts():
-    cfg = LossConfig(normaliser=count(jnp.ones((2, 3))))
+    cfg = LossConfig(normalizer=count(jnp.ones((2, 3))))
     assert len(jax.tree.leaves(LossConfig())) == 0 and [float(x) for x in jax.tree.leaves(cfg)] == [
         6.0,
         2.0,
     ]
     doubled = jax.jit(lambda c: jax.tree.map(lambda x: 2 * x, c))(cfg)
-    assert doubled.beta == cfg.beta and float(doubled.normaliser.tokens) == 12.0
+    assert doubled.beta == cfg.beta and float(doubled.normalizer.tokens) == 12.0

@@ -8,26 +8,26 @@ import pytest
 from grm_jax.losses import bradley_terry, count
 
 
-@pytest.mark.parametrize("centre", [0.0, 0.3])
-def test_value_gradient_and_parts(centre):
+@pytest.mark.parametrize("center", [0.0, 0.3])
+def test_value_gradient_and_parts(center):
     rng = np.random.default_rng(0)
     better, worse = 2 * rng.normal(size=6), 2 * rng.normal(size=6)
     better[0] = worse[0]
     mask = np.array([1.0, 1, 1, 1, 1, 0])
     margin, total = (better - worse)[:5], (better + worse)[:5]
     sigma = 1 / (1 + np.exp(-margin))
-    want = (-np.log(sigma) + centre * total**2).mean()
+    want = (-np.log(sigma) + center * total**2).mean()
     better[5], worse[5] = np.nan, np.inf
     arrays = [jnp.asarray(x, jnp.float32) for x in (better, worse, mask)]
     (loss, metrics), grads = jax.value_and_grad(bradley_terry, argnums=(0, 1), has_aux=True)(
-        *arrays, centre
+        *arrays, center
     )
     np.testing.assert_allclose(loss, want, rtol=1e-5)
     np.testing.assert_allclose(
-        grads[0], np.append((sigma - 1 + 2 * centre * total) / 5, 0), rtol=1e-4, atol=1e-6
+        grads[0], np.append((sigma - 1 + 2 * center * total) / 5, 0), rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(
-        grads[1], np.append((1 - sigma + 2 * centre * total) / 5, 0), rtol=1e-4, atol=1e-6
+        grads[1], np.append((1 - sigma + 2 * center * total) / 5, 0), rtol=1e-4, atol=1e-6
     )
     np.testing.assert_allclose(metrics["accuracy"], (0.5 + (margin[1:] > 0).sum()) / 5, rtol=1e-6)
     np.testing.assert_allclose(
@@ -35,7 +35,7 @@ def test_value_gradient_and_parts(centre):
     )
     whole = count(arrays[2][:, None])
     parts = [
-        bradley_terry(*[x[rows] for x in arrays], centre, whole)
+        bradley_terry(*[x[rows] for x in arrays], center, whole)
         for rows in (slice(0, 2), slice(2, 6))
     ]
     for key in metrics:

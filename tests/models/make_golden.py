@@ -10,7 +10,8 @@ Run again after changing a case.
 import pathlib
 
 import numpy as np
-from gemma2_cases import CASES, STRIDE, inputs, torch_logits, torch_scalar_logits
+
+from tests.models.gemma2_cases import CASES, STRIDE, inputs, torch_logits, torch_scalar_logits
 
 GOLDEN = pathlib.Path(__file__).with_name("golden.npz")
 

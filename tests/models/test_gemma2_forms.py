@@ -1,4 +1,4 @@
-"""The same function in its several forms: scanned, unrolled, rematerialised, padded left or right,
+"""The same function in its several forms: scanned, unrolled, rematerialized, padded left or right,
 with a shared prefix.
 """
 
@@ -8,12 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gemma2_cases import BASE, SHORT, T, inputs, jax_logits, logits_of, quick_jit, random_params
 
 from grm_jax.models import Gemma2
 from grm_jax.models.config import LOCAL
 from grm_jax.models.gemma2 import attend
 from grm_jax.models.heads import init_scalar_params, scalar_logits
+from tests.models.gemma2_cases import (
+    BASE,
+    SHORT,
+    T,
+    inputs,
+    jax_logits,
+    logits_of,
+    quick_jit,
+    random_params,
+)
 
 NAME = "window_shorter_than_sequence"  # the case whose config is BASE
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from gemma2_cases import BASE, quick_jit, random_params
 
 from grm_jax.models import Gemma2, lm_logits
 from grm_jax.models.config import (
@@ -24,6 +23,7 @@ from grm_jax.models.config import (
 )
 from grm_jax.models.gemma2 import MLP, Attention, RMSNorm, attend, rope, softcap
 from grm_jax.models.table import abstract_params
+from tests.models.gemma2_cases import BASE, quick_jit, random_params
 
 BF16 = ml_dtypes.bfloat16
 attend = quick_jit(attend, static_argnames=("window", "cap"))
@@ -65,7 +65,7 @@ def test_window_edge_is_exact():
 
 
 @pytest.mark.parametrize("layer_types, reach", [((LOCAL, LOCAL, LOCAL), 6), ((GLOBAL, LOCAL), 11)])
-def test_layer_types_are_honoured(layer_types, reach):
+def test_layer_types_are_honored(layer_types, reach):
     """With window w, n local layers carry token 0 exactly n * (w - 1) positions on; one global
     layer carries it to the end.
     """
@@ -196,9 +196,10 @@ def test_embedding_scale_is_rounded_to_the_compute_dtype():
         {"params": params}, tokens, np.arange(tokens.size)[None]
     )
     rows = params["embedding"].astype(BF16)[tokens]
-    final_norm = lambda stream: np.asarray(
-        RMSNorm(cfg.norm_eps).apply({"params": params["final_norm"]}, stream)
-    )  # noqa: E731
+
+    def final_norm(stream):
+        return np.asarray(RMSNorm(cfg.norm_eps).apply({"params": params["final_norm"]}, stream))
+
     np.testing.assert_array_equal(hidden, final_norm(rows * BF16(math.sqrt(48))))
     unrounded = (rows.astype(np.float32) * np.float32(math.sqrt(48))).astype(BF16)
     assert (np.asarray(hidden) != final_norm(unrounded)).mean() > 0.1  # the test can tell

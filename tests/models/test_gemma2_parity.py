@@ -7,7 +7,8 @@ import pathlib
 
 import numpy as np
 import pytest
-from gemma2_cases import (
+
+from tests.models.gemma2_cases import (
     CASES,
     STRIDE,
     inputs,

@@ -17,7 +17,7 @@ from grm_jax.checkpoint.peft import load_adapters, save_adapters
 from grm_jax.models import Gemma2, Gemma2Config, init_params, lm_logits
 from grm_jax.models.config import alternating
 from grm_jax.models.lora import LoraConfig, adapted_paths, init_adapters, merge
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
+from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step, rft_loss
 

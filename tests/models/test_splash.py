@@ -11,23 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from gemma2_cases import BASE, inputs, logits_of, random_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config, alternating
 from grm_jax.models.gemma2 import attend
-from grm_jax.models.rows import DATA_AXES
+from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.splash import attention_on, splash_attend
 from grm_jax.models.table import abstract_params
+from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program, measure
 from grm_jax.planning.topology import get_topology
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state
 from grm_jax.training.step import make_train_step, rft_loss
+from tests.models.gemma2_cases import BASE, inputs, logits_of, random_params
 
 # largest differences in float32: of values of order 1, of gradients that are sums of terms up to
 # 100

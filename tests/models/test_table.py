@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from gemma2_cases import BASE, CASES
 
 from grm_jax.models.config import GEMMA2_27B
 from grm_jax.models.table import (
@@ -22,6 +21,7 @@ from grm_jax.models.table import (
     is_stacked,
     to_hf,
 )
+from tests.models.gemma2_cases import BASE, CASES
 
 
 @pytest.mark.parametrize("architecture", [CAUSAL_LM, SCALAR])

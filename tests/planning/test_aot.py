@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.planning.measure import Program, measure
 from grm_jax.planning.topology import get_topology
-from grm_jax.sharding import make_mesh
 
 pytestmark = pytest.mark.tpu_aot
 L, D, B = 6, 512, 4096

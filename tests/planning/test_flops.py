@@ -9,8 +9,8 @@ from jax.sharding import PartitionSpec as P
 from grm_jax.models.config import Gemma2Config, alternating
 from grm_jax.models.splash import block_size, splash_attend
 from grm_jax.models.table import abstract_params
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.planning.flops import count, forward_flops
-from grm_jax.sharding import make_mesh
 from grm_jax.training.step import rft_loss
 
 A, B, C = 4, 8, 16

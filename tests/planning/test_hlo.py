@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.planning.collectives import collectives
 from grm_jax.planning.hlo import Shape, arrays, parse, times_run, trips
 from grm_jax.planning.traffic import hbm_bytes
-from grm_jax.sharding import make_mesh
 
 MESH = {"replica": 1, "fsdp": 4, "tensor": 2}
 

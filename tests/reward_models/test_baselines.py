@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from judge_cases import record
 
 from grm_jax.judgment.rules import best_index
 from grm_jax.judgment.voting import expected_credit, vote
 from grm_jax.reward_models.baselines import constant, length_only, oracle, random_scores
+from tests.reward_models.judge_cases import record
 
 
 def rows_of(model, records, **how):

@@ -8,11 +8,11 @@ import re
 
 import numpy as np
 import pytest
-from judge_cases import EOS, TOKENIZER, FakeSampler, record
 
 from grm_jax.data.world import make_critiques
 from grm_jax.reward_models import cloud as module
 from grm_jax.reward_models.cloud import cloud, critic_example, critic_prompt, head_examples
+from tests.reward_models.judge_cases import EOS, TOKENIZER, FakeSampler, record
 
 
 def critique(prompt, key):

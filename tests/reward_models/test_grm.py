@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-from judge_cases import EOS, PROMPTER, TOKENIZER, FakeSampler, choose, judgment, record
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import record_from_dict, response_order
@@ -19,6 +18,15 @@ from grm_jax.reward_models.grm import (
     read_rows,
     shuffled_asks,
     split_by_length,
+)
+from tests.reward_models.judge_cases import (
+    EOS,
+    PROMPTER,
+    TOKENIZER,
+    FakeSampler,
+    choose,
+    judgment,
+    record,
 )
 
 DRAW = {"seed": 0, "temperature": 1.0, "buckets": (256, 512), "rows": 4}

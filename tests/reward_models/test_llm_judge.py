@@ -8,7 +8,6 @@ import re
 
 import numpy as np
 import pytest
-from judge_cases import PROMPTER, TOKENIZER, FakeSampler, choose, record
 
 import grm_jax
 from grm_jax.judgment.parsing import parse_choice
@@ -18,6 +17,7 @@ from grm_jax.reward_models.grm import Prompter, judge, shuffled_asks
 from grm_jax.reward_models.llm_judge import index_probability, llm_judge
 from grm_jax.reward_models.protocol import pairs, shown_order
 from grm_jax.tokenizer import load_tokenizer
+from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, choose, record
 
 PAIRWISE = Prompter(
     TOKENIZER, load_template("tiny_judge"), load_template("tiny_single"), answer="index"
@@ -167,7 +167,7 @@ def test_votes_are_sums_majority_and_weighted_by_probability():
         for how in (False, True)
     )
     assert [row["pairs"] for row in plain.values()] == [row["pairs"] for row in weighted.values()]
-    for key, row in weighted.items():
+    for row in weighted.values():
         for i, score in enumerate(row["scores"]):
             assert score == pytest.approx(
                 sum(found["probability"] for found in row["pairs"] if found["chosen"] == i)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from judge_cases import PROMPTER, TOKENIZER, FakeSampler, judgment, record
 
 from grm_jax.judgment.prompts import load_template, render_meta_prompt
 from grm_jax.models import Gemma2Config, init_params
@@ -12,6 +11,7 @@ from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.reward_models.grm import Ask, judge
 from grm_jax.reward_models.meta_rm import make_scorer, meta_examples, meta_ids, score_sequences
+from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, judgment, record
 
 TEMPLATE = load_template("tiny_meta")
 CFG = Gemma2Config(

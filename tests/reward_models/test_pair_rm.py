@@ -8,11 +8,11 @@ import re
 
 import numpy as np
 import pytest
-from judge_cases import TOKENIZER, record
 
 from grm_jax.reward_models import pair_rm as module
 from grm_jax.reward_models.pair_rm import chosen, pair_examples, pair_ids, pair_rm
 from grm_jax.reward_models.protocol import shown_order
+from tests.reward_models.judge_cases import TOKENIZER, record
 
 SEED = 3
 

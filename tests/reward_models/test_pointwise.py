@@ -4,7 +4,6 @@ else is asked for.
 
 import jax
 import pytest
-from judge_cases import PROMPTER, TOKENIZER, FakeSampler, record
 
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
@@ -12,6 +11,7 @@ from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import shown_order
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
+from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, record
 
 RECORDS = [record("two", (9, 2)), record("one", (1,)), record("five", (5, 6, 10, 1, 2), words=9)]
 SIZES = {"seed": 3, "buckets": (256, 512), "rows": 4}

@@ -9,12 +9,12 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from judge_cases import choose, honest, record
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.reward_models import remote
 from grm_jax.reward_models.protocol import shown_order
 from grm_jax.reward_models.remote import remote_judge
+from tests.reward_models.judge_cases import choose, honest, record
 
 KEY = "sk-very-secret-123"
 TEMPLATES = {"template": load_template("pointwise"), "single_template": load_template("single")}
@@ -295,7 +295,7 @@ def test_retries_are_bounded_and_then_the_failure_has_a_name(server):
 
 
 @pytest.mark.parametrize("header", ["0.4", "date"])
-def test_retry_after_is_honoured(server, header):
+def test_retry_after_is_honored(server, header):
     def answer(request):
         if len(server.requests) > 1:
             return good(request)

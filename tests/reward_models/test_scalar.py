@@ -12,7 +12,6 @@ import numpy as np
 import optax
 import pytest
 import tokenizers
-from judge_cases import BOS, EOS, TOKENIZER, record
 from safetensors.numpy import load_file, save_file
 
 from experiments.config_flags import TINY_BASE
@@ -28,6 +27,7 @@ from grm_jax.reward_models import scalar
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.training.state import init_state
 from grm_jax.training.step import make_train_step, preference_loss
+from tests.reward_models.judge_cases import BOS, EOS, TOKENIZER, record
 
 CFG = Gemma2Config(
     vocab_size=768,
@@ -197,7 +197,7 @@ def test_both_sequences_of_a_pair_see_nothing_of_each_other_or_of_the_split(tiny
         "mask": host["valid"]
     }
     params = init_scalar_params(CFG, init_params(CFG, jax.random.key(0)), jax.random.key(1))
-    loss_fn = jax.jit(preference_loss(CFG, centre=0.2))
+    loss_fn = jax.jit(preference_loss(CFG, center=0.2))
     _, metrics = loss_fn(params, batch)
     scorer = scalar.make_scorer(CFG)
     better, worse = (

@@ -12,6 +12,7 @@ import pytest
 
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
+from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.sampling.logits import choose_tokens, inverse_cdf
 from grm_jax.sampling.mapped import make_sampler, map_rows
 from grm_jax.sampling.rollout import Request, generate, plan
@@ -23,7 +24,6 @@ from grm_jax.sampling.sampler import (
     sample_key,
     start,
 )
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs_reference
 
 CFG = Gemma2Config(

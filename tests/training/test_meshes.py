@@ -17,11 +17,11 @@ from grm_jax.losses.grpo import grpo
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
-from grm_jax.models.rows import split_rows
+from grm_jax.models.placement import split_rows
+from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.planning.collectives import KINDS, device_axes
 from grm_jax.planning.hlo import arrays, parse, times_run
 from grm_jax.reward_models.meta_rm import make_scorer
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.optimizer import make_optimizer
 from grm_jax.training.state import abstract_state, init_state

@@ -15,7 +15,7 @@ from grm_jax.losses.grpo import grpo
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params, scalar_logits
-from grm_jax.sharding import batch_sharding, make_mesh, param_shardings
+from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.metrics import check_finite
 from grm_jax.training.optimizer import make_optimizer
@@ -224,8 +224,8 @@ def test_meta_loss():
 def quadratic(params, batch):
     """A loss without a model: sum over rows of mask * (w - x)^2 / rows."""
     error_B = jnp.square(params["w"] - batch["x"]) * batch["mask"]
-    return error_B.sum() / batch["normaliser"].sequences, {
-        "loss": error_B.sum() / batch["normaliser"].sequences
+    return error_B.sum() / batch["normalizer"].sequences, {
+        "loss": error_B.sum() / batch["normalizer"].sequences
     }
 
 

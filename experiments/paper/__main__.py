@@ -1,0 +1,203 @@
+"""The paper in miniature: train every system on the checkable world, judge with all of them, and
+write the tables.
+
+    python -m experiments.paper --config=experiments/configs/tiny_paper.py --workdir=runs/paper \\
+        --out=docs/results.md
+
+    <workdir>/bases/, seed_<s>/<training>/   what is trained (experiments/paper/miniature.py)
+    <workdir>/compiled/                      programs, kept from one system to the next; may be
+    deleted <workdir>/seed_<s>/judged/<group>/       what experiments.evaluate leaves: judgments,
+    results.json, report.html <out without suffix>/seed_<s>.json       the figures of a seed, group
+    by group <out>, <out without suffix>/*.png        tables, claims, plots, from all seeds whose
+    files are there
+
+Run it again to go on where it was. Seeds, and groups of systems, need nothing of each other:
+`--config.seeds=1 --config.groups=ablations` makes one part, on another machine if need be, and adds
+its figures to those that are there.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+
+from experiments import config_flags
+from experiments.configs import tiny
+from experiments.paper import document, miniature
+from experiments.stages import comparison
+from experiments.stages.run import start_processes
+from grm_jax.parallel import processes
+
+CONFIG, WORKDIR = config_flags.define_config()
+OUT = flags.DEFINE_string(
+    "out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True
+)
+
+FAST = {
+    "seeds": (0,),
+    "groups": ("main", "judges", "ablations"),
+    "betas": (0.02, 0.08),
+    "widths": (),
+    "records": 16,
+    "ks": (1, 2, 4),
+}
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)
+    start_processes()
+    if processes.count() > 1:
+        raise ValueError(
+            f"experiments.paper runs in one process, this job has {processes.count()}: start "
+            "it alone, with its own seeds or groups"
+        )
+    config, workdir, out = CONFIG.value, pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
+    if not jax.config.jax_compilation_cache_dir:  # most systems run the same programs
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    if unknown := set(config.groups) - set(GROUPS):
+        raise ValueError(
+            f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}"
+        )
+    if config.fast:
+        config.update(FAST)
+        # a call with few judgments is as long as one with `rows`
+        config.evaluate.sampling.rows = 64
+    config.lock()
+    for width in config.widths if "sizes" in config.groups else ():
+        build_base(config, workdir, width)
+    for seed in config.seeds:
+        miniature.train(config, workdir, seed)
+        groups = {group: judge(config, workdir, seed, group) for group in config.groups}
+        document.keep_figures(
+            out, config, seed, groups, miniature.training_seconds(config, workdir, seed)
+        )
+        document.write(out, config)
+        print(f"written: {out}, with {', '.join(config.groups)} of seed {seed}", flush=True)
+
+
+def build_base(config: ml_collections.ConfigDict, workdir: pathlib.Path, width: int) -> None:
+    """Pretrain a base of another width, in a process of its own; it resumes."""
+    folder = workdir / "bases" / f"width_{width}"
+    if (folder / "config.json").is_file():
+        return
+    print(f"=== base of width {width}", flush=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "experiments.build_base",
+            f"--workdir={workdir / 'bases' / f'state_{width}'}",
+            f"--out={folder}",
+            f"--width={width}",
+            f"--steps={config.base.steps}",
+            f"--decay_steps={config.base.decay_steps}",
+        ],
+        check=True,
+    )
+
+
+def main_systems(config, models) -> list[dict]:
+    """Systems of the main table, with votes of every k."""
+    grm = {"kind": "pointwise_grm", "meta": models("spct", "meta")}
+    return [
+        {"name": "random", "kind": "random"},
+        {"name": "length", "kind": "length"},
+        {
+            "name": "bradley_terry",
+            "kind": "scalar",
+            "path": models("bradley_terry", "bradley_terry"),
+        },
+        {
+            "name": "bradley_terry_4x",
+            "kind": "scalar",
+            "path": models("bradley_terry_4x", "bradley_terry"),
+        },
+        {"name": "pair_rm", "kind": "pair_rm", "path": models("pair_rm", "pair_rm")},
+        {
+            "name": "cloud",
+            "kind": "cloud",
+            "path": models("cloud", "cloud"),
+            "critic": models("cloud", "critic"),
+        },
+        {"name": "base", "kind": "pointwise_grm", "path": "tiny"},
+        {"name": "rft", "path": models("spct", "rft"), **grm},
+        {"name": "grm", "path": models("spct", "grm"), **grm},
+    ]
+
+
+def judge_systems(config, models) -> list[dict]:
+    """LLM-as-a-Judge, which goes through all pairs of a list: votes of at most 8, as in the
+    paper.
+    """
+    return [
+        {"name": kind, "kind": kind, "path": models("judge", "grm")}
+        for kind in ("llm_judge", "token_prob")
+    ]
+
+
+def ablation_systems(config, models) -> list[dict]:
+    """Systems of the ablations: greedy, one sample, and a vote of at most 8."""
+    paths = {
+        "no_principles": models("no_principles", "grm"),
+        "no_rejection": models("general_only", "grm"),
+        "rft_general_only": models("general_only", "rft"),
+        "rft_no_hinted": models("no_hinted", "rft"),
+        "rft_no_unhinted": models("no_unhinted", "rft"),
+        "rft_no_general": models("no_general", "rft"),
+    }
+    paths |= {
+        f"beta_{beta:g}": models(f"beta_{beta:g}", "grm")
+        for beta in config.betas
+        if beta != tiny.RL_BETA
+    }
+    return [{"name": name, "kind": "pointwise_grm", "path": path} for name, path in paths.items()]
+
+
+def size_systems(config, models) -> list[dict]:
+    """GRMs of other sizes, with votes of every k; the shipped size is in the main table."""
+    return [
+        {"name": f"width_{width}", "kind": "pointwise_grm", "path": models(f"width_{width}", "grm")}
+        for width in config.widths
+    ]
+
+
+GROUPS = {
+    "main": main_systems,
+    "judges": judge_systems,
+    "ablations": ablation_systems,
+    "sizes": size_systems,
+}
+
+
+def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> dict:
+    """Judge the splits with the systems of a group; what its results.json holds."""
+    evaluate = ml_collections.ConfigDict(config.evaluate.to_dict())
+    evaluate.systems = tuple(
+        GROUPS[group](
+            config,
+            lambda training, model: str(workdir / f"seed_{seed}" / training / "models" / model),
+        )
+    )
+    evaluate.benchmarks = tuple(
+        {
+            "kind": "world",
+            "name": split,
+            "split": split,
+            "items": config.records,
+            "seed": config.world_seed,
+        }
+        for split in config.splits
+    )
+    evaluate.ks = (
+        tuple(config.ks) if group in ("main", "sizes") else (1, max(k for k in config.ks if k <= 8))
+    )
+    evaluate.seeds = (0,)  # the same orders and keys for the systems of all training seeds
+    evaluate.swap = group == "main"
+    return comparison.run(evaluate.lock(), workdir / f"seed_{seed}" / "judged" / group)
+
+
+if __name__ == "__main__":
+    app.run(main)

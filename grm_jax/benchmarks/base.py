@@ -1,0 +1,279 @@
+"""What a benchmark is to the evaluator, how its official files are read, and what the families
+share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from grm_jax.data.sources import Row, read_rows, row_value
+from grm_jax.judgment.records import Record, record_from_dict
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
+Figures = dict[str, float]
+
+
+class Official(NamedTuple):
+    """How the benchmark's own runner credits an item: names in `credit.CREDIT`, for a scalar model
+    and for a generative judge.
+
+    orders: how it credits a judge that it asks in both orders of a pair, or None where it asks
+        once. "mean": the mean of both credits;
+    "verdicts": 1 if the two verdicts together favor the right response (each 1, -1, or 0 for a tie
+        or no verdict), else 0.
+    """
+
+    scalar: str
+    generative: str
+    orders: str | None = None
+
+
+class Benchmark(NamedTuple):
+    """name: of a folder and in tables. version: what was read, "sha256:<12 digits>" of the files or
+    "<hub id>@<revision>".
+
+    protocol: what counts, the tie rule, how subsets are averaged, where the paper and the official
+        runner differ.
+    records: ids unique, and the same on every reading; `domain` is the subset; every record has
+        gold.
+    metric: what `summarize` takes for each item, by id. "accuracy": its credit in 0..1 (1/t for a
+        tie of t, see `credit.CREDIT`).
+    "roc_auc": the score of its single response, any float, or None where no judgment of it parsed.
+    Figures of accuracy are weighted means of the credits, so arrays of credits give arrays of
+    figures.
+    summarize: figures by name, shares in 0..1: "overall", "section/<name>", "subset/<name>". Items
+    without an entry are left out, as are figures that need a section without items; an id of
+    another benchmark is a ValueError.
+    official: see `Official`; None where the benchmark has no runner, or its credit is not one of
+        accuracy.
+    counts: rows read, items, rows left out by reason, items with a repeated or an empty response
+        (these stay in).
+    """
+
+    name: str
+    version: str
+    protocol: str
+    records: tuple[Record, ...]
+    metric: str
+    summarize: Callable[[Mapping[str, Any]], Figures]
+    official: Official | None
+    counts: dict[str, int]
+
+
+class Place(NamedTuple):
+    """Where a family's data lies: a file or folder here, or a hub data set, {part: (data set,
+    config, split)}, with its revision.
+    """
+
+    benchmark: str
+    path: Path | None
+    hub: Mapping[str, tuple[str, str | None, str]]
+    revision: str | None
+
+
+class Reading:
+    """The rows of a place, one pass over each of its parts, and a digest of all that was read."""
+
+    def __init__(self, place: Place):
+        self.place, self.versions, self.read = place, [], 0
+
+    def rows(self, split: str = "") -> Iterator[tuple[str, Row]]:
+        """(part, row). The part is the file's path inside the folder (its name, where the place is
+        one file), or the key in `Place.hub`.
+
+        A folder that holds files of several splits ("<split>-00000-of-00001.parquet",
+        "<split>.jsonl.gz") is read for `split` alone.
+        """
+        if self.place.path is None:
+            for part, (name, config, hub_split) in self.place.hub.items():
+                for row in self._hub_rows(name, config, hub_split):
+                    self.read += 1
+                    yield part, row
+            return
+        root = self.place.path
+        files = local_files(root, self.place.benchmark, split)
+        for file in files:
+            part = file.relative_to(root).as_posix() if root.is_dir() else file.name
+            self.versions.append(f"{part} {hashlib.sha256(file.read_bytes()).hexdigest()}")
+            for row in read_rows({"path": str(file)}):
+                self.read += 1
+                yield part, row
+
+    def _hub_rows(self, name: str, config: str | None, split: str) -> Iterator[Row]:
+        import datasets  # takes seconds, and most runs read plain files
+
+        try:
+            table = datasets.load_dataset(name, config, split=split, revision=self.place.revision)
+        except (OSError, ValueError) as error:  # no network, no such data set, gated, no such split
+            raise FileNotFoundError(
+                f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub "
+                f"data set {name!r}: {error}\n"
+                "Without a network, download it elsewhere and give its folder or file as "
+                '"path".'
+            ) from error
+        urls = (table.info.download_checksums or {}).keys()
+        commits = {url.split("@", 1)[1].split("/", 1)[0] for url in urls if "@" in url}
+        self.versions.append(
+            f"{name}@{'+'.join(sorted(commits)) or self.place.revision or 'unpinned'}"
+        )
+        for index, data in enumerate(table):
+            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, data)
+
+    def version(self) -> str:
+        if self.place.path is None:
+            return ", ".join(sorted(set(self.versions)))
+        return "sha256:" + hashlib.sha256("\n".join(self.versions).encode()).hexdigest()[:12]
+
+
+def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
+    """The data files of a path, sorted. Raises FileNotFoundError."""
+    if not root.exists():
+        raise FileNotFoundError(f'benchmark {benchmark!r}: field "path": {root} does not exist')
+    if root.is_file():
+        return [root]
+    files = sorted(
+        file for file in root.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES)
+    )
+    if not files:
+        raise FileNotFoundError(
+            f'benchmark {benchmark!r}: field "path": expected files {", ".join(SUFFIXES)} in '
+            f"{root}, found none"
+        )
+    return [
+        file for file in files if split and file.name.startswith((f"{split}-", f"{split}."))
+    ] or files
+
+
+def make_record(row: Row, **fields) -> Record:
+    """A validated record of a row; `best` or `rewards` as in the schema. Errors name the row."""
+    return record_from_dict(fields, row.where)
+
+
+def choice(row: Row, field: str, allowed: Sequence[str]) -> str:
+    """A text field that is one of `allowed`. Raises ValueError, naming row and field."""
+    value = row_value(row, field, str)
+    if value not in allowed:
+        raise ValueError(
+            f'{row.where}: field "{field}": expected one of {", ".join(allowed)}, got {value!r}'
+        )
+    return value
+
+
+def row_id(row: Row, field: str) -> str:
+    """The row's own identifier, or its index where the file has none."""
+    value = row.data.get(field)
+    return str(row.index if value is None else row_value(row, field, (str, int)))
+
+
+def texts(row: Row, field: str, count: int | None = None) -> list[str]:
+    """A list of texts (exactly `count`, where given). Raises ValueError, naming row and field."""
+    values = list(row_value(row, field, list))
+    if (
+        (count is not None and len(values) != count)
+        or not values
+        or not all(isinstance(value, str) for value in values)
+    ):
+        raise ValueError(
+            f'{row.where}: field "{field}": expected a list of {count or "one or more"} texts, '
+            f"got {str(values)[:60]}"
+        )
+    return values
+
+
+def finish(
+    name: str,
+    reading: Reading,
+    protocol: str,
+    records: Iterable[Record],
+    metric: str,
+    summarize: Callable,
+    *,
+    official: Official | None = None,
+    counted: Mapping[str, int] | None = None,
+) -> Benchmark:
+    """The benchmark of `records`; `summarize(records, values)` is pure, `counted` adds to the
+    counts.
+
+    Raises ValueError where nothing is left or an id repeats.
+    """
+    records = tuple(records)
+    if not records:
+        raise ValueError(
+            f"benchmark {name!r}: no item in "
+            f"{reading.place.path or ', '.join(reading.versions)}; rows read: {reading.read}, "
+            f"{dict(counted or {})}"
+        )
+    repeated = [
+        item for item, times in Counter(record.id for record in records).items() if times > 1
+    ]
+    if repeated:
+        raise ValueError(
+            f"benchmark {name!r}: {len(repeated)} ids occur more than once, such as "
+            f"{repeated[0]!r}: a file is there twice?"
+        )
+    counts = {
+        "rows read": reading.read,
+        "items": len(records),
+        **(counted or {}),
+        "items with a repeated response": sum(
+            len(set(record.responses)) < len(record.responses) for record in records
+        ),
+        "items with an empty response": sum(
+            not all(map(str.strip, record.responses)) for record in records
+        ),
+    }
+    known = {record.id for record in records}
+
+    def figures(values: Mapping[str, Any]) -> Figures:
+        unknown = next((item for item in values if item not in known), None)
+        if unknown is not None:
+            raise ValueError(f"benchmark {name!r} has no item {unknown!r}")
+        return summarize([record for record in records if record.id in values], values)
+
+    return Benchmark(
+        name,
+        reading.version(),
+        " ".join(protocol.split()),
+        records,
+        metric,
+        figures,
+        official,
+        counts,
+    )
+
+
+def means(
+    records: Sequence[Record], values: Mapping[str, float], group: Callable[[Record], str | None]
+) -> Figures:
+    """{group: mean value of its items}, in order of appearance; a record of group None is left
+    out.
+    """
+    grouped: dict[str, list[float]] = {}
+    for record in records:
+        name = group(record)
+        if name is not None:
+            grouped.setdefault(name, []).append(values[record.id])
+    return {name: sum(items) / len(items) for name, items in grouped.items()}
+
+
+def mean_of(figures: Mapping[str, float], names: Iterable[str]) -> float | None:
+    """The plain mean of the named figures; None unless all are there."""
+    names = list(names)
+    return (
+        sum(figures[name] for name in names) / len(names)
+        if names and all(name in figures for name in names)
+        else None
+    )
+
+
+def named(prefix: str, figures: Mapping[str, float]) -> Figures:
+    return {f"{prefix}/{name}": value for name, value in figures.items()}
+
+
+def with_overall(figures: Figures, overall: float | None, name: str = "overall") -> Figures:
+    """The figures with `name` first, where it can be computed."""
+    return figures if overall is None else {name: overall, **figures}
