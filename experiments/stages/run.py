@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import jinja2
 import ml_collections
 from jax.sharding import Mesh
 
@@ -32,7 +31,7 @@ from experiments import config_flags
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.data.world import make_instructions, make_records
-from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, write_records
 from grm_jax.judgment.rules import best_index
 from grm_jax.models import Gemma2Config, init_params
@@ -56,7 +55,7 @@ class Run:
     mesh: Mesh
     cfg: Gemma2Config
     prompter: Prompter
-    meta_template: jinja2.Template
+    meta_template: Template
     train: list[Record]
     evaluation: dict[str, list[Record]]
     general: list[dict]
