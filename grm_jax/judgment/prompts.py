@@ -133,8 +133,11 @@ def _gather(name: str, first: tuple[str, str], read: Callable[[str], str | None]
         where = name if file == first[0] else f"{name} ({file})"
         try:
             tree = _environment().parse(text)
+            _environment().compile(text, file)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"template {where}:{error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError) as error:  # of Python, for what is nested too deeply
+            raise ValueError(f"template {where}: cannot be compiled: {error}") from error
         optional = {
             include
             for node in tree.find_all(jinja2.nodes.Include)

@@ -292,6 +292,10 @@ def test_template_errors_say_what_is_wrong(tmp_path):
         load_template(tmp_path / "gone.jinja")
     with pytest.raises(ValueError, match="own.jinja:2"):
         own_template(tmp_path, "fine\n{% if %}")
+    with pytest.raises(ValueError, match="own.jinja:1: No filter named 'fence'"):
+        own_template(tmp_path, "{{ n | fence }}")
+    with pytest.raises(ValueError, match="own.jinja: cannot be compiled"):
+        own_template(tmp_path, "{{" + "(" * 2000 + "n" + ")" * 2000 + "}}")
     with pytest.raises(ValueError, match="own.jinja.*'list'.*'reponses' is undefined.*responses"):
         render_prompt(own_template(tmp_path, "{{ reponses }}"), LIST, (0, 1, 2))
     with pytest.raises(ValueError, match="own.jinja.*unsafe"):
