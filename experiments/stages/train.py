@@ -24,7 +24,7 @@ from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import param_shardings, place_batch
 from grm_jax.progress import progress
 from grm_jax.training.metrics import LateMetrics, MetricsLog
-from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.state import TrainState, abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step
 
@@ -59,7 +59,9 @@ def make_step(
     `params` may be arrays or ShapeDtypeStructs: nothing is computed, so what is planned is what is
     run (experiments/plan.py).
     """
-    optimizer, schedule = make_optimizer(config.optimizer, settings.learning_rate, updates)
+    optimizer, schedule = make_optimizer(
+        OptimizerConfig(**config.optimizer), settings.learning_rate, updates
+    )
     abstract = abstract_state(params, optimizer)
     shardings = param_shardings(mesh, abstract)
     step = make_train_step(

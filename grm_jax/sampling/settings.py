@@ -1,17 +1,19 @@
-"""How prompts and completions are cut, and how completions are drawn: two sections of a config."""
+"""Settings of sampling: how long texts may be, and how completions are drawn."""
 
 import dataclasses
 
-SAMPLERS = ("jit", "pmap", "shard_map")
+from grm_jax.settings import NOT_NEGATIVE, POSITIVE, check, growing, one_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Limits in tokens, and the widths that rows are padded to; each width is a program of its own.
+    """How long texts may be, and what they are padded to, in tokens.
 
-    prompt, completion: the longest of each. buckets: growing widths of prompts, up to `prompt`.
-    sequences: growing widths of prompt and completion together. Raises ValueError, one line a
-    field.
+    prompt: longest prompt; a longer one is reported, never cut.
+    completion: most tokens that are sampled.
+    buckets: prompts are padded to the smallest of these that holds them; each compiles once. They
+        grow, and end in `prompt`.
+    sequences: likewise prompt and completion together; `prompt + completion` is added.
     """
 
     prompt: int
@@ -20,34 +22,37 @@ class Lengths:
     sequences: tuple[int, ...] = ()
 
     def __post_init__(self):
-        problems = [
-            f"{field}: expected a positive integer, got {getattr(self, field)!r}"
-            for field in ("prompt", "completion")
-            if not _positive(getattr(self, field))
-        ]
-        if not _growing(self.buckets) or self.buckets[-1:] != (self.prompt,):
-            problems.append(
-                f"buckets: expected growing lengths that end in prompt = {self.prompt}, got "
-                f"{self.buckets}"
-            )
-        if not _growing(self.sequences):
-            problems.append(f"sequences: expected growing positive lengths, got {self.sequences}")
-        if problems:
-            raise ValueError("\n".join(problems))
+        check(
+            self,
+            {"prompt completion": POSITIVE, "sequences": ("growing positive lengths", growing)},
+            [
+                (
+                    "buckets prompt",
+                    "growing lengths that end in prompt = {prompt}",
+                    lambda buckets, prompt: growing(buckets) and buckets[-1:] == (prompt,),
+                )
+            ],
+        )
 
     @property
     def sequence_buckets(self) -> tuple[int, ...]:
-        """Widths that prompt and completion together are padded to, the last of them the longest
-        there can be.
-        """
+        """Lengths that prompt + completion are padded to."""
         longest = self.prompt + self.completion
-        return tuple(width for width in self.sequences if width < longest) + (longest,)
+        return tuple(length for length in self.sequences if length < longest) + (longest,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn: the nucleus (1.0: off), the k best (0: off), completions at once,
-    and the road to the devices (`sampling.mapped.make_sampler`).
+    """How completions are drawn.
+
+    top_p: nucleus sampling (arXiv 1904.09751) from the most likely tokens of this total
+        probability; 1.0: from all.
+    top_k: from the k most likely tokens; 0: from all.
+    rows: completions that are decoded at once, on all devices together.
+    sampler: "jit" (one device, or a mesh by the compiler), "pmap" (a whole model on every device)
+        or "shard_map" (the model lies over the mesh).
+
+    rows and sampler change the time a completion takes, not the completion.
     """
 
     top_p: float = 1.0
@@ -56,22 +61,12 @@ class Sampling:
     sampler: str = "jit"
 
     def __post_init__(self):
-        problems = []
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p: expected a number in (0, 1], got {self.top_p!r}")
-        if self.top_k < 0:
-            problems.append(f"top_k: expected an integer >= 0, got {self.top_k!r}")
-        if not _positive(self.rows):
-            problems.append(f"rows: expected a positive integer, got {self.rows!r}")
-        if self.sampler not in SAMPLERS:
-            problems.append(f"sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
-        if problems:
-            raise ValueError("\n".join(problems))
-
-
-def _positive(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _growing(widths: tuple[int, ...]) -> bool:
-    return all(map(_positive, widths)) and list(widths) == sorted(set(widths))
+        check(
+            self,
+            {
+                "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
+                "top_k": NOT_NEGATIVE,
+                "rows": POSITIVE,
+                "sampler": one_of(("jit", "pmap", "shard_map")),
+            },
+        )
