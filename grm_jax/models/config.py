@@ -126,20 +126,6 @@ class Gemma2Config:
         return self.n_layers // len(self.block)
 
 
-@dataclasses.dataclass(frozen=True)
-class Numerics:
-    """How a model computes: the fields of `Gemma2Config` that are not in its config.json.
-
-    attention: one of ATTENTIONS, or "auto": what is fastest on the devices
-    (`models.splash.attention_on`).
-    """
-
-    dtype: str = "float32"
-    scan_layers: bool = True
-    remat: str = "none"
-    attention: str = "auto"
-
-
 def alternating(n_layers: int) -> tuple[str, ...]:
     """Gemma-2's pattern: layer 0 is local, then global, local, ..."""
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
