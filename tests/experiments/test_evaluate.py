@@ -46,7 +46,7 @@ def config(tmp_path) -> ml_collections.ConfigDict:
         {"kind": "records", "name": "mixed", "path": str(tmp_path / "mixed.jsonl")},
     )
     config.systems = tuple(
-        {"name": name, "kind": f"fabricated_models:{name}"}
+        {"name": name, "kind": f"tests.experiments.fabricated_models:{name}"}
         for name in ("perfect", "pairwise", "sampled", "failing")
     )
     config.ks, config.bootstrap, config.report_items = (1, 2), 200, 5
@@ -179,7 +179,9 @@ def test_more_k_systems_seeds_and_benchmarks_ask_for_the_new_part_alone(config, 
     assert {(name, sample) for name, _, sample, *_ in asked()} == {
         (name, s) for name in ("sampled", "failing") for s in (2, 3)
     }
-    config.systems += ({"name": "constant", "kind": "fabricated_models:constant"},)
+    config.systems += (
+        {"name": "constant", "kind": "tests.experiments.fabricated_models:constant"},
+    )
     results = comparison.run(config, tmp_path / "run")
     assert {name for name, *_ in asked()} == {"constant"}
     constant = next(
@@ -210,11 +212,11 @@ def test_more_k_systems_seeds_and_benchmarks_ask_for_the_new_part_alone(config, 
 
 
 def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(config, tmp_path):
-    config.systems = ({"name": "failing", "kind": "fabricated_models:failing"},)
+    config.systems = ({"name": "failing", "kind": "tests.experiments.fabricated_models:failing"},)
     comparison.run(config, tmp_path / "run")
     asked()
     config.retry = ("request_failed",)
-    config.systems = ({"name": "failing", "kind": "fabricated_models:failing"},)
+    config.systems = ({"name": "failing", "kind": "tests.experiments.fabricated_models:failing"},)
     comparison.run(config, tmp_path / "run")
     repeated = asked()
     assert repeated and all(
@@ -269,7 +271,7 @@ def test_a_config_that_cannot_be_right_is_refused_at_once(config, tmp_path, chan
 
 
 def test_rows_of_another_text_temperature_or_system_are_refused(config, tmp_path):
-    config.systems = ({"name": "sampled", "kind": "fabricated_models:sampled"},)
+    config.systems = ({"name": "sampled", "kind": "tests.experiments.fabricated_models:sampled"},)
     comparison.run(config, tmp_path / "run")
     config.temperature = 0.25
     with pytest.raises(
@@ -285,7 +287,7 @@ def test_rows_of_another_text_temperature_or_system_are_refused(config, tmp_path
     with pytest.raises(ValueError, match=r'greedy-seed0.jsonl:5: field "record"'):
         comparison.run(config, tmp_path / "run")
     write_records(tmp_path / "mixed.jsonl", records())
-    config.systems = ({"name": "sampled", "kind": "fabricated_models:perfect"},)
+    config.systems = ({"name": "sampled", "kind": "tests.experiments.fabricated_models:perfect"},)
     with pytest.raises(
         ValueError, match="judgments of another system of this name; it differs in kind"
     ):
