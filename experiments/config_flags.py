@@ -23,9 +23,8 @@ from grm_jax import losses
 from grm_jax.data import sources as data_sources
 from grm_jax.data.world.records import SPLITS
 from grm_jax.judgment.prompts import load_template
-from grm_jax.models.config import ATTENTIONS
+from grm_jax.models.config import ATTENTIONS, Numerics
 from grm_jax.models.lora import TARGETS as LORA_TARGETS
-from grm_jax.models.splash import attention_on
 from grm_jax.training.optimizer import SCHEDULES
 
 PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
@@ -162,9 +161,8 @@ def numerics(config: ml_collections.ConfigDict, platform: str) -> dict:
     """How a model computes on devices of a platform: the fields of `Gemma2Config` that are not in
     its config.json.
     """
-    return {name: config.model[name] for name in ("dtype", "scan_layers", "remat")} | {
-        "attention": attention_on(config.model.attention, platform)
-    }
+    fields = ("dtype", "scan_layers", "remat", "attention")
+    return Numerics(**{name: config.model[name] for name in fields}).resolve(platform)
 
 
 def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
