@@ -9,11 +9,10 @@ import subprocess
 import ml_collections
 import pytest
 
-from experiments.configs import tiny_evaluate
 from experiments import config_flags
+from experiments.configs import tiny_evaluate
 from experiments.stages import evaluation
 from grm_jax.evaluation import judging
-from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.records import Record, Turn, write_records
 from tests.experiments import fabricated_models
 
