@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
-from grm_jax.judgment.prompts import render_prompt
+from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_correct
 from grm_jax.sampling.rollout import Completion, Request, generate
@@ -32,8 +31,8 @@ class Prompter:
     """
 
     tokenizer: Tokenizer
-    pointwise: jinja2.Template
-    single: jinja2.Template
+    pointwise: Template
+    single: Template
     answer: str = "scores"
 
     def __post_init__(self):

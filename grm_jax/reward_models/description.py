@@ -1,0 +1,304 @@
+"""What a model folder says of itself, and where a model's folder is.
+
+`grm.json` beside config.json says how the model wants to be asked:
+
+    {"kind": "pointwise_grm",                  one of KINDS
+     "templates": {"pointwise": {"pointwise.jinja": TEXT, "_context.jinja": TEXT, ...}, "single":
+         ...}    by role; the first file is the one that is rendered, the others it includes
+     "answer": "scores",                       what its box holds: `judgment.parsing.ANSWERS`
+     "chat": "gemma",                          the format of turns that its tokenizer writes
+     "lengths": {"prompt": 6144, "completion": 2048}      tokens, as it was trained; null: not said
+     "temperature": 0.5,                       of its samples; null: not said
+     "k_meta": null,                           samples that its Meta RM keeps; null: half of them
+     "meta": "../meta"}                        folder of its Meta RM, from here; null: none
+
+All but "kind" may be left out. Nothing here needs JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from grm_jax.judgment.parsing import ANSWERS
+from grm_jax.judgment.prompts import Template, template_from_files
+
+FILE = "grm.json"
+KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
+ROLES = ("pointwise", "single", "judge", "meta")
+CHATS = ("gemma",)
+ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
+# "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
+BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": ASSETS / "tiny_base"}
+JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
+TOKENIZER_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # beside the tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """How a model wants to be asked: the fields of grm.json, as the head of this file has them.
+
+    templates: {role: Template}; a mapping of file names to texts becomes one. Raises ValueError,
+    one line for each field that is wrong.
+    """
+
+    kind: str
+    templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
+    answer: str = "scores"
+    chat: str = "gemma"
+    lengths: Mapping[str, int] | None = None
+    temperature: float | None = None
+    k_meta: int | None = None
+    meta: str | None = None
+
+    def __post_init__(self):
+        problems = list(self._problems())
+        if isinstance(self.templates, Mapping):
+            templates = {}
+            for role, files in self.templates.items():
+                try:
+                    templates[role] = files if isinstance(files, Template) else _template(files)
+                except ValueError as error:
+                    problems.append(f'field "templates.{role}": {error}')
+            object.__setattr__(self, "templates", templates)
+        if isinstance(self.lengths, Mapping):
+            object.__setattr__(self, "lengths", dict(self.lengths))
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        for field, names in (("kind", KINDS), ("answer", ANSWERS), ("chat", CHATS)):
+            if (value := getattr(self, field)) not in names:
+                yield _wrong(field, f"one of {', '.join(names)}", value)
+        if not isinstance(self.templates, Mapping) or set(self.templates) - set(ROLES):
+            roles = self.templates
+            yield _wrong(
+                "templates",
+                f"an object with some of the roles {', '.join(ROLES)}",
+                list(roles) if isinstance(roles, Mapping) else roles,
+            )
+        if self.lengths is not None and not (
+            isinstance(self.lengths, Mapping)
+            and set(self.lengths) == {"prompt", "completion"}
+            and all(_is_count(value) for value in self.lengths.values())
+        ):
+            yield _wrong(
+                "lengths", '{"prompt": tokens, "completion": tokens}, or null', self.lengths
+            )
+        if self.temperature is not None and not (
+            _is_number(self.temperature) and 0 < self.temperature <= 100
+        ):
+            yield _wrong("temperature", "a number > 0 (and at most 100), or null", self.temperature)
+        if self.k_meta is not None and not _is_count(self.k_meta):
+            yield _wrong("k_meta", "a positive integer, or null for half of k", self.k_meta)
+        if self.meta is not None and not (
+            isinstance(self.meta, str)
+            and self.meta.encode("utf-8", "ignore").decode() == self.meta != ""
+            and not os.path.isabs(self.meta)
+        ):
+            yield _wrong(
+                "meta", "the path of a Meta RM's folder, relative to this one, or null", self.meta
+            )
+
+
+def read_description(folder: str | os.PathLike) -> Description | None:
+    """Reads the grm.json of a model folder; None where there is none.
+
+    Raises ValueError, one line for each field that is wrong: the file, the field, what was expected
+    and what was found.
+    """
+    path = pathlib.Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {_short(fields)}")
+    known = [field.name for field in dataclasses.fields(Description)]
+    problems = [
+        f'{path}: field "{name}": unknown; {_nearest(name, known)}'
+        for name in fields
+        if name not in known
+    ]
+    if fields.get("kind") is None:
+        problems.append(f'{path}: field "kind": missing; expected one of {", ".join(KINDS)}')
+    # null is what a field has that is left out
+    stated = {name: value for name, value in fields.items() if name in known and value is not None}
+    try:
+        description = Description(**({"kind": KINDS[0]} | stated))
+    except ValueError as error:
+        problems += [f"{path}: {line}" for line in str(error).splitlines()]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return description
+
+
+def write_description(folder: str | os.PathLike, description: Description) -> None:
+    """Writes grm.json into a model folder; the file appears whole or not at all."""
+    fields = {
+        field.name: getattr(description, field.name) for field in dataclasses.fields(description)
+    }
+    fields["templates"] = {
+        role: dict(template.files) for role, template in description.templates.items()
+    }
+    path = pathlib.Path(folder) / FILE
+    partial = path.with_name(f"{FILE}.partial")
+    partial.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> pathlib.Path:
+    """Finds the Hugging Face folder of a model by its name.
+
+    name: "tiny", the trained GRM in the package, or "tiny_base", the base model there; a folder
+    with config.json; the work folder of a run, of whose models the first of `parts` is taken; or a
+    model of the Hugging Face hub, "owner/name", which is downloaded. Raises FileNotFoundError, with
+    all that was tried.
+    """
+    folder = BUILT_IN.get(os.fspath(name), pathlib.Path(name).expanduser())
+    tried = [folder, *(folder / "models" / part for part in parts), *(folder / p for p in parts)]
+    for path in tried:
+        if (path / "config.json").is_file():
+            return path
+    if folder.exists():
+        raise FileNotFoundError(
+            f"{folder}: expected a model folder with config.json, or a work folder with "
+            f"{' or '.join(f'models/{part}' for part in parts)}, found "
+            + (_listing(folder) if folder.is_dir() else "a file")
+        )
+    return _from_hub(os.fspath(name))
+
+
+def meta_folder(folder: pathlib.Path, description: Description | None) -> pathlib.Path | None:
+    """Finds the Meta RM that lies beside a model: where its grm.json says, else the folder `meta`
+    beside its folder `grm`; None where there is none.
+
+    Raises FileNotFoundError where grm.json names a folder that is not there.
+    """
+    if description is not None and description.meta is not None:
+        meta = folder / description.meta
+        if not (meta / "config.json").is_file():
+            raise FileNotFoundError(
+                f'{folder / FILE}: field "meta": expected the folder of a Meta RM, found no '
+                f"{meta / 'config.json'}"
+            )
+        return meta
+    beside = folder.absolute().parent / "meta"
+    is_beside = folder.absolute().name == "grm" and (beside / "config.json").is_file()
+    return beside if is_beside else None
+
+
+def weights_fingerprint(folder: pathlib.Path, edge: int = 1 << 20) -> str:
+    """A digest of the weight files: their names and sizes, and the first and last MiB of each. A
+    retrained model differs in them.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(edge))
+            file.seek(max(edge, size - edge))
+            digest.update(file.read(edge))
+    return digest.hexdigest()[:16]
+
+
+def tokenizer_digest(folder: pathlib.Path) -> str:
+    """A digest of the bytes of a tokenizer's files. `load_tokenizer` may read ids from config.json
+    as well.
+    """
+    main = next(
+        (n for n in ("tokenizer.json", "tokenizer.model") if (folder / n).is_file()),
+        "tokenizer.json",
+    )
+    digest = hashlib.sha256()
+    for name in (main, *TOKENIZER_FILES):
+        if (folder / name).is_file():
+            digest.update(f"{name}\n".encode() + (folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def template_digest(template: Template) -> str:
+    """A digest of a template's files, names and texts."""
+    return hashlib.sha256(json.dumps(template.files).encode()).hexdigest()[:16]
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """A digest of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    expected = (
+        f"expected {' or '.join(map(repr, BUILT_IN))}, a model folder, the work folder of a run, "
+        "or a model of the Hugging Face hub (owner/name)"
+    )
+    if not HUB_ID.fullmatch(name):
+        near = difflib.get_close_matches(name, BUILT_IN, n=1)
+        raise FileNotFoundError(
+            f"model {name!r}: no such folder"
+            + (f"; did you mean {near[0]!r}?" if near else f"; {expected}")
+        )
+    import huggingface_hub  # heavy, and most models lie in a folder
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+    # whatever keeps a download from succeeding: no network, no such model, no right to read it
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"model {name!r}: no such folder, and the Hugging Face hub gave nothing "
+            f"({type(error).__name__}: {_short(said, 200)}); {expected}. Without a network a "
+            "folder is needed"
+        ) from error
+
+
+def _template(files: Any) -> Template:
+    if not isinstance(files, Mapping) or not files:
+        raise ValueError(f"expected an object of file names and texts, found {_short(files)}")
+    for name, text in files.items():
+        if not isinstance(text, str):
+            raise ValueError(f"expected the text of the file {name!r}, found {_short(text)}")
+        try:
+            f"{name}{text}".encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"file {name!r}: half of a surrogate pair is not text") from error
+    return template_from_files(files)
+
+
+def _wrong(field: str, expected: str, value: Any) -> str:
+    return f'field "{field}": expected {expected}, found {_short(value)}'
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _listing(folder: pathlib.Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return (", ".join(names[:8]) + (", ..." if len(names) > 8 else "")) or "an empty folder"
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = value if isinstance(value, str) and limit > 80 else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
