@@ -1,24 +1,30 @@
 """Checks of settings: a frozen dataclass that holds them names all its wrong fields at once.
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    prompt: int
-    completion: int = 256
+    @dataclasses.dataclass(frozen=True)
+    class Lengths:
+        prompt: int
+        completion: int = 256
 
-    def __post_init__(self):
-        check(self, {"prompt completion": POSITIVE})
+        def __post_init__(self):
+            check(self, {"prompt completion": POSITIVE})
+
+Types are read off the annotations, so that rules are about values alone.
 """
 
 import dataclasses
+import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from grm_jax.naming import resolve
 
+T = TypeVar("T")
 Rule = tuple[str, Callable[..., Any]]  # (what is expected, test of the value)
+Relation = tuple[str, str, Callable[..., Any]]  # (fields, what is expected, test of their values)
 
 POSITIVE: Rule = ("a positive integer", lambda x: x >= 1)
 NOT_NEGATIVE: Rule = ("a number >= 0", lambda x: x >= 0)
@@ -37,10 +43,39 @@ class SettingsError(ValueError):
         )
 
 
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Make settings of a class from a mapping, such as a section of a config file; lists become
+    tuples.
+
+    Raises SettingsError as `check`, and for fields that the class does not have (with the nearest
+    that it has) or that are missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    problems = [
+        f"{name}: no such field; nearest: {difflib.get_close_matches(name, fields, 1, 0.0)[0]}"
+        for name in values
+        if name not in fields
+    ]
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in values
+        and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    problems += [f"{name}: expected {_words(_annotations(cls)[name])}, got nothing" for name in missing]
+    known = {name: _without_lists(value) for name, value in values.items() if name in fields}
+    if not missing:
+        try:
+            settings = cls(**known)
+            if not problems:
+                return settings
+        except SettingsError as error:
+            problems += error.problems
+    raise SettingsError(cls.__name__, problems)
+
+
 def check(
-    settings: Any,
-    rules: Mapping[str, Rule] | None = None,
-    relations: Sequence[tuple[str, str, Callable[..., Any]]] = (),
+    settings: Any, rules: Mapping[str, Rule] | None = None, relations: Sequence[Relation] = ()
 ) -> None:
     """Raises SettingsError unless every field has its annotated type and keeps the rules.
 
@@ -50,6 +85,14 @@ def check(
         the one that is named as wrong. The test gets their values in this order, and so does
         `str.format` of what is expected, by name. Left out where one of the fields is wrong.
     """
+    if problems := find_problems(settings, rules, relations):
+        raise SettingsError(type(settings).__name__, problems)
+
+
+def find_problems(
+    settings: Any, rules: Mapping[str, Rule] | None = None, relations: Sequence[Relation] = ()
+) -> list[str]:
+    """Find what `check` would name: "field: what is wrong" for each field."""
     expected = {field: rule for fields, rule in (rules or {}).items() for field in fields.split()}
     wrong = {}
     for field, annotation in _annotations(type(settings)).items():
@@ -67,8 +110,7 @@ def check(
         if not wrong.keys() & values.keys():
             if problem := _problem(test, tuple(values.values()), words.format(**values)):
                 problems.append(f"{fields.split()[0]}: {problem}")
-    if problems:
-        raise SettingsError(type(settings).__name__, problems)
+    return problems
 
 
 def one_of(names: Collection[str]) -> Rule:
@@ -135,9 +177,8 @@ def _is_of(value: Any, annotation: Any) -> bool:
             ):
                 return True
         elif kind in (int, float):
-            if isinstance(value, (int, float) if kind is float else int) and not isinstance(
-                value, bool
-            ):
+            numbers = (int, float) if kind is float else int
+            if isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value):
                 return True
         elif isinstance(value, kind):
             return True
@@ -158,6 +199,10 @@ def _words(annotation) -> str:
         elif kind is not type(None):
             words.append(_WORDS.get(kind, f"a {kind.__name__.lower()}"))
     return " or ".join(words)
+
+
+def _without_lists(value: Any) -> Any:
+    return tuple(map(_without_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _with_none(words: str, annotation) -> str:

@@ -5,9 +5,10 @@ published sizes.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from grm_jax.settings import Rule, check, one_of
+from grm_jax.settings import Rule, build, check, one_of
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
 ATTENTIONS = ("reference", "splash", "splash_interpreted")
@@ -129,6 +130,15 @@ class Gemma2Config:
 def alternating(n_layers: int) -> tuple[str, ...]:
     """Gemma-2's pattern: layer 0 is local, then global, local, ..."""
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
+
+
+def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2Config:
+    """Make the Gemma2Config of a randomly initialized model with Gemma-2's pattern of layers.
+
+    sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.
+    """
+    layers = {"layer_types": alternating(sizes["n_layers"])}
+    return build(Gemma2Config, layers | {"vocab_size": vocab_size} | dict(sizes) | numerics)
 
 
 # Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent

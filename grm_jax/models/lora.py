@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row
-from grm_jax.settings import ABOVE_ZERO, POSITIVE, check, some_of
+from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 A, B = "lora_a", "lora_b"
@@ -29,8 +29,8 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank r; alpha: the product is scaled by alpha / r; targets: which linear maps of every layer
-    are adapted.
+    """rank r, 0 for no adapters; alpha: the product is scaled by alpha / r; targets: which linear
+    maps of every layer are adapted.
     """
 
     rank: int
@@ -38,7 +38,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self):
-        check(self, {"rank": POSITIVE, "alpha": ABOVE_ZERO, "targets": some_of(TARGETS)})
+        check(self, {"rank": NOT_NEGATIVE, "alpha": ABOVE_ZERO, "targets": some_of(TARGETS)})
 
     @property
     def scale(self) -> float:

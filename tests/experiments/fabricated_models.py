@@ -1,4 +1,4 @@
-"""Reward models that tests of the evaluator name as "fabricated_models:NAME". ASKED holds every
+"""Reward models that tests of the evaluator name as "tests.experiments.fabricated_models:NAME". ASKED holds every
 (system, id, sample, temperature, swapped).
 """
 
