@@ -9,6 +9,7 @@ setup(
     package_data={
         "grm_jax": ["judgment/templates/*.jinja", "assets/tiny_base/*", "assets/tiny/*/*", "report/*.jinja"]
     },
+    entry_points={"console_scripts": ["grm=grm_jax.cli:main"]},
     extras_require={"tpu": ["jax[tpu]==0.10.2"]},
     install_requires=[
         line.strip()
