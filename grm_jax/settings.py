@@ -59,10 +59,11 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     missing = [
         name
         for name, field in fields.items()
-        if name not in values
-        and field.default is field.default_factory is dataclasses.MISSING
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING
     ]
-    problems += [f"{name}: expected {_words(_annotations(cls)[name])}, got nothing" for name in missing]
+    problems += [
+        f"{name}: expected {_words(_annotations(cls)[name])}, got nothing" for name in missing
+    ]
     known = {name: _without_lists(value) for name, value in values.items() if name in fields}
     if not missing:
         try:

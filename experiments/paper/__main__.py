@@ -31,7 +31,7 @@ from experiments.stages import comparison
 from experiments.stages.run import start_processes
 from grm_jax.parallel import processes
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.paper")
 OUT = flags.DEFINE_string(
     "out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True
 )
@@ -200,4 +200,4 @@ def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, g
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

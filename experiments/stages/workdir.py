@@ -44,7 +44,7 @@ from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record, write_records
 from grm_jax.models import Gemma2Config, init_params
-from grm_jax.models.config import alternating, load_config
+from grm_jax.models.config import from_sizes, load_config
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.parallel import processes
@@ -116,7 +116,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     model_cfg = _model_config(config, tokenizer, mesh)
     for stage in config_flags.STAGES:
         if stage in config:
-            config_flags.check_micro_batch(config, stage, shares(mesh))
+            config_flags.section(config, stage).check_shares(stage, shares(mesh))
     print(
         f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; model {model_cfg}",
         flush=True,
@@ -290,13 +290,9 @@ def _description(run: Run, kind: str, **described) -> Description:
 
 
 def _model_config(config, tokenizer: Tokenizer, mesh) -> Gemma2Config:
-    numerics = config_flags.numerics(config, mesh.devices.flat[0].platform)
+    numerics = config_flags.section(config, "model").resolve(mesh.devices.flat[0].platform)
     if config.model.random_init is not None:
-        sizes = config.model.random_init.to_dict()
-        layers = alternating(sizes["n_layers"])
-        model_cfg = Gemma2Config(
-            vocab_size=tokenizer.vocab_size, layer_types=layers, **sizes, **numerics
-        )
+        model_cfg = from_sizes(config.model.random_init, tokenizer.vocab_size, **numerics)
     else:
         model_cfg = load_config(config_flags.model_folder(config), **numerics)
     if model_cfg.vocab_size < tokenizer.vocab_size:

@@ -137,8 +137,9 @@ def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2C
 
     sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.
     """
-    layers = {"layer_types": alternating(sizes["n_layers"])}
-    return build(Gemma2Config, layers | {"vocab_size": vocab_size} | dict(sizes) | numerics)
+    layers = sizes.get("n_layers")
+    pattern = {"layer_types": alternating(layers) if isinstance(layers, int) else ()}
+    return build(Gemma2Config, pattern | {"vocab_size": vocab_size} | dict(sizes) | numerics)
 
 
 # Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from grm_jax.judgment.rules import REWARDS
-from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, policy_loss
+from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig
 from grm_jax.settings import (
     ABOVE_ZERO,
     POSITIVE,
@@ -18,10 +17,7 @@ from grm_jax.settings import (
     one_of,
 )
 
-FIT_RULES: dict[str, Rule] = {
-    "learning_rate": ABOVE_ZERO,
-    "batch_size micro_batch steps": POSITIVE,
-}
+FIT_RULES: dict[str, Rule] = {"learning_rate": ABOVE_ZERO, "batch_size micro_batch steps": POSITIVE}
 FIT_RELATIONS: list[Relation] = [
     (
         "batch_size micro_batch",
@@ -101,7 +97,6 @@ class RlConfig(FitConfig):
             | {
                 "group_size": ("an integer of at least 2", lambda x: x >= 2),
                 "loss": function_in(LOSSES),
-                "reward": function_in(REWARDS),
                 "advantage": function_in(ADVANTAGES),
                 "old_logp": one_of(("trainer", "sampler")),
                 "updates_per_rollout": POSITIVE,
@@ -114,7 +109,6 @@ class RlConfig(FitConfig):
                     "a multiple of group_size = {group_size}, as it counts rollouts",
                     lambda batch, group: batch % group == 0,
                 ),
-                ("loss_args loss", "", lambda args, loss: bool(policy_loss(loss, args))),
             ],
         )
         # what the loss reads is checked by its own settings, where it has the right type
