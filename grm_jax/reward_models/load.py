@@ -2,7 +2,8 @@
 
     {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
      "templates": {"pointwise": NAME_OR_FILE, "single", "meta"}, "answer": "scores", or "ten":
-     single responses are scored from 1 to 10, as the paper does on ReaLMistake}
+     single responses are scored from 1 to 10, as the paper does on ReaLMistake; "hint": True shows
+     the gold, as half of rejective sampling does}
     {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER, "templates": {"judge":
         NAME_OR_FILE}}
     {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}    a sequence-classification
@@ -60,7 +61,9 @@ class Asking:
     """How all systems of a comparison are asked: devices, numerics, lengths, sampling, and the
     templates of those whose folder names none.
 
-    samples_per_order: consecutive samples that show the responses in one order.
+    samples_per_order: consecutive samples that show the responses in one order. templates_win:
+    whether all are asked by these templates, whatever their folders say, as a run does that trains
+    them.
     """
 
     mesh: Mesh
@@ -69,6 +72,7 @@ class Asking:
     sampling: Sampling
     templates: Mapping[str, Template]
     samples_per_order: int = 1
+    templates_win: bool = False
 
 
 class System(NamedTuple):
@@ -77,7 +81,7 @@ class System(NamedTuple):
     name, kind: of its spec. identity: plain JSON with all that the text of a judgment depends on,
         by content; two systems that are equal in it may share their judgments.
     load: (seed, rows=None) -> RewardModel; `rows` is asked at once in place of
-        `Asking.sampling.rows`. The weights are loaded by the first call.
+        `Asking.sampling.rows`. The weights are loaded by the first call, and stay until `release`.
     view: from a judgment that `load`'s model gives to this system's own; None where they are the
         same.
     accepts: whether it can judge n responses. sampled: whether its samples differ. Both are None
@@ -88,6 +92,7 @@ class System(NamedTuple):
     kind: str
     identity: dict[str, Any]
     load: Callable[..., RewardModel]
+    release: Callable[[], None]
     view: Callable[[dict], dict] | None = None
     accepts: Callable[[int], bool] | None = None
     sampled: bool | None = None
@@ -117,7 +122,9 @@ def describe(spec: Mapping, asking: Asking) -> System:
         model = build()(seed, asking.sampling.rows if rows is None else rows)
         return model._replace(name=name, accepts=found.accepts or model.accepts)
 
-    return System(name, kind, identity, load, found.view, found.accepts, found.sampled)
+    return System(
+        name, kind, identity, load, build.cache_clear, found.view, found.accepts, found.sampled
+    )
 
 
 def load_reward_model(spec: Mapping, asking: Asking, seed: int = 0) -> RewardModel:
@@ -231,7 +238,7 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 
 def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
-    answer = _answer(spec, folder)
+    answer, hinted = _answer(spec, asking, folder), bool(spec.get("hint", False))
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
     meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
     meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
@@ -240,6 +247,7 @@ def _pointwise(spec, asking) -> _Kind:
         "answer": answer,
         "templates": _digests(pointwise=pointwise, single=single),
         "samples_per_order": asking.samples_per_order,
+        "hint": hinted,
         "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
         **folder.identity,
         **_asked(asking),
@@ -261,6 +269,7 @@ def _pointwise(spec, asking) -> _Kind:
                 buckets=asking.lengths.buckets,
                 rows=rows,
                 per_order=asking.samples_per_order,
+                hinted=hinted,
             )
             return guide(model, rows)
 
@@ -373,7 +382,7 @@ def _cloud(spec, asking) -> _Kind:
 
 def _remote(spec, asking) -> _Kind:
     """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
-    answer = _answer(spec)
+    answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
     templates = {
         "template": _template(spec, asking, role),
@@ -457,7 +466,7 @@ NOT_ANSWERS = (
     "price_per_million",
 )
 FIELDS = {  # kind: (optional, required), beside name and kind
-    "pointwise_grm": (("meta", "templates", "answer"), ("path",)),
+    "pointwise_grm": (("meta", "templates", "answer", "hint"), ("path",)),
     "llm_judge": (("templates",), ("path",)),
     "token_prob": (("templates",), ("path",)),
     "scalar": ((), ("path",)),
@@ -504,6 +513,8 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
     """The template of a role: what the first of the folders says that has a word on it, which a
     spec may repeat; else the spec's, else that of `asking`.
     """
+    if asking.templates_win and role in asking.templates:
+        return asking.templates[role]
     named = (spec.get("templates") or {}).get(role)
     own = named if named is None or isinstance(named, Template) else load_template(named)
     for folder in folders:
@@ -528,12 +539,13 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
     return template
 
 
-def _answer(spec, folder: _Folder | None = None) -> str:
+def _answer(spec, asking, folder: _Folder | None = None) -> str:
     """What the box holds: the spec's word, else the folder's. A model that writes the number of the
     best response has no scores to give, and the other way round.
     """
     said = folder and folder.description
-    said = said.answer if said and said.kind == "pointwise_grm" else None
+    own = said and said.kind == "pointwise_grm" and not asking.templates_win
+    said = said.answer if own else None
     answer = spec.get("answer") or said or "scores"
     if answer not in ANSWERS:
         raise ValueError(f'field "answer": expected one of {", ".join(ANSWERS)}, got {answer!r}')
