@@ -113,7 +113,7 @@ def bucket_length(length: int, buckets: Sequence[int]) -> int:
 
 
 def fit_lengths(items: Iterable[Example], prompt_limit: int) -> tuple[list[Example], list[str]]:
-    """Splits items: those whose "prompt_ids" hold at most `prompt_limit` ids, and the others' "id"s.
+    """Splits off items whose "prompt_ids" hold more than `prompt_limit` ids: (kept, other "id"s).
 
     Nothing is cut; the order is kept.
     """

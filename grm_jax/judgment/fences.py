@@ -34,7 +34,10 @@ import unicodedata
 _MARKS = re.compile(
     r"""
       (?P<bracket> \[ ) (?= G* (?:
-          (?: the G+ )? (?: begin(?:ning)? | end ) G+ of \b | response G+ \d | judge G+ (?: from | right ) \b | choose G+ the G+ best \b ) )
+          (?: the G+ )? (?: begin(?:ning)? | end ) G+ of \b
+        | response G+ \d
+        | judge G+ (?: from | right ) \b
+        | choose G+ the G+ best \b ) )
     | (?<! \w ) (?P<role> \[ ) (?= G* (?: user | assistant | system ) G* \] )
     | ^ [^\w\n\\]* (?P<line> ) response [^\w\n\\]* \d+ [ \t]* (?! [ \t\w] )
     | \b best G+ response G+ is G+ (?P<hint> ) response G+ \d

@@ -42,7 +42,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Record:
-    """Holds one item to judge: a conversation, n responses, and gold rewards where they are known."""
+    """Holds one item to judge: a conversation, n responses, and gold rewards where known."""
 
     id: str
     conversation: tuple[Turn, ...]

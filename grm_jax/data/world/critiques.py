@@ -1,4 +1,4 @@
-"""Writes critiques of single responses, as the sloppy judge does, to fine-tune a CLoud critic on."""
+"""Writes critiques of single responses as the sloppy judge does, to fine-tune a CLoud critic on."""
 
 import random
 

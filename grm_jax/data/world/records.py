@@ -65,7 +65,7 @@ class WorldItem:
 
     @property
     def for_testing(self) -> bool:
-        """Says on which side of the train/test border this lies, whatever the order of responses."""
+        """Says on which side of the train/test border this lies, in any order of responses."""
         content = "\n".join([self.query.text, *sorted(r.text for r in self.responses)])
         return hashlib.sha256(content.encode()).digest()[0] < 64
 
