@@ -53,9 +53,8 @@ def make_batches(
         (process_index + 1) * B / process_count). The length T is chosen from all B rows, so that
         all hosts have the same shapes.
 
-    A batch is a dict: field -> "<field>_BT" (arrays) or "<field>_B" (numbers), int32 or float32 as
-    in the examples; strings -> "<field>_B", a list of str; and "valid_B" float32, 0.0 for empty
-    rows.
+    A batch is a dict of the examples' fields: [B, T] of arrays, [B] of numbers, int32 or float32 as
+    in the examples, a list of B str of strings; and "valid" float32 [B], 0.0 for empty rows.
 
     Raises ValueError for examples that do not fit together or exceed the largest bucket, naming
     source and example.
@@ -199,18 +198,17 @@ def _pad_batch(
     local = batch_size // process_count
     mine = examples[process_index * local : (process_index + 1) * local]
     batch: dict[str, Any] = {
-        "valid_B": np.array([1.0] * len(mine) + [0.0] * (local - len(mine)), np.float32)
+        "valid": np.array([1.0] * len(mine) + [0.0] * (local - len(mine)), np.float32)
     }
     for field, (rank, dtype) in kinds.items():
         if dtype is str:
-            batch[f"{field}_B"] = [str(example[field]) for example in mine] + [""] * (
-                local - len(mine)
-            )
+            empty = [""] * (local - len(mine))
+            batch[field] = [str(example[field]) for example in mine] + empty
             continue
         padded = np.full((local, length) if rank else (local,), pad_values.get(field, 0), dtype)
         for row, example in zip(padded if rank else (), mine):
             row[: len(example[field])] = example[field]
         if not rank:
             padded[: len(mine)] = [example[field] for example in mine]
-        batch[f"{field}_{'BT' if rank else 'B'}"] = padded
+        batch[field] = padded
     return batch

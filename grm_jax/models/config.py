@@ -3,10 +3,48 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+from grm_jax.settings import Rule, build, check, one_of
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
 ATTENTIONS = ("reference", "splash", "splash_interpreted")
+_NUMERICS: dict[str, Rule] = {
+    "dtype": one_of(("float32", "bfloat16")),
+    "remat": one_of(("none", "full", "dots")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How a model computes: the fields of `Gemma2Config` that are not in its config.json.
+
+    attention may also be "auto" here: "splash" on TPU, "reference" elsewhere (`resolve`).
+    """
+
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        check(self, _NUMERICS | {"attention": one_of(("auto", *ATTENTIONS))})
+
+    def resolve(self, platform: str) -> dict[str, Any]:
+        """The fields of `Gemma2Config` for a platform (`jax.Device.platform`).
+
+        Raises ValueError where "splash" is asked for on another platform than "tpu", which cannot
+        run the kernels.
+        """
+        if self.attention == "splash" and platform != "tpu":
+            raise ValueError(
+                f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected "
+                "'auto' or 'reference'"
+            )
+        on_platform = "splash" if platform == "tpu" else "reference"
+        attention = on_platform if self.attention == "auto" else self.attention
+        return dataclasses.asdict(self) | {"attention": attention}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,26 +88,29 @@ class Gemma2Config:
     attention: str = "reference"
 
     def __post_init__(self):
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
-            )
-        if len(self.layer_types) != self.n_layers:
-            raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries for {self.n_layers} layers"
-            )
-        if unknown := set(self.layer_types) - {LOCAL, GLOBAL}:
-            raise ValueError(
-                f"layer_types holds {sorted(unknown)}; expected {LOCAL!r} or {GLOBAL!r}"
-            )
-        if self.remat not in ("none", "full", "dots"):
-            raise ValueError(f"remat is {self.remat!r}; expected 'none', 'full' or 'dots'")
-        if self.attention not in ATTENTIONS:
-            raise ValueError(
-                f"attention is {self.attention!r}; expected one of {', '.join(ATTENTIONS)}"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
+        check(
+            self,
+            _NUMERICS
+            | {
+                "attention": one_of(ATTENTIONS),
+                "layer_types": (
+                    f"{LOCAL!r} or {GLOBAL!r} for each layer",
+                    lambda layer_types: set(layer_types) <= {LOCAL, GLOBAL},
+                ),
+            },
+            [
+                (
+                    "n_heads n_kv_heads",
+                    "a multiple of n_kv_heads = {n_kv_heads}",
+                    lambda heads, kv_heads: heads % kv_heads == 0,
+                ),
+                (
+                    "layer_types n_layers",
+                    "one for each of the n_layers = {n_layers} layers",
+                    lambda layer_types, layers: len(layer_types) == layers,
+                ),
+            ],
+        )
 
     @property
     def block(self) -> tuple[str, ...]:
@@ -92,6 +133,16 @@ class Gemma2Config:
 def alternating(n_layers: int) -> tuple[str, ...]:
     """Returns Gemma-2's pattern: layer 0 is local, then global, local, ..."""
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
+
+
+def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2Config:
+    """Make the Gemma2Config of a randomly initialized model with Gemma-2's pattern of layers.
+
+    sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.
+    """
+    layers = sizes.get("n_layers")
+    pattern = {"layer_types": alternating(layers) if isinstance(layers, int) else ()}
+    return build(Gemma2Config, pattern | {"vocab_size": vocab_size} | dict(sizes) | numerics)
 
 
 # Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent

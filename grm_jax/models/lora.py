@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row
+from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 A, B = "lora_a", "lora_b"
@@ -28,8 +29,8 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank r; alpha: the product is scaled by alpha / r; targets: which linear maps of every layer
-    are adapted.
+    """rank r, 0 for no adapters; alpha: the product is scaled by alpha / r; targets: which linear
+    maps of every layer are adapted.
     """
 
     rank: int
@@ -37,13 +38,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; expected at least 1")
-        if not self.targets or (unknown := [name for name in self.targets if name not in TARGETS]):
-            raise ValueError(
-                f"targets: expected some of {', '.join(TARGETS)}, got "
-                f"{', '.join(unknown) if self.targets else 'none'}"
-            )
+        check(self, {"rank": NOT_NEGATIVE, "alpha": ABOVE_ZERO, "targets": some_of(TARGETS)})
 
     @property
     def scale(self) -> float:

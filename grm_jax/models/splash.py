@@ -115,19 +115,3 @@ def blocks_computed(name: str, grid: tuple[int, ...]) -> int | None:
         return None
     *batch, n, width = grid if "_dkv" not in name else (*grid[:-3], grid[-2], grid[-3], grid[-1])
     return math.prod(batch) * sum(min(i + 1, width) for i in range(n))
-
-
-def attention_on(attention: str, platform: str) -> str:
-    """Resolves `Gemma2Config.attention` for a platform (`jax.Device.platform`).
-
-    "auto" is "splash" on TPU and "reference" elsewhere. Raises ValueError where "splash" is asked
-    for on another platform, which cannot run the kernels.
-    """
-    if attention == "splash" and platform != "tpu":
-        raise ValueError(
-            f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected 'auto' "
-            "or 'reference'"
-        )
-    if attention == "auto":
-        return "splash" if platform == "tpu" else "reference"
-    return attention

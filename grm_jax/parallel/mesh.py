@@ -5,6 +5,7 @@ fsdp and tensor and repeated over replica; the batch is split over (replica, fsd
 rows of activations, where the model pins them (models/placement.py).
 """
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,27 @@ from jax.sharding import PartitionSpec as P
 from grm_jax.models.lora import A, B, adapter_spec
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import find_row
+from grm_jax.settings import Rule, check
 
 AXES = ("replica", "fsdp", "tensor")
 BATCH = P(DATA_AXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of a mesh; one may be -1: all that are left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self):
+        size: Rule = (
+            "a positive integer, or -1 for all devices that are left",
+            lambda x: x >= 1 or x == -1,
+        )
+        once = ("fsdp replica tensor", "at most one axis of -1", lambda *x: x.count(-1) <= 1)
+        check(self, {"replica fsdp tensor": size}, [once])
 
 
 def make_mesh(
@@ -33,10 +52,8 @@ def make_mesh(
     the replica axis, over which gradients alone are summed, leaves a slice.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dict(zip(AXES, (replica, fsdp, tensor)))
+    sizes = dataclasses.asdict(MeshConfig(replica, fsdp, tensor))
     free = [axis for axis, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise ValueError(f"mesh {sizes}: sizes must be positive, and at most one -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
