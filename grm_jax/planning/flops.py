@@ -32,8 +32,8 @@ def count(jaxpr: ClosedJaxpr | Jaxpr, while_trips: int | None = None) -> Flops:
     cond: its most expensive branch.
     while: body times `while_trips`, or named in `unknown` and counted once where that is None.
     shard_map: a device's share times the devices of its manual axes.
-    pallas_call: its own cost estimate, or its body times the blocks that are not masked (kernels of
-        models/splash.py), or its body over the whole grid, and then it is named.
+    pallas_call: its body times the blocks that are not masked (kernels of models/splash.py), or its
+        own cost estimate, or its body over the whole grid, and then it is named.
     """
     total, unknown = 0.0, []
     for eqn in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
@@ -78,12 +78,12 @@ def _equation(eqn, while_trips) -> Flops:
         )
         return Flops(total * math.prod(params["mesh"].shape[axis] for axis in axes), unknown)
     if name == "pallas_call":
-        if params["cost_estimate"] is not None:
-            return Flops(float(params["cost_estimate"].flops))
         grid = params["grid_mapping"].grid
         steps = blocks_computed(params["name"], grid)
         if steps is not None:
             return Flops(total * steps, unknown)
+        if params["cost_estimate"] is not None:
+            return Flops(float(params["cost_estimate"].flops))
         return Flops(
             total * math.prod(grid),
             unknown + ("a Pallas kernel without a cost estimate, counted over its whole grid",),
