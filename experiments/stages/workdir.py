@@ -40,7 +40,7 @@ from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.data.world import make_instructions, make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
-from grm_jax.judgment.records import Record, write_records
+from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import from_sizes, load_config
 from grm_jax.models.heads import init_scalar_params
@@ -113,6 +113,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     Raises ValueError, before any compute, for what cannot be right, and for a work folder that
     holds a run of another config or of other inputs.
     """
+    processes.on_main("config", lambda: _refuse_other_config(workdir, config))
     # the model, and how it is asked
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     templates = {name: load_template(template) for name, template in config.templates.items()}
@@ -153,13 +154,9 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         base = config_flags.model_folder(config)
     inputs = _inputs(config, templates, records["train"], general)
     digest = config_flags.config_digest(config)
-    processes.on_main("config", lambda: _claim(workdir, config, digest, inputs))
+    processes.on_main("inputs", lambda: _claim(workdir, config, inputs))
     if processes.is_main():
-        for split in records:
-            path = workdir / "records" / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_records(path, records[split])
-        store.write_json(workdir / "records" / "left_out.json", left_out)
+        _write_records(workdir / "records", records, left_out)
     train_setup = TrainSetup(
         folder=workdir,
         mesh=mesh,
@@ -382,6 +379,19 @@ def _refuse_leaks(records: Mapping[str, Sequence[Record]]) -> None:
                 )
 
 
+def _write_records(folder: pathlib.Path, records: Mapping, left_out: Mapping) -> None:
+    """Write down what is used and what is left out; a file that says so already is not touched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in records:
+        path = folder / f"{split}.jsonl"
+        if not path.is_file() or read_records(path) != records[split]:
+            write_records(path, records[split])
+    path = folder / "left_out.json"
+    plain = json.loads(json.dumps(left_out))
+    if not path.is_file() or json.loads(path.read_text()) != plain:
+        store.write_json(path, plain)
+
+
 # ---- identity
 
 
@@ -403,27 +413,33 @@ def _digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _claim(workdir: pathlib.Path, config, digest: str, inputs: dict) -> None:
-    """Make the folder this run's; ValueError if it holds a run of another config or other inputs.
-    What is there stays as it is."""
+def _refuse_other_config(workdir: pathlib.Path, config) -> None:
+    """ValueError if the folder holds a run of another config."""
     path = workdir / "config.json"
-    plain = json.loads(json.dumps(config.to_dict()))
-    if path.is_file():
-        old = json.loads(path.read_text())
+    old = json.loads(path.read_text()) if path.is_file() else None
+    if old and old["digest"] != config_flags.config_digest(config):
+        plain = json.loads(json.dumps(config.to_dict()))
         changed = store.differing(
             config_flags.of_results(old["config"]), config_flags.of_results(plain)
         )
-        if old["digest"] != digest:
-            raise ValueError(
-                f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
-                "Choose another --workdir."
-            )
-        changed = store.differing(old.get("inputs", {}), inputs)
-        if changed:
-            raise ValueError(
-                f"{workdir} holds a run of other inputs; what was read then for "
-                f"{', '.join(changed)} had another content. Bring it back, or choose another "
-                "--workdir."
-            )
+        raise ValueError(
+            f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
+            "Choose another --workdir."
+        )
+
+
+def _claim(workdir: pathlib.Path, config, inputs: dict) -> None:
+    """Make the folder this run's; ValueError if it holds a run that read something else."""
+    path = workdir / "config.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    changed = store.differing(old.get("inputs", inputs), inputs)
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run of other inputs; what was read then for "
+            f"{', '.join(changed)} had another content. Bring it back, or choose another "
+            "--workdir."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
+    digest = config_flags.config_digest(config)
+    plain = json.loads(json.dumps(config.to_dict()))
     store.write_json(path, {"digest": digest, "inputs": inputs, "config": plain})
