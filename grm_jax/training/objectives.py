@@ -1,0 +1,17 @@
+"""What the stages minimize, from their settings."""
+
+from grm_jax.losses import LOSSES, LossConfig, resolve
+from grm_jax.models.config import Gemma2Config
+from grm_jax.training.settings import RlConfig
+from grm_jax.training.step import LossFn, rl_loss
+
+
+def rl_objective(
+    rl: RlConfig, model_cfg: Gemma2Config, max_length: int
+) -> tuple[LossFn, LossConfig]:
+    """Make the loss of the RL step, and the settings that it shares with KL penalty and mask.
+
+    max_length: tokens of the longest completion.
+    """
+    loss_cfg = rl.loss_config(max_length)
+    return rl_loss(model_cfg, resolve(rl.loss, LOSSES), loss_cfg, rl.temperature), loss_cfg
