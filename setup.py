@@ -7,7 +7,12 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["grm_jax", "grm_jax.*"]),
     package_data={
-        "grm_jax": ["judgment/templates/*.jinja", "assets/tiny_base/*", "report/*.jinja"]
+        "grm_jax": [
+            "judgment/templates/*.jinja",
+            "assets/tiny_base/*",
+            "assets/tiny/*/*",
+            "report/*.jinja",
+        ]
     },
     extras_require={"tpu": ["jax[tpu]==0.10.2"]},
     install_requires=[

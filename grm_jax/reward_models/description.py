@@ -24,11 +24,12 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.prompts import Template, template_from_files
+from grm_jax.settings import POSITIVE, SettingsError, check, one_of
 
 FILE = "grm.json"
 KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
@@ -47,8 +48,8 @@ TOKENIZER_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # beside
 class Description:
     """How a model wants to be asked: the fields of grm.json, as the head of this file has them.
 
-    templates: {role: Template}; a mapping of file names to texts becomes one. Raises ValueError,
-    one line for each field that is wrong.
+    templates: {role: Template}; a mapping of file names to texts becomes one. Raises ValueError
+    with all fields that are wrong.
     """
 
     kind: str
@@ -61,53 +62,20 @@ class Description:
     meta: str | None = None
 
     def __post_init__(self):
-        problems = list(self._problems())
-        if isinstance(self.templates, Mapping):
-            templates = {}
-            for role, files in self.templates.items():
-                try:
-                    templates[role] = files if isinstance(files, Template) else _template(files)
-                except ValueError as error:
-                    problems.append(f'field "templates.{role}": {error}')
-            object.__setattr__(self, "templates", templates)
-        if isinstance(self.lengths, Mapping):
-            object.__setattr__(self, "lengths", dict(self.lengths))
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    def _problems(self) -> Iterator[str]:
-        for field, names in (("kind", KINDS), ("answer", ANSWERS), ("chat", CHATS)):
-            if (value := getattr(self, field)) not in names:
-                yield _wrong(field, f"one of {', '.join(names)}", value)
-        if not isinstance(self.templates, Mapping) or set(self.templates) - set(ROLES):
-            roles = self.templates
-            yield _wrong(
-                "templates",
-                f"an object with some of the roles {', '.join(ROLES)}",
-                list(roles) if isinstance(roles, Mapping) else roles,
-            )
-        if self.lengths is not None and not (
-            isinstance(self.lengths, Mapping)
-            and set(self.lengths) == {"prompt", "completion"}
-            and all(_is_count(value) for value in self.lengths.values())
-        ):
-            yield _wrong(
-                "lengths", '{"prompt": tokens, "completion": tokens}, or null', self.lengths
-            )
-        if self.temperature is not None and not (
-            _is_number(self.temperature) and 0 < self.temperature <= 100
-        ):
-            yield _wrong("temperature", "a number > 0 (and at most 100), or null", self.temperature)
-        if self.k_meta is not None and not _is_count(self.k_meta):
-            yield _wrong("k_meta", "a positive integer, or null for half of k", self.k_meta)
-        if self.meta is not None and not (
-            isinstance(self.meta, str)
-            and self.meta.encode("utf-8", "ignore").decode() == self.meta != ""
-            and not os.path.isabs(self.meta)
-        ):
-            yield _wrong(
-                "meta", "the path of a Meta RM's folder, relative to this one, or null", self.meta
-            )
+        check(
+            self,
+            {
+                "kind": one_of(KINDS),
+                "templates": ("templates by role", lambda x: _templates(x) is not None),
+                "answer": one_of(ANSWERS),
+                "chat": one_of(CHATS),
+                "lengths": ('{"prompt": tokens, "completion": tokens}', _are_lengths),
+                "temperature": ("a number > 0, and at most 100", lambda x: 0 < x <= 100),
+                "k_meta": POSITIVE,
+                "meta": ("a path relative to this folder", _is_relative),
+            },
+        )
+        object.__setattr__(self, "templates", _templates(self.templates))
 
 
 def read_description(folder: str | os.PathLike) -> Description | None:
@@ -137,8 +105,10 @@ def read_description(folder: str | os.PathLike) -> Description | None:
     stated = {name: value for name, value in fields.items() if name in known and value is not None}
     try:
         description = Description(**({"kind": KINDS[0]} | stated))
-    except ValueError as error:
-        problems += [f"{path}: {line}" for line in str(error).splitlines()]
+    except SettingsError as error:
+        for problem in error.problems:
+            field, _, words = problem.partition(": ")
+            problems.append(f'{path}: field "{field}": {words}')
     if problems:
         raise ValueError("\n".join(problems))
     return description
@@ -152,6 +122,7 @@ def write_description(folder: str | os.PathLike, description: Description) -> No
     fields["templates"] = {
         role: dict(template.files) for role, template in description.templates.items()
     }
+    fields["lengths"] = None if description.lengths is None else dict(description.lengths)
     path = pathlib.Path(folder) / FILE
     partial = path.with_name(f"{FILE}.partial")
     partial.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -177,6 +148,8 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
             f"{' or '.join(f'models/{part}' for part in parts)}, found "
             + (_listing(folder) if folder.is_dir() else "a file")
         )
+    if name in BUILT_IN:
+        raise FileNotFoundError(f"model {name!r}: this installation has no {folder}")
     return _from_hub(os.fspath(name))
 
 
@@ -264,34 +237,48 @@ def _from_hub(name: str) -> pathlib.Path:
         ) from error
 
 
+def _templates(roles: Mapping[str, Any]) -> dict[str, Template]:
+    """{role: Template} of templates or their files. Raises ValueError, naming the role."""
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise ValueError(f"expected some of the roles {', '.join(ROLES)}, got {unknown[0]!r}")
+    templates = {}
+    for role, files in roles.items():
+        try:
+            templates[role] = files if isinstance(files, Template) else _template(files)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
+    return templates
+
+
 def _template(files: Any) -> Template:
     if not isinstance(files, Mapping) or not files:
-        raise ValueError(f"expected an object of file names and texts, found {_short(files)}")
+        raise ValueError(f"expected an object of file names and texts, got {_short(files)}")
     for name, text in files.items():
         if not isinstance(text, str):
-            raise ValueError(f"expected the text of the file {name!r}, found {_short(text)}")
-        try:
-            f"{name}{text}".encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"file {name!r}: half of a surrogate pair is not text") from error
+            raise ValueError(f"expected the text of the file {name!r}, got {_short(text)}")
+        if not _is_text(name + text):
+            raise ValueError(f"file {name!r}: half of a surrogate pair is not text")
     return template_from_files(files)
 
 
-def _wrong(field: str, expected: str, value: Any) -> str:
-    return f'field "{field}": expected {expected}, found {_short(value)}'
+def _are_lengths(lengths: Mapping[str, Any]) -> bool:
+    return set(lengths) == {"prompt", "completion"} and all(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        for value in lengths.values()
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return path != "" and _is_text(path) and not os.path.isabs(path)
+
+
+def _is_text(text: str) -> bool:
+    return text.encode("utf-8", "ignore").decode() == text
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _listing(folder: pathlib.Path) -> str:
