@@ -133,9 +133,9 @@ def _batch(mesh, rows, length, **more) -> dict:
 
 
 def _train_step(stage, job, mesh) -> Program:
-    """A step as `training.loop.begin` makes it. Beside it lies RL's reference; the other
-    stages hand over what they start from. With adapters the frozen weights are an argument, and
-    RL's reference.
+    """A step as `training.loop.begin` makes it. Beside it lies RL's reference, where
+    beta asks for one; the other stages hand over what they start from. With adapters the frozen
+    weights are an argument, and RL's reference.
     """
     settings, cfg = getattr(job, stage), job.model_cfg
     settings.check_shares(stage, shares(mesh))
@@ -150,7 +150,7 @@ def _train_step(stage, job, mesh) -> Program:
         )
     else:
         loss, _ = rl_objective(job.rl, cfg, job.lengths.completion)
-        fields = {"old_logp": 2, "ref_logp": 2, "advantages": 1}
+        fields = {"old_logp": 2, "advantages": 1} | ({"ref_logp": 2} if job.rl.beta else {})
     whole = placed(params, param_shardings(mesh, params))
     frozen = None
     if job.lora.rank:
@@ -161,7 +161,8 @@ def _train_step(stage, job, mesh) -> Program:
     step, _, _, state = make_step(mesh, job.optimizer, params, loss, settings, settings.updates)
     B, T = settings.batch_size, job.width
     batch = _batch(mesh, B, T, **fields)
-    resident = {"reference": whole} if stage == "rl" and not job.lora.rank else {}
+    has_reference = stage == "rl" and job.rl.beta > 0
+    resident = {"reference": whole} if has_reference and not job.lora.rank else {}
     return Program(
         f"{stage}_step",
         step,
@@ -201,7 +202,7 @@ def _rl_arrays(job, mesh) -> tuple[Any, dict]:
     step = _train_step("rl", job, mesh)
     state, _, frozen = step.args
     params = state.params if frozen is None else frozen  # adapters are merged into a copy
-    beside = {"optimizer": state.opt_state, "reference": params}
+    beside = {"optimizer": state.opt_state} | ({"reference": params} if job.rl.beta else {})
     return params, beside if frozen is None else beside | {"adapters": state.params}
 
 
@@ -237,7 +238,8 @@ def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: 
     prompts, _, G = sampler_call(job, sizes)
     judged, _, _ = sampler_call(job, sizes, judging=True)
     calls = math.ceil(rl.batch_size / G / prompts)
-    passes, steps = 1 + (rl.old_logp == "trainer"), job.lengths.completion - 1
+    # of the reference, and of the policy before the update
+    passes, steps = (rl.beta > 0) + (rl.old_logp == "trainer"), job.lengths.completion - 1
 
     def total(**parts):
         return (

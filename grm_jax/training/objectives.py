@@ -1,6 +1,6 @@
 """What the stages minimize, from their settings."""
 
-from grm_jax.losses import LOSSES, LossConfig, resolve
+from grm_jax.losses import LossConfig, policy_loss
 from grm_jax.models.config import Gemma2Config
 from grm_jax.training.settings import RlConfig
 from grm_jax.training.step import LossFn, rl_loss
@@ -14,4 +14,5 @@ def rl_objective(
     max_length: tokens of the longest completion.
     """
     loss_cfg = rl.loss_config(max_length)
-    return rl_loss(model_cfg, resolve(rl.loss, LOSSES), loss_cfg, rl.temperature), loss_cfg
+    loss = policy_loss(rl.loss, rl.loss_args)
+    return rl_loss(model_cfg, loss, loss_cfg, rl.temperature), loss_cfg

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig
+from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, policy_loss
 from grm_jax.settings import (
     ABOVE_ZERO,
     POSITIVE,
@@ -109,6 +109,7 @@ class RlConfig(FitConfig):
                     "a multiple of group_size = {group_size}, as it counts rollouts",
                     lambda batch, group: batch % group == 0,
                 ),
+                ("loss_args loss", "", lambda args, loss: bool(policy_loss(loss, args))),
             ],
         )
         # what the loss reads is checked by its own settings, where it has the right type
