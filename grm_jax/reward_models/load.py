@@ -2,8 +2,8 @@
 
     {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
      "templates": {"pointwise": NAME_OR_FILE, "single", "meta"}, "answer": "scores", or "ten":
-     single responses are scored from 1 to 10, as the paper does on ReaLMistake; "hint": True shows
-     the gold, as half of rejective sampling does}
+     single responses are scored from 1 to 10, as the paper does on ReaLMistake; "hint": True tells
+     it the best response, as half of rejective sampling does}
     {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER, "templates": {"judge":
         NAME_OR_FILE}}
     {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}    a sequence-classification
@@ -42,7 +42,7 @@ from grm_jax.naming import resolve
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import baselines, description, pair_rm
 from grm_jax.reward_models import cloud as cloud_module
-from grm_jax.reward_models.description import Description
+from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.llm_judge import llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
@@ -127,20 +127,6 @@ def describe(spec: Mapping, asking: Asking) -> System:
     )
 
 
-def load_reward_model(spec: Mapping, asking: Asking, seed: int = 0) -> RewardModel:
-    """Loads the model of a spec, which gives the system's own judgments. Raises as `describe`."""
-    system = describe(spec, asking)
-    model = system.load(seed)
-    if system.view is None:
-        return model
-
-    def judge(*args, **kwargs) -> Iterator[list[dict]]:
-        for block in model.judge(*args, **kwargs):
-            yield [system.view(judgment) for judgment in block]
-
-    return model._replace(judge=judge)
-
-
 def wrong_fields(spec: Mapping) -> str | None:
     """What is wrong with the kind and the names of a spec's fields; None for kinds of one's own."""
     kind = spec.get("kind")
@@ -164,25 +150,28 @@ def wrong_fields(spec: Mapping) -> str | None:
     return None
 
 
-def sampler_of(
-    cfg: Gemma2Config, tokenizer: Tokenizer, asking: Asking, temperature: float
-) -> Callable:
-    """The sampler of a policy at a temperature; 0 is greedy. One compiled program serves all who
+def samplers(
+    asking: Asking, model_cfg: Gemma2Config, tokenizer: Tokenizer
+) -> Callable[[float], Callable]:
+    """temperature -> the sampler of a policy; 0 is greedy. One compiled program serves all who
     sample alike.
     """
-    sampling = asking.sampling
-    settings = SamplingConfig(
-        max_new_tokens=asking.lengths.completion,
-        temperature=temperature,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-    )
-    over_mesh = sampling.sampler == "shard_map" or (
-        sampling.sampler == "jit" and asking.mesh.size > 1
-    )
-    return _sampler(cfg, settings, sampling.sampler, asking.mesh if over_mesh else None)
+    sampling, mesh = asking.sampling, None
+    if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and asking.mesh.size > 1):
+        mesh = asking.mesh
+
+    def sampler_of(temperature: float) -> Callable:
+        settings = SamplingConfig(
+            max_new_tokens=asking.lengths.completion,
+            temperature=temperature,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        return _sampler(model_cfg, settings, sampling.sampler, mesh)
+
+    return sampler_of
 
 
 _sampler = functools.cache(make_sampler)
@@ -221,12 +210,8 @@ class _Folder(NamedTuple):
 
     @property
     def identity(self) -> dict:
-        return {
-            "weights": description.weights_fingerprint(self.path),
-            "config": description.file_digest(self.path / "config.json"),
-            "tokenizer": description.tokenizer_digest(self.path),
-            "chat": "gemma" if self.description is None else self.description.chat,
-        }
+        chat = "gemma" if self.description is None else self.description.chat
+        return content_digest(self.path) | {"chat": chat}
 
     def params(self, mesh: Mesh) -> dict:
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
@@ -238,7 +223,7 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 
 def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
-    answer, hinted = _answer(spec, asking, folder), bool(spec.get("hint", False))
+    answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
     meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
     meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
@@ -246,8 +231,8 @@ def _pointwise(spec, asking) -> _Kind:
         "kind": "pointwise_grm",
         "answer": answer,
         "templates": _digests(pointwise=pointwise, single=single),
+        "hint": hint,
         "samples_per_order": asking.samples_per_order,
-        "hint": hinted,
         "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
         **folder.identity,
         **_asked(asking),
@@ -256,20 +241,20 @@ def _pointwise(spec, asking) -> _Kind:
     def loader():
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
-        samplers = functools.partial(sampler_of, folder.cfg, tokenizer, asking)
+        sampler_of = samplers(asking, folder.cfg, tokenizer)
         guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, rows: model
 
         def build(seed: int, rows: int) -> RewardModel:
             model = pointwise_grm(
                 spec["name"],
-                samplers,
+                sampler_of,
                 params,
                 prompter,
                 seed=seed,
                 buckets=asking.lengths.buckets,
                 rows=rows,
                 per_order=asking.samples_per_order,
-                hinted=hinted,
+                hinted=hint,
             )
             return guide(model, rows)
 
@@ -293,10 +278,10 @@ def _judge(spec, asking) -> _Kind:
     def loader():
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, template, template, answer="index")
-        samplers = functools.partial(sampler_of, folder.cfg, tokenizer, asking)
+        sampler_of = samplers(asking, folder.cfg, tokenizer)
         return lambda seed, rows: llm_judge(
             spec["name"],
-            samplers,
+            sampler_of,
             params,
             prompter,
             seed=seed,
@@ -362,10 +347,10 @@ def _cloud(spec, asking) -> _Kind:
     def loader():
         tokenizer = load_tokenizer(critic.path)
         critic_params, head_params = critic.params(asking.mesh), head.params(asking.mesh)
-        samplers = functools.partial(sampler_of, critic.cfg, tokenizer, asking)
+        sampler_of = samplers(asking, critic.cfg, tokenizer)
         return lambda seed, rows: cloud_module.cloud(
             spec["name"],
-            samplers,
+            sampler_of,
             critic_params,
             head_params,
             critic.cfg,
@@ -392,7 +377,7 @@ def _remote(spec, asking) -> _Kind:
     arguments = {"max_tokens": asking.lengths.completion} | templates | given
     stated = {
         name: arguments.get(name, parameter.default)
-        for name, parameter in inspect.signature(remote_judge).parameters.items()
+        for name, parameter in REMOTE.items()
         if name not in (*NOT_ANSWERS, *templates, "name", "seed")
     }
     identity = {"kind": "remote", "templates": _digests(**templates), **stated}
@@ -424,9 +409,7 @@ def _own(spec, asking) -> _Kind:
     identity = {name: value for name, value in spec.items() if name != "name"}
     for field in ("path", "meta", "critic"):
         if isinstance(spec.get(field), str) and pathlib.Path(spec[field]).is_dir():
-            identity[f"{field} weights"] = description.weights_fingerprint(
-                pathlib.Path(spec[field])
-            )
+            identity[f"content of {field}"] = content_digest(spec[field])
     identity |= _asked(asking) | {
         "templates of the config": _digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
@@ -453,9 +436,8 @@ KINDS: dict[str, Callable[[Mapping, Asking], _Kind]] = {
     **dict.fromkeys(BASELINES, _baseline),
 }
 SET_HERE = ("name", "base_url", "model", "template", "single_template", "seed")
-REMOTE_FIELDS = tuple(
-    field for field in inspect.signature(remote_judge).parameters if field not in SET_HERE
-)
+REMOTE = dict(inspect.signature(remote_judge).parameters)
+REMOTE_FIELDS = tuple(field for field in REMOTE if field not in SET_HERE)
 # of a remote system: these do not change what it answers
 NOT_ANSWERS = (
     "base_url",
