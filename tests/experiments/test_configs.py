@@ -15,6 +15,8 @@ import pytest
 
 from experiments import config_flags, config_help
 from experiments.stages.settings import SECTIONS
+from grm_jax.data.sources import load_source
+from grm_jax.judgment.rules import best_index
 from grm_jax.models.config import Numerics
 from grm_jax.models.lora import LoraConfig
 from grm_jax.sampling.settings import Lengths, Sampling
@@ -501,6 +503,20 @@ def test_sources_on_the_command_line(name, tmp_path):
     assert fields["general"] == [COLUMNS, {"path": "c.jsonl", "limit": 3}]
     assert fields["test"] == [{"path": "d.jsonl"}]
     assert fields["ks"] == [1, 2] and fields["loss_args"] == {"delta": 0.5, "kind": "abc"}
+
+
+def test_the_page_shows_sources_that_are_read(tmp_path, monkeypatch):
+    """docs/config.md: the same columns on the command line and in a preset."""
+    page = (REPO / "docs/config.md").read_text()
+    (tmp_path / "pairs.csv").write_text("question,good,bad\nTwo and two?,four,five\n")
+    (tmp_path / "mine.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["spct_rl"])
+    config = config_flags.finish(config_flags.Parser("config").parse("mine.py"), files=False)
+    (on_command_line,) = config_flags.sources(re.search(r"data\.train='(.*)'", page)[1])
+    assert config.data.train[0] == on_command_line
+    (record,) = load_source(on_command_line)
+    assert (record.responses, best_index(record.rewards)) == (("four", "five"), 0)
 
 
 @pytest.mark.parametrize("name", ["tiny", "real_text"])
