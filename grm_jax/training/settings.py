@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from grm_jax.judgment.rules import REWARDS
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, policy_loss
 from grm_jax.settings import (
     ABOVE_ZERO,
@@ -97,6 +98,7 @@ class RlConfig(FitConfig):
             | {
                 "group_size": ("an integer of at least 2", lambda x: x >= 2),
                 "loss": function_in(LOSSES),
+                "reward": function_in(REWARDS),
                 "advantage": function_in(ADVANTAGES),
                 "old_logp": one_of(("trainer", "sampler")),
                 "updates_per_rollout": POSITIVE,

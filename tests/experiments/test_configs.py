@@ -308,6 +308,8 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
         ("seed", "0", "seed: expected an integer, got '0'"),
         ("rft.trajectories", ("x",), "rft.trajectories: expected some of unhinted, hinted, got x"),
         ("rl.loss_args", {"delta": 1}, "rl.loss_args: grm_jax.losses.grpo:grpo has no setting "),
+        ("rl.reward", "rul", "rl.reward: unknown name 'rul'; did you mean rule?"),
+        ("log.sinks", ("jsonl", "csv"), "log.sinks: unknown name 'csv'"),
         ("log.example_every", 0, "log.example_every: expected a positive integer, got 0"),
         ("checkpoint.keep", 0, "checkpoint.keep: expected a positive integer, got 0"),
         (

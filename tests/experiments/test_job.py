@@ -298,8 +298,8 @@ def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, t
         "tiny_evaluate.get_config()\n"
         f"    config.systems = {systems}\n    config.benchmarks = ({{'kind': 'world', "
         f"'split': 'test', 'items': 6}},)\n"
-        "    config.eval.update(ks=(1, 2), bootstrap=200, report_items=3, samples_per_order=1)\n    "
-        "config.model.scan_layers = True\n"
+        "    config.eval.update(ks=(1, 2), bootstrap=200, report_items=3, samples_per_order=1)\n"
+        "    config.model.scan_layers = True\n"
         "    config.lengths.update(buckets=(80,), sequences=())\n    "
         "config.sampling.rows = 8\n    return config\n"
     )
