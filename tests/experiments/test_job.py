@@ -298,10 +298,10 @@ def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, t
         "tiny_evaluate.get_config()\n"
         f"    config.systems = {systems}\n    config.benchmarks = ({{'kind': 'world', "
         f"'split': 'test', 'items': 6}},)\n"
-        "    config.ks, config.bootstrap, config.report_items = (1, 2), 200, 3\n    "
-        "config.model.scan_layers = True\n"
+        "    config.eval.update(ks=(1, 2), bootstrap=200, report_items=3, samples_per_order=1)\n"
+        "    config.model.scan_layers = True\n"
         "    config.lengths.update(buckets=(80,), sequences=())\n    "
-        "config.sampling.update(rows=8, samples_per_order=1)\n    return config\n"
+        "config.sampling.rows = 8\n    return config\n"
     )
     for name, count, devices in (("alone", 1, 4), ("pair", 2, 2), ("quad", 4, 1)):
         job = processes.start_job(config, tmp_path / name, count, devices, *MESH, script="evaluate")
