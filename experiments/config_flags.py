@@ -23,9 +23,11 @@ from grm_jax import losses
 from grm_jax.data import sources as data_sources
 from grm_jax.data.world.records import SPLITS
 from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.rules import REWARDS
 from grm_jax.models.config import ATTENTIONS
 from grm_jax.models.lora import TARGETS as LORA_TARGETS
 from grm_jax.models.splash import attention_on
+from grm_jax.training.metrics import check_sinks
 from grm_jax.training.optimizer import SCHEDULES
 
 PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
@@ -242,7 +244,7 @@ _CHOICES = {
     "rl.zero_variance": ("keep", "drop"),
 }
 _FUNCTIONS = {
-    "rl.loss": losses.LOSSES,
+    "rl.reward": REWARDS,
     "rl.advantage": losses.ADVANTAGES,
     "rl.kl": losses.KL_ESTIMATORS,
     "rl.aggregation": losses.AGGREGATIONS,
@@ -271,6 +273,15 @@ def _problems(config, files) -> Iterator[str]:
                 losses.resolve(name, table)
         except (ValueError, TypeError) as error:
             yield f"{field}: {error}"
+    if "rl" in config:
+        try:
+            losses.policy_loss(config.rl.loss, config.rl.loss_args)
+        except (ValueError, TypeError) as error:
+            yield f"rl.loss: {error}"
+    try:
+        check_sinks(config.log.sinks if "log" in config else ())
+    except (ValueError, TypeError) as error:
+        yield f"log.sinks: {error}"
     if not config.lora.targets or (
         unknown := [name for name in config.lora.targets if name not in LORA_TARGETS]
     ):

@@ -174,6 +174,9 @@ def get_config() -> ml_collections.ConfigDict:
             # 3.2: GRPO in its original form; a name in grm_jax.losses.LOSSES or
             # package.module:function
             loss="grpo",
+            loss_args=dict(),  # settings of a loss of one's own, by name (docs/extend.md)
+            # Eq 11: +1 for a judgment that is right by rule, else -1; or package.module:function
+            reward="rule",
             # Eq 15: (r - mean) / std of the group. open: population std, zero advantage where all
             # are equal
             advantage="group",
@@ -248,6 +251,11 @@ def get_config() -> ml_collections.ConfigDict:
     )
     # steps between train-state checkpoints, and how many stay
     config.checkpoint = ml_collections.ConfigDict(dict(every=50, keep=2))
-    # steps between printed judged examples
-    config.log = ml_collections.ConfigDict(dict(example_every=50))
+    config.log = ml_collections.ConfigDict(
+        dict(
+            example_every=50,  # steps between printed judged examples
+            # where metrics go: names in grm_jax.training.metrics.SINKS or package.module:function
+            sinks=("jsonl", "tensorboard"),
+        )
+    )
     return config

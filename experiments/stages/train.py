@@ -196,7 +196,7 @@ def fit(
     if training.extra:
         batches.set_state(training.extra["batches"])
     with (
-        MetricsLog(run.workdir, stage, first) as log,
+        MetricsLog(run.workdir, stage, first, run.config.log.sinks) as log,
         progress(stage, settings.steps, done=first) as advance,
         processes.stop_signal() as stopped,
     ):

@@ -66,7 +66,7 @@ class LossConfig:
 
 _RULES = (
     ("beta", "a number >= 0", lambda x: 0 <= x < math.inf),
-    ("kl_in", "'loss' or 'reward'", lambda x: x in ("loss", "reward")),
+    ("kl_in", "one of loss, reward", lambda x: x in ("loss", "reward")),
     ("kl_clamp", "a number > 0", lambda x: x > 0),
     (
         "clip_low",
@@ -75,5 +75,5 @@ _RULES = (
     ),
     ("clip_high", "a number > 0, or None for the loss's own", lambda x: x is None or x > 0),
     ("max_length", "a positive integer, or None for the width", lambda x: x is None or x >= 1),
-    ("zero_variance", "'keep' or 'drop'", lambda x: x in ("keep", "drop")),
+    ("zero_variance", "one of keep, drop", lambda x: x in ("keep", "drop")),
 )

@@ -66,7 +66,7 @@ class Prompter:
 @dataclasses.dataclass(frozen=True)
 class Ask:
     """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names
-    the randomness.
+    the randomness; `prompt_ids` is the prompt, once it is rendered (`with_prompts`).
     """
 
     record: Record
@@ -74,6 +74,17 @@ class Ask:
     samples: tuple[int, ...]
     key: str
     hinted: bool = False
+    prompt_ids: list[int] | None = None
+
+
+def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
+    """Render and tokenize the prompts of the asks that have none yet."""
+    return [
+        ask
+        if ask.prompt_ids is not None
+        else dataclasses.replace(ask, prompt_ids=prompter.ids(ask.record, ask.order, ask.hinted))
+        for ask in asks
+    ]
 
 
 def shuffled_asks(
@@ -180,7 +191,7 @@ def judge(
     """Draw and parse judgments, batch by batch (the batches are those of
     `grm_jax.sampling.rollout.plan`).
     """
-    requests = _requests(prompter, asks)
+    requests = _requests(with_prompts(prompter, asks))
     row_of = functools.partial(
         judgment_row,
         prompter.tokenizer,
@@ -198,8 +209,8 @@ def judge(
         ]
 
 
-def _requests(prompter: Prompter, asks: Sequence[Ask]) -> list[Request]:
-    return [Request(prompter.ids(a.record, a.order, a.hinted), a.key, a.samples) for a in asks]
+def _requests(asks: Sequence[Ask]) -> list[Request]:
+    return [Request(ask.prompt_ids, ask.key, ask.samples) for ask in asks]
 
 
 def judge_to_file(
@@ -224,9 +235,10 @@ def judge_to_file(
     processes call this with the same arguments: all judge, process 0 writes, and when they come
     back the file is complete.
     """
+    asks = with_prompts(prompter, asks)
     sizes = [
         sum(len(asks[i].samples) for i in batch.requests)
-        for batch in plan(_requests(prompter, asks), buckets, rows)
+        for batch in plan(_requests(asks), buckets, rows)
     ]
     done = processes.on_main(
         f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes)

@@ -298,12 +298,12 @@ def test_config_overrides_the_published_choices():
 def test_config_names_every_field_that_is_wrong():
     wrong = {
         "beta": (-0.1, "a number >= 0, got -0.1"),
-        "kl_in": ("losses", "'loss' or 'reward', got 'losses'"),
+        "kl_in": ("losses", "one of loss, reward, got 'losses'"),
         "kl_clamp": (0, "a number > 0, got 0"),
         "clip_low": (1.5, r"a number in (0, 1], or None for the loss's own, got 1.5"),
         "clip_high": (-1, "a number > 0, or None for the loss's own, got -1"),
         "max_length": (0, "a positive integer, or None for the width, got 0"),
-        "zero_variance": ("skip", "'keep' or 'drop', got 'skip'"),
+        "zero_variance": ("skip", "one of keep, drop, got 'skip'"),
     }
     names = {"kl": ("k4", "unknown name 'k4'; did you mean"), "aggregation": ("no:x", "'no:x': no")}
     with pytest.raises(ValueError) as error:
