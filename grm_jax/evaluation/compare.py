@@ -23,9 +23,9 @@ import numpy as np
 
 from grm_jax.benchmarks.base import Benchmark
 from grm_jax.evaluation import bootstrap, scaling
-from grm_jax.evaluation.judgment_files import Rows
 from grm_jax.evaluation.results import has_logits
 from grm_jax.evaluation.scaling import Estimate, Pool
+from grm_jax.evaluation.store import Rows
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import default_k_meta
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from grm_jax.benchmarks import Benchmark
 from grm_jax.evaluation.compare import Judged
 from grm_jax.evaluation.differences import ALL_BENCHMARKS
-from grm_jax.evaluation.judgment_files import read_line
+from grm_jax.evaluation.store import read_line
 from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.judgment.voting import default_k_meta, expected_credit, select_by_meta, vote
 from grm_jax.report import comparison_plots, page
