@@ -16,6 +16,7 @@ from grm_jax.benchmarks.base import (
     mean_of,
     means,
     named,
+    summarize_domains,
     with_overall,
 )
 from grm_jax.data.sources import FORMATS, row_text
@@ -144,14 +145,6 @@ def load_records(name: str, place: Place) -> Benchmark:
     if bare is not None:
         raise ValueError(f'benchmark {name!r}: record {bare!r}: expected gold, "rewards" or "best"')
     return benchmark
-
-
-def summarize_domains(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
-    """Averages over all items, and over each domain."""
-    subsets = named("subset", means(records, credit, lambda record: record.domain or None))
-    return with_overall(
-        subsets, sum(credit[record.id] for record in records) / len(records) if records else None
-    )
 
 
 def _of_format(
