@@ -21,7 +21,7 @@ from experiments import config_flags
 from experiments.stages.comparison import run
 from experiments.stages.run import start_processes
 from grm_jax.parallel import processes
-from grm_jax.report.comparison_table import markdown
+from grm_jax.report.headline import markdown
 
 CONFIG, WORKDIR = config_flags.define_config()
 

@@ -8,10 +8,10 @@ import pathlib
 import ml_collections
 
 from experiments.stages import judging
-from grm_jax.evaluation.comparison import compare_systems
+from grm_jax.evaluation.comparisons import compare_systems
 from grm_jax.parallel import processes
-from grm_jax.report.comparison_report import write_report
-from grm_jax.report.comparison_table import markdown
+from grm_jax.report.headline import markdown
+from grm_jax.report.report import write_report
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:

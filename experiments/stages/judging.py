@@ -21,8 +21,8 @@ import ml_collections
 
 from experiments.stages.reward_models import KINDS, reward_model_maker, wrong_fields
 from grm_jax.benchmarks import Benchmark, load_benchmark
-from grm_jax.data.world import make_records
-from grm_jax.evaluation.compare import Judged
+from grm_jax.data.world import describe, make_records
+from grm_jax.evaluation.figures import Judged
 from grm_jax.evaluation.judgment_files import judge_missing, missing, read_rows, record_digest
 from grm_jax.judgment.records import write_records
 from grm_jax.parallel import processes
@@ -112,7 +112,8 @@ def load_benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> 
                 f"records {path.stem}",
                 lambda path=path, records=records: write_records(path, records),
             )
-            spec = {"kind": "records", "path": str(path), "name": path.stem}
+            about = describe(spec["split"])
+            spec = {"kind": "records", "path": str(path), "name": path.stem, "about": about}
         benchmark = load_benchmark(spec)
         if benchmark.name in [other.name for other in benchmarks] or not NAME.fullmatch(
             benchmark.name
