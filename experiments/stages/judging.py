@@ -2,7 +2,7 @@
 
     judgments/<system>/system.json                                             what the system is,
     and what it accepts judgments/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl
-    its rows (grm_jax/evaluation/judgment_files.py)
+    its rows (grm_jax/evaluation/store.py)
 
 A system is loaded only where something is missing, and each file is continued where it ends, so a
 run that was killed, or one with another system, benchmark or larger k, does the new part alone.
@@ -23,7 +23,7 @@ from experiments.stages.reward_models import KINDS, reward_model_maker, wrong_fi
 from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import describe, make_records
 from grm_jax.evaluation.figures import Judged
-from grm_jax.evaluation.judgment_files import judge_missing, missing, read_rows, record_digest
+from grm_jax.evaluation.store import judge_missing, missing, read_rows, record_digest
 from grm_jax.judgment.records import write_records
 from grm_jax.parallel import processes
 

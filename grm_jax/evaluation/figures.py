@@ -24,7 +24,7 @@ import numpy as np
 
 from grm_jax.benchmarks.base import Benchmark
 from grm_jax.evaluation import bootstrap, votes
-from grm_jax.evaluation.judgment_files import Rows
+from grm_jax.evaluation.store import Rows
 from grm_jax.evaluation.votes import Estimate, Pool
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import default_k_meta

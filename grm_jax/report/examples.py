@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from grm_jax.benchmarks import Benchmark
 from grm_jax.evaluation.figures import Judged
-from grm_jax.evaluation.judgment_files import read_line
+from grm_jax.evaluation.store import read_line
 from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.judgment.voting import expected_credit, select_by_meta, vote
 

@@ -305,7 +305,7 @@ def test_a_model_that_breaks_its_word_is_named(config, tmp_path):
 
 
 def _judge_with(rows, folder):
-    from grm_jax.evaluation.judgment_files import judge_missing
+    from grm_jax.evaluation.store import judge_missing
 
     judge_missing(
         folder / "rows.jsonl",
