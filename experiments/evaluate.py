@@ -4,9 +4,10 @@ read them and every judgment.
     python -m experiments.evaluate --config=experiments/configs/tiny_evaluate.py \\
         --workdir=runs/tiny_evaluate
 
-    judgments/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl   every raw row
-    (experiments/stages/judging.py) results.json    flat rows, paired differences, capabilities,
-    config, versions and protocols of the benchmarks table.md        the headline
+    judgments/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl   every judgment
+    results.json    flat rows, paired differences, capabilities, config, versions and protocols of
+                    the benchmarks (docs/evaluation.md)
+    table.md        the headline
     report.html     one self-contained page
 
 Run it again after adding a system, a benchmark or a larger k: only the new judgments are asked for.
@@ -18,29 +19,30 @@ import sys
 from absl import app, logging
 
 from experiments import config_flags
-from experiments.stages.comparison import run
-from experiments.stages.run import start_processes
-from grm_jax.parallel import processes
-from grm_jax.report.headline import markdown
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.evaluate")
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
+    config = config_flags.load(CONFIG)
+    from experiments.stages import evaluation
+    from experiments.stages.workdir import start_processes
+    from grm_jax.parallel import processes
+
     start_processes()
     workdir = pathlib.Path(WORKDIR.value)
     try:
-        results = run(CONFIG.value.lock(), workdir)
-    # a config, benchmark or folder that cannot be used, said in full
+        benchmarks = evaluation.benchmarks(config, workdir / "records")
+        settings = config_flags.section(config, "eval")
+        evaluation.evaluate(evaluation.systems(config), benchmarks, workdir, settings, config)
     except (ValueError, FileNotFoundError) as error:
+        # a config, benchmark or folder that cannot be used, said in full; of several processes
+        # one leaves without waiting for the others only after an exception
         if processes.count() > 1:
-            raise  # only after an exception does a process leave without waiting for the others
+            raise
         sys.exit(f"{type(error).__name__}: {error}")
-    if processes.is_main():
-        print(markdown(results))
-        print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

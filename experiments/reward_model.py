@@ -4,36 +4,37 @@
         --config.kind=bradley_terry --workdir=runs/tiny_bt
 
 Run it again to go on where it was. Each kind wants a work folder of its own. What it leaves:
-experiments/stages/scalar.py, run.py.
+experiments/stages/scalar.py, workdir.py.
 """
 
 import pathlib
-import sys
 
 from absl import app, logging
 
 from experiments import config_flags
-from experiments.stages.run import run_stage, setup, start_processes
-from experiments.stages.scalar import judge_held_out, training_stages
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.reward_model")
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
+    # Orbax tells every step of its work at INFO
+    logging.set_verbosity(logging.WARNING)
     config = config_flags.load(CONFIG)
-    if "kind" not in config:
-        sys.exit(
-            "kind: expected a preset of experiments.reward_model, with one of "
-            f"{', '.join(config_flags.KINDS)}; this one has none"
-        )
+    from experiments.stages import evaluation, scalar
+    from experiments.stages.workdir import run_stage, setup, start_processes
+
+    # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
     run = setup(config, pathlib.Path(WORKDIR.value))
-    for name, stage in training_stages(run):
+
+    # the head; for CLoud the critic and its critiques before it
+    for name, stage in scalar.training_stages(run):
         run_stage(run, name, stage)
-    run_stage(run, "held_out", judge_held_out)
+    # the finished model on every split
+    settings = config_flags.section(config, "eval")
+    evaluation.evaluate_run(run, scalar.trained(run), settings)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

@@ -1,10 +1,10 @@
 """Self-Principled Critique Tuning, end to end: rejective fine-tuning, rule-based RL, Meta RM,
-evaluation, report.
+evaluation.
 
     python -m experiments.spct_rl --config=experiments/configs/tiny.py --workdir=runs/tiny
 
-Run it again to go on where it was, or to write the report anew. What lies where:
-experiments/stages/run.py.
+Run it again to go on where it was, or to judge what is missing. What lies where:
+experiments/stages/workdir.py.
 """
 
 import pathlib
@@ -12,28 +12,34 @@ import pathlib
 from absl import app, logging
 
 from experiments import config_flags
-from experiments.stages import evaluate, meta, rft, rl
-from experiments.stages.run import run_stage, setup, start_processes
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.spct_rl")
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of its work at INFO
+    # Orbax tells every step of its work at INFO
+    logging.set_verbosity(logging.WARNING)
     config = config_flags.load(CONFIG)
+    from experiments.stages import evaluation, meta, rft, rl
+    from experiments.stages.workdir import run_stage, setup, start_processes
+
+    # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
     run = setup(config, pathlib.Path(WORKDIR.value))
 
+    # rejective fine-tuning
     run_stage(run, "rft_sample", rft.sample_trajectories)
     run_stage(run, "rft", rft.train)
+    # rule-based online RL
     run_stage(run, "rl", rl.train)
+    # the Meta RM, on the policies' own judgments
     run_stage(run, "meta_sample", meta.sample_own)
     run_stage(run, "meta", meta.train)
-    stages = evaluate.evaluation_stages(run)
-    for name, stage in stages:
-        run_stage(run, name, stage)
+    # base, RFT and RL policy on every split
+    settings = config_flags.section(config, "eval")
+    evaluation.evaluate_run(run, evaluation.policies(run), settings)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

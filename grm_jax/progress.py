@@ -1,5 +1,6 @@
-"""One line that says how far a stage is, how fast, and when it will be done: a rich bar on a
-terminal, plain lines elsewhere.
+"""Shows in one line how far a stage is, how fast, and when it will be done.
+
+A rich bar on a terminal, plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ FIRST_LINE_S, EVERY_S = 5.0, 15.0
 def progress(
     label: str, total: int, unit: str = "steps", done: int = 0
 ) -> Iterator[Callable[..., None]]:
-    """Context that gives `advance(n=1, **shown)`: n more units are done; `shown` are numbers to
-    print beside them.
+    """Opens a context that gives `advance(n=1, **shown)`: n more units are done.
 
-    with progress("rft", total=400, done=restored_step) as advance:
-        for ...: advance(loss=row["loss"])
+        with progress("rft", total=400, done=restored_step) as advance:
+            for ...: advance(loss=row["loss"])
 
-    `done` is what an earlier process did: it counts as done but not in the speed. Nor does the
-    first advance, which compiles. Of several processes of one job the first prints.
+    `shown` are numbers to print beside them. `done` is what an earlier process did: it counts as
+    done but not in the speed. Nor does the first advance, which compiles. Of several processes of
+    one job the first prints.
     """
     if not is_main():
         yield lambda n=1, **shown: None
@@ -64,7 +65,7 @@ def progress(
 
 @contextlib.contextmanager
 def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """`progress` in MB (10**6 bytes): context that gives `advance(n_bytes)`; `total` in bytes."""
+    """Opens a `progress` in MB (10**6 bytes) that gives `advance(n_bytes)`; `total` in bytes."""
     done = 0
     with progress(label, -(-total // 10**6), "MB") as advance:
 

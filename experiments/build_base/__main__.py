@@ -1,12 +1,12 @@
-"""Build the tiny base model that ships with the package: tokenizer, pretraining on the checkable
-world, Hugging Face folder.
+"""Builds the tiny base model that ships with the package: tokenizer, pretraining, folder.
 
     python -m experiments.build_base --workdir=runs/tiny_base --out=grm_jax/assets/tiny_base
 
-`--width` makes it in another size, for the comparison of model sizes (experiments/paper/__main__.py). Fixed
-seed; resumes from its last saved state. The learning rate is constant after a warmup and falls
-linearly to zero over the last `--decay_steps`, so a run can be ended early from any saved state by
-giving a smaller `--steps`.
+The model is pretrained on the checkable world and written as a Hugging Face folder. `--width` makes
+it in another size, for the comparison of model sizes (experiments/paper/__main__.py). Fixed seed;
+resumes from its last saved state. The learning rate is constant after a warmup and falls linearly
+to zero over the last `--decay_steps`, so a run can be ended early from any saved state by giving a
+smaller `--steps`.
 """
 
 import collections
@@ -27,6 +27,7 @@ from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.models import Gemma2, Gemma2Config, init_params, lm_logits
 from grm_jax.models.config import alternating
+from grm_jax.reward_models.description import Description, write_description
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/tiny_base", "state and log of the pretraining")
@@ -73,14 +74,22 @@ library_name: grm_jax
 ---
 # Tiny base model
 
-A Gemma-2 of {millions} million parameters (4 layers, width {width}) that plays the pretrained checkpoint in the quick start of grm_jax. It knows only the
-checkable world of `grm_jax.data.world` (docs/world.md): it can solve its tasks and check an answer, and as a judge it
-imitates a sloppy one, which looks at length, confidence or formatting more often than at what was asked, and slips now and then.
-It is not a language model for any other text.
+A Gemma-2 of {millions} million parameters (4 layers, width {width}) that plays the pretrained
+checkpoint in the quick start of grm_jax. It knows only the checkable world of `grm_jax.data.world`
+(docs/world.md): it can solve its tasks and check an answer, and as a judge it imitates a sloppy
+one, which looks at length, confidence or formatting more often than at what was asked, and slips
+now and then. It is not a language model for any other text.
 
-Made by `python -m experiments.build_base --steps={steps} --decay_steps={decay} --width={width}` (fixed seed, {steps} steps of about 4,096 tokens, random
-initialization, float32). Share of unseen check documents that it writes without a mistake (greedy, teacher forced): {checks}.
+Made by `python -m experiments.build_base --steps={steps} --decay_steps={decay} --width={width}`
+(fixed seed, {steps} steps of about 4,096 tokens, random initialization, float32). Share of unseen
+check documents that it writes without a mistake (greedy, teacher forced): {checks}.
 """
+DESCRIPTION = Description(
+    "pointwise_grm",
+    {"pointwise": load_template("tiny_pointwise"), "single": load_template("tiny_single")},
+    lengths={"prompt": 80, "completion": 128},
+    temperature=1.0,
+)
 
 
 def renderer():
@@ -258,6 +267,7 @@ def main(_):
     card = MODEL_CARD.format(
         steps=_STEPS.value, decay=_DECAY.value, checks=found, width=_WIDTH.value, millions=millions
     )
+    write_description(_OUT.value, DESCRIPTION)
     (pathlib.Path(_OUT.value) / "README.md").write_text(card)
     print(f"written to {_OUT.value}", flush=True)
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 PRE_TOKEN = "|".join(
@@ -30,6 +30,18 @@ PRE_TOKEN = "|".join(
         r".",
     )
 )
+# `Tokenizer.chat` and `Tokenizer.chat_prompt` of grm_jax/tokenizer.py as transformers writes them
+CHAT_TEMPLATE = """\
+{{ bos_token }}{% set ns = namespace(instructions='') %}{% for message in messages %}\
+{% if message['role'] == 'system' %}\
+{% set ns.instructions = ns.instructions + (message['content'] | trim) + '\\n\\n' %}\
+{% else %}\
+{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}\
+{{ ns.instructions + (message['content'] | trim) + '<end_of_turn>\\n' }}\
+{% set ns.instructions = '' %}\
+{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
+"""
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -48,11 +60,22 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return with_bos(tokenizer)
+
+
+def with_bos(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer, whose plain call in transformers puts <bos> in front, as Gemma's does."""
+    bos = ("<bos>", tokenizer.token_to_id("<bos>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[bos]
+    )
     return tokenizer
 
 
 def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> None:
-    """tokenizer.json and the tokenizer_config.json that `transformers` needs beside it."""
+    """tokenizer.json, and the tokenizer_config.json and chat_template.jinja that `transformers`
+    needs beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
@@ -63,3 +86,4 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> Non
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)

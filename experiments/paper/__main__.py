@@ -5,7 +5,6 @@ write the tables.
         --out=docs/results.md
 
     <workdir>/bases/, seed_<s>/<training>/   what is trained (experiments/paper/miniature.py)
-    <workdir>/compiled/                      programs, kept from one system to the next; may be
     deleted <workdir>/seed_<s>/judged/<group>/       what experiments.evaluate leaves: judgments,
     results.json, report.html <out without suffix>/seed_<s>.json       the figures of a seed, group
     by group <out>, <out without suffix>/*.png        tables, claims, plots, from all seeds whose
@@ -20,18 +19,17 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import ml_collections
 from absl import app, flags, logging
 
 from experiments import config_flags
 from experiments.configs import tiny
 from experiments.paper import document, miniature
-from experiments.stages import comparison
-from experiments.stages.run import start_processes
+from experiments.stages import evaluation
+from experiments.stages.workdir import start_processes
 from grm_jax.parallel import processes
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.paper")
 OUT = flags.DEFINE_string(
     "out", None, "Markdown file to write; its plots lie in a folder of the same name", required=True
 )
@@ -55,8 +53,6 @@ def main(_):
             "it alone, with its own seeds or groups"
         )
     config, workdir, out = CONFIG.value, pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
-    if not jax.config.jax_compilation_cache_dir:  # most systems run the same programs
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     if unknown := set(config.groups) - set(GROUPS):
         raise ValueError(
             f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}"
@@ -122,7 +118,7 @@ def main_systems(config, models) -> list[dict]:
             "path": models("cloud", "cloud"),
             "critic": models("cloud", "critic"),
         },
-        {"name": "base", "kind": "pointwise_grm", "path": "tiny"},
+        {"name": "base", "kind": "pointwise_grm", "path": "tiny_base"},
         {"name": "rft", "path": models("spct", "rft"), **grm},
         {"name": "grm", "path": models("spct", "grm"), **grm},
     ]
@@ -191,13 +187,19 @@ def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, g
         }
         for split in config.splits
     )
-    evaluate.ks = (
-        tuple(config.ks) if group in ("main", "sizes") else (1, max(k for k in config.ks if k <= 8))
+    most = max(k for k in config.ks if k <= 8)
+    evaluate.eval.ks = tuple(config.ks) if group in ("main", "sizes") else (1, most)
+    evaluate.eval.seeds = (0,)  # the same orders and keys for the systems of all training seeds
+    evaluate.eval.swap = group == "main"
+    folder = workdir / f"seed_{seed}" / "judged" / group
+    return evaluation.evaluate(
+        evaluation.systems(evaluate),
+        evaluation.benchmarks(evaluate, folder / "records"),
+        folder,
+        config_flags.section(evaluate, "eval"),
+        evaluate,
     )
-    evaluate.seeds = (0,)  # the same orders and keys for the systems of all training seeds
-    evaluate.swap = group == "main"
-    return comparison.run(evaluate.lock(), workdir / f"seed_{seed}" / "judged" / group)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

@@ -2,8 +2,8 @@
 and what it takes over from another training.
 
     <workdir>/bases/width_<w>/           bases of other sizes (experiments/build_base/__main__.py)
-    <workdir>/seed_<s>/<training>/       a work folder as experiments/stages/run.py describes it,
-    with models/<model>/
+    <workdir>/seed_<s>/<training>/       a work folder (experiments/stages/workdir.py), with
+                                         models/<model>/
 
 All trainings of a seed start from one base and from the same world records; judges of pairs see the
 pairs that these records make (paper, App C.2: compatible data).
@@ -21,12 +21,12 @@ import ml_collections
 from experiments import config_flags
 from experiments.configs import tiny, tiny_reward_model
 from experiments.stages import meta, rft, rl, scalar
-from experiments.stages.run import Run, run_stage, setup
+from experiments.stages.workdir import Run, run_stage, setup
 from grm_jax.data.world import make_records
+from grm_jax.evaluation import store
 from grm_jax.judgment.parsing import BOX, read_answer
 from grm_jax.judgment.records import Record, write_records
 from grm_jax.judgment.rules import best_index, is_correct
-from grm_jax.reward_models.grm import read_rows
 
 Stage = tuple[str, Callable[[Run], str | None]]
 RFT_SAMPLE, RFT, RL = ("rft_sample", rft.sample_trajectories), ("rft", rft.train), ("rl", rl.train)
@@ -195,10 +195,8 @@ def take_over(giver: pathlib.Path, folder: pathlib.Path, what: str) -> None:
     if marker.is_file():
         return
     if what == "rft_sample":
-        (folder / "judgments").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(
-            giver / "judgments" / "rft_sample.jsonl", folder / "judgments" / "rft_sample.jsonl"
-        )
+        base = pathlib.Path("trajectories") / "base"
+        shutil.copytree(giver / base, folder / base, dirs_exist_ok=True)
     else:
         shutil.copytree(giver / "models" / what, folder / "models" / what, dirs_exist_ok=True)
     marker.parent.mkdir(parents=True, exist_ok=True)
@@ -246,21 +244,33 @@ def answer_by_index(run: Run) -> None:
     RFT. What is accepted is decided anew; judgments that tie or do not parse cannot be rewritten
     and count as failures.
     """
-    rows = rft.write_accepted(run, [by_index(row) for row in read_rows(run.judgments(rft.SAMPLES))])
+    for path in sorted(run.trajectories("base").rglob("*.jsonl")):
+        judgments = [by_index(judgment) for judgment in store.read(path)]
+        rewritten = path.with_suffix(".rewritten")
+        rewritten.unlink(missing_ok=True)
+        with store.appending(rewritten) as file:
+            store.append(file, judgments)
+        rewritten.replace(path)
+    decided = rft.trajectories(run)
     print(
-        f"by_index: {sum(row['accepted'] for row in rows)} of {len(rows)} rewritten judgments "
-        "are accepted",
+        f"by_index: {sum(judgment['accepted'] for judgment in decided)} of {len(decided)} "
+        "rewritten judgments are accepted",
         flush=True,
     )
 
 
-def by_index(row: dict) -> dict:
-    """One pointwise row of a pair as a row of an answer by index."""
-    if row["scores"] is None:
-        return row
-    first, second = (row["scores"][i] for i in row["order"])  # as shown
+def by_index(judgment: dict) -> dict:
+    """One pointwise judgment of a pair as an answer by index; what is one already stays as it
+    is.
+    """
+    scores, order = judgment["scores"], judgment["order"]
+    if scores is None or sorted(scores) == [0, 1]:
+        return judgment
+    first, second = (scores[i] for i in order)  # as shown
     if first == second:
-        return row | {"scores": None, "failure": "tie", "correct": False}
-    text = row["text"][: row["text"].rindex(BOX)] + f"{BOX}{1 if first > second else 2}}}"
-    answer = read_answer(text, row["order"], "index")
-    return row | {"text": text, **answer, "correct": is_correct(answer["scores"], row["rewards"])}
+        return judgment | {"scores": None, "failure": "tie", "correct": False}
+    text = judgment["text"]
+    text = text[: text.rindex(BOX)] + f"{BOX}{1 if first > second else 2}}}"
+    answer = read_answer(text, order, "index")
+    correct = is_correct(answer["scores"], judgment["rewards"])
+    return judgment | {"text": text, **answer, "correct": correct}

@@ -2,58 +2,51 @@
 correct judgments from wrong ones.
 """
 
-from experiments.stages.rft import SAMPLES
-from experiments.stages.run import Run, load_policy, policy_sampler, with_head
-from experiments.stages.train import fit
-from grm_jax.models.table import SCALAR
-from grm_jax.reward_models.grm import judge_to_file, read_rows, shuffled_asks
+from experiments.stages.rft import trajectories
+from experiments.stages.workdir import Run, load_policy, save_model, system, with_head
+from grm_jax.data.examples import fitting
+from grm_jax.evaluation import store
+from grm_jax.evaluation.judging import Pass, judge_pass
 from grm_jax.reward_models.meta_rm import meta_examples
+from grm_jax.training.loop import fit
 from grm_jax.training.step import meta_loss
 
 
 def sample_own(run: Run) -> None:
-    """Judgments of the training records by the policies that the Meta RM will judge."""
-    settings = run.config.meta
+    """Draw judgments of the training records by the policies that the Meta RM will judge ->
+    trajectories/<policy>/.
+    """
+    settings, seed = run.config.meta, run.config.seed + 1
+    way = Pass("sampled", tuple(range(settings.own_samples)), settings.temperature)
     for name in settings.policies:
-        judge_to_file(
-            run.judgments(f"meta_sample_{name}"),
-            policy_sampler(run, settings.temperature),
-            load_policy(run, name),
-            run.prompter,
-            shuffled_asks(run.train, settings.own_samples, run.config.seed + 1),
-            seed=run.config.seed + 1,
-            temperature=settings.temperature,
-            buckets=run.config.lengths.buckets,
-            rows=run.config.sampling.rows,
-            labels={"split": "train", "system": name, "stage": "meta_sample"},
+        policy, path = system(run, name), _own(run, name)
+        store.claim(path.parent, policy.identity)
+        judge_pass(
+            path, lambda policy=policy: policy.load(seed), run.train, way, f"meta_sample, {name}"
         )
+
+
+def _own(run: Run, policy: str):
+    return run.trajectories(policy) / "own" / f"sampled-seed{run.config.seed + 1}.jsonl"
 
 
 def train(run: Run) -> None:
     """Train on the unhinted RFT-stage trajectories and the policies' own judgments ->
     models/meta.
     """
-    rows = read_rows(run.judgments(SAMPLES))
+    judgments = trajectories(run)
     for name in run.config.meta.policies:
-        rows += read_rows(run.judgments(f"meta_sample_{name}"))
-    records = {record.id: record for record in run.train}
-    examples = meta_examples(run.prompter.tokenizer, run.meta_template, records, rows)
-    limit = run.sequence_buckets[-1]
-    kept = [example for example in examples if len(example["tokens"]) <= limit]
+        judgments += store.in_drawn_order(store.read(_own(run, name)), run.train)
+    records, template = {record.id: record for record in run.train}, run.asking.templates["meta"]
+    examples = meta_examples(run.tokenizer, template, records, judgments)
+    limit = run.setup.sequence_buckets[-1]
+    kept = fitting(examples, limit)
     print(
-        f"meta: {len(kept)} judgments ({len(examples) - len(kept)} longer than {limit} tokens "
-        "left out), "
-        f"{sum(e['labels'] for e in kept) / len(kept):.3f} of them correct",
+        f"meta: {len(kept)} judgments ({len(examples) - len(kept)} longer than {limit} tokens left "
+        f"out), {sum(e['labels'] for e in kept) / len(kept):.3f} of them correct",
         flush=True,
     )
     start = with_head(run, load_policy(run, run.config.meta.policies[-1]))
-    fit(
-        run,
-        "meta",
-        start,
-        meta_loss(run.cfg),
-        {"judgments": kept},
-        {"judgments": 1.0},
-        run.config.meta,
-        architecture=SCALAR,
-    )
+    loss, weights = meta_loss(run.model_cfg), {"judgments": 1.0}
+    trained = fit(run.setup, "meta", start, loss, {"judgments": kept}, weights, run.config.meta)
+    save_model(run, "meta", trained, kind="meta_rm")

@@ -161,7 +161,7 @@ def train(run: Run) -> None:
                 advance(reward=row["reward/mean"], kl=row.get("kl", 0.0), entropy=row["entropy"])
 
         for step in range(first, settings.steps):
-            chosen = [records[i] for i in next(batches)["index_B"]]
+            chosen = [records[i] for i in next(batches)["index"]]
             policy = training.params_of(state)
             drawn = roll_out(run, sampler, policy, chosen, step)
             judged = [one.row for one in drawn]

@@ -1,6 +1,4 @@
-"""Benchmarks of pairs with a plain layout: JudgeBench, LLMBar, hh-rlhf, and JSONL of our own
-schema.
-"""
+"""Reads benchmarks of pairs with a plain layout: JudgeBench, LLMBar, hh-rlhf, and our own JSONL."""
 
 from __future__ import annotations
 
@@ -162,7 +160,7 @@ def load_records(name: str, place: Place, about: str = "") -> Benchmark:
 
 
 def summarize_domains(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
-    """The mean over all items, and of each domain."""
+    """Averages over all items, and over each domain."""
     subsets = named("subset", means(records, credit, lambda record: record.domain or None))
     return with_overall(
         subsets, sum(credit[record.id] for record in records) / len(records) if records else None

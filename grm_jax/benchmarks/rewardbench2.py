@@ -1,5 +1,6 @@
-"""Reward Bench 2 (arXiv 2506.01937, allenai/reward-bench-2): best of four in five subsets, and the
-Ties subset, scored apart.
+"""Reads Reward Bench 2 (arXiv 2506.01937, allenai/reward-bench-2).
+
+Best of four in five subsets, and the Ties subset, scored apart.
 """
 
 from __future__ import annotations
@@ -131,8 +132,9 @@ def _ties_id(row: Row) -> tuple[str, str]:
 
 
 def summarize_ties(records: Sequence[Record], scores: Mapping[str, float | None]) -> Figures:
-    """Each question's gap (worst right minus best wrong) and spread (best right minus worst right),
-    then the five terms of the score.
+    """Computes the five terms of the Ties score, from each question's gap and spread.
+
+    Gap: worst right minus best wrong. Spread: best right minus worst right.
     """
     gaps: dict[str, dict[str, float]] = {"ref": {}, "tied": {}}
     spreads: dict[str, float] = {}

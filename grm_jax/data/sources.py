@@ -56,7 +56,7 @@ def load_source(source: Mapping[str, Any]) -> list[Record]:
     and "rmb/pair/<uid>"; otherwise "<format>/<file>/<row>", which change when rows are inserted
     before.
     """
-    spec = _checked_spec(source)
+    spec = checked_spec(source)
     columns = spec.get("columns")
     if columns is not None:
         _check_names(columns, RECORD_COLUMNS, "columns")
@@ -88,7 +88,7 @@ def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
     may stand before them (it is put in front of the user's text, as Gemma-2 has no system role).
     `columns` maps these names to others. "id" is optional in the file.
     """
-    spec = _checked_spec(source)
+    spec = checked_spec(source)
     columns = spec.get("columns") or {}
     _check_names(columns, INSTRUCTION_COLUMNS, "columns")
     if "format" in spec:
@@ -292,7 +292,7 @@ def read_rows(source: Mapping[str, Any]) -> Iterator[Row]:
     """The rows of a source as they are, whatever their fields. Raises ValueError or
     FileNotFoundError, naming file and line or item.
     """
-    return _rows(_checked_spec(source))
+    return _rows(checked_spec(source))
 
 
 def _rows(spec: Mapping[str, Any]) -> Iterator[Row]:
@@ -458,7 +458,10 @@ def _dialogue(row: Row, field: str) -> list[tuple[str, str]]:
     return list(zip(parts[::2], parts[1::2]))
 
 
-def _checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
+def checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the fields of a source that are set. Raises ValueError, naming the field, for one that
+    cannot be.
+    """
     spec = {
         key: value
         for key, value in (source.to_dict() if hasattr(source, "to_dict") else dict(source)).items()

@@ -1,10 +1,16 @@
-"""Judgments on file: every row that a reward model gives is kept, and only what is missing is asked
-for.
+"""The store of judgments: every judgment ever drawn is kept, and only what is missing is asked for.
 
-A file holds the rows of one model, benchmark, seed and way of asking. Rows are appended block by
-block as they come; a last line that a kill tore is cut off. Each row carries "record", a digest of
-the record that was judged, and "seconds", its share of the wall time of its block. A judgment that
-was asked again (see `missing`) has several rows, and the last one counts.
+A file holds the judgments of one system on one set of records, by one seed and one way of asking,
+one JSON object a line (`reward_models.protocol.StoredJudgment`). Judgments are appended block by
+block as they come; a last line that a kill tore is cut off. A folder of files belongs to one
+system, whose identity lies in its identity.json (`claim`): everything that the text of a judgment
+depends on, by content. Each judgment carries "record", a digest of the record that was judged,
+"temperature", and "seconds", its share of the wall time of its block. A judgment that was asked
+again (see `missing`) has several lines, and the last one counts.
+
+Sampling for rejective fine-tuning and for the Meta RM, the rollouts of RL, critiques and
+benchmarks all lie in such files. What a trainer reads goes through `in_drawn_order`: the order of
+lines in a file depends on interruptions, the order of training must not.
 """
 
 import collections
@@ -14,14 +20,15 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import IO
 
 from grm_jax.judgment.records import Record, record_to_dict
-from grm_jax.parallel.processes import is_main, written
+from grm_jax.parallel import processes
 from grm_jax.progress import progress
 from grm_jax.reward_models.protocol import Judge
 
-# texts stay on file
+# what figures are made of; texts stay on file
 SLIM = (
     "id",
     "domain",
@@ -35,55 +42,104 @@ SLIM = (
     "prompt_tokens",
     "cost",
 )
-
 # (record id, sample) -> the fields in SLIM, and "offset": where its line begins in the file, bytes
 Rows = dict[tuple[str, int], dict]
+# a stored judgment as another system reads it: TokenProb's scores of what LLM-as-a-Judge wrote
+View = Callable[[dict], dict]
+IDENTITY = "identity.json"
 
 
 def record_digest(record: Record) -> str:
     """12 hexadecimal digits of everything in the record: a judgment of another text under the same
     id is not this one's.
     """
-    return hashlib.sha256(json.dumps(record_to_dict(record), sort_keys=True).encode()).hexdigest()[
-        :12
-    ]
+    text = json.dumps(record_to_dict(record), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def read_rows(path: pathlib.Path, records: Mapping[str, str], temperature: float) -> Rows:
-    """The rows of `records`, {id: digest}; rows of other records are passed over, and a torn last
-    line is cut from the file.
+def claim(folder: pathlib.Path, identity: Mapping) -> None:
+    """Make the folder that of the system with this identity, plain JSON.
 
-    Raises ValueError (file, line, field) for a broken line, and for rows of another text or
+    Raises ValueError, naming the fields that differ, if it holds judgments of another system. Of
+    several processes process 0 looks and writes.
+    """
+
+    def look() -> list[str]:
+        path, plain = folder / IDENTITY, json.loads(json.dumps(identity))
+        if path.is_file():
+            return differing(_object(path), plain)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, plain)
+        return []
+
+    changed = processes.on_main(f"identity of {folder.name}", look)
+    if changed:
+        raise ValueError(
+            f"{folder} holds judgments of another system of this name; it differs in "
+            f"{', '.join(changed)}. Choose another name or --workdir"
+        )
+
+
+def differing(a: Mapping, b: Mapping, prefix: str = "") -> list[str]:
+    """Dotted names of the fields in which two trees of plain JSON differ, sorted."""
+    names = []
+    for name in sorted({*a, *b}):
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            names += differing(x, y, f"{prefix}{name}.")
+        elif x != y:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def read(path: pathlib.Path) -> list[dict]:
+    """Every judgment of a file, in the order of its lines; a torn last line is passed over.
+
+    Raises ValueError (file, line) for a line that is no JSON object.
+    """
+    with open(path, "rb") as file:
+        lines = enumerate(file, start=1)
+        return [_decoded(path, number, line) for number, line in lines if line.endswith(b"\n")]
+
+
+def read_line(path: pathlib.Path, offset: int) -> dict:
+    """The whole judgment whose line begins at `offset` bytes."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return json.loads(file.readline())
+
+
+def read_rows(
+    path: pathlib.Path, records: Mapping[str, str], temperature: float, view: View | None = None
+) -> Rows:
+    """The slim rows of `records`, {id: digest}, as `view` shows them; those of other records are
+    passed over, and a torn last line is cut from the file.
+
+    Raises ValueError (file, line, field) for a broken line, and for judgments of another text or
     temperature than asked now.
     """
-    found: Rows = {}
+    rows: Rows = {}
     if not path.is_file():
-        return found
+        return rows
     offset = 0
     with open(path, "r+b") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 file.truncate(offset)
                 break
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not a JSON object: {error}") from None
-            if row["id"] in records:
-                for field, expected in (
-                    ("record", records[row["id"]]),
-                    ("temperature", temperature),
-                ):
-                    if row[field] != expected:
+            judgment = _decoded(path, number, line)
+            if judgment["id"] in records:
+                expected = {"record": records[judgment["id"]], "temperature": temperature}
+                for field, asked in expected.items():
+                    if judgment[field] != asked:
                         raise ValueError(
-                            f'{path}:{number}: field "{field}": {row[field]!r}, but {expected!r} '
-                            f"is asked for now, of {row['id']!r}. "
-                            "Choose another --workdir, or remove this file to "
-                            "judge again"
+                            f'{path}:{number}: field "{field}": {judgment[field]!r}, but '
+                            f"{asked!r} is asked for now, of {judgment['id']!r}. Choose another "
+                            "--workdir, or remove this file to judge again"
                         )
-                found[row["id"], row["sample"]] = _slim(row, offset)
+                rows[judgment["id"], judgment["sample"]] = _slim(judgment, offset, view)
             offset += len(line)
-    return found
+    return rows
 
 
 def missing(
@@ -106,76 +162,150 @@ def missing(
     return list(groups.items())
 
 
+def judge_missing(
+    path: pathlib.Path,
+    judge: Judge,
+    asked: Sequence[tuple[tuple[int, ...], list[Record]]],
+    temperature: float,
+    swapped: bool,
+    label: str,
+    done: int,
+    view: View | None = None,
+) -> Rows:
+    """Ask `judge` for what `missing` named, append its judgments to the file, and return their slim
+    rows.
+
+    label, done: for the progress line. Of several processes all ask, and process 0 writes. SIGTERM
+    ends the process behind the block under way. Raises ValueError naming model and record for a
+    judgment that was not asked for, twice given, or whose scores are no n finite numbers, and where
+    one that was asked for did not come.
+    """
+    rows: Rows = {}
+    total = done + sum(len(samples) * len(records) for samples, records in asked)
+    with (
+        appending(path) as file,
+        progress(label, total, "judgments", done) as advance,
+        processes.stop_signal() as stopped,
+    ):
+        for samples, records in asked:
+            wanted = {(record.id, sample): record for record in records for sample in samples}
+            digests = {record.id: record_digest(record) for record in records}
+            for block, seconds in _timed(judge(records, samples, temperature, swapped)):
+                for judgment in block:
+                    key = (judgment["id"], judgment["sample"])
+                    _check(judgment, wanted.pop(key, None), label)
+                    # on file it says at which temperature it was asked for, whether or not that
+                    # means anything to the model
+                    judgment |= {
+                        "temperature": temperature,
+                        "record": digests[judgment["id"]],
+                        "seconds": seconds / len(block),
+                    }
+                offsets = append(file, block)
+                for judgment, offset in zip(block, offsets, strict=True):
+                    rows[judgment["id"], judgment["sample"]] = _slim(judgment, offset, view)
+                advance(len(block))
+                if stopped():
+                    processes.leave(f"{label}, {done + len(rows)} of {total} judgments are on file")
+            if wanted:
+                item, sample = next(iter(wanted))
+                raise ValueError(
+                    f"{label}: no judgment of {len(wanted)} that were asked for, first record "
+                    f"{item!r}, sample {sample}"
+                )
+    processes.barrier(f"{path.stem}: all judged")
+    return rows
+
+
+def appending(path: pathlib.Path) -> IO[bytes]:
+    """The file, open for `append`; made where it is missing. Of several processes process 0 has
+    the file, and the others nothing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(processes.written(path), "ab")
+
+
+def append(file: IO[bytes], judgments: Sequence[Mapping]) -> list[int]:
+    """Write a block of judgments, and return the offsets of their lines, in bytes. What has been
+    written is not lost with the process.
+    """
+    lines = [
+        json.dumps(judgment, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        for judgment in judgments
+    ]
+    ends = [file.tell()]
+    for line in lines:
+        ends.append(ends[-1] + len(line))
+    file.write(b"".join(lines))
+    file.flush()
+    if processes.is_main():
+        os.fsync(file.fileno())
+    return ends[:-1]
+
+
+def cut(path: pathlib.Path, keep: Callable[[dict], bool]) -> None:
+    """Cut a file before the first judgment that is not to be kept, or that is torn; a missing file
+    stays missing.
+    """
+    if not path.is_file():
+        return
+    with open(path, "r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n") or not keep(json.loads(line)):
+                file.seek(-len(line), os.SEEK_CUR)
+                file.truncate()
+                return
+
+
+def in_drawn_order(judgments: Sequence[dict], records: Sequence[Record]) -> list[dict]:
+    """The judgments of `records`, short prompts first, then by hint, record and sample: the order
+    in which an uninterrupted run draws them, whatever the order of their lines.
+    """
+    index = {record.id: i for i, record in enumerate(records)}
+    last = {(j["id"], j.get("hinted", False), j["sample"]): j for j in judgments}
+    return sorted(
+        (judgment for judgment in last.values() if judgment["id"] in index),
+        key=lambda j: (
+            j["prompt_tokens"] or 0,
+            j.get("hinted", False),
+            index[j["id"]],
+            j["sample"],
+        ),
+    )
+
+
+def write_json(path: pathlib.Path, value: object) -> None:
+    """Write a file of JSON, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _object(path: pathlib.Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a JSON object: {error}") from None
+
+
+def _decoded(path: pathlib.Path, number: int, line: bytes) -> dict:
+    try:
+        judgment = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: not a JSON object: {error}") from None
+    if not isinstance(judgment, dict) or not {"id", "sample"} <= judgment.keys():
+        raise ValueError(f"{path}:{number}: expected a judgment, an object with id and sample")
+    return judgment
+
+
 def _retried(failure: str | None, retry: Collection[str]) -> bool:
     return failure is not None and any(
         failure == name or failure.startswith(f"{name}:") for name in retry
     )
 
 
-def judge_missing(
-    path: pathlib.Path,
-    judge: Judge,
-    asked: list[tuple[tuple[int, ...], list[Record]]],
-    temperature: float,
-    swapped: bool,
-    label: str,
-    done: int,
-) -> Rows:
-    """Ask `judge` for what `missing` named, append its rows to the file, and return them. `label`
-    and `done` are for the progress line. Of several processes all ask, and process 0 writes.
-
-    Raises ValueError naming model and record for a row that was not asked for, twice given, or
-    whose scores are no n finite numbers, and where a row that was asked for did not come.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found: Rows = {}
-    total = sum(len(samples) * len(records) for samples, records in asked)
-    with (
-        open(written(path), "ab") as file,
-        progress(label, total + done, "judgments", done) as advance,
-    ):
-        for samples, records in asked:
-            wanted = {(record.id, sample): record for record in records for sample in samples}
-            digests = {record.id: record_digest(record) for record in records}
-            for block, seconds in _timed(judge(records, samples, temperature, swapped)):
-                lines = []
-                for row in block:
-                    record = wanted.pop((row["id"], row["sample"]), None)
-                    _check(row, record, label)
-                    # on file a row says at which temperature it was asked for, whether or not that
-                    # means anything to the model
-                    row = row | {
-                        "temperature": temperature,
-                        "record": digests[row["id"]],
-                        "seconds": seconds / len(block),
-                    }
-                    found[row["id"], row["sample"]] = _slim(row, file.tell() + sum(map(len, lines)))
-                    lines.append(
-                        json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-                    )
-                file.write(b"".join(lines))
-                file.flush()  # a killed process loses nothing that was flushed
-                advance(len(block))
-            if wanted:
-                item, sample = next(iter(wanted))
-                raise ValueError(
-                    f"{label}: no row for {len(wanted)} judgments, first record {item!r}, sample "
-                    f"{sample}"
-                )
-        if is_main():
-            os.fsync(file.fileno())
-    return found
-
-
-def read_line(path: pathlib.Path, offset: int) -> dict:
-    """The whole row whose line begins at `offset` bytes."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return json.loads(file.readline())
-
-
 def _timed(blocks: Iterator[list[dict]]) -> Iterator[tuple[list[dict], float]]:
-    """Blocks that hold rows, with the seconds since the last such."""
+    """Blocks that hold judgments, with the seconds since the last such."""
     began = time.monotonic()
     for block in blocks:
         if block:
@@ -183,14 +313,16 @@ def _timed(blocks: Iterator[list[dict]]) -> Iterator[tuple[list[dict], float]]:
             began = time.monotonic()
 
 
-def _check(row: dict, record: Record | None, label: str) -> None:
-    where = f"{label}: record {row['id']!r}, sample {row['sample']}"
+def _check(judgment: dict, record: Record | None, label: str) -> None:
+    where = f"{label}: record {judgment['id']!r}, sample {judgment['sample']}"
     if record is None:
         raise ValueError(f"{where}: not asked for, or given twice")
-    scores = row["scores"]
-    if (scores is None) != (row["failure"] is not None):
+    scores = judgment["scores"]
+    unread = scores is None and judgment.get("critiques") is not None
+    if (scores is None) != (judgment["failure"] is not None) and not unread:
         raise ValueError(
-            f"{where}: expected either scores or a failure, got {scores} and {row['failure']!r}"
+            f"{where}: expected either scores or a failure, got {scores} and "
+            f"{judgment['failure']!r}"
         )
     if scores is not None and (
         len(scores) != len(record.responses) or not all(math.isfinite(score) for score in scores)
@@ -198,5 +330,6 @@ def _check(row: dict, record: Record | None, label: str) -> None:
         raise ValueError(f"{where}: expected {len(record.responses)} finite scores, got {scores}")
 
 
-def _slim(row: dict, offset: int) -> dict:
-    return {name: row.get(name) for name in SLIM} | {"offset": offset}
+def _slim(judgment: dict, offset: int, view: View | None) -> dict:
+    judgment = judgment if view is None else view(judgment)
+    return {name: judgment.get(name) for name in SLIM} | {"offset": offset}

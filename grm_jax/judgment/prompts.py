@@ -23,54 +23,171 @@ tiny_* for the small world.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
 from grm_jax.judgment.fences import fenced
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index, score_range
+from grm_jax.naming import resolve
 
 TEMPLATES = Path(__file__).parent / "templates"
 VARIABLES = ("conversation", "responses", "n", "reference", "low", "high", "example", "hint_index")
 
 
-def load_template(name_or_path: str | os.PathLike) -> jinja2.Template:
-    """A built-in template by name ("pointwise"), or a file (anything with a path separator or the
-    suffix .jinja).
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """A prompt's text with all that it includes, whole and independent of any file on disk.
 
-    A file may include its neighbors and the built-in templates. Raises ValueError when it is not
-    there or is not valid Jinja.
+    name: what messages call it. files: (file name, text) pairs; the first is rendered, and the
+    others are what it includes, imports or extends, under the names that it calls them by. Two
+    templates with equal files are equal.
+    """
+
+    name: str = dataclasses.field(compare=False)
+    files: tuple[tuple[str, str], ...]
+
+    def render(self, **values) -> str:
+        """Fills the template. Raises jinja2.TemplateError for a name that is not among `values`."""
+        return _compiled(self.files).render(**values)
+
+
+def load_template(name_or_path: str | os.PathLike) -> Template:
+    """Reads a template by its built-in name, from a Jinja file, or from a function of one's own.
+
+    name_or_path: "pointwise", say; anything with a path separator or the suffix .jinja is a file,
+    which may include its neighbors and the built-in templates; `package.module:function` is called
+    without arguments and returns the text, which may include the built-in templates. Raises
+    ValueError when there is no such template, when it is not valid Jinja, and when it includes what
+    is not there or what only rendering could tell.
     """
     name = os.fspath(name_or_path)
     is_file = "/" in name or os.sep in name or name.endswith(".jinja")
+    if ":" in name and not is_file:
+        text = resolve(name, {})()
+        if not isinstance(text, str):
+            raise ValueError(
+                f"template {name!r}: expected the text of a template from this function, got "
+                f"{type(text).__name__}"
+            )
+        return _with_includes(name, name, text, [TEMPLATES])
     path = Path(name) if is_file else TEMPLATES / f"{name}.jinja"
     if not path.is_file():
         built_in = sorted(p.stem for p in TEMPLATES.glob("[!_]*.jinja"))
         raise ValueError(
             f"template {name!r}: no file {path}; built-in templates are {', '.join(built_in)}"
         )
+    return _with_includes(name, path.name, _read(path), [path.parent, TEMPLATES])
+
+
+def template_from_files(
+    files: Mapping[str, str] | Iterable[tuple[str, str]], name: str | None = None
+) -> Template:
+    """Makes a template of (file name, text) pairs, such as a `Template` and a grm.json hold.
+
+    files: the first is rendered; all that it includes must be among the others, and what nothing
+    includes is left out. name: for messages; that of the first file where None. Raises ValueError
+    as `load_template` does.
+    """
+    pairs = tuple(files.items() if isinstance(files, Mapping) else map(tuple, files))
+    if not pairs or not all(
+        len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str) for pair in pairs
+    ):
+        raise ValueError(
+            f"template {name!r}: expected one or more file names, each with its text, got {pairs!r}"
+        )
+    return _gather(pairs[0][0] if name is None else name, pairs[0], dict(pairs).get)
+
+
+def _with_includes(name: str, file: str, text: str, folders: Sequence[Path]) -> Template:
+    """The template of a file's text, whose includes lie in the first of `folders` that has them."""
+    loader = jinja2.FileSystemLoader(folders)
+
+    def read(include: str) -> str | None:
+        try:
+            return loader.get_source(_environment(), include)[0]
+        except jinja2.TemplateNotFound:
+            return None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"template {name!r}: {include} is not UTF-8 text: {error}") from error
+
+    return _gather(name, (file, text), read)
+
+
+def _gather(name: str, first: tuple[str, str], read: Callable[[str], str | None]) -> Template:
+    """Follows what a file includes, imports or extends, file by file; `read` gives the text of one,
+    or None where there is none.
+    """
+    files, waiting = {}, [first]
+    while waiting:
+        file, text = waiting.pop(0)
+        files[file] = text
+        where = name if file == first[0] else f"{name} ({file})"
+        try:
+            tree = _environment().parse(text)
+            _environment().compile(text, file)
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"template {where}:{error.lineno}: {error.message}") from error
+        except (SyntaxError, RecursionError) as error:  # of Python, for what is nested too deeply
+            raise ValueError(f"template {where}: cannot be compiled: {error}") from error
+        optional = {
+            include
+            for node in tree.find_all(jinja2.nodes.Include)
+            if node.ignore_missing or not isinstance(getattr(node.template, "value", None), str)
+            for include in jinja2.meta.find_referenced_templates(
+                jinja2.nodes.Template([node], lineno=node.lineno)
+            )
+        }
+        for include in jinja2.meta.find_referenced_templates(tree):
+            if include is None:
+                raise ValueError(
+                    f"template {where}: it includes, imports or extends a file whose name only "
+                    "rendering could tell; expected the name as a plain string"
+                )
+            if include in files or include in dict(waiting):
+                continue
+            text = read(include)
+            if text is not None:
+                waiting.append((include, text))
+            elif include not in optional:
+                raise ValueError(f"template {where}: it includes {include!r}, which is not there")
+    return Template(name, tuple(files.items()))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"template {path}: not UTF-8 text: {error}") from error
+
+
+def _environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        loader=jinja2.FileSystemLoader([path.parent, TEMPLATES]),
+        loader=loader,
         undefined=jinja2.StrictUndefined,
         autoescape=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["fenced"] = fenced
-    try:
-        return environment.get_template(path.name)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(
-            f"template {error.filename or path}:{error.lineno}: {error.message}"
-        ) from error
+    return environment
+
+
+@functools.cache
+def _compiled(files: tuple[tuple[str, str], ...]) -> jinja2.Template:
+    return _environment(jinja2.DictLoader(dict(files))).get_template(files[0][0])
 
 
 def render_prompt(
-    template: jinja2.Template, record: Record, order: Sequence[int], hint: bool = False
+    template: Template, record: Record, order: Sequence[int], hint: bool = False
 ) -> str:
     """The user turn that asks for a judgment of `record`, its responses shown in `order`
     (`grm_jax.judgment.records.response_order`).
@@ -98,7 +215,7 @@ def render_prompt(
     return f"{plain}{line}\n" if plain.endswith("\n") else f"{plain}\n{line}"
 
 
-def render_meta_prompt(template: jinja2.Template, record: Record, order: Sequence[int]) -> str:
+def render_meta_prompt(template: Template, record: Record, order: Sequence[int]) -> str:
     """The user turn before a judgment that the Meta RM rates: the same conversation, and the
     responses in the order that the judge saw.
 
@@ -109,7 +226,7 @@ def render_meta_prompt(template: jinja2.Template, record: Record, order: Sequenc
 
 
 def _render(
-    template: jinja2.Template, record: Record, order: Sequence[int], hint_index: int | None
+    template: Template, record: Record, order: Sequence[int], hint_index: int | None
 ) -> str:
     n = len(record.responses)
     if sorted(order) != list(range(n)):
@@ -132,6 +249,6 @@ def _render(
         )
     except jinja2.TemplateError as error:
         raise ValueError(
-            f"template {template.filename}, record {record.id!r}: {error}; a template knows "
+            f"template {template.name}, record {record.id!r}: {error}; a template knows "
             f"{', '.join(VARIABLES)}"
         ) from error

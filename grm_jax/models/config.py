@@ -1,30 +1,70 @@
-"""Architecture of a Gemma-2 model, read from a Hugging Face `config.json` or from one of the
-published sizes.
-"""
+"""Describes a Gemma-2 model: its sizes, from a Hugging Face `config.json` or as published."""
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
+
+from grm_jax.settings import Rule, build, check, one_of
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
 ATTENTIONS = ("reference", "splash", "splash_interpreted")
+_NUMERICS: dict[str, Rule] = {
+    "dtype": one_of(("float32", "bfloat16")),
+    "remat": one_of(("none", "full", "dots")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numerics:
+    """How a model computes: the fields of `Gemma2Config` that are not in its config.json.
+
+    attention may also be "auto" here: "splash" on TPU, "reference" elsewhere (`resolve`).
+    """
+
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        check(self, _NUMERICS | {"attention": one_of(("auto", *ATTENTIONS))})
+
+    def resolve(self, platform: str) -> dict[str, Any]:
+        """The fields of `Gemma2Config` for a platform (`jax.Device.platform`).
+
+        Raises ValueError where "splash" is asked for on another platform than "tpu", which cannot
+        run the kernels.
+        """
+        if self.attention == "splash" and platform != "tpu":
+            raise ValueError(
+                f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected "
+                "'auto' or 'reference'"
+            )
+        on_platform = "splash" if platform == "tpu" else "reference"
+        attention = on_platform if self.attention == "auto" else self.attention
+        return dataclasses.asdict(self) | {"attention": attention}
 
 
 @dataclasses.dataclass(frozen=True)
 class Gemma2Config:
-    """Sizes and numerics of one Gemma-2 model.
+    """Holds sizes and numerics of one Gemma-2 model.
 
-    `query_pre_attn_scalar` is q: queries are scaled by q**-0.5 (2b and 9b: q = 256 = head_dim; 27b:
-    q = 144 = D / N). `layer_types[l]` is LOCAL (keys at distance < sliding_window) or GLOBAL. A
-    softcap of None switches that cap off. `dtype` is the compute type; norms, softmax, logits and
-    RoPE are float32 whatever it is. `scan_layers` compiles one block of layers and scans it (small
-    programs, fast compile); unrolled is faster on CPU. `remat` is what the backward pass
-    recomputes: "none", "full" (everything inside a block) or "dots" (all but matmuls). `attention`
-    is what computes the attention of a call over its own keys alone (training, log-probabilities,
-    prefill): "reference", or on TPU "splash" (models/splash.py), or "splash_interpreted", the same
-    kernels as plain JAX, for tests on any platform. The last two take position t at index t of a
-    row and padding behind it, as all batches of this package have it.
+    query_pre_attn_scalar: q, queries are scaled by q**-0.5 (2b and 9b: q = 256 = head_dim; 27b:
+        q = 144 = D / N).
+    layer_types: one a layer, LOCAL (keys at distance < sliding_window) or GLOBAL.
+    attn_softcap, final_softcap: None switches that cap off.
+    dtype: the compute type; norms, softmax, logits and RoPE are float32 whatever it is.
+    scan_layers: compile one block of layers and scan it (small programs, fast compile); unrolled
+        is faster on CPU.
+    remat: what the backward pass recomputes, "none", "full" (everything inside a block) or "dots"
+        (all but matmuls).
+    attention: what computes the attention of a call over its own keys alone (training,
+        log-probabilities, prefill): "reference", or on TPU "splash" (models/splash.py), or
+        "splash_interpreted", the same kernels as plain JAX, for tests on any platform. The last two
+        take position t at index t of a row and padding behind it, as all batches of this package
+        have it.
     """
 
     vocab_size: int
@@ -48,31 +88,35 @@ class Gemma2Config:
     attention: str = "reference"
 
     def __post_init__(self):
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"
-            )
-        if len(self.layer_types) != self.n_layers:
-            raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries for {self.n_layers} layers"
-            )
-        if unknown := set(self.layer_types) - {LOCAL, GLOBAL}:
-            raise ValueError(
-                f"layer_types holds {sorted(unknown)}; expected {LOCAL!r} or {GLOBAL!r}"
-            )
-        if self.remat not in ("none", "full", "dots"):
-            raise ValueError(f"remat is {self.remat!r}; expected 'none', 'full' or 'dots'")
-        if self.attention not in ATTENTIONS:
-            raise ValueError(
-                f"attention is {self.attention!r}; expected one of {', '.join(ATTENTIONS)}"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
+        check(
+            self,
+            _NUMERICS
+            | {
+                "attention": one_of(ATTENTIONS),
+                "layer_types": (
+                    f"{LOCAL!r} or {GLOBAL!r} for each layer",
+                    lambda layer_types: set(layer_types) <= {LOCAL, GLOBAL},
+                ),
+            },
+            [
+                (
+                    "n_heads n_kv_heads",
+                    "a multiple of n_kv_heads = {n_kv_heads}",
+                    lambda heads, kv_heads: heads % kv_heads == 0,
+                ),
+                (
+                    "layer_types n_layers",
+                    "one for each of the n_layers = {n_layers} layers",
+                    lambda layer_types, layers: len(layer_types) == layers,
+                ),
+            ],
+        )
 
     @property
     def block(self) -> tuple[str, ...]:
-        """Layer types of the shortest block whose repetition gives the whole stack: (LOCAL, GLOBAL)
-        for Gemma-2.
+        """Returns the layer types of the shortest block whose repetition gives the whole stack.
+
+        (LOCAL, GLOBAL) for Gemma-2.
         """
         for size in range(1, self.n_layers + 1):
             if self.n_layers % size == 0 and self.layer_types == self.layer_types[:size] * (
@@ -87,8 +131,18 @@ class Gemma2Config:
 
 
 def alternating(n_layers: int) -> tuple[str, ...]:
-    """Gemma-2's pattern: layer 0 is local, then global, local, ..."""
+    """Returns Gemma-2's pattern: layer 0 is local, then global, local, ..."""
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
+
+
+def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2Config:
+    """Make the Gemma2Config of a randomly initialized model with Gemma-2's pattern of layers.
+
+    sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.
+    """
+    layers = sizes.get("n_layers")
+    pattern = {"layer_types": alternating(layers) if isinstance(layers, int) else ()}
+    return build(Gemma2Config, pattern | {"vocab_size": vocab_size} | dict(sizes) | numerics)
 
 
 # Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent
@@ -110,11 +164,10 @@ _HF_FIELDS = {
 
 
 def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) -> Gemma2Config:
-    """Gemma2Config from the contents of a Hugging Face `config.json`; `overrides` set dtype,
-    scan_layers, remat, attention.
+    """Reads the contents of a Hugging Face `config.json`.
 
-    Raises ValueError, naming `where` and the key, for another architecture or a feature Gemma-2
-    checkpoints do not use.
+    `overrides` set dtype, scan_layers, remat, attention. Raises ValueError, naming `where` and the
+    key, for another architecture or a feature that Gemma-2 checkpoints do not use.
     """
     if hf.get("model_type") != "gemma2":
         raise ValueError(f"{where}: model_type is {hf.get('model_type')!r}; expected 'gemma2'")
@@ -140,8 +193,9 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) ->
 
 
 def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> dict[str, Any]:
-    """The `config.json` that `transformers` reads for this model; `checkpoint/huggingface.py` adds
-    dtype and token ids.
+    """Returns the `config.json` that `transformers` reads for this model.
+
+    `checkpoint/huggingface.py` adds dtype and token ids.
     """
     hf = {key: getattr(cfg, field) for field, (key, _) in _HF_FIELDS.items()}
     if cfg.query_pre_attn_scalar == int(cfg.query_pre_attn_scalar):
@@ -160,7 +214,10 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
 
 
 def load_config(folder: str | pathlib.Path, **overrides) -> Gemma2Config:
-    """Gemma2Config of a Hugging Face folder."""
+    """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
+
+    Raises FileNotFoundError where there is none.
+    """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,14 +1,14 @@
-"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen weights, W + (alpha / rank) A B, as
-functions of parameter trees.
+"""Adapts frozen weights by LoRA (arXiv 2106.09685), W + (alpha / rank) A B, on parameter trees.
 
 The model knows nothing of it: `merge` gives ordinary parameters, inside a jitted step as well as
 for export. A train state holds the adapters alone; the frozen weights are an argument of the step,
 so gradients, optimizer moments and checkpoints have the adapters' size and the reference policy is
 the frozen weights themselves.
 
-    params    {"blocks": {"layer_0_attn": {"q": W [n_blocks, in..., out...]}}}
-    adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": [n_blocks, in..., r], "lora_b":
-        [n_blocks, r, out...]}}}}
+    params    {"blocks": {"layer_0_attn": {"q": W}}}
+    adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": A, "lora_b": B}}}}
+
+    W [n_blocks, in..., out...]    A [n_blocks, in..., r]    B [n_blocks, r, out...]
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row
+from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 A, B = "lora_a", "lora_b"
@@ -28,8 +29,8 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank r; alpha: the product is scaled by alpha / r; targets: which linear maps of every layer
-    are adapted.
+    """rank r, 0 for no adapters; alpha: the product is scaled by alpha / r; targets: which linear
+    maps of every layer are adapted.
     """
 
     rank: int
@@ -37,13 +38,7 @@ class LoraConfig:
     targets: tuple[str, ...] = TARGETS
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; expected at least 1")
-        if not self.targets or (unknown := [name for name in self.targets if name not in TARGETS]):
-            raise ValueError(
-                f"targets: expected some of {', '.join(TARGETS)}, got "
-                f"{', '.join(unknown) if self.targets else 'none'}"
-            )
+        check(self, {"rank": NOT_NEGATIVE, "alpha": ABOVE_ZERO, "targets": some_of(TARGETS)})
 
     @property
     def scale(self) -> float:
@@ -51,7 +46,7 @@ class LoraConfig:
 
 
 def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """{"/"-joined path: shape and dtype} of the parameters that get an adapter."""
+    """Returns {"/"-joined path: shape and dtype} of the parameters that get an adapter."""
     flat = flatten_dict(abstract_params(cfg, CAUSAL_LM), sep="/")
     return {
         path: leaf
@@ -61,7 +56,7 @@ def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDty
 
 
 def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
-    """float32 adapters: A ~ N(0, 1 / inputs), B = 0, so that they change nothing at first."""
+    """Draws float32 adapters: A ~ N(0, 1 / inputs), B = 0, so that they change nothing at first."""
     flat = {}
     for number, (path, leaf) in enumerate(adapted_paths(cfg, lora).items()):
         blocks, ins, outs = _split(leaf.shape, find_row(path).inputs)
@@ -74,16 +69,18 @@ def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
 
 
 def start_adapters(cfg: Gemma2Config, lora: LoraConfig, params: dict, key: jax.Array) -> dict:
-    """What a stage trains that starts from `params`: adapters, and of a scalar model {"backbone":
-    adapters, "score": its head, trained whole}.
+    """Draws what a stage trains that starts from `params`: adapters.
+
+    Of a scalar model {"backbone": adapters, "score": its head, trained whole}.
     """
     adapters = init_adapters(cfg, lora, key)
     return {"backbone": adapters, "score": params["score"]} if "score" in params else adapters
 
 
 def merge(params: dict, adapters: dict, scale: float) -> dict:
-    """The parameters with their adapters added in, in the parameters' dtype; the product is taken
-    in float32. What the adapters' tree holds beside adapters (a head) takes the parameter's place.
+    """Adds adapters to the parameters, in the parameters' dtype; the product is taken in float32.
+
+    What the adapters' tree holds beside adapters (a head) takes the parameter's place.
     """
     flat, low = flatten_dict(params, sep="/"), flatten_dict(adapters, sep="/")
     flat |= {path: leaf for path, leaf in low.items() if not path.endswith((A, B))}
@@ -98,7 +95,7 @@ def merge(params: dict, adapters: dict, scale: float) -> dict:
 
 
 def adapter_spec(path: str) -> P:
-    """How one matrix of an adapter lies on the mesh: as its weight does, the rank whole."""
+    """Says how one matrix of an adapter lies on the mesh: as its weight does, the rank whole."""
     weight, matrix = path.rsplit("/", 1)
     row = find_row(weight)
     blocks, ins, outs = _split(tuple(row.spec), row.inputs)

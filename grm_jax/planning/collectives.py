@@ -1,6 +1,4 @@
-"""Bytes that a compiled program moves between devices in one call, by kind of collective and by
-mesh axis.
-"""
+"""Counts the bytes that one call of a program moves between devices, by kind and mesh axis."""
 
 import math
 import re
@@ -22,8 +20,9 @@ KINDS = (
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind over the same mesh axes. `bytes` leave (and reach) each device in
-    one call of the program.
+    """Holds all collectives of one kind over the same mesh axes.
+
+    `bytes` leave (and reach) each device in one call of the program.
     """
 
     kind: str
@@ -33,14 +32,13 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective], tuple[str, ...]]:
-    """(collectives, what could not be counted, in words) of `compiled.as_text()`, instructions in
-    loops as often as they run.
+    """Reads `compiled.as_text()`: (collectives, what could not be counted, in words).
 
     mesh_shape: axis -> size, in the order of the mesh that the program was compiled for.
 
-    Bytes are those of the bandwidth-optimal algorithm over n devices: (n - 1)/n of the result for
-    an all-gather, of the operand for a reduce-scatter and an all-to-all, twice that for an
-    all-reduce, all of it for a permute.
+    Instructions in loops count as often as they run. Bytes are those of the bandwidth-optimal
+    algorithm over n devices: (n - 1)/n of the result for an all-gather, of the operand for a
+    reduce-scatter and an all-to-all, twice that for an all-reduce, all of it for a permute.
     """
     module, entry = parse(text)
     runs, loops, _ = times_run(module, entry)
@@ -74,8 +72,9 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
 
 
 def device_axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...] | None:
-    """Mesh axes that a collective runs along; None if its groups are written in a form that is not
-    known.
+    """Returns the mesh axes that a collective runs along.
+
+    None if its groups are written in a form that is not known.
     """
     groups = _groups(instruction, math.prod(mesh_shape.values()))
     return None if groups is None else _axes(groups, mesh_shape)

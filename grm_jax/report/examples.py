@@ -161,4 +161,8 @@ def _whole(item: str, judged: Judged, kind: str, count: int) -> list[dict]:
         return []
     judgments = (judged.rows[kind][0].get((item, sample)) for sample in range(count))
     path = judged.paths[kind][0]
-    return [read_line(path, j["offset"]) for j in judgments if j is not None]
+    return [  # scores as this system reads them, which may be another than wrote them
+        read_line(path, j["offset"]) | {"scores": j["scores"], "failure": j["failure"]}
+        for j in judgments
+        if j is not None
+    ]

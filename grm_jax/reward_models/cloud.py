@@ -10,8 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from grm_jax.data.examples import supervised_example
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import Record
 from grm_jax.models.config import Gemma2Config
@@ -94,7 +93,42 @@ def cloud(
                 for one in block
             ]
             rewards = score_groups(scorer, head_params, sequences, sequence_buckets, rows)
-            yield [_cloud_row(one, temperature, scores) for one, scores in zip(block, rewards)]
+            yield [
+                _cloud_row(
+                    one,
+                    temperature,
+                    None if one.failure else scores,
+                    one.failure or (TOO_LONG if scores is None else None),
+                )
+                for one, scores in zip(block, rewards)
+            ]
+
+    return RewardModel(name, judge, sampled=True, accepts=lambda n: n >= 1)
+
+
+def critic(
+    name: str,
+    sampler_of: Callable[[float], Callable],
+    params: dict,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    buckets: Sequence[int],
+    rows: int,
+) -> RewardModel:
+    """The critic alone, for the critiques that a head is trained on: judgments with "critiques" and
+    neither scores nor a failure. Arguments as in `cloud`.
+    """
+
+    def judge(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
+        sampler, sizes = sampler_of(temperature), {"seed": seed, "buckets": buckets, "rows": rows}
+        for block in write_critiques(sampler, params, tokenizer, records, samples, **sizes):
+            yield [_cloud_row(one, temperature, None, one.failure) for one in block]
 
     return RewardModel(name, judge, sampled=True, accepts=lambda n: n >= 1)
 
@@ -181,14 +215,8 @@ def critic_example(tokenizer: Tokenizer, record: Record) -> dict:
             '"metadata"'
         )
     prompt = tokenizer.chat_prompt(critic_prompt(record, 0))
-    ids = prompt + tokenizer.chat_completion(record.metadata["critique"])
-    mask = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
-    return {
-        "id": record.id,
-        "tokens": np.array(ids),
-        "positions": np.arange(len(ids)),
-        "mask": mask,
-    }
+    completion = tokenizer.chat_completion(record.metadata["critique"])
+    return supervised_example(record.id, prompt, completion)
 
 
 def head_examples(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[dict]:
@@ -221,15 +249,16 @@ def _critiques(tokenizer, record, sample, completions) -> Critiques:
     return Critiques(record, sample, texts, failure, sum(len(one.token_ids) for one in completions))
 
 
-def _cloud_row(one: Critiques, temperature: float, scores: list[float] | None) -> dict:
-    failure = one.failure or (TOO_LONG if scores is None else None)
+def _cloud_row(
+    one: Critiques, temperature: float, scores: list[float] | None, failure: str | None
+) -> dict:
     text = "\n".join(f"[Response {i}] {text}" for i, text in enumerate(one.texts or (), 1))
     return row(
         one.record,
         one.sample,
         range(len(one.record.responses)),
         temperature,
-        None if failure else scores,
+        scores,
         failure=failure,
         text=text,
         tokens=one.tokens,

@@ -7,23 +7,16 @@ they make.
 """
 
 import dataclasses
-import functools
-import json
-import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
-from grm_jax.judgment.prompts import render_prompt
+from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import is_correct
-from grm_jax.parallel import processes
-from grm_jax.progress import progress
-from grm_jax.sampling.rollout import Completion, Request, generate, plan
+from grm_jax.sampling.rollout import Completion, Request, generate
 from grm_jax.tokenizer import Tokenizer
 
 
@@ -38,8 +31,8 @@ class Prompter:
     """
 
     tokenizer: Tokenizer
-    pointwise: jinja2.Template
-    single: jinja2.Template
+    pointwise: Template
+    single: Template
     answer: str = "scores"
 
     def __post_init__(self):
@@ -120,22 +113,21 @@ def judgment_row(
     tokenizer: Tokenizer,
     ask: Ask,
     completion: Completion,
+    prompt_tokens: int,
     temperature: float,
     answer: str = "scores",
-    **labels,
 ) -> dict:
-    """One line of judgments/*.jsonl: the raw text, what was parsed from it, and whether it is
+    """One judgment as it is stored: the raw text, what was parsed from it, and whether it is
     correct (Eq 10).
 
     `scores` are in the record's order, or None with the reason in `failure` (`read_answer`).
-    Whether a single response's score from 1 to 10 is correct cannot be said. `labels` (split,
-    system, stage, ...) are added.
+    Whether a single response's score from 1 to 10 is correct cannot be said.
     """
     record = ask.record
     text = tokenizer.decode(completion.token_ids)
     read = read_answer(text, ask.order, answer, truncated=not completion.finished)
     ungraded = record.rewards is None or (answer == "ten" and len(record.responses) == 1)
-    return labels | {
+    return {
         "id": record.id,
         "domain": record.domain,
         "sample": completion.sample,
@@ -145,6 +137,7 @@ def judgment_row(
         "text": text,
         "finish": "stop" if completion.finished else "length",
         "tokens": len(completion.token_ids),
+        "prompt_tokens": prompt_tokens,
         **read,
         "rewards": None if record.rewards is None else list(record.rewards),
         "correct": None if ungraded else is_correct(read["scores"], record.rewards),
@@ -174,116 +167,23 @@ def judge(
     temperature: float,
     buckets: Sequence[int],
     rows: int,
-    first_batch: int = 0,
-    labels: dict | None = None,
 ) -> Iterator[list[Drawn]]:
     """Draw and parse judgments, batch by batch (the batches are those of
     `grm_jax.sampling.rollout.plan`).
     """
-    requests = _requests(prompter, asks)
-    row_of = functools.partial(
-        judgment_row,
-        prompter.tokenizer,
-        temperature=temperature,
-        answer=prompter.answer,
-        **(labels or {}),
-    )
-    for indices, completions in generate(
-        sampler, params, requests, seed, buckets, rows, first_batch
-    ):
+    requests = [Request(prompter.ids(a.record, a.order, a.hinted), a.key, a.samples) for a in asks]
+    for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
+        drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]
-        yield [
-            Drawn(row_of(asks[i], c), i, requests[i].prompt_ids, c.token_ids, c.logp)
-            for i, c in zip(of_ask, completions, strict=True)
-        ]
-
-
-def _requests(prompter: Prompter, asks: Sequence[Ask]) -> list[Request]:
-    return [Request(prompter.ids(a.record, a.order, a.hinted), a.key, a.samples) for a in asks]
-
-
-def judge_to_file(
-    path: pathlib.Path,
-    sampler: Callable,
-    params: dict,
-    prompter: Prompter,
-    asks: Sequence[Ask],
-    *,
-    seed: int,
-    temperature: float,
-    buckets: Sequence[int],
-    rows: int,
-    labels: dict,
-    finish: Callable[[list[dict]], list[dict]] = lambda judged: judged,
-) -> None:
-    """`judge` into a JSONL file, one block a batch. A file that was cut short is continued where
-    its last whole block ends.
-
-    `finish` may add to a block's rows before they are written (the Meta RM's logits). Prints
-    progress under the file's name. SIGTERM ends the process behind the block under way. Several
-    processes call this with the same arguments: all judge, process 0 writes, and when they come
-    back the file is complete.
-    """
-    sizes = [
-        sum(len(asks[i].samples) for i in batch.requests)
-        for batch in plan(_requests(prompter, asks), buckets, rows)
-    ]
-    done = processes.on_main(
-        f"{path.stem}: blocks on file", lambda: _truncate_to_blocks(path, sizes)
-    )
-    settings = dict(
-        seed=seed,
-        temperature=temperature,
-        buckets=buckets,
-        rows=rows,
-        first_batch=done,
-        labels=labels,
-    )
-    with (
-        open(processes.written(path), "a") as file,
-        progress(path.stem, sum(sizes), "judgments", sum(sizes[:done])) as advance,
-        processes.stop_signal() as stopped,
-    ):
-        for blocks, drawn in enumerate(
-            judge(sampler, params, prompter, asks, **settings), start=done + 1
-        ):
-            file.write(
-                "".join(
-                    json.dumps(row, ensure_ascii=False) + "\n"
-                    for row in finish([one.row for one in drawn])
-                )
+        for i, completion in zip(of_ask, completions, strict=True):
+            prompt_ids = requests[i].prompt_ids
+            row = judgment_row(
+                prompter.tokenizer,
+                asks[i],
+                completion,
+                len(prompt_ids),
+                temperature,
+                prompter.answer,
             )
-            file.flush()
-            if processes.is_main():
-                os.fsync(file.fileno())
-            advance(len(drawn))
-            if stopped():
-                processes.leave(
-                    f"{path.stem}, {blocks} of {len(sizes)} blocks of judgments are on file"
-                )
-    processes.barrier(f"{path.stem}: all judged")
-
-
-def _truncate_to_blocks(path: pathlib.Path, sizes: list[int]) -> int:
-    """Cut a file of rows after its last whole block; the number of whole blocks. A missing file is
-    made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    ends = [0]
-    with open(path, "rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                ends.append(ends[-1] + len(line))
-    done, rows = 0, 0
-    while done < len(sizes) and rows + sizes[done] < len(ends):
-        rows += sizes[done]
-        done += 1
-    with open(path, "r+b") as file:
-        file.truncate(ends[rows])
-    return done
-
-
-def read_rows(path: pathlib.Path) -> list[dict]:
-    with open(path) as file:
-        return [json.loads(line) for line in file]
+            drawn.append(Drawn(row, i, prompt_ids, completion.token_ids, completion.logp))
+        yield drawn

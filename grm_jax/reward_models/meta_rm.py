@@ -10,11 +10,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jinja2
 import numpy as np
 
 from grm_jax.data.pipeline import bucket_length
-from grm_jax.judgment.prompts import render_meta_prompt
+from grm_jax.judgment.prompts import Template, render_meta_prompt
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import meta_label
 from grm_jax.models.config import Gemma2Config
@@ -23,9 +22,7 @@ from grm_jax.parallel.processes import to_host
 from grm_jax.tokenizer import Tokenizer
 
 
-def meta_ids(
-    tokenizer: Tokenizer, template: jinja2.Template, record: Record, row: dict
-) -> list[int]:
+def meta_ids(tokenizer: Tokenizer, template: Template, record: Record, row: dict) -> list[int]:
     """Token ids of a record with one of its judgment rows."""
     return tokenizer.chat_prompt_with_answer(
         render_meta_prompt(template, record, row["order"]), row["text"]
@@ -33,10 +30,7 @@ def meta_ids(
 
 
 def meta_examples(
-    tokenizer: Tokenizer,
-    template: jinja2.Template,
-    records: Mapping[str, Record],
-    rows: Sequence[dict],
+    tokenizer: Tokenizer, template: Template, records: Mapping[str, Record], rows: Sequence[dict]
 ) -> list[dict]:
     """Training examples {"id", "tokens", "positions", "labels"} of judgment rows, hinted ones left
     out (the paper's data are unhinted).
@@ -101,7 +95,7 @@ def add_logits(
     scorer: Callable,
     params: dict,
     tokenizer: Tokenizer,
-    template: jinja2.Template,
+    template: Template,
     buckets: Sequence[int],
     batch: int,
 ) -> None:

@@ -22,6 +22,7 @@ def pointwise_grm(
     buckets: Sequence[int],
     rows: int,
     per_order: int = 1,
+    hinted: bool = False,
 ) -> RewardModel:
     """`grm.judge` as a reward model; its rows are those of `grm.judgment_row`.
 
@@ -31,6 +32,7 @@ def pointwise_grm(
       per_order: samples s with equal s // per_order show the responses in one order, and share the
         prompt's keys and values. They are drawn together whichever of them are asked for, in a
         program of one shape, so that a row does not depend on the others.
+      hinted: whether the prompts tell the best response, as half of rejective sampling does.
 
     A prompt that no bucket holds is the failure "too_long".
     """
@@ -52,6 +54,7 @@ def pointwise_grm(
                 shown_order(seed, record, start - start % per_order, swapped),
                 tuple(range(start, start + together)),
                 record.id,
+                hinted,
             )
             for record in records
             for start in starts
@@ -60,7 +63,16 @@ def pointwise_grm(
         unfit = [ask for ask, fit in zip(asks, fits) if not fit]
         if unfit:
             yield [
-                row(ask.record, sample, ask.order, temperature, None, failure=TOO_LONG)
+                row(
+                    ask.record,
+                    sample,
+                    ask.order,
+                    temperature,
+                    None,
+                    failure=TOO_LONG,
+                    hinted=hinted,
+                    correct=None if ask.record.rewards is None else False,
+                )
                 for ask in unfit
                 for sample in ask.samples
                 if sample in samples

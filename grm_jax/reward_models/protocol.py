@@ -71,9 +71,10 @@ def row(
     **evidence,
 ) -> dict:
     """One row of a model. `evidence` may hold "failure" (needed where scores is None), "text",
-    "tokens" and whatever explains the scores.
+    "tokens" and whatever explains the scores. Critiques that no head has read have neither.
     """
-    if (scores is None) == (evidence.get("failure") is None):
+    unread = scores is None and evidence.get("critiques") is not None
+    if (scores is None) == (evidence.get("failure") is None) and not unread:
         raise ValueError(
             f"record {record.id!r}: a row has either scores or the reason why not, got {scores} "
             f"and {evidence.get('failure')!r}"
@@ -89,6 +90,7 @@ def row(
         "failure": None,
         "text": "",
         "tokens": 0,
+        "prompt_tokens": None,
     } | evidence
 
 

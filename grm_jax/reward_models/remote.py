@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import anyio
 import httpx
-import jinja2
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
-from grm_jax.judgment.prompts import render_prompt
+from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, seeded_digest
 from grm_jax.reward_models.protocol import RewardModel, row, shown_order
 
@@ -52,8 +51,8 @@ def remote_judge(
     *,
     base_url: str,
     model: str,
-    template: jinja2.Template,
-    single_template: jinja2.Template,
+    template: Template,
+    single_template: Template,
     answer: str = "scores",
     api_key_env: str | None = None,
     seed: int = 0,

@@ -1,44 +1,74 @@
-"""AdamW with a clipped gradient and a learning-rate schedule, from the `optimizer` section of a
-config.
-"""
+"""AdamW with a clipped gradient and a learning-rate schedule."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import optax
 
+from grm_jax.settings import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, Rule, check, one_of
+
 SCHEDULES = ("constant", "cosine", "linear")
+_DECAY: Rule = ("a number in [0, 1)", lambda x: 0 <= x < 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (arXiv 1711.05101), its gradient clipping and its schedule.
+
+    schedule: what follows the warm-up: "constant", or "cosine" or "linear" down to `final_fraction`
+        of the peak at the last step.
+    warmup_steps: updates over which the rate rises linearly from learning_rate / warmup_steps; 0
+        for none.
+    final_fraction: of the peak rate; "constant" ignores it.
+    clip_norm: global gradient norm above which the gradient is scaled down to it.
+    b1, b2, eps, weight_decay: of AdamW. RMSNorm scales are not decayed.
+    mu_dtype: type in which the first moment is kept; "bfloat16" saves 2 bytes a parameter.
+    """
+
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    mu_dtype: str = "float32"
+
+    def __post_init__(self):
+        check(
+            self,
+            {
+                "schedule": one_of(SCHEDULES),
+                "warmup_steps weight_decay": NOT_NEGATIVE,
+                "final_fraction": FRACTION,
+                "clip_norm eps": ABOVE_ZERO,
+                "b1 b2": _DECAY,
+                "mu_dtype": one_of(("float32", "bfloat16")),
+            },
+        )
+
+    def check_steps(self, steps: int, stage: str = "this stage") -> None:
+        """Raises ValueError where the warm-up is longer than a stage of so many updates."""
+        if self.warmup_steps > steps:
+            raise ValueError(
+                f"optimizer.warmup_steps: expected at most {steps}, the updates of {stage}, "
+                f"got {self.warmup_steps}"
+            )
 
 
 def make_optimizer(
-    config, learning_rate: float, steps: int
+    config: OptimizerConfig, learning_rate: float, steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimizer, schedule). `schedule(step)` is the learning rate of the update made at that
-    0-based step, for logging.
+    """Returns (optimizer, schedule) of a stage of `steps` updates with a peak `learning_rate`.
 
-    Args:
-      config: has the attributes
-        schedule: what follows the warm-up: "constant", or "cosine" or "linear" down to
-            `final_fraction` of the peak at the last step.
-        warmup_steps: updates over which the rate rises linearly from learning_rate / warmup_steps;
-            0 for none.
-        final_fraction: of the peak rate, 0 to 1; "constant" ignores it.
-        clip_norm: global gradient norm above which the gradient is scaled down to it.
-        b1, b2, eps, weight_decay: AdamW (arXiv 1711.05101). RMSNorm scales are not decayed.
-        mu_dtype: type in which the first moment is kept; "bfloat16" saves 2 bytes a parameter. May
-            be missing: "float32".
-      learning_rate: peak.
-      steps: updates of the whole stage.
-
-    Raises ValueError for an unknown schedule, or where the warm-up is longer than the stage.
+    `schedule(step)` is the learning rate of the update made at that 0-based step, for logging.
+    Raises ValueError where the warm-up is longer than the stage.
     """
+    config.check_steps(steps)
     warmup, final = config.warmup_steps, learning_rate * config.final_fraction
-    if config.schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule is {config.schedule!r}; expected one of {SCHEDULES}")
-    if not 0 <= warmup <= steps:
-        raise ValueError(
-            f"optimizer.warmup_steps is {warmup}; expected 0 to {steps}, the steps of this stage"
-        )
     after = {
         "constant": lambda: optax.constant_schedule(learning_rate),
         "cosine": lambda: optax.cosine_decay_schedule(
@@ -56,7 +86,7 @@ def make_optimizer(
         eps=config.eps,
         weight_decay=config.weight_decay,
         mask=_decayed,
-        mu_dtype=getattr(config, "mu_dtype", "float32"),
+        mu_dtype=config.mu_dtype,
     )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw), after
 

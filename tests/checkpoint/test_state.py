@@ -15,7 +15,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -30,24 +29,22 @@ from grm_jax.checkpoint.state import (
     save,
 )
 from grm_jax.parallel.mesh import make_mesh, param_shardings
-from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.state import TrainState, abstract_state, init_state
 from grm_jax.training.step import make_train_step
 from tests.checkpoint import save_loop
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 OPTIMIZER, _ = make_optimizer(
-    ml_collections.ConfigDict(
-        dict(
-            schedule="cosine",
-            warmup_steps=2,
-            final_fraction=0.1,
-            clip_norm=1.0,
-            b1=0.9,
-            b2=0.95,
-            eps=1e-8,
-            weight_decay=0.1,
-        )
+    OptimizerConfig(
+        schedule="cosine",
+        warmup_steps=2,
+        final_fraction=0.1,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,
     ),
     1e-3,
     10,

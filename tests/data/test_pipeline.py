@@ -27,7 +27,7 @@ def examples(n, source=0, longest=9):
 
 
 def ids(batches):
-    return [name for batch in batches for name in batch["id_B"] if name]
+    return [name for batch in batches for name in batch["id"] if name]
 
 
 def same(a, b):
@@ -54,19 +54,19 @@ def test_a_batch_is_padded_to_a_bucket():
         )
     )
     assert {
-        name: (value.shape, value.dtype.name) for name, value in batch.items() if name != "id_B"
+        name: (value.shape, value.dtype.name) for name, value in batch.items() if name != "id"
     } == {
-        "tokens_BT": ((9, 12), "int32"),
-        "mask_BT": ((9, 12), "float32"),
-        "label_B": ((9,), "float32"),
-        "valid_B": ((9,), "float32"),
+        "tokens": ((9, 12), "int32"),
+        "mask": ((9, 12), "float32"),
+        "label": ((9,), "float32"),
+        "valid": ((9,), "float32"),
     }
-    for row, name in enumerate(batch["id_B"]):
+    for row, name in enumerate(batch["id"]):
         i = int(name.split("/")[1])
-        assert batch["tokens_BT"][row].tolist() == [i] * (i + 1) + [-1] * (11 - i)
-        assert batch["mask_BT"][row].tolist() == [1.0] * (i + 1) + [0.0] * (11 - i)
-        assert batch["label_B"][row] == i / 2
-    assert sorted(batch["id_B"]) == [f"0/{i}" for i in range(9)]
+        assert batch["tokens"][row].tolist() == [i] * (i + 1) + [-1] * (11 - i)
+        assert batch["mask"][row].tolist() == [1.0] * (i + 1) + [0.0] * (11 - i)
+        assert batch["label"][row] == i / 2
+    assert sorted(batch["id"]) == [f"0/{i}" for i in range(9)]
 
 
 def test_each_epoch_has_every_example_in_a_new_order():
@@ -84,7 +84,7 @@ def test_neighboring_seeds_share_no_order():
         batches = list(
             make_batches({"train": examples(16)}, batch_size=16, seed=seed, buckets=(9,), epochs=4)
         )
-        orders += [tuple(batch["id_B"]) for batch in batches]
+        orders += [tuple(batch["id"]) for batch in batches]
     assert len(set(orders)) == 16
     # Pinned, so that a run can be repeated after an upgrade of grain.
     assert [int(name.split("/")[1]) for name in orders[0][:6]] == [0, 10, 12, 7, 9, 14]
@@ -98,7 +98,7 @@ def mixed(**more):
 def test_sources_are_mixed_by_weight():
     batches = take(mixed(), 50)
     for batch in batches:
-        assert sum(name.startswith("1/") for name in batch["id_B"]) == 2
+        assert sum(name.startswith("1/") for name in batch["id"]) == 2
     counts = collections.Counter(ids(batches))
     assert {counts[f"0/{i}"] for i in range(300)} == {1}  # 300 of 400 rows: one whole epoch
     assert {counts[f"1/{i}"] for i in range(70)} == {1, 2} and sum(
@@ -124,15 +124,15 @@ def test_the_last_batch_is_filled_with_empty_rows():
             drop_remainder=False,
         )
     )
-    assert [batch["valid_B"].tolist() for batch in batches] == [
+    assert [batch["valid"].tolist() for batch in batches] == [
         [1.0] * 4,
         [1.0] * 4,
         [1.0, 1.0, 0.0, 0.0],
     ]
     assert (
-        batches[2]["id_B"][2:] == ["", ""]
-        and not batches[2]["mask_BT"][2:].any()
-        and batches[2]["tokens_BT"].shape == (4, 9)
+        batches[2]["id"][2:] == ["", ""]
+        and not batches[2]["mask"][2:].any()
+        and batches[2]["tokens"].shape == (4, 9)
     )
     assert len(ids(batches)) == 10
     dropped = list(
@@ -167,7 +167,7 @@ def test_hosts_share_one_global_batch(hosts):
         for name, value in batch.items():
             pieces = [part[i][name] for part in parts]
             # fails if hosts chose different lengths
-            joined = sum(pieces, []) if name == "id_B" else np.concatenate(pieces)
+            joined = sum(pieces, []) if name == "id" else np.concatenate(pieces)
             assert np.array_equal(joined, value)
 
 
@@ -177,7 +177,7 @@ def test_a_run_resumes_on_another_number_of_hosts():
     take(two, 5)
     four = mixed(process_index=3, process_count=4)
     four.set_state(two.get_state())
-    assert [batch["id_B"] for batch in take(four, 4)] == [batch["id_B"][6:] for batch in whole[5:]]
+    assert [batch["id"] for batch in take(four, 4)] == [batch["id"][6:] for batch in whole[5:]]
 
 
 def test_examples_without_arrays_need_no_buckets():
@@ -185,9 +185,7 @@ def test_examples_without_arrays_need_no_buckets():
         {"train": [{"index": i} for i in range(6)]}, batch_size=3, seed=5, epochs=1
     )
     batches = list(iterator)
-    assert sorted(np.concatenate([batch["index_B"] for batch in batches]).tolist()) == list(
-        range(6)
-    )
+    assert sorted(np.concatenate([batch["index"] for batch in batches]).tolist()) == list(range(6))
     assert len(list(make_batches({"train": [{"index": 0}]}, batch_size=1, seed=5, epochs=3))) == 3
 
 
@@ -294,8 +292,8 @@ def test_real_conversations_go_from_text_to_batches_and_back(data_dir):
     )
     assert sorted(ids(batches)) == sorted(item["id"] for item in kept)
     for batch in batches:
-        assert batch["tokens_BT"].shape[1] in (512, 1024, 2048, 4096)
-        for name, tokens, mask in zip(batch["id_B"], batch["tokens_BT"], batch["mask_BT"]):
+        assert batch["tokens"].shape[1] in (512, 1024, 2048, 4096)
+        for name, tokens, mask in zip(batch["id"], batch["tokens"], batch["mask"]):
             assert tokenizer.decode(tokens[mask == 1.0]) == answers.get(name, "")
             if name:
                 assert (tokens == tokenizer.bos_id).sum() == 1 and texts[name] in tokenizer.decode(

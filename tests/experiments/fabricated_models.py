@@ -1,4 +1,4 @@
-"""Reward models that tests of the evaluator name as "fabricated_models:NAME". ASKED holds every
+"""Reward models that tests of the evaluator name as "tests.experiments.fabricated_models:NAME". ASKED holds every
 (system, id, sample, temperature, swapped).
 """
 
@@ -42,15 +42,15 @@ def _model(spec, seed, scores, sampled=False, accepts=lambda n: True, **evidence
     return RewardModel(spec["name"], judge, sampled, accepts)
 
 
-def perfect(spec, seed):
+def perfect(spec, asking, seed):
     return _model(spec, seed, lambda record, *_: record.rewards)
 
 
-def constant(spec, seed):
+def constant(spec, asking, seed):
     return _model(spec, seed, lambda record, *_: [1.0] * len(record.responses))
 
 
-def pairwise(spec, seed):
+def pairwise(spec, asking, seed):
     """Scalar, pairs and lists alone; in the reverse order it says the reverse."""
     return _model(
         spec,
@@ -60,7 +60,7 @@ def pairwise(spec, seed):
     )
 
 
-def sampled(spec, seed):
+def sampled(spec, asking, seed):
     """Right in seven of ten samples, with a Meta RM that knows."""
 
     def scores(record, sample, temperature, swapped):
@@ -90,7 +90,7 @@ def sampled(spec, seed):
     return model._replace(judge=judge)
 
 
-def failing(spec, seed):
+def failing(spec, asking, seed):
     """One judgment in three is no judgment, and one in three did not come over the network."""
     return _model(
         spec,

@@ -64,7 +64,9 @@ def start(
     arguments = [script, f"--config={config}", f"--workdir={workdir}", *overrides]
     log = pathlib.Path(f"{workdir}.{log}")
     log.write_bytes(b"")
-    process = _context.Process(target=_run, args=(arguments, str(log), environment), daemon=True)
+    process = _context.Process(
+        target=_run, args=(arguments, str(log), dict(environment)), daemon=True
+    )
     process.start()
     return process
 

@@ -9,8 +9,11 @@ import subprocess
 import ml_collections
 import pytest
 
+from experiments import config_flags
 from experiments.configs import tiny_evaluate
-from experiments.stages import comparison, judging
+from experiments.stages import evaluation
+from grm_jax.evaluation import judging
+from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.records import Record, Turn, write_records
 from tests.experiments import fabricated_models
 
@@ -46,10 +49,10 @@ def config(tmp_path) -> ml_collections.ConfigDict:
         {"kind": "records", "name": "mixed", "path": str(tmp_path / "mixed.jsonl")},
     )
     config.systems = tuple(
-        {"name": name, "kind": f"fabricated_models:{name}"}
+        {"name": name, "kind": f"tests.experiments.fabricated_models:{name}"}
         for name in ("perfect", "pairwise", "sampled", "failing")
     )
-    config.ks, config.bootstrap, config.report_items = (1, 2), 200, 5
+    config.eval.update(ks=(1, 2), bootstrap=200, report_items=5, swap=True)
     for memory in (
         fabricated_models.ASKED,
         fabricated_models.LOADED,
@@ -57,6 +60,18 @@ def config(tmp_path) -> ml_collections.ConfigDict:
     ):
         memory.clear()
     return config
+
+
+def evaluate(config, workdir):
+    """What experiments.evaluate does with a config."""
+    config = config_flags.finish(config)
+    return evaluation.evaluate(
+        evaluation.systems(config),
+        evaluation.benchmarks(config, workdir / "records"),
+        workdir,
+        config_flags.section(config, "eval"),
+        config,
+    )
 
 
 def asked():
@@ -74,7 +89,7 @@ def files(workdir):
 
 
 def test_everything_is_asked_once_and_a_rerun_asks_nothing_and_loads_nothing(config, tmp_path):
-    results = comparison.run(config, tmp_path / "run")
+    results = evaluate(config, tmp_path / "run")
     first = asked()
     assert len(first) == len(set(first))
     # perfect: 8 greedy + 7 swapped (one response has no order); pairwise accepts 7: 7 + 7; sampled
@@ -88,7 +103,7 @@ def test_everything_is_asked_once_and_a_rerun_asks_nothing_and_loads_nothing(con
         "judgments/perfect/mixed/greedy-seed0.jsonl",
         "judgments/sampled/mixed/sampled-seed0.jsonl",
     }
-    again = comparison.run(config, tmp_path / "run")
+    again = evaluate(config, tmp_path / "run")
     assert asked() == [] and fabricated_models.LOADED == [] and files(tmp_path / "run") == before
     assert (
         json.dumps(again)
@@ -98,7 +113,7 @@ def test_everything_is_asked_once_and_a_rerun_asks_nothing_and_loads_nothing(con
 
 
 def test_figures_are_the_ones_counted_by_hand(config, tmp_path):
-    results = comparison.run(config, tmp_path / "run")
+    results = evaluate(config, tmp_path / "run")
     rows = {(r["system"], r["aggregation"], r["k"], r["k_meta"]): r for r in results["rows"]}
     assert (
         rows["perfect", "greedy", 1, None]["value"] == 1
@@ -145,18 +160,18 @@ def test_figures_are_the_ones_counted_by_hand(config, tmp_path):
 
 
 def test_a_run_that_was_killed_in_a_line_goes_on_where_it_was(config, tmp_path):
-    whole = comparison.run(config, tmp_path / "whole")
+    whole = evaluate(config, tmp_path / "whole")
     expected, order = files(tmp_path / "whole"), asked()
     fabricated_models.BREAK_AFTER.append(50)  # among the samples of "sampled"
     with pytest.raises(KeyboardInterrupt):
-        comparison.run(config, tmp_path / "run")
+        evaluate(config, tmp_path / "run")
     fabricated_models.BREAK_AFTER.clear()
     done = asked()
     path = tmp_path / "run" / "judgments" / "sampled" / "mixed" / "sampled-seed0.jsonl"
     torn = path.read_bytes()
     assert torn.endswith(b"\n")
     path.write_bytes(torn + torn.splitlines()[0][:40])
-    resumed = comparison.run(config, tmp_path / "run")
+    resumed = evaluate(config, tmp_path / "run")
     later = asked()
     kept = [json.loads(line) for of in (path,) for line in torn.splitlines()]
     assert not {("sampled", row["id"], row["sample"], 1.0, False) for row in kept} & set(later), (
@@ -172,15 +187,17 @@ def test_a_run_that_was_killed_in_a_line_goes_on_where_it_was(config, tmp_path):
 
 
 def test_more_k_systems_seeds_and_benchmarks_ask_for_the_new_part_alone(config, tmp_path):
-    comparison.run(config, tmp_path / "run")
+    evaluate(config, tmp_path / "run")
     asked()
-    config.ks = (1, 2, 4)
-    comparison.run(config, tmp_path / "run")
+    config.eval.ks = (1, 2, 4)
+    evaluate(config, tmp_path / "run")
     assert {(name, sample) for name, _, sample, *_ in asked()} == {
         (name, s) for name in ("sampled", "failing") for s in (2, 3)
     }
-    config.systems += ({"name": "constant", "kind": "fabricated_models:constant"},)
-    results = comparison.run(config, tmp_path / "run")
+    config.systems += (
+        {"name": "constant", "kind": "tests.experiments.fabricated_models:constant"},
+    )
+    results = evaluate(config, tmp_path / "run")
     assert {name for name, *_ in asked()} == {"constant"}
     constant = next(
         r for r in results["rows"] if r["system"] == "constant" and r["aggregation"] == "greedy"
@@ -192,10 +209,10 @@ def test_more_k_systems_seeds_and_benchmarks_ask_for_the_new_part_alone(config, 
     config.benchmarks += (
         {"kind": "records", "name": "more", "path": str(tmp_path / "more.jsonl")},
     )
-    comparison.run(config, tmp_path / "run")
+    evaluate(config, tmp_path / "run")
     assert {item for _, item, *_ in asked()} == {"r2"}
-    config.seeds = (0, 1)
-    results = comparison.run(config, tmp_path / "run")
+    config.eval.seeds = (0, 1)
+    results = evaluate(config, tmp_path / "run")
     assert len([1 for name, *_ in asked() if name == "sampled"]) == (8 + 7 + 32) + (1 + 1 + 4)
     one = next(
         r
@@ -209,12 +226,12 @@ def test_more_k_systems_seeds_and_benchmarks_ask_for_the_new_part_alone(config, 
 
 
 def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(config, tmp_path):
-    config.systems = ({"name": "failing", "kind": "fabricated_models:failing"},)
-    comparison.run(config, tmp_path / "run")
+    config.systems = ({"name": "failing", "kind": "tests.experiments.fabricated_models:failing"},)
+    evaluate(config, tmp_path / "run")
     asked()
-    config.retry = ("request_failed",)
-    config.systems = ({"name": "failing", "kind": "fabricated_models:failing"},)
-    comparison.run(config, tmp_path / "run")
+    config.eval.retry = ("request_failed",)
+    config.systems = ({"name": "failing", "kind": "tests.experiments.fabricated_models:failing"},)
+    evaluate(config, tmp_path / "run")
     repeated = asked()
     assert repeated and all(
         (sample + int(item[1:])) % 3 == 1 for _, item, sample, *_ in repeated
@@ -226,7 +243,7 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
         | {"failure": None, "scores": [0.0, 1.0, 0.0], "id": "r1"}
     )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = comparison.run(config, tmp_path / "run")
+    results = evaluate(config, tmp_path / "run")
     greedy = next(r for r in results["rows"] if r["aggregation"] == "greedy")
     assert greedy["parse_failure_rate"] == pytest.approx(5 / 8)
 
@@ -234,13 +251,12 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
 @pytest.mark.parametrize(
     "change,message",
     [
-        (lambda c: c.update(ks=(2, 4)), "ks: expected growing integers from 1"),
-        (lambda c: c.update(seeds=(0, 0)), "seeds: expected different integers"),
-        (lambda c: c.update(greedy=False), "swap: compares with greedy"),
+        (lambda c: c.eval.update(ks=(2, 4)), "eval.ks: expected growing integers from 1"),
+        (lambda c: c.eval.update(seeds=(0, 0)), "eval.seeds: expected different integers"),
+        (lambda c: c.eval.update(greedy=False), "eval.swap: expected False, as it compares with"),
         (
             lambda c: c.update(systems=({"name": "a/b", "kind": "random"},)),
-            r"systems\[0\]: field "
-            r"\"name\"",
+            r'systems: \[0\]: field "name"',
         ),
         (
             lambda c: c.update(systems=({"name": "a", "kind": "llm"},)),
@@ -248,7 +264,7 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
         ),
         (
             lambda c: c.update(systems=({"name": "a", "kind": "pair_rm", "path": "/no"},)),
-            "expected a Hugging Face folder with config.json, got /no",
+            "field .path.: model ./no.: no such folder",
         ),
         (
             lambda c: c.update(systems=({"name": "a", "kind": "remote", "model": "m"},)),
@@ -263,32 +279,32 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
 def test_a_config_that_cannot_be_right_is_refused_at_once(config, tmp_path, change, message):
     change(config)
     with pytest.raises(ValueError, match=message):
-        comparison.run(config, tmp_path / "run")
+        evaluate(config, tmp_path / "run")
     assert asked() == []
 
 
 def test_rows_of_another_text_temperature_or_system_are_refused(config, tmp_path):
-    config.systems = ({"name": "sampled", "kind": "fabricated_models:sampled"},)
-    comparison.run(config, tmp_path / "run")
-    config.temperature = 0.25
+    config.systems = ({"name": "sampled", "kind": "tests.experiments.fabricated_models:sampled"},)
+    evaluate(config, tmp_path / "run")
+    config.eval.temperature = 0.25
     with pytest.raises(
         ValueError,
         match=r'sampled-seed0.jsonl:1: field "temperature": '
         r"1.0, but 0.25 is asked for now",
     ):
-        comparison.run(config, tmp_path / "run")
-    config.temperature = 1.0
+        evaluate(config, tmp_path / "run")
+    config.eval.temperature = 1.0
     changed = records()
     changed[4] = Record("r4", (Turn("user", "another question"),), ("x", "y"), (1.0, 0.0))
     write_records(tmp_path / "mixed.jsonl", changed)
     with pytest.raises(ValueError, match=r'greedy-seed0.jsonl:5: field "record"'):
-        comparison.run(config, tmp_path / "run")
+        evaluate(config, tmp_path / "run")
     write_records(tmp_path / "mixed.jsonl", records())
-    config.systems = ({"name": "sampled", "kind": "fabricated_models:perfect"},)
+    config.systems = ({"name": "sampled", "kind": "tests.experiments.fabricated_models:perfect"},)
     with pytest.raises(
         ValueError, match="judgments of another system of this name; it differs in kind"
     ):
-        comparison.run(config, tmp_path / "run")
+        evaluate(config, tmp_path / "run")
 
 
 def test_a_model_that_breaks_its_word_is_named(config, tmp_path):
@@ -300,7 +316,7 @@ def test_a_model_that_breaks_its_word_is_named(config, tmp_path):
         _judge_with(
             [{"id": "r2", "sample": 0, "scores": [1.0, float("nan")], "failure": None}], tmp_path
         )
-    with pytest.raises(ValueError, match="no row for 1 judgments, first record 'r2'"):
+    with pytest.raises(ValueError, match="no judgment of 1 that were asked for, first record 'r2'"):
         _judge_with([], tmp_path)
 
 
@@ -319,7 +335,7 @@ def _judge_with(rows, folder):
 
 
 def test_report_escapes_every_text_and_caps_its_items_visibly(config, tmp_path):
-    comparison.run(config, tmp_path / "run")
+    evaluate(config, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_text()
     assert (
         "owned'</script>" not in page
@@ -344,8 +360,8 @@ def test_report_escapes_every_text_and_caps_its_items_visibly(config, tmp_path):
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_address_sets_the_filters_and_nothing_of_the_items_runs(config, tmp_path):
-    config.report_items = 8
-    comparison.run(config, tmp_path / "run")
+    config.eval.report_items = 8
+    evaluate(config, tmp_path / "run")
 
     def text_of(state):
         command = [
@@ -379,10 +395,11 @@ def test_address_sets_the_filters_and_nothing_of_the_items_runs(config, tmp_path
     assert "not parsed: no box" in failed and "greedy, order reversed" in failed
 
 
-def test_passes_ask_a_model_without_sampling_once_whatever_k(config):
-    assert [one.kind for one in judging.passes(config, sampled=False)] == ["greedy", "swapped"]
-    config.swap = config.greedy = False
-    assert [one.kind for one in judging.passes(config, sampled=False)] == ["greedy"]
-    assert [(one.kind, one.samples) for one in judging.passes(config, sampled=True)] == [
-        ("sampled", (0, 1))
-    ]
+def test_passes_ask_a_model_without_sampling_once_whatever_k():
+    def kinds(sampled, **settings):
+        ways = judging.passes(EvalConfig(ks=(1, 2), temperature=1.0, **settings), sampled)
+        return [(way.kind, way.samples) for way in ways]
+
+    assert kinds(False, swap=True) == [("greedy", (0,)), ("swapped", (0,))]
+    assert kinds(False, greedy=False) == [("greedy", (0,))]
+    assert kinds(True, greedy=False) == [("sampled", (0, 1))]

@@ -7,11 +7,13 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import time
 
 import pytest
 
+from grm_jax.evaluation import store
 from grm_jax.parallel.processes import STOPPED
 from grm_jax.training.metrics import read_metrics
 from tests.experiments import run_process
@@ -25,25 +27,33 @@ def lines(workdir: pathlib.Path, stage: str) -> int:
     if stage in TRAINING:
         path = workdir / "metrics.jsonl"
         return path.read_text().count(f'{{"stage": "{stage}"') if path.is_file() else 0
-    return sum(
-        path.read_bytes().count(b"\n") for path in (workdir / "judgments").glob(f"{stage}*.jsonl")
-    )
+    return sum(path.read_bytes().count(b"\n") for path in judgment_files(workdir, stage))
+
+
+def judgment_files(workdir: pathlib.Path, stage: str | None = None) -> list[pathlib.Path]:
+    """The files of the store that a stage writes, or all of them."""
+    folders = {
+        "rft_sample": ("trajectories/base",),
+        "meta_sample": ("trajectories/rft", "trajectories/grm"),
+        "eval": ("judgments",),
+        None: ("trajectories", "judgments"),
+    }[stage]
+    return sorted(path for folder in folders for path in (workdir / folder).rglob("*.jsonl"))
 
 
 def begun(workdir: pathlib.Path) -> str:
-    """The stage that the run is in, all evaluations being one."""
-    headings = [
-        line
-        for line in pathlib.Path(f"{workdir}.log").read_text().splitlines()
-        if line.startswith("== ")
-    ]
-    return "eval" if "== eval" in headings[-1] else headings[-1].split()[1].rstrip(":")
+    """The stage that the run is in; the evaluation is what comes after the last of them."""
+    log = pathlib.Path(f"{workdir}.log").read_text()
+    headings = [line for line in log.splitlines() if line.startswith("== ")]
+    over = re.match(r"== meta: (\d+ s|done before)", headings[-1])
+    return "eval" if over else headings[-1].split()[1].rstrip(":")
 
 
 def at_line(stage: str, least: int):
     """Once the stage has begun and written `least` lines."""
+    heading = re.compile(r"\n== meta: (\d+ s|done before)" if stage == "eval" else f"\n== {stage}")
     return lambda workdir: (
-        f"\n== {stage}" in pathlib.Path(f"{workdir}.log").read_text()
+        heading.search(pathlib.Path(f"{workdir}.log").read_text()) is not None
         and lines(workdir, stage) >= least
     )
 
@@ -85,20 +95,18 @@ def run_killed(
 
 
 def assert_same(workdir: pathlib.Path, whole: pathlib.Path) -> None:
-    """Parameters bit by bit, judgments byte by byte, results but for the times, and every step
-    logged once with the same numbers.
+    """Parameters bit by bit, every judgment but for its time, results but for the times, and every
+    step logged once with the same numbers.
     """
     for name in TRAINING:
         model = "grm" if name == "rl" else name
         assert (workdir / f"models/{model}/model.safetensors").read_bytes() == (
             whole / f"models/{model}/model.safetensors"
         ).read_bytes(), model
-    files = {path.name for path in (whole / "judgments").iterdir()}
-    assert {path.name for path in (workdir / "judgments").iterdir()} == files
+    files = [path.relative_to(whole) for path in judgment_files(whole)]
+    assert [path.relative_to(workdir) for path in judgment_files(workdir)] == files
     for name in files:
-        assert (workdir / "judgments" / name).read_bytes() == (
-            whole / "judgments" / name
-        ).read_bytes(), name
+        assert evidence(workdir / name) == evidence(whole / name), name
     mine, theirs = (
         json.loads((folder / "results.json").read_text()) for folder in (workdir, whole)
     )
@@ -112,6 +120,12 @@ def assert_same(workdir: pathlib.Path, whole: pathlib.Path) -> None:
         for folder in (workdir, whole)
     )
     assert mine == theirs
+
+
+def evidence(path: pathlib.Path) -> list[dict]:
+    """The judgments of a file, whatever their order and the time they took."""
+    judgments = [j | {"seconds": None} for j in store.read(path)]
+    return sorted(judgments, key=lambda j: (j.get("step", 0), j["id"], j["sample"]))
 
 
 def test_killed_in_every_stage(processes, micro, finished, tmp_path):

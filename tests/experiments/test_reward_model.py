@@ -10,10 +10,10 @@ import pytest
 
 from experiments import config_flags
 from experiments.configs import tiny, tiny_reward_model
-from experiments.stages.scalar import held_out_accuracy
 from grm_jax.data.world import make_critiques, make_records
+from grm_jax.evaluation import store
 from grm_jax.models.table import SCALAR
-from grm_jax.reward_models.grm import read_rows
+from grm_jax.reward_models.description import read_description
 from grm_jax.training.metrics import read_metrics
 
 
@@ -36,6 +36,10 @@ def undo(workdir, *stages):
         shutil.rmtree(workdir / "models" / stage, ignore_errors=True)
 
 
+def judgments(workdir, kind):
+    return store.read(workdir / "judgments" / kind / "test" / "greedy-seed0.jsonl")
+
+
 def check(workdir, kind):
     folder = workdir / "models" / kind
     assert (
@@ -46,16 +50,15 @@ def check(workdir, kind):
     assert [row["step"] for row in logged] == [0, 1, 2] and all(
         np.isfinite(row["loss"]) and 0 <= row["accuracy"] <= 1 for row in logged
     )
-    held_out = json.loads((workdir / "held_out.json").read_text())
-    assert (
-        held_out["kind"] == kind
-        and held_out["splits"].keys() == {"test"}
-        and held_out["splits"]["test"]["items"] == 3
-    )
-    found = read_rows(workdir / "judgments/eval_test.jsonl")
-    assert len(found) == 3 and all(
-        (row["scores"] is None) == (row["failure"] is not None) for row in found
-    )
+    assert read_description(folder).kind == kind
+    (row,) = [
+        row
+        for row in json.loads((workdir / "results.json").read_text())["rows"]
+        if row["aggregation"] == "greedy"
+    ]
+    assert (row["system"], row["benchmark"]) == (kind, "test") and row["judged"] > 0
+    for judgment in judgments(workdir, kind):
+        assert (judgment["scores"] is None) == (judgment["failure"] is not None)
     assert json.loads((workdir / "config.json").read_text())["config"]["kind"] == kind
 
 
@@ -63,7 +66,7 @@ def test_bradley_terry_goes_on_from_its_checkpoint_to_the_same_bits(train, tmp_p
     train("bradley_terry", tmp_path)
     check(tmp_path, "bradley_terry")
     before = weights(tmp_path, "bradley_terry")
-    undo(tmp_path, "bradley_terry", "held_out")
+    undo(tmp_path, "bradley_terry")
     assert "bradley_terry: goes on from update 2 of 3" in train("bradley_terry", tmp_path)
     assert weights(tmp_path, "bradley_terry") == before
     check(tmp_path, "bradley_terry")
@@ -72,7 +75,7 @@ def test_bradley_terry_goes_on_from_its_checkpoint_to_the_same_bits(train, tmp_p
 def test_pair_rm(train, tmp_path):
     train("pair_rm", tmp_path)
     check(tmp_path, "pair_rm")
-    for row in read_rows(tmp_path / "judgments/eval_test.jsonl"):
+    for row in judgments(tmp_path, "pair_rm"):
         n = len(row["order"])
         assert sum(row["scores"]) == (1 if n == 2 else n * (n - 1)) and ("preference" in row) == (
             n == 2
@@ -82,39 +85,24 @@ def test_pair_rm(train, tmp_path):
 def test_cloud_goes_on_where_each_stage_was(train, tmp_path):
     train("cloud", tmp_path)
     check(tmp_path, "cloud")
-    path = tmp_path / "judgments/critiques.jsonl"
+    path = tmp_path / "trajectories/critic/train/sampled-seed0.jsonl"
     before, written = weights(tmp_path, "cloud"), path.read_bytes()
-    lines = [json.loads(line) for line in written.splitlines()]
+    drawn = store.read(path)
     records = {record.id: record for record in make_records("train", 12)}
-    assert [line["id"] for line in lines] == [
+    assert {judgment["id"] for judgment in drawn} == {
         name for name, record in records.items() if len(record.responses) > 1
-    ]
-    for line in lines:
-        (one,) = line["critiques"]
-        assert one["failure"] in (None, "truncated") and len(one["texts"]) == len(
-            records[line["id"]].responses
-        )
-    undo(tmp_path, "critiques", "cloud", "held_out")
+    }
+    for judgment in drawn:
+        assert judgment["failure"] in (None, "truncated") and judgment["scores"] is None
+        assert len(judgment["critiques"]) == len(records[judgment["id"]].responses)
+    undo(tmp_path, "critiques", "cloud")
     shutil.rmtree(tmp_path / "checkpoints/cloud")
     path.write_bytes(written[: len(written) // 2])  # ends in the middle of a line
     output = train("cloud", tmp_path)
     assert "critic: done before" in output and "critiques: done before" not in output
-    assert path.read_bytes() == written and weights(tmp_path, "cloud") == before
-
-
-def test_held_out_accuracy_gives_ties_their_share():
-    rows = [
-        # tie of two at the top: 1/2; pairs 1/2 and 1
-        {"rewards": [1.0, 0.0, 0.0], "scores": [2.0, 2.0, 1.0]},
-        {"rewards": [0.0, 1.0], "scores": [0.0, 3.0]},
-        {"rewards": [0.0, 1.0], "scores": None},
-    ]
-    assert held_out_accuracy(rows) == {
-        "items": 3,
-        "accuracy": 0.75,
-        "pair_accuracy": pytest.approx(2.5 / 3),
-        "failures": 1,
-    }
+    again = {judgment["id"]: judgment["critiques"] for judgment in store.read(path)}
+    assert again == {judgment["id"]: judgment["critiques"] for judgment in drawn}
+    assert weights(tmp_path, "cloud") == before
 
 
 def test_world_critiques_hold_no_score_and_no_gold():

@@ -2,16 +2,17 @@
 paper's Tab 4.
 """
 
-import json
 import types
 
 import pytest
 
-from experiments.config_flags import TINY_BASE, finish
+from experiments.config_flags import finish
 from experiments.configs import tiny
 from experiments.stages import rft
 from grm_jax.data.world import make_records
+from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
+from grm_jax.reward_models.description import model_folder
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.tokenizer import load_tokenizer
 
@@ -21,20 +22,31 @@ TEXT = "Specific Criteria: order 10\nAnalysis: order: good\nScores: \\boxed{9, 3
 @pytest.fixture
 def run(tmp_path):
     records = make_records("train", 4)
-    rows = [
-        {
-            "id": record.id,
-            "order": list(range(len(record.responses))),
-            "text": TEXT,
-            "hinted": hinted,
-            "accepted": accepted,
-        }
-        for record in records
-        for hinted, accepted in ((False, True), (False, False), (True, True))
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "trajectories/base/train"
+    # of three unhinted samples one is right, one wrong and one unreadable; the hinted one is right
+    for way, samples in (("unhinted", (0, 1, 2)), ("hinted", (3,))):
+        with store.appending(folder / way / "sampled-seed0.jsonl") as file:
+            store.append(
+                file,
+                [
+                    {
+                        "id": record.id,
+                        "sample": sample,
+                        "order": list(range(len(record.responses))),
+                        "prompt_tokens": 40,
+                        "text": TEXT,
+                        "hinted": way == "hinted",
+                        "correct": sample in (0, 3),
+                        "failure": "no_box" if sample == 2 else None,
+                    }
+                    for record in records
+                    for sample in samples
+                ],
+            )
     prompter = Prompter(
-        load_tokenizer(TINY_BASE), load_template("tiny_pointwise"), load_template("tiny_single")
+        load_tokenizer(model_folder("tiny_base")),
+        load_template("tiny_pointwise"),
+        load_template("tiny_single"),
     )
     general = [{"id": "g", "prompt": "Name 1 animal", "completion": "1.cat"}]
 
@@ -44,13 +56,23 @@ def run(tmp_path):
         return types.SimpleNamespace(
             config=finish(config),
             prompter=prompter,
+            tokenizer=prompter.tokenizer,
             train=records,
             general=general,
-            sequence_buckets=(208,),
-            judgments=lambda _: tmp_path / "rows.jsonl",
+            setup=types.SimpleNamespace(sequence_buckets=(208,)),
+            trajectories=lambda policy: tmp_path / "trajectories" / policy / "train",
         )
 
     return with_config
+
+
+def test_the_funnel_counts_what_was_accepted_and_why_not(run, capsys):
+    counts = rft.funnel(rft.trajectories(run()))
+    assert counts == {
+        "unhinted": {"accepted": 4, "incorrect": 4, "parse_failure:no_box": 4},
+        "hinted": {"accepted": 4},
+    }
+    assert "unhinted 12: accepted 4, incorrect 4, parse_failure:no_box 4" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -67,7 +89,7 @@ def test_without_trajectories_the_general_data_stand_alone(run):
     with pytest.raises(
         ValueError,
         match=r"rft\.general_fraction: expected more than 0, "
-        r"as rft\.trajectories is empty",
+        r"as trajectories is empty",
     ):
         run(**{"rft.trajectories": (), "rft.general_fraction": 0.0})
     with pytest.raises(

@@ -2,7 +2,6 @@
 what it refuses.
 """
 
-import collections
 import json
 import shutil
 
@@ -13,89 +12,91 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import config_flags
-from experiments.stages.run import load_policy, setup
-from experiments.stages.train import begin, save_state
+from experiments.stages.workdir import load_policy, setup
 from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.evaluation import store
 from grm_jax.judgment.records import read_records
 from grm_jax.models.config import load_config
-from grm_jax.reward_models.grm import read_rows
+from grm_jax.reward_models.description import model_folder
+from grm_jax.training.loop import begin, save_state
 from grm_jax.training.metrics import read_metrics
 from grm_jax.training.step import rft_loss
 from tests.experiments import micro as micro_preset
 
 SYSTEMS, SPLITS, STEPS = ("base", "rft", "grm"), ("test", "hard", "wide", "single"), 5
-STAGES = [
-    "rft_sample",
-    "rft",
-    "rl",
-    "meta_sample",
-    "meta",
-    *(f"eval_{system}_{split}" for system in SYSTEMS for split in SPLITS),
-]
-JUDGMENTS = {  # file -> rows
-    "rft_sample": 12 * (3 + 1),
-    "rl": STEPS * 8,
-    "meta_sample_rft": 12 * 3,
-    "meta_sample_grm": 12 * 3,
+STAGES = ["rft_sample", "rft", "rl", "meta_sample", "meta"]
+JUDGMENTS = {  # file -> judgments
+    "trajectories/base/train/unhinted/sampled-seed0": 12 * 3,
+    "trajectories/base/train/hinted/sampled-seed0": 12,
+    "trajectories/rft/train/own/sampled-seed1": 12 * 3,
+    "trajectories/grm/train/own/sampled-seed1": 12 * 3,
+    "trajectories/rl": STEPS * 8,
     **{
-        f"eval_{system}_{split}{greedy}": 3 * samples
+        f"judgments/{system}/{split}/{kind}-seed0": 3 * samples
         for system in SYSTEMS
         for split in SPLITS
-        for greedy, samples in (("_greedy", 1), ("", 2))
+        for kind, samples in (("greedy", 1), ("sampled", 2))
     },
 }
 
 
+def judgment_files(workdir):
+    """{path without suffix: judgments} of every file of the store."""
+    return {
+        path.relative_to(workdir).with_suffix("").as_posix(): store.read(path)
+        for folder in ("judgments", "trajectories")
+        for path in sorted((workdir / folder).rglob("*.jsonl"))
+    }
+
+
 def test_results_have_a_row_for_every_system_split_and_way_of_judging(finished):
     results = json.loads((finished[0] / "results.json").read_text())
-    keys = [
-        (row["system"], row["split"], row["aggregation"], row["k"], row["k_meta"])
+    keys = {
+        (row["system"], row["benchmark"], row["aggregation"], row["k"], row["k_meta"])
         for row in results["rows"]
-    ]
-    ways = [
+    }
+    ways = {
         ("greedy", 1, None),
         ("vote", 1, None),
         ("meta", 1, 1),
         ("vote", 2, None),
         ("meta", 2, 1),
-    ]
-    assert keys == [(system, split, *way) for system in SYSTEMS for split in SPLITS for way in ways]
-    for row in results["rows"]:
-        assert row["items"] == 3
-        assert 0 <= row["strict_accuracy"] <= row["accuracy"] <= 1 and row["stderr"] >= 0
-        assert (
-            0 <= row["tie_rate"] <= 1
-            and 0 <= row["parse_failure_rate"] <= 1
-            and row["tokens_per_judgment"] > 1
-        )
-    assert (
-        results["seed"] == 0
-        and results["config"]["rl"]["loss"] == "grpo"
-        and results["notes"] == []
-    )
-    assert list(results["timings_s"]) == STAGES
-    assert {(area["system"], area["split"]) for area in results["meta_rm"]["auc"]} == {
-        (system, split) for system in SYSTEMS for split in SPLITS
+        ("meta", 2, 2),
     }
+    assert keys == {(system, split, *way) for system in SYSTEMS for split in SPLITS for way in ways}
+    for row in results["rows"]:
+        assert row["items"] == 3 >= row["judged"] > 0
+        assert 0 <= row["strict"] <= 1 and 0 <= row["value"] <= 1 and row["stderr"] >= 0
+        assert 0 <= row["tie_rate"] <= 1 and 0 <= row["parse_failure_rate"] <= 1
+        assert row["tokens_per_judgment"] > 1
+    assert results["schema"] == 2 and results["seed"] == 0 and results["notes"] == []
+    assert results["config"]["rl"]["loss"] == "grpo"
+    assert list(results["timings_s"]) == STAGES
+    assert sum(results["funnel"]["unhinted"].values()) == 36
+    assert sum(results["funnel"]["hinted"].values()) == 12
 
 
 def test_every_judgment_is_on_disk(finished):
-    judgments = finished[0] / "judgments"
-    assert {path.stem: len(read_rows(path)) for path in judgments.iterdir()} == JUDGMENTS
-    rows = read_rows(judgments / "rft_sample.jsonl")
-    assert all(isinstance(row["accepted"], bool) and row["reason"] for row in rows) and any(
-        row["accepted"] for row in rows
-    )
-    assert collections.Counter(row["hinted"] for row in rows) == {False: 36, True: 12}
-    for name in JUDGMENTS:
-        for row in read_rows(judgments / f"{name}.jsonl"):
-            assert row["stage"] == name.split("_")[0] or name.startswith(row["stage"])
-            assert (row["temperature"] == 0) == name.endswith("_greedy")
-            assert (row["scores"] is None) == (row["failure"] is not None)
-            assert (row["meta_logit"] is not None) == (
-                row["stage"] == "eval" and row["temperature"] > 0 and row["failure"] is None
+    files = judgment_files(finished[0])
+    assert {name: len(judgments) for name, judgments in files.items()} == JUDGMENTS
+    for name, judgments in files.items():
+        for judgment in judgments:
+            assert (judgment["temperature"] == 0) == ("greedy" in name)
+            assert (judgment["scores"] is None) == (judgment["failure"] is not None)
+            assert (judgment["meta_logit"] is not None) == (
+                name.startswith("judgments/")
+                and judgment["temperature"] > 0
+                and judgment["failure"] is None
             )
-    assert {row["reward"] for row in read_rows(judgments / "rl.jsonl")} <= {-1.0, 1.0}
+            assert judgment["hinted"] == ("/hinted/" in name)
+    rollouts = files["trajectories/rl"]
+    assert {judgment["reward"] for judgment in rollouts} <= {-1.0, 1.0}
+    assert [judgment["step"] for judgment in rollouts] == [
+        s for s in range(STEPS) for _ in range(8)
+    ]
+    for folder in ("judgments/base", "trajectories/base/train/unhinted"):
+        identity = json.loads((finished[0] / folder / store.IDENTITY).read_text())
+        assert identity["kind"] == "pointwise_grm"
 
 
 def test_every_step_is_logged_once(finished):
@@ -138,11 +139,11 @@ def test_the_report_is_one_file_and_the_output_shows_judged_examples(finished):
         for line in output.splitlines()
         if line.startswith("== ") and line.endswith(" s")
     ] == STAGES
-    assert f"report: {workdir / 'report.html'}" in output
+    assert f"{workdir / 'report.html'}" in output
 
 
 def test_models_are_folders_with_a_tokenizer_and_each_stage_moved_them(finished):
-    before = load_file(config_flags.TINY_BASE / "model.safetensors")
+    before = load_file(model_folder("tiny_base") / "model.safetensors")
     for name in ("rft", "grm", "meta"):
         folder = finished[0] / "models" / name
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
@@ -176,14 +177,13 @@ def test_a_finished_run_is_only_reported_again(finished, processes, micro, tmp_p
         for path in after
         if after[path] != before.get(path)
     }
-    assert changed == {"results.json", "report.html", "config.json"} | {
-        f"records/{name}.jsonl" for name in ("train", *SPLITS)
-    } | {"records/left_out.json"}
+    # what finished stages used stays as it was
+    assert changed == {"results.json", "table.md", "report.html", "config.json"}
     first, second = (
         json.loads((folder / "results.json").read_text())
         for folder in (finished[0], tmp_path / "again")
     )
-    for name in ("rows", "paired", "k_meta_sweep", "meta_rm", "timings_s"):
+    for name in ("rows", "paired", "meta_rm", "timings_s", "funnel"):
         assert first[name] == second[name]
     assert "Run twice." in (tmp_path / "again/report.html").read_text()
 
@@ -279,12 +279,17 @@ def test_a_stage_takes_over_what_it_starts_from(files, tmp_path):
     )
     for donate in (True, True, False):
         params = load_policy(run, "base")
-        training = begin(run, "rft", params, rft_loss(run.cfg), run.config.rft, 5, donate=donate)
+        training = begin(
+            run.setup, "rft", params, rft_loss(run.model_cfg), run.config.rft, 5, donate=donate
+        )
         assert all(leaf.is_deleted() == donate for leaf in jax.tree.leaves(params))
         assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(training.state))
         if not training.extra:
             save_state(
-                run, training, training.state.replace(step=training.state.step + 2), {"batches": {}}
+                run.setup,
+                training,
+                training.state.replace(step=training.state.step + 2),
+                {"batches": {}},
             )
         else:
             assert int(training.state.step) == 2
@@ -323,18 +328,18 @@ def test_a_split_without_a_record_or_without_gold_is_an_error(files, tmp_path):
         setup(files([good], [record("b", "Name animals " * 200)]), tmp_path / "run")
     ungraded = {"id": "b", "conversation": good["conversation"], "responses": ["1.cat", "1.emu"]}
     with pytest.raises(
-        ValueError, match="data for 'test': record 'b' has no gold; expected rewards or best"
+        ValueError, match="data for 'train': record 'b' has no gold; expected rewards or best"
     ):
-        setup(files([good], [ungraded]), tmp_path / "run")
+        setup(files([ungraded], [good]), tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_items(
     processes, micro, tmp_path
 ):
-    cfg = load_config(config_flags.TINY_BASE)
-    broken = jax.tree.map(jnp.asarray, load_params(config_flags.TINY_BASE, cfg))
+    cfg = load_config(model_folder("tiny_base"))
+    broken = jax.tree.map(jnp.asarray, load_params(model_folder("tiny_base"), cfg))
     broken["final_norm"]["scale"] = jnp.full_like(broken["final_norm"]["scale"], jnp.nan)
-    save_folder(tmp_path / "base", broken, cfg, tokenizer_files_from=config_flags.TINY_BASE)
+    save_folder(tmp_path / "base", broken, cfg, tokenizer_files_from=model_folder("tiny_base"))
     assert (
         processes.finish(
             processes.start(micro, tmp_path / "run", f"--config.model.path={tmp_path / 'base'}")

@@ -1,6 +1,8 @@
 import json
 import re
 
+import jinja2
+import jinja2.sandbox
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from grm_jax.judgment.prompts import (
     load_template,
     render_meta_prompt,
     render_prompt,
+    template_from_files,
 )
 from grm_jax.judgment.records import Record, Turn
 
@@ -28,6 +31,7 @@ LIST = Record(
     (0.0, 1.0, 0.0),
 )
 SINGLE = Record("single", (Turn("user", "2+2?"),), ("four",), (1.0,))
+BUILT_IN = sorted(path.stem for path in TEMPLATES.glob("[!_]*.jinja"))
 FOR_LISTS = ["pointwise", "pointwise_no_principles", "judge", "meta"]
 
 
@@ -194,6 +198,93 @@ def test_own_template_can_include_built_in_parts(tmp_path):
     assert text == "Rate.\n[The Begin of Response 1]\nfour\n[The End of Response 1]\n"
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_template_renders_what_jinja_renders_from_the_files_themselves(name):
+    """The text is that of Jinja's own loader, read lazily from disk, character by character."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    values = {
+        "conversation": [{"role": "user", "content": "a\n<b> & é"}],
+        "responses": ["x ", "", "z\n"],
+        "n": 3,
+        "low": 1,
+        "high": 10,
+        "example": "x, x, x",
+    }
+    template = load_template(name)
+    for reference, hint_index in ((None, None), ("r", 2)):
+        rest = {"reference": reference, "hint_index": hint_index}
+        expected = environment.get_template(f"{name}.jinja").render(**values, **rest)
+        assert template.render(**values, **rest) == expected
+    assert template.name == name and template.files[0][0] == f"{name}.jinja"
+
+
+def test_a_template_is_its_files_and_needs_no_disk(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "own.jinja").write_text(
+        '{% extends "frame.jinja" %}{% from "parts/m.jinja" import shout %}'
+        '{% block inner %}{{ shout(n) }}{% include "gone.jinja" ignore missing %}{% endblock %}'
+    )
+    (tmp_path / "frame.jinja").write_text(
+        '<{% block inner %}{% endblock %}>{% include "x.jinja" %}'
+    )
+    (tmp_path / "parts/m.jinja").write_text("{% macro shout(x) %}{{ x }}!{% endmacro %}")
+    (tmp_path / "x.jinja").write_text("")
+    template = load_template(tmp_path / "own.jinja")
+    assert [file for file, _ in template.files] == [
+        "own.jinja",
+        "frame.jinja",
+        "parts/m.jinja",
+        "x.jinja",
+    ]
+    again = template_from_files(json.loads(json.dumps(dict(template.files) | {"unused": "{{"})))
+    for path in tmp_path.rglob("*.jinja"):
+        path.unlink()
+    assert render_prompt(template, SINGLE, (0,)) == "<1!>"
+    assert again == template and hash(again) == hash(template) and again.name == "own.jinja"
+    edited = dict(template.files) | {"x.jinja": "?"}
+    assert template_from_files(edited) != template
+    assert render_prompt(template_from_files(edited), SINGLE, (0,)) == "<1!>?"
+
+
+def own_text() -> str:
+    return 'Judge.\n{% include "_responses.jinja" %}'
+
+
+def test_a_function_of_ones_own_gives_the_text():
+    template = load_template(f"{__name__}:own_text")
+    assert template.name == f"{__name__}:own_text" and len(template.files) == 2
+    assert render_prompt(template, SINGLE, (0,)).startswith("Judge.\n[The Begin of Response 1]")
+    assert template_from_files(template.files) == template
+    with pytest.raises(ValueError, match="test_prompts.*has no 'own_txt'; did you mean own_text"):
+        load_template(f"{__name__}:own_txt")
+    with pytest.raises(ValueError, match="expected the text of a template.*got dict"):
+        load_template("builtins:dict")
+
+
+def test_what_a_template_includes_must_be_known_before_it_is_rendered(tmp_path):
+    with pytest.raises(ValueError, match="own.jinja: it includes.*only rendering could tell"):
+        own_template(tmp_path, "{% include part %}")
+    with pytest.raises(ValueError, match="own.jinja: it includes 'gone.jinja', which is not there"):
+        own_template(tmp_path, '{% include "gone.jinja" %}')
+    (tmp_path / "part.jinja").write_text("{% if %}")
+    with pytest.raises(ValueError, match=r"own.jinja \(part.jinja\):1"):
+        own_template(tmp_path, '{% include "part.jinja" %}')
+    (tmp_path / "part.jinja").write_text('{% include "own.jinja" %}')  # a circle has an end here
+    assert len(own_template(tmp_path, '{% if n > 9 %}{% include "part.jinja" %}{% endif %}').files)
+    with pytest.raises(ValueError, match="expected one or more file names"):
+        template_from_files({})
+    with pytest.raises(ValueError, match="expected one or more file names"):
+        template_from_files([("a", 3)])
+    (tmp_path / "own.jinja").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="own.jinja: not UTF-8 text"):
+        load_template(tmp_path / "own.jinja")
+
+
 def test_template_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match="'pointwize'.*built-in templates are.*pointwise"):
         load_template("pointwize")
@@ -201,6 +292,10 @@ def test_template_errors_say_what_is_wrong(tmp_path):
         load_template(tmp_path / "gone.jinja")
     with pytest.raises(ValueError, match="own.jinja:2"):
         own_template(tmp_path, "fine\n{% if %}")
+    with pytest.raises(ValueError, match="own.jinja:1: No filter named 'fence'"):
+        own_template(tmp_path, "{{ n | fence }}")
+    with pytest.raises(ValueError, match="own.jinja: cannot be compiled"):
+        own_template(tmp_path, "{{" + "(" * 2000 + "n" + ")" * 2000 + "}}")
     with pytest.raises(ValueError, match="own.jinja.*'list'.*'reponses' is undefined.*responses"):
         render_prompt(own_template(tmp_path, "{{ reponses }}"), LIST, (0, 1, 2))
     with pytest.raises(ValueError, match="own.jinja.*unsafe"):
@@ -274,7 +369,7 @@ def test_ordinary_unicode_is_shown_unchanged(texts):
         assert f"[The Begin of Response {i}]\n{response}\n[The End of Response {i}]" in text
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in TEMPLATES.glob("[!_]*.jinja")))
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_every_mark_of_a_template_is_guarded(name):
     """What a built-in template writes around the record's text, `fenced` breaks inside that
     text.

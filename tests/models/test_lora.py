@@ -180,7 +180,7 @@ def test_a_damaged_adapter_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"rank": 0}, "rank is 0"),
+        ({"rank": -1}, "rank: expected a number >= 0, got -1"),
         ({"rank": 2, "targets": ()}, "got none"),
         ({"rank": 2, "targets": ("w",)}, "got w"),
     ],

@@ -14,10 +14,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.config import Gemma2Config, alternating
+from grm_jax.models.config import Gemma2Config, Numerics, alternating
 from grm_jax.models.gemma2 import attend
 from grm_jax.models.placement import DATA_AXES
-from grm_jax.models.splash import attention_on, splash_attend
+from grm_jax.models.splash import splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.planning.flops import forward_flops
@@ -186,28 +186,27 @@ def test_prefill_of_the_sampler_on_a_sharded_model():
 
 
 def test_bad_values_are_refused():
-    with pytest.raises(ValueError, match="attention is 'flash'; expected one of reference, splash"):
+    with pytest.raises(
+        ValueError, match="attention: expected one of reference, splash, .*, got 'flash'"
+    ):
         dataclasses.replace(BASE, attention="flash")
     with pytest.raises(
         ValueError,
         match="model.attention: 'splash' needs a TPU, the platform is cpu; expected 'auto' or "
         "'reference'",
     ):
-        attention_on("splash", "cpu")
+        Numerics(attention="splash").resolve("cpu")
 
 
 def test_auto_is_splash_on_tpu_alone():
-    assert [attention_on("auto", platform) for platform in ("tpu", "gpu", "cpu")] == [
-        "splash",
-        "reference",
-        "reference",
-    ]
+    resolved = [Numerics().resolve(platform)["attention"] for platform in ("tpu", "gpu", "cpu")]
+    assert resolved == ["splash", "reference", "reference"]
     for attention, platform in (
         ("splash", "tpu"),
         ("reference", "tpu"),
         ("splash_interpreted", "cpu"),
     ):
-        assert attention_on(attention, platform) == attention
+        assert Numerics(attention=attention).resolve(platform)["attention"] == attention
 
 
 def kernels(hlo: str) -> list[str]:

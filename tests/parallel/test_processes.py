@@ -22,17 +22,17 @@ import os, sys, time
 import jax
 from grm_jax.parallel import processes
 
-processes = processes.initialize(timeout_s=120, heartbeat_s=20)
-print(*processes, processes.is_main(), flush=True)
+job = processes.initialize(timeout_s=120, heartbeat_s=20)
+print(*job, processes.is_main(), flush=True)
 processes.barrier("start", timeout_s=60)
-mesh = jax.make_mesh((processes.count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
-ranks = jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, jax.P("all")), jax.numpy.array([processes.index + 1.0]))
+mesh = jax.make_mesh((job.count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+ranks = jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, jax.P("all")), jax.numpy.array([job.index + 1.0]))
 total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=jax.P("all"), out_specs=jax.P()))(ranks)
 print("sum", float(total[0]), flush=True)
 processes.barrier("start", timeout_s=60)  # the same name again
-if sys.argv[1] == "late" and processes.index == processes.count - 1:
+if sys.argv[1] == "late" and job.index == job.count - 1:
     time.sleep(600)
-if sys.argv[1] == "error" and processes.index == processes.count - 1:
+if sys.argv[1] == "error" and job.index == job.count - 1:
     raise ValueError("an error of one process")
 began = time.time()
 try:
@@ -194,12 +194,12 @@ def test_a_lost_process_breaks_a_collective_and_is_named(lost, named):
 import os, signal, sys, time
 import jax
 from grm_jax.parallel import processes
-processes = processes.initialize(timeout_s=120, heartbeat_s=10)
-mesh = jax.make_mesh((processes.count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
-ranks = jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, jax.P("all")), jax.numpy.array([processes.index + 1.0]))
+job = processes.initialize(timeout_s=120, heartbeat_s=10)
+mesh = jax.make_mesh((job.count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+ranks = jax.make_array_from_process_local_data(jax.sharding.NamedSharding(mesh, jax.P("all")), jax.numpy.array([job.index + 1.0]))
 total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=jax.P("all"), out_specs=jax.P()))
 for step in range(10_000):
-    if step == 20 and processes.index == int(sys.argv[1]):
+    if step == 20 and job.index == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
     float(total(ranks)[0])
     time.sleep(0.01)

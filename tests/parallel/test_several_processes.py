@@ -19,7 +19,7 @@ from tests.parallel.test_processes import by_environment, finish, start
 WORKER = """
 import json, os, pathlib, signal, sys, time
 from grm_jax.parallel import processes
-processes = processes.initialize(timeout_s=120, heartbeat_s=20)
+job = processes.initialize(timeout_s=120, heartbeat_s=20)
 import jax, numpy as np, optax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
@@ -65,7 +65,7 @@ assert checksum(restored) == told["state"] and extra == {"position": 3}
 
 with open_checkpoints(folder / "checkpoints", keep=2) as manager:
     save(manager, 1, restored.replace(step=restored.step + 1), {"position": 4}, "digest")
-if processes.index == 0:  # what a host writes last is what is lost when its power goes
+if job.index == 0:  # what a host writes last is what is lost when its power goes
     for path in (folder / "checkpoints/1/state/ocdbt.process_1/d").iterdir():
         path.write_bytes(b"")
 processes.barrier("torn")
@@ -77,7 +77,7 @@ print(json.dumps(told), flush=True)
 
 with processes.stop_signal() as stopped:
     for step in range(2000):
-        if step == 3 and processes.index == 1:
+        if step == 3 and job.index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         if stopped():
             processes.leave(f"step {step}")

@@ -2,23 +2,12 @@
 beforehand.
 """
 
-import json
-import random
-
 import numpy as np
 import pytest
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import record_from_dict, response_order
-from grm_jax.reward_models.grm import (
-    Ask,
-    Prompter,
-    judge,
-    judge_to_file,
-    read_rows,
-    shuffled_asks,
-    split_by_length,
-)
+from grm_jax.reward_models.grm import Ask, Prompter, judge, shuffled_asks, split_by_length
 from tests.reward_models.judge_cases import (
     EOS,
     PROMPTER,
@@ -30,16 +19,11 @@ from tests.reward_models.judge_cases import (
 )
 
 DRAW = {"seed": 0, "temperature": 1.0, "buckets": (256, 512), "rows": 4}
-LABELS = {"split": "test", "system": "grm", "stage": "eval"}
 
 
-def rows_of(asks, answer=None, **labels):
+def rows_of(asks, answer=None):
     sampler = FakeSampler(answer) if answer else FakeSampler()
-    return [
-        one.row
-        for batch in judge(sampler, {}, PROMPTER, asks, labels=labels, **DRAW)
-        for one in batch
-    ]
+    return [one.row for batch in judge(sampler, {}, PROMPTER, asks, **DRAW) for one in batch]
 
 
 def ask(one, order=None, **more):
@@ -62,22 +46,19 @@ def test_scores_come_back_in_the_records_order():
 
 
 def test_a_row_says_everything_about_a_judgment():
-    (row,) = rows_of(
-        [ask(record("r", (2, 7, 4)), order=(2, 0, 1))], split="test", system="grm", stage="eval"
-    )
+    asked = ask(record("r", (2, 7, 4)), order=(2, 0, 1))
+    (row,) = rows_of([asked])
     text = row.pop("text")
     assert row == {
         "id": "r",
         "domain": "worth",
-        "split": "test",
-        "system": "grm",
-        "stage": "eval",
         "sample": 0,
         "order": [2, 0, 1],
         "hinted": False,
         "temperature": 1.0,
         "finish": "stop",
         "tokens": len(text) + 1,
+        "prompt_tokens": len(PROMPTER.ids(asked.record, asked.order)),
         "scores": [2, 7, 4],
         "failure": None,
         "principles": [["Accuracy", 0.6], ["Brevity", 0.4]],
@@ -286,55 +267,3 @@ def test_split_by_length_names_what_it_leaves_out_and_counts_the_hint():
     assert kept == [short, ungraded]
     assert dropped == [(r.id, len(PROMPTER.ids(r, (0, 1), hint=True))) for r in (long, graded)]
     assert split_by_length(PROMPTER, records, 10**6) == (records, [])
-
-
-def whole_file(path, asks, answer=None, finish=lambda rows: rows):
-    sampler = FakeSampler(answer) if answer else FakeSampler()
-    judge_to_file(path, sampler, {}, PROMPTER, asks, labels=LABELS, finish=finish, **DRAW)
-    return sampler.calls
-
-
-def test_a_file_cut_at_any_byte_is_completed_to_the_same_file(tmp_path):
-    path = tmp_path / "made" / "on_the_way.jsonl"
-    records = [
-        record(name, (9, 2, 4), words=1 + 15 * i)
-        for i, name in enumerate(("p", "q\u00e9", "r", "s", "t"))
-    ]
-    asks = shuffled_asks(records, samples=2, seed=0)
-    assert whole_file(path, asks) == 3  # two widths of prompts: blocks of 4, 2 and 4 judgments
-    data = path.read_bytes()
-    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
-    assert len(ends) == 10 and "\u00e9" in data.decode()
-    cuts = {
-        0,
-        len(data),
-        *(end + d for end in ends for d in (-2, -1, 0, 1)),
-        *random.Random(0).sample(range(len(data)), 40),
-    }
-    for cut in sorted(cuts & set(range(len(data) + 1))):
-        path.write_bytes(data[:cut])
-        calls = whole_file(path, asks)
-        assert path.read_bytes() == data, cut
-        assert (calls == 0) == (cut == len(data))
-    path.unlink()
-    whole_file(path, asks)
-    assert path.read_bytes() == data
-
-
-def test_finish_completes_the_rows_of_a_block_before_they_are_written(tmp_path):
-    blocks = []
-
-    def finish(rows):
-        blocks.append(len(rows))
-        return [row | {"meta_logit": float(row["sample"])} for row in rows]
-
-    asks = shuffled_asks([record(name, (9, 2)) for name in "pqr"], samples=2, seed=0)
-    whole_file(tmp_path / "j.jsonl", asks, finish=finish)
-    rows = read_rows(tmp_path / "j.jsonl")
-    assert blocks == [4, 2] and [row["meta_logit"] for row in rows] == [
-        float(row["sample"]) for row in rows
-    ]
-    assert {(row["split"], row["system"], row["stage"]) for row in rows} == {
-        ("test", "grm", "eval")
-    }
-    assert json.loads((tmp_path / "j.jsonl").read_text().splitlines()[0]) == rows[0]

@@ -5,7 +5,6 @@ exact distributions, other batches and devices.
 import dataclasses
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from grm_jax.sampling.sampler import (
     start,
 )
 from grm_jax.training.logprobs import token_logprobs_reference
+from tests.jaxprs import equations
 
 CFG = Gemma2Config(
     vocab_size=62,
@@ -199,20 +199,11 @@ def test_weights_enter_the_loop_and_the_gather_in_the_type_of_the_model(
     jaxpr = jax.make_jaxpr(fn)(params, prompts, LENGTHS, keys(range(8), range(2)))
     inputs = [
         v.aval
-        for eqn in equations(jaxpr.jaxpr, primitive)
+        for eqn in equations(jaxpr.jaxpr)
         for v in eqn.invars
-        if v.aval.shape in shapes
+        if eqn.primitive.name == primitive and v.aval.shape in shapes
     ]
     assert inputs and {aval.dtype for aval in inputs} == {jnp.dtype("bfloat16")}
-
-
-def equations(jaxpr, name):
-    """All equations of a primitive, those in inner programs included."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == name:
-            yield eqn
-        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-            yield from equations(inner, name)
 
 
 @pytest.mark.torch

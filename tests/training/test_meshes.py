@@ -7,7 +7,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -23,7 +22,7 @@ from grm_jax.planning.collectives import KINDS, device_axes
 from grm_jax.planning.hlo import arrays, parse, times_run
 from grm_jax.reward_models.meta_rm import make_scorer
 from grm_jax.training.logprobs import token_logprobs
-from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import (
     make_logprob_fn,
@@ -49,17 +48,15 @@ CFG = Gemma2Config(
 MESHES = [(1, 8, 1), (1, 4, 2), (2, 2, 2)]  # replica, fsdp, tensor
 B, T, STEPS = 16, 12, 10
 OPTIMIZER, _ = make_optimizer(
-    ml_collections.ConfigDict(
-        dict(
-            schedule="cosine",
-            warmup_steps=2,
-            final_fraction=0.1,
-            clip_norm=1.0,
-            b1=0.9,
-            b2=0.95,
-            eps=1e-6,
-            weight_decay=0.01,
-        )
+    OptimizerConfig(
+        schedule="cosine",
+        warmup_steps=2,
+        final_fraction=0.1,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-6,
+        weight_decay=0.01,
     ),
     learning_rate=3e-3,
     steps=STEPS,

@@ -6,7 +6,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ from grm_jax.models.heads import init_scalar_params, scalar_logits
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.metrics import check_finite
-from grm_jax.training.optimizer import make_optimizer
+from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_logprob_fn, make_train_step, meta_loss, rft_loss, rl_loss
 
@@ -37,17 +36,15 @@ CFG = Gemma2Config(
 )
 B, T = 16, 12
 OPTIMIZER, _ = make_optimizer(
-    ml_collections.ConfigDict(
-        dict(
-            schedule="constant",
-            warmup_steps=0,
-            final_fraction=1.0,
-            clip_norm=1.0,
-            b1=0.9,
-            b2=0.95,
-            eps=1e-8,
-            weight_decay=0.01,
-        )
+    OptimizerConfig(
+        schedule="constant",
+        warmup_steps=0,
+        final_fraction=1.0,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.01,
     ),
     learning_rate=3e-3,
     steps=10,

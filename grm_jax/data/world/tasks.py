@@ -1,5 +1,4 @@
-"""Task families of the checkable world: what a query asks, what is right, and how a response goes
-wrong.
+"""Defines the task families of the checkable world: queries, what is right, how responses go wrong.
 
 A payload is a numbered list of animals, written ` 1.fox 2.ant 3.hen`. Each family has one
 principle, the criterion by which its responses should be judged. A response is right when every
@@ -20,12 +19,13 @@ Items = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One task: `text` is what the user writes, `expected` what a careful judge writes down before
-    checking.
+    """Holds one task.
 
-    `solution` is the one right list (transform families) or None where many lists are right;
-    `argument` is the family's own parameter (how many, or which animal). `thanks` is the second
-    wish.
+    text: what the user writes.
+    expected: what a careful judge writes down before checking.
+    solution: the one right list (transform families), or None where many lists are right.
+    argument: the family's own parameter (how many, or which animal).
+    thanks: the second wish.
     """
 
     family: str
@@ -138,9 +138,7 @@ def make_query(rng: random.Random, family: str, p_thanks: float = 0.3) -> Query:
 
 
 def expected(query: Query) -> str:
-    """What a careful judge writes down first: the solution, or the argument that every item is held
-    against.
-    """
+    """Writes what a careful judge writes first: the solution, or what items are held against."""
     if query.solution is not None:
         return numbered(query.solution)
     if query.family == "start":
@@ -149,7 +147,7 @@ def expected(query: Query) -> str:
 
 
 def wrong_marks(query: Query, items: Items) -> tuple[bool, ...]:
-    """For each item, whether it breaks the family's principle."""
+    """Says for each item whether it breaks the family's principle."""
     return tuple(FAMILIES[query.family].is_wrong(query, i, item) for i, item in enumerate(items))
 
 
@@ -162,7 +160,7 @@ def content_ok(query: Query, items: Items) -> bool:
 
 
 def right_items(rng: random.Random, query: Query) -> Items:
-    """A list that satisfies the family's principle."""
+    """Draws a list that satisfies the family's principle."""
     if query.solution is not None:
         return query.solution
     if query.family == "limit":
@@ -174,7 +172,7 @@ def right_items(rng: random.Random, query: Query) -> Items:
 
 
 def wrong_items(rng: random.Random, query: Query) -> Items:
-    """A plausible list that breaks the principle: the mistakes a hasty writer makes."""
+    """Draws a plausible list that breaks the principle: the mistakes a hasty writer makes."""
     right = right_items(rng, query)
     if query.family == "limit":
         return tuple(rng.sample(ANIMALS, min(MAX_ITEMS, query.argument + rng.randint(1, 2))))

@@ -1,0 +1,138 @@
+"""The end of every run: judge what is missing, figures, results.json, table.md, report.html."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+
+from experiments import config_flags
+from experiments.stages.workdir import Run, about_stages, system
+from grm_jax.benchmarks import Benchmark, load_benchmark
+from grm_jax.data.world import describe as describe_world
+from grm_jax.data.world import make_records
+from grm_jax.evaluation import store
+from grm_jax.evaluation.comparisons import compare_systems
+from grm_jax.evaluation.judging import judge_all
+from grm_jax.evaluation.settings import EvalConfig
+from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.records import write_records
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import make_mesh
+from grm_jax.report.headline import markdown
+from grm_jax.report.report import write_report
+from grm_jax.reward_models.load import Asking, System, describe
+
+SCHEMA = 2
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: it becomes a folder
+
+
+def evaluate(
+    systems: Sequence[System],
+    benchmarks: Sequence[Benchmark],
+    workdir: pathlib.Path,
+    settings: EvalConfig,
+    config: ml_collections.ConfigDict,
+    about: Mapping | None = None,
+) -> dict:
+    """Judge what is missing, write the three files, and return what results.json holds; {} in all
+    processes but the first, which writes. docs/evaluation.md has the schema.
+
+    about: "timings_s", "notes" and "funnel" of a run that trained.
+    """
+    judged = judge_all(systems, benchmarks, workdir / "judgments", settings)
+    if not processes.is_main():
+        return {}
+    figures = compare_systems(
+        benchmarks,
+        judged,
+        settings.ks,
+        draws=settings.bootstrap,
+        seed=settings.seeds[0],
+        min_coverage=settings.min_coverage,
+    )
+    about = {"timings_s": {}, "notes": [], "funnel": {}} | dict(about or {})
+    head = {"schema": SCHEMA, "config": config.to_dict(), "seed": config.get("seed")}
+    results = head | about | figures
+    store.write_json(workdir / "results.json", results)
+    (workdir / "table.md").write_text(markdown(results), encoding="utf-8")
+    write_report(workdir, results, benchmarks, judged, settings.report_items)
+    print(markdown(results))
+    print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
+    return results
+
+
+def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> dict:
+    """`evaluate` systems on the splits of a run."""
+    records = run.workdir / "records"
+    benchmarks = [
+        load_benchmark({"kind": "records", "name": split, "path": str(records / f"{split}.jsonl")})
+        for split in run.evaluation
+    ]
+    about = about_stages(run.workdir)
+    note = run.config.get("note")
+    about["notes"] = ([note] if note else []) + about["notes"]
+    return evaluate(systems, benchmarks, run.workdir, settings, run.config, about)
+
+
+def policies(run: Run) -> list[System]:
+    """The systems of config.eval.systems, guided by the run's Meta RM."""
+    meta, per_order = str(run.folder("meta")), run.config.eval.samples_per_order
+    return [system(run, name, per_order, meta=meta) for name in run.config.eval.systems]
+
+
+def asking_of(config: ml_collections.ConfigDict) -> Asking:
+    """How a config of experiments.evaluate asks all of its systems."""
+    return Asking(
+        mesh=make_mesh(**config.mesh),
+        numerics=config_flags.section(config, "model"),
+        lengths=config_flags.section(config, "lengths"),
+        sampling=config_flags.section(config, "sampling"),
+        templates={name: load_template(path) for name, path in config.templates.items()},
+        samples_per_order=config.eval.samples_per_order,
+    )
+
+
+def systems(config: ml_collections.ConfigDict) -> list[System]:
+    """The systems that a config of experiments.evaluate names. Nothing is loaded."""
+    asking = asking_of(config)
+    described = [describe(dict(spec), asking) for spec in config.systems]
+    remote = [system.name for system in described if system.kind == "remote"]
+    if remote and processes.count() > 1:
+        raise ValueError(
+            f"system {remote[0]!r}: a remote model is asked by one process; this job has "
+            f"{processes.count()}, each of which would pay for it"
+        )
+    return described
+
+
+def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[Benchmark]:
+    """The benchmarks that a config of experiments.evaluate names.
+
+    Beside the kinds of `load_benchmark` there is {"kind": "world", "split", "items", "seed",
+    "name"}: records of the checkable world, which are written to `folder`. Raises ValueError for
+    two of one name and a name that is no folder.
+    """
+    loaded: list[Benchmark] = []
+    for i, spec in enumerate(config.benchmarks):
+        spec = dict(spec)
+        if spec["kind"] == "world":
+            path = folder / f"{spec.get('name', spec['split'])}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            records = make_records(spec["split"], spec["items"], spec.get("seed", 0))
+            processes.on_main(
+                f"records {path.stem}",
+                lambda path=path, records=records: write_records(path, records),
+            )
+            about = describe_world(spec["split"])
+            spec = {"kind": "records", "path": str(path), "name": path.stem, "about": about}
+        benchmark = load_benchmark(spec)
+        names = [other.name for other in loaded]
+        if benchmark.name in names or not NAME.fullmatch(benchmark.name):
+            raise ValueError(
+                f"benchmarks[{i}]: expected a name of its own that can be a folder, got "
+                f"{benchmark.name!r}"
+            )
+        print(f"{benchmark.name} ({benchmark.version}): {len(benchmark.records)} items", flush=True)
+        loaded.append(benchmark)
+    return loaded

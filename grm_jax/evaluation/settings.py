@@ -1,0 +1,64 @@
+"""Settings of an evaluation: how systems are asked, and how figures are taken from the answers."""
+
+import dataclasses
+
+from grm_jax.settings import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, check, growing
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How systems are asked, and how figures are taken from the answers.
+
+    ks: samples in a vote, growing from 1, against which gains are measured.
+    temperature: of everything that is sampled.
+    samples_per_order: consecutive samples that share an order of the responses, and so a prompt;
+        divides the largest k where that is larger.
+    greedy: ask once at temperature 0 too.
+    swap: ask greedily once more with the responses in the reverse order.
+    seeds: of response orders and of sampling; figures are means over them.
+    retry: names of failures to ask again, such as "request_failed".
+    bootstrap: resamples of each interval.
+    report_items: items of each benchmark that can be read in the page; all judgments are on file.
+    min_coverage: share of a benchmark's items that a system has to judge for its figures to stand
+        without a warning.
+    """
+
+    ks: tuple[int, ...]
+    temperature: float
+    samples_per_order: int = 1
+    greedy: bool = True
+    swap: bool = False
+    seeds: tuple[int, ...] = (0,)
+    retry: tuple[str, ...] = ()
+    bootstrap: int = 2000
+    report_items: int = 60
+    min_coverage: float = 0.9
+
+    def __post_init__(self):
+        check(
+            self,
+            {
+                "ks": (
+                    "growing integers from 1, against which gains are measured",
+                    lambda ks: growing(ks) and ks[:1] == (1,),
+                ),
+                "temperature": ABOVE_ZERO,
+                "samples_per_order": POSITIVE,
+                "seeds": ("different integers", lambda seeds: len(set(seeds)) == len(seeds) > 0),
+                "bootstrap": ("at least 100 resamples", lambda x: x >= 100),
+                "report_items": NOT_NEGATIVE,
+                "min_coverage": FRACTION,
+            },
+            [
+                (
+                    "samples_per_order ks",
+                    "a divisor of the largest of ks = {ks}",
+                    lambda count, ks: ks[-1] % min(count, ks[-1]) == 0,
+                ),
+                (
+                    "swap greedy",
+                    "False, as it compares with greedy judgments and greedy is {greedy}",
+                    lambda swap, greedy: greedy or not swap,
+                ),
+            ],
+        )

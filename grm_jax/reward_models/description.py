@@ -1,0 +1,294 @@
+"""What a model folder says of itself, and where a model's folder is.
+
+`grm.json` beside config.json says how the model wants to be asked:
+
+    {"kind": "pointwise_grm",                  one of KINDS
+     "templates": {"pointwise": {"pointwise.jinja": TEXT, "_context.jinja": TEXT, ...}, "single":
+         ...}    by role; the first file is the one that is rendered, the others it includes
+     "answer": "scores",                       what its box holds: `judgment.parsing.ANSWERS`
+     "chat": "gemma",                          the format of turns that its tokenizer writes
+     "lengths": {"prompt": 6144, "completion": 2048}      tokens, as it was trained; null: not said
+     "temperature": 0.5,                       of its samples; null: not said
+     "k_meta": null,                           samples that its Meta RM keeps; null: half of them
+     "meta": "../meta"}                        folder of its Meta RM, from here; null: none
+
+All but "kind" may be left out. Nothing here needs JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grm_jax.judgment.parsing import ANSWERS
+from grm_jax.judgment.prompts import Template, template_from_files
+from grm_jax.settings import POSITIVE, SettingsError, check, one_of
+
+FILE = "grm.json"
+KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
+ROLES = ("pointwise", "single", "judge", "meta")
+CHATS = ("gemma",)
+ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
+TINY_BASE = ASSETS / "tiny_base"
+# "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
+BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
+JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
+# that ids are read from
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """How a model wants to be asked: the fields of grm.json, as the head of this file has them.
+
+    templates: {role: Template}; a mapping of file names to texts becomes one. Raises ValueError
+    with all fields that are wrong.
+    """
+
+    kind: str
+    templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
+    answer: str = "scores"
+    chat: str = "gemma"
+    lengths: Mapping[str, int] | None = None
+    temperature: float | None = None
+    k_meta: int | None = None
+    meta: str | None = None
+
+    def __post_init__(self):
+        check(
+            self,
+            {
+                "kind": one_of(KINDS),
+                "templates": ("templates by role", lambda x: _templates(x) is not None),
+                "answer": one_of(ANSWERS),
+                "chat": one_of(CHATS),
+                "lengths": ('{"prompt": tokens, "completion": tokens}', _are_lengths),
+                "temperature": ("a number > 0, and at most 100", lambda x: 0 < x <= 100),
+                "k_meta": POSITIVE,
+                "meta": ("a path relative to this folder", _is_relative),
+            },
+        )
+        object.__setattr__(self, "templates", _templates(self.templates))
+
+
+def read_description(folder: str | os.PathLike) -> Description | None:
+    """Reads the grm.json of a model folder; None where there is none.
+
+    Raises ValueError, one line for each field that is wrong: the file, the field, what was expected
+    and what was found.
+    """
+    path = pathlib.Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {_short(fields)}")
+    known = [field.name for field in dataclasses.fields(Description)]
+    problems = [
+        f'{path}: field "{name}": unknown; {_nearest(name, known)}'
+        for name in fields
+        if name not in known
+    ]
+    if fields.get("kind") is None:
+        problems.append(f'{path}: field "kind": missing; expected one of {", ".join(KINDS)}')
+    # null is what a field has that is left out
+    stated = {name: value for name, value in fields.items() if name in known and value is not None}
+    try:
+        description = Description(**({"kind": KINDS[0]} | stated))
+    except SettingsError as error:
+        for problem in error.problems:
+            field, _, words = problem.partition(": ")
+            problems.append(f'{path}: field "{field}": {words}')
+    if problems:
+        raise ValueError("\n".join(problems))
+    return description
+
+
+def write_description(folder: str | os.PathLike, description: Description) -> None:
+    """Writes grm.json into a model folder; the file appears whole or not at all."""
+    fields = {
+        field.name: getattr(description, field.name) for field in dataclasses.fields(description)
+    }
+    fields["templates"] = {
+        role: dict(template.files) for role, template in description.templates.items()
+    }
+    fields["lengths"] = None if description.lengths is None else dict(description.lengths)
+    path = pathlib.Path(folder) / FILE
+    partial = path.with_name(f"{FILE}.partial")
+    partial.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> pathlib.Path:
+    """Finds the Hugging Face folder of a model by its name.
+
+    name: "tiny", the trained GRM in the package, or "tiny_base", the base model there; a folder
+    with config.json; the work folder of a run, of whose models the first of `parts` is taken; or a
+    model of the Hugging Face hub, "owner/name", which is downloaded. Raises FileNotFoundError, with
+    all that was tried.
+    """
+    folder = BUILT_IN.get(os.fspath(name), pathlib.Path(name).expanduser())
+    tried = [folder, *(folder / "models" / part for part in parts), *(folder / p for p in parts)]
+    for path in tried:
+        if (path / "config.json").is_file():
+            return path
+    if folder.exists():
+        raise FileNotFoundError(
+            f"{folder}: expected a model folder with config.json, or a work folder with "
+            f"{' or '.join(f'models/{part}' for part in parts)}, found "
+            + (_listing(folder) if folder.is_dir() else "a file")
+        )
+    if name in BUILT_IN:
+        raise FileNotFoundError(f"model {name!r}: this installation has no {folder}")
+    return _from_hub(os.fspath(name))
+
+
+def meta_folder(folder: pathlib.Path, description: Description | None) -> pathlib.Path | None:
+    """Finds the Meta RM that lies beside a model: where its grm.json says, else the folder `meta`
+    beside its folder `grm`; None where there is none.
+
+    Raises FileNotFoundError where grm.json names a folder that is not there.
+    """
+    if description is not None and description.meta is not None:
+        meta = folder / description.meta
+        if not (meta / "config.json").is_file():
+            raise FileNotFoundError(
+                f'{folder / FILE}: field "meta": expected the folder of a Meta RM, found no '
+                f"{meta / 'config.json'}"
+            )
+        return meta
+    beside = folder.absolute().parent / "meta"
+    is_beside = folder.absolute().name == "grm" and (beside / "config.json").is_file()
+    return beside if is_beside else None
+
+
+def content_digest(path: str | os.PathLike) -> dict[str, str]:
+    """Digests of what a model's answers depend on: {"weights", "config", "tokenizer"} of a model
+    folder, as far as it has them; {"file"} of a file.
+
+    The weights are known by the names and sizes of their files and the first and last MiB of each:
+    a retrained model differs in them.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        return {"file": _digest(path)}
+    parts = {
+        "weights": sorted(path.glob("*.safetensors")),
+        "config": [path / "config.json"],
+        "tokenizer": [path / name for name in TOKENIZER_FILES],
+    }
+    present = {part: [file for file in files if file.is_file()] for part, files in parts.items()}
+    return {part: _digest(*files) for part, files in present.items() if files}
+
+
+def template_digest(template: Template) -> str:
+    """A digest of a template's files, names and texts."""
+    return hashlib.sha256(json.dumps(template.files).encode()).hexdigest()[:16]
+
+
+def _digest(*files: pathlib.Path, edge: int = 1 << 20) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(edge if path.suffix == ".safetensors" else -1))
+            file.seek(max(file.tell(), size - edge))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    expected = (
+        f"expected {' or '.join(map(repr, BUILT_IN))}, a model folder, the work folder of a run, "
+        "or a model of the Hugging Face hub (owner/name)"
+    )
+    if not HUB_ID.fullmatch(name):
+        near = difflib.get_close_matches(name, BUILT_IN, n=1)
+        raise FileNotFoundError(
+            f"model {name!r}: no such folder"
+            + (f"; did you mean {near[0]!r}?" if near else f"; {expected}")
+        )
+    import huggingface_hub  # heavy, and most models lie in a folder
+
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+    # whatever keeps a download from succeeding: no network, no such model, no right to read it
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"model {name!r}: no such folder, and the Hugging Face hub gave nothing "
+            f"({type(error).__name__}: {_short(said, 200)}); {expected}. Without a network a "
+            "folder is needed"
+        ) from error
+
+
+def _templates(roles: Mapping[str, Any]) -> dict[str, Template]:
+    """{role: Template} of templates or their files. Raises ValueError, naming the role."""
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise ValueError(f"expected some of the roles {', '.join(ROLES)}, got {unknown[0]!r}")
+    templates = {}
+    for role, files in roles.items():
+        try:
+            templates[role] = files if isinstance(files, Template) else _template(files)
+        except ValueError as error:
+            raise ValueError(f"{role}: {error}") from error
+    return templates
+
+
+def _template(files: Any) -> Template:
+    if not isinstance(files, Mapping) or not files:
+        raise ValueError(f"expected an object of file names and texts, got {_short(files)}")
+    for name, text in files.items():
+        if not isinstance(text, str):
+            raise ValueError(f"expected the text of the file {name!r}, got {_short(text)}")
+        if not _is_text(name + text):
+            raise ValueError(f"file {name!r}: half of a surrogate pair is not text")
+    return template_from_files(files)
+
+
+def _are_lengths(lengths: Mapping[str, Any]) -> bool:
+    return set(lengths) == {"prompt", "completion"} and all(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        for value in lengths.values()
+    )
+
+
+def _is_relative(path: str) -> bool:
+    return path != "" and _is_text(path) and not os.path.isabs(path)
+
+
+def _is_text(text: str) -> bool:
+    return text.encode("utf-8", "ignore").decode() == text
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known)}"
+
+
+def _listing(folder: pathlib.Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return (", ".join(names[:8]) + (", ..." if len(names) > 8 else "")) or "an empty folder"
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = value if isinstance(value, str) and limit > 80 else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,584 @@
+"""From the description of a system in a config to the reward model itself.
+
+    {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
+     "templates": {"pointwise": NAME_OR_FILE, "single", "meta"}, "answer": "scores", or "ten":
+     single responses are scored from 1 to 10, as the paper does on ReaLMistake; "hint": True tells
+     it the best response, as half of rejective sampling does}
+    {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER, "templates": {"judge":
+        NAME_OR_FILE}}
+    {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}    a sequence-classification
+        folder with one label, of ours or public
+    {"name": "pairs", "kind": "pair_rm", "path": FOLDER, "swap_average": False}
+    {"name": "cloud", "kind": "cloud", "path": FOLDER of the head, "critic": FOLDER}
+    {"name": "gpt", "kind": "remote", "base_url": URL, "model": NAME, ...}    further arguments of
+        reward_models.remote.remote_judge
+    {"name": "length", "kind": "length"}, or "random", "constant"
+    {"name": "mine", "kind": "package.module:function"}    function(spec, asking, seed) ->
+        RewardModel
+
+A FOLDER is what `description.model_folder` finds: "tiny", a Hugging Face folder, the work folder of
+a run, a model of the hub. Its grm.json says which templates and answer the model was trained with.
+A system may name the same ones; others are an error. Where a folder has no grm.json, a template
+that a system does not name is that of `Asking`.
+"""
+
+import functools
+import inspect
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from grm_jax.checkpoint.huggingface import load_params
+from grm_jax.judgment.parsing import ANSWERS
+from grm_jax.judgment.prompts import Template, load_template
+from grm_jax.judgment.records import Record
+from grm_jax.models.config import Gemma2Config, Numerics, load_config
+from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
+from grm_jax.naming import resolve
+from grm_jax.parallel.mesh import param_shardings
+from grm_jax.reward_models import baselines, description, pair_rm
+from grm_jax.reward_models import cloud as cloud_module
+from grm_jax.reward_models.description import Description, content_digest
+from grm_jax.reward_models.grm import Prompter
+from grm_jax.reward_models.llm_judge import llm_judge
+from grm_jax.reward_models.meta_rm import add_logits, make_scorer
+from grm_jax.reward_models.pointwise import pointwise_grm
+from grm_jax.reward_models.protocol import RewardModel
+from grm_jax.reward_models.remote import remote_judge
+from grm_jax.reward_models.scalar import load_scalar, scalar_rm
+from grm_jax.sampling.mapped import make_sampler
+from grm_jax.sampling.sampler import SamplingConfig
+from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How all systems of a comparison are asked: devices, numerics, lengths, sampling, and the
+    templates of those whose folder names none.
+
+    samples_per_order: consecutive samples that show the responses in one order. templates_win:
+    whether all are asked by these templates, whatever their folders say, as a run does that trains
+    them.
+    """
+
+    mesh: Mesh
+    numerics: Numerics
+    lengths: Lengths
+    sampling: Sampling
+    templates: Mapping[str, Template]
+    samples_per_order: int = 1
+    templates_win: bool = False
+
+
+class System(NamedTuple):
+    """A reward model that is known, and not loaded.
+
+    name, kind: of its spec. identity: plain JSON with all that the text of a judgment depends on,
+        by content; two systems that are equal in it may share their judgments.
+    load: (seed, rows=None) -> RewardModel; `rows` is asked at once in place of
+        `Asking.sampling.rows`. The weights are loaded by the first call, and stay until `release`.
+    view: from a judgment that `load`'s model gives to this system's own; None where they are the
+        same.
+    accepts: whether it can judge n responses. sampled: whether its samples differ. Both are None
+        where only the loaded model can tell.
+    """
+
+    name: str
+    kind: str
+    identity: dict[str, Any]
+    load: Callable[..., RewardModel]
+    release: Callable[[], None]
+    view: Callable[[dict], dict] | None = None
+    accepts: Callable[[int], bool] | None = None
+    sampled: bool | None = None
+
+
+def describe(spec: Mapping, asking: Asking) -> System:
+    """Checks the spec of a system and says what it is, before any weight is loaded.
+
+    Raises ValueError, naming the system and the field: an unknown or missing field, a folder that
+    is not there or holds another kind of model, a bad grm.json, a template that is not the one
+    which the model was trained with, more positions than the model has.
+    """
+    name, kind = spec["name"], spec["kind"]
+    try:
+        if ":" in kind:
+            found = _own(spec, asking)
+        elif problem := wrong_fields(spec):
+            raise ValueError(problem)
+        else:
+            found = KINDS[kind](spec, asking)
+        identity = json.loads(json.dumps(found.identity, allow_nan=False))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f"system {name!r}: {error}") from error
+    build = functools.cache(found.loader)
+
+    def load(seed: int, rows: int | None = None) -> RewardModel:
+        model = build()(seed, asking.sampling.rows if rows is None else rows)
+        return model._replace(name=name, accepts=found.accepts or model.accepts)
+
+    return System(
+        name, kind, identity, load, build.cache_clear, found.view, found.accepts, found.sampled
+    )
+
+
+def wrong_fields(spec: Mapping) -> str | None:
+    """What is wrong with the kind and the names of a spec's fields; None for kinds of one's own."""
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or (kind not in KINDS and ":" not in kind):
+        return (
+            f'field "kind": expected one of {", ".join(KINDS)}, or package.module:function, got '
+            f"{kind!r}"
+        )
+    if ":" in kind:
+        return None
+    optional, required = FIELDS[kind]
+    missing = [field for field in required if spec.get(field) is None]
+    unknown = [field for field in spec if field not in ("name", "kind", *required, *optional)]
+    if missing:
+        return f"kind {kind!r} needs the field{'s' * (len(missing) > 1)} {', '.join(missing)}"
+    if unknown:
+        return (
+            f"unknown field {unknown[0]!r}; kind {kind!r} has "
+            f"{', '.join((*required, *optional)) or 'no fields'}"
+        )
+    return None
+
+
+def samplers(
+    asking: Asking, model_cfg: Gemma2Config, tokenizer: Tokenizer
+) -> Callable[[float], Callable]:
+    """temperature -> the sampler of a policy; 0 is greedy. One compiled program serves all who
+    sample alike.
+    """
+    sampling, mesh = asking.sampling, None
+    if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and asking.mesh.size > 1):
+        mesh = asking.mesh
+
+    def sampler_of(temperature: float) -> Callable:
+        settings = SamplingConfig(
+            max_new_tokens=asking.lengths.completion,
+            temperature=temperature,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        return _sampler(model_cfg, settings, sampling.sampler, mesh)
+
+    return sampler_of
+
+
+_sampler = functools.cache(make_sampler)
+
+
+def by_probability(judgment: dict) -> dict:
+    """TokenProb's judgment from that of an LLM-as-a-Judge: the winner of a pair scores the
+    probability of its number in place of 1.
+    """
+    if judgment["failure"] is not None:
+        return judgment
+    scores = [
+        sum(pair["probability"] for pair in judgment["pairs"] if pair["chosen"] == i)
+        for i in range(len(judgment["order"]))
+    ]
+    return judgment | {"scores": scores}
+
+
+class _Kind(NamedTuple):
+    """What a kind says of a spec: see `System`. loader: () -> (seed, rows) -> model."""
+
+    identity: dict
+    loader: Callable[[], Callable[[int, int], RewardModel]]
+    accepts: Callable[[int], bool] | None
+    sampled: bool | None
+    view: Callable[[dict], dict] | None = None
+
+
+class _Folder(NamedTuple):
+    """A model folder that was looked at: everything but its tensors."""
+
+    path: pathlib.Path
+    cfg: Gemma2Config
+    description: Description | None
+    architecture: str
+
+    @property
+    def identity(self) -> dict:
+        chat = "gemma" if self.description is None else self.description.chat
+        return content_digest(self.path) | {"chat": chat}
+
+    def params(self, mesh: Mesh) -> dict:
+        shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
+        return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
+
+
+POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that write text
+
+
+def _pointwise(spec, asking) -> _Kind:
+    folder = _folder(spec, "path", asking, POLICIES)
+    answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
+    pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
+    meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
+    meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
+    identity = {
+        "kind": "pointwise_grm",
+        "answer": answer,
+        "templates": _digests(pointwise=pointwise, single=single),
+        "hint": hint,
+        "samples_per_order": asking.samples_per_order,
+        "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
+        **folder.identity,
+        **_asked(asking),
+    }
+
+    def loader():
+        params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
+        prompter = Prompter(tokenizer, pointwise, single, answer)
+        sampler_of = samplers(asking, folder.cfg, tokenizer)
+        guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, rows: model
+
+        def build(seed: int, rows: int) -> RewardModel:
+            model = pointwise_grm(
+                spec["name"],
+                sampler_of,
+                params,
+                prompter,
+                seed=seed,
+                buckets=asking.lengths.buckets,
+                rows=rows,
+                per_order=asking.samples_per_order,
+                hinted=hint,
+            )
+            return guide(model, rows)
+
+        return build
+
+    fewest = 2 if answer == "index" else 1
+    return _Kind(identity, loader, lambda n: n >= fewest, sampled=True)
+
+
+def _judge(spec, asking) -> _Kind:
+    folder = _folder(spec, "path", asking, POLICIES)
+    template = _template(spec, asking, "judge", folder)
+    identity = {
+        "kind": "llm_judge",
+        "answer": "index",
+        "templates": _digests(judge=template),
+        **folder.identity,
+        **_asked(asking),
+    }
+
+    def loader():
+        params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
+        prompter = Prompter(tokenizer, template, template, answer="index")
+        sampler_of = samplers(asking, folder.cfg, tokenizer)
+        return lambda seed, rows: llm_judge(
+            spec["name"],
+            sampler_of,
+            params,
+            prompter,
+            seed=seed,
+            buckets=asking.lengths.buckets,
+            rows=rows,
+        )
+
+    view = by_probability if spec["kind"] == "token_prob" else None
+    return _Kind(identity, loader, lambda n: n >= 2, sampled=True, view=view)
+
+
+def _scalar(spec, asking) -> _Kind:
+    folder = _folder(spec, "path", asking, ("bradley_terry",))
+    identity = {"kind": "scalar", **folder.identity, **_asked(asking)}
+
+    def loader():
+        params, cfg, tokenizer = load_scalar(folder.path, asking.mesh, **_numerics(asking))
+        return lambda seed, rows: scalar_rm(
+            spec["name"], params, cfg, tokenizer, buckets=asking.lengths.sequence_buckets, rows=rows
+        )
+
+    return _Kind(identity, loader, lambda n: n >= 1, sampled=False)
+
+
+def _pair_rm(spec, asking) -> _Kind:
+    folder = _folder(spec, "path", asking, ("pair_rm",))
+    swap_average = spec.get("swap_average", False)
+    identity = {
+        "kind": "pair_rm",
+        "swap_average": swap_average,
+        "templates": _digests(pair=pair_rm.TEMPLATE),
+        **folder.identity,
+        **_asked(asking),
+    }
+
+    def loader():
+        params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
+        return lambda seed, rows: pair_rm.pair_rm(
+            spec["name"],
+            params,
+            folder.cfg,
+            tokenizer,
+            seed=seed,
+            buckets=asking.lengths.sequence_buckets,
+            rows=rows,
+            swap_average=swap_average,
+        )
+
+    return _Kind(identity, loader, lambda n: n >= 2, sampled=False)
+
+
+def _cloud(spec, asking) -> _Kind:
+    head = _folder(spec, "path", asking, ("cloud",))
+    critic = _folder(spec, "critic", asking, POLICIES, ("critic", "grm"))
+    identity = {
+        "kind": "cloud",
+        "critic": critic.identity,
+        "templates": _digests(critic=cloud_module.TEMPLATE),
+        **head.identity,
+        **_asked(asking),
+    }
+
+    def loader():
+        tokenizer = load_tokenizer(critic.path)
+        critic_params, head_params = critic.params(asking.mesh), head.params(asking.mesh)
+        sampler_of = samplers(asking, critic.cfg, tokenizer)
+        return lambda seed, rows: cloud_module.cloud(
+            spec["name"],
+            sampler_of,
+            critic_params,
+            head_params,
+            critic.cfg,
+            tokenizer,
+            seed=seed,
+            buckets=asking.lengths.buckets,
+            sequence_buckets=asking.lengths.sequence_buckets,
+            completion=asking.lengths.completion,
+            rows=rows,
+        )
+
+    return _Kind(identity, loader, lambda n: n >= 1, sampled=True)
+
+
+def _remote(spec, asking) -> _Kind:
+    """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
+    answer = _answer(spec, asking)
+    role = "judge" if answer == "index" else "pointwise"
+    templates = {
+        "template": _template(spec, asking, role),
+        "single_template": _template(spec, asking, "single"),
+    }
+    given = {name: value for name, value in spec.items() if name not in ("kind", "templates")}
+    arguments = {"max_tokens": asking.lengths.completion} | templates | given
+    stated = {
+        name: arguments.get(name, parameter.default)
+        for name, parameter in REMOTE.items()
+        if name not in (*NOT_ANSWERS, *templates, "name", "seed")
+    }
+    identity = {"kind": "remote", "templates": _digests(**templates), **stated}
+    remote_judge(**arguments)  # says what cannot work; nothing is asked
+    fewest = 2 if answer == "index" else 1
+    return _Kind(
+        identity,
+        lambda: lambda seed, rows: remote_judge(**({"seed": seed} | arguments)),
+        lambda n: n >= fewest,
+        sampled=True,
+    )
+
+
+def _baseline(spec, asking) -> _Kind:
+    make = BASELINES[spec["kind"]]
+    return _Kind(
+        {"kind": spec["kind"]},
+        lambda: lambda seed, rows: make(seed),
+        lambda n: n >= 1,
+        sampled=spec["kind"] == "random",
+    )
+
+
+def _own(spec, asking) -> _Kind:
+    """A kind of one's own: what it is, is for its function to say, so its identity is all that the
+    function gets, and the weights of folders that it names.
+    """
+    function = resolve(spec["kind"], {})
+    identity = {name: value for name, value in spec.items() if name != "name"}
+    for field in ("path", "meta", "critic"):
+        if isinstance(spec.get(field), str) and pathlib.Path(spec[field]).is_dir():
+            identity[f"content of {field}"] = content_digest(spec[field])
+    identity |= _asked(asking) | {
+        "templates of the config": _digests(**asking.templates),
+        "samples_per_order": asking.samples_per_order,
+    }
+    return _Kind(
+        identity, lambda: lambda seed, rows: function(dict(spec), asking, seed), None, None
+    )
+
+
+BASELINES = {
+    "length": lambda seed: baselines.length_only(),
+    "random": baselines.random_scores,
+    "constant": lambda seed: baselines.constant(),
+}
+KINDS: dict[str, Callable[[Mapping, Asking], _Kind]] = {
+    "pointwise_grm": _pointwise,
+    "llm_judge": _judge,
+    "token_prob": _judge,
+    "scalar": _scalar,
+    "bradley_terry": _scalar,
+    "pair_rm": _pair_rm,
+    "cloud": _cloud,
+    "remote": _remote,
+    **dict.fromkeys(BASELINES, _baseline),
+}
+SET_HERE = ("name", "base_url", "model", "template", "single_template", "seed")
+REMOTE = dict(inspect.signature(remote_judge).parameters)
+REMOTE_FIELDS = tuple(field for field in REMOTE if field not in SET_HERE)
+# of a remote system: these do not change what it answers
+NOT_ANSWERS = (
+    "base_url",
+    "api_key_env",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "price_per_million",
+)
+FIELDS = {  # kind: (optional, required), beside name and kind
+    "pointwise_grm": (("meta", "templates", "answer", "hint"), ("path",)),
+    "llm_judge": (("templates",), ("path",)),
+    "token_prob": (("templates",), ("path",)),
+    "scalar": ((), ("path",)),
+    "bradley_terry": ((), ("path",)),
+    "pair_rm": (("swap_average",), ("path",)),
+    "cloud": ((), ("path", "critic")),
+    "remote": (("templates", *REMOTE_FIELDS), ("base_url", "model")),
+    **dict.fromkeys(BASELINES, ((), ())),
+}
+
+
+def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
+    """Looks at the folder that a spec names in `field`, which must hold a model of one of `kinds`
+    (of grm.json).
+    """
+    try:
+        path = description.model_folder(spec[field], parts)
+        cfg = load_config(path, **_numerics(asking))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f'field "{field}": {error}') from error
+    architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
+    stated = json.loads((path / "config.json").read_text()).get("architectures")
+    if stated and architecture not in stated:
+        raise ValueError(
+            f'field "{field}": expected a folder with a {architecture}, but '
+            f"{path / 'config.json'} says {', '.join(map(str, stated))}"
+        )
+    said = description.read_description(path)
+    if said is not None and said.kind not in kinds:
+        raise ValueError(
+            f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '
+            f"{path / description.FILE} says {said.kind!r}"
+        )
+    lengths = asking.lengths
+    if lengths.prompt + lengths.completion > cfg.max_positions:
+        raise ValueError(
+            f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
+            f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
+        )
+    return _Folder(path, cfg, said, architecture)
+
+
+def _template(spec, asking, role, *folders: _Folder) -> Template:
+    """The template of a role: what the first of the folders says that has a word on it, which a
+    spec may repeat; else the spec's, else that of `asking`.
+    """
+    if asking.templates_win and role in asking.templates:
+        return asking.templates[role]
+    named = (spec.get("templates") or {}).get(role)
+    own = named if named is None or isinstance(named, Template) else load_template(named)
+    for folder in folders:
+        said = folder.description and folder.description.templates.get(role)
+        if not said:
+            continue
+        if own is not None and own != said:
+            ours, theirs = dict(own.files), dict(said.files)
+            different = sorted(file for file in ours | theirs if ours.get(file) != theirs.get(file))
+            raise ValueError(
+                f'field "templates.{role}": {own.name!r} is asked for, but the model was trained '
+                f"with {said.name!r} of {folder.path / description.FILE}; they differ in "
+                f"{', '.join(different) or 'their order'}. Leave the field out, or change that file"
+            )
+        return said
+    template = asking.templates.get(role) if own is None else own
+    if template is None:
+        raise ValueError(
+            f'field "templates.{role}": missing; expected the name of a template or a file, as no '
+            f"{description.FILE} says which one it is"
+        )
+    return template
+
+
+def _answer(spec, asking, folder: _Folder | None = None) -> str:
+    """What the box holds: the spec's word, else the folder's. A model that writes the number of the
+    best response has no scores to give, and the other way round.
+    """
+    said = folder and folder.description
+    own = said and said.kind == "pointwise_grm" and not asking.templates_win
+    said = said.answer if own else None
+    answer = spec.get("answer") or said or "scores"
+    if answer not in ANSWERS:
+        raise ValueError(f'field "answer": expected one of {", ".join(ANSWERS)}, got {answer!r}')
+    if said and (said == "index") != (answer == "index"):
+        raise ValueError(
+            f'field "answer": {answer!r} is asked for, but the model was trained with {said!r} of '
+            f"{folder.path / description.FILE}"
+        )
+    return answer
+
+
+def _numerics(asking) -> dict:
+    return asking.numerics.resolve(asking.mesh.devices.flat[0].platform)
+
+
+def _asked(asking) -> dict:
+    """What a judgment of any local model depends on, beside its folder and its templates."""
+    return {
+        "dtype": asking.numerics.dtype,
+        "lengths": {"prompt": asking.lengths.prompt, "completion": asking.lengths.completion},
+        "top_p": asking.sampling.top_p,
+        "top_k": asking.sampling.top_k,
+    }
+
+
+def _digests(**templates: Template) -> dict[str, str]:
+    return {role: description.template_digest(template) for role, template in templates.items()}
+
+
+def _meta_guide(
+    meta: _Folder, template: Template, asking: Asking
+) -> Callable[[RewardModel, int], RewardModel]:
+    """Puts the Meta RM's logit beside every sampled judgment that parsed; greedy ones are not voted
+    on.
+    """
+    params, tokenizer = meta.params(asking.mesh), load_tokenizer(meta.path)
+    scorer, buckets = make_scorer(meta.cfg), asking.lengths.sequence_buckets
+
+    def guide(model: RewardModel, rows: int) -> RewardModel:
+        def judge(
+            records: Sequence[Record],
+            samples: Sequence[int] = (0,),
+            temperature: float = 0.0,
+            swapped: bool = False,
+        ) -> Iterator[list[dict]]:
+            by_id = {record.id: record for record in records}
+            for block in model.judge(records, samples, temperature, swapped):
+                if temperature > 0:
+                    add_logits(block, by_id, scorer, params, tokenizer, template, buckets, rows)
+                yield block
+
+        return model._replace(judge=judge)
+
+    return guide

@@ -1,0 +1,229 @@
+"""The loop of a training stage: a state that resumes, batches on the mesh, metrics one step late.
+
+Plain functions around `training.step.make_train_step`. RFT, the Meta RM and the scalar reward
+models are `fit` on examples; RL has a loop of its own and shares `begin` and `save_state`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from grm_jax.checkpoint.state import open_checkpoints, restore_latest, save
+from grm_jax.data.pipeline import make_batches
+from grm_jax.models.config import Gemma2Config
+from grm_jax.models.lora import LoraConfig, merge, start_adapters
+from grm_jax.parallel import processes
+from grm_jax.parallel.mesh import param_shardings, place_batch
+from grm_jax.progress import progress
+from grm_jax.training.metrics import LateMetrics, MetricsLog
+from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from grm_jax.training.state import TrainState, abstract_state, init_state
+from grm_jax.training.step import LossFn, adapted, make_train_step
+
+
+class StageSettings(Protocol):
+    """The settings that every training stage has. Batches count sequences; a batch is cut into
+    batch_size / micro_batch parts, whose gradients add up.
+    """
+
+    learning_rate: float
+    batch_size: int
+    micro_batch: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSetup:
+    """What the training stages of a run share.
+
+    folder: of metrics.jsonl, tensorboard/ and checkpoints/<stage>/. digest: of everything that the
+    result depends on; a checkpoint of another digest is refused. sequence_buckets: lengths that
+    batches are padded to. every, keep: steps between checkpoints, and how many of them stay.
+    """
+
+    folder: pathlib.Path
+    mesh: Mesh
+    model_cfg: Gemma2Config
+    optimizer: OptimizerConfig
+    lora: LoraConfig
+    seed: int
+    sequence_buckets: tuple[int, ...]
+    every: int
+    keep: int
+    digest: str
+    sinks: tuple[str, ...] = ("jsonl", "tensorboard")
+
+
+class Training(NamedTuple):
+    """A stage that is ready to go on: its jitted step, schedule, checkpoints, state, and what was
+    saved beside the state ({} at first).
+
+    params_of: state -> the model's parameters. With adapters the state holds these alone, and they
+        are merged into the frozen weights.
+    """
+
+    step: Callable[[TrainState, dict], tuple[TrainState, dict]]
+    params_of: Callable[[TrainState], dict]
+    learning_rate: optax.Schedule
+    checkpoints: Any
+    state: TrainState
+    extra: dict
+
+
+class Trained(NamedTuple):
+    """What a stage leaves: the model's parameters, and the adapters that are merged into them, or
+    None.
+    """
+
+    params: dict
+    adapters: dict | None
+
+
+def make_step(
+    setup: TrainSetup, params: dict, loss_fn: LossFn, settings: StageSettings, updates: int
+) -> tuple[Callable, optax.Schedule, optax.GradientTransformation, TrainState]:
+    """Make (jitted step, learning-rate schedule, optimizer, state as ShapeDtypeStructs laid over
+    the mesh) of a training stage.
+
+    `params` may be arrays or ShapeDtypeStructs: nothing is computed, so what is planned
+    (planning/programs.py) is what is run.
+    """
+    optimizer, schedule = make_optimizer(setup.optimizer, settings.learning_rate, updates)
+    abstract = abstract_state(params, optimizer)
+    shardings = param_shardings(setup.mesh, abstract)
+    parts = settings.batch_size // settings.micro_batch
+    step = make_train_step(loss_fn, optimizer, parts, shardings)
+    placed = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        abstract,
+        shardings,
+    )
+    return step, schedule, optimizer, placed
+
+
+def begin(
+    setup: TrainSetup,
+    stage: str,
+    params: dict,
+    loss_fn: LossFn,
+    settings: StageSettings,
+    updates: int,
+    donate: bool = False,
+) -> Training:
+    """Make a new training state from `params`, or restore the last one that this stage saved.
+
+    updates: in all, for the schedule. donate: `params` are the state's from now on, and deleted;
+    without it they stay on the devices beside it, as RL's reference must. With lora.rank > 0
+    `params` stay as they are and adapters beside them are trained (models/lora.py).
+    """
+    # what is trained: all weights, or adapters beside frozen ones
+    frozen, merged, lora = None, None, setup.lora
+    if lora.rank:
+        donate, frozen = False, params
+        merged = jax.jit(
+            lambda frozen, adapters: merge(frozen, adapters, lora.scale),
+            out_shardings=param_shardings(setup.mesh, frozen),
+        )
+        key = jax.random.key(setup.seed)
+        params = start_adapters(setup.model_cfg, lora, frozen, key)
+        loss_fn = adapted(loss_fn, lora.scale)
+
+    def params_of(state: TrainState) -> dict:
+        return state.params if merged is None else merged(frozen, state.params)
+
+    step, schedule, optimizer, placed = make_step(setup, params, loss_fn, settings, updates)
+    step = functools.partial(step, frozen=frozen)
+    # where this stage was
+    checkpoints = open_checkpoints(setup.folder / "checkpoints" / stage, setup.keep)
+    restored = restore_latest(checkpoints, placed, setup.digest)
+    if restored is None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, placed)
+        state = init_state(params, optimizer, shardings, donate)
+        return Training(step, params_of, schedule, checkpoints, state, {})
+    if donate:
+        jax.tree.map(lambda x: x.delete(), params)
+    print(f"{stage}: goes on from update {int(restored[0].step)} of {updates}", flush=True)
+    return Training(step, params_of, schedule, checkpoints, *restored)
+
+
+def save_state(setup: TrainSetup, training: Training, state: TrainState, extra: dict) -> None:
+    """Write a checkpoint of the state, with what the loop needs beside it (JSON-able)."""
+    save(training.checkpoints, int(state.step), state, extra, setup.digest)
+
+
+def leave(training: Training, stage: str, state: TrainState) -> None:
+    """End this process, as SIGTERM asked, once the checkpoint just begun is on disk."""
+    training.checkpoints.close()
+    processes.leave(f"{stage}, saved behind update {int(state.step)}")
+
+
+def finish(setup: TrainSetup, training: Training, state: TrainState) -> Trained:
+    """Close the checkpoints of a stage that is done, and give what it trained."""
+    training.checkpoints.close()
+    return Trained(training.params_of(state), state.params if setup.lora.rank else None)
+
+
+def fit(
+    setup: TrainSetup,
+    stage: str,
+    params: dict,
+    loss_fn: LossFn,
+    sources: Mapping[str, Sequence[dict]],
+    weights: Mapping[str, float],
+    settings: StageSettings,
+) -> Trained:
+    """Minimize `loss_fn` over examples drawn from `sources` by weight. `params` are donated (see
+    `begin`).
+
+    Examples hold "id" and the fields of the loss's batch without "normalizer"; fields of positions
+    have names that end in "positions".
+    """
+    first_example = next(iter(sources.values()))[0]
+    positions = [name for name in first_example if name.endswith("positions")]
+    batches = make_batches(
+        sources,
+        batch_size=settings.batch_size,
+        seed=setup.seed,
+        buckets=setup.sequence_buckets,
+        weights=weights,
+        pad_values=dict.fromkeys(positions, -1),
+    )
+    training = begin(setup, stage, params, loss_fn, settings, settings.steps, donate=True)
+    late, state, first = LateMetrics(), training.state, int(training.state.step)
+    if training.extra:
+        batches.set_state(training.extra["batches"])
+    with (
+        MetricsLog(setup.folder, stage, first) as log,
+        progress(stage, settings.steps, done=first) as advance,
+        processes.stop_signal() as stopped,
+    ):
+
+        def write(rows):
+            for step, row in rows:
+                log.write(step, row | {"learning_rate": float(training.learning_rate(step))})
+                advance(loss=row["loss"])
+
+        for step in range(first, settings.steps):
+            # a batch, the same in every process; each device takes its rows
+            host = next(batches)
+            ids, valid = host.pop("id"), host.pop("valid")
+            host.setdefault("mask", valid)
+            tokens = sum(int((host[name] >= 0).sum()) for name in positions)
+            # the update; the metrics that are written are those of the step before
+            state, metrics = training.step(state, place_batch(setup.mesh, host))
+            write(late.push(step, metrics, ids, tokens=tokens))
+            # a checkpoint, now and then and where the process is asked to end
+            stop = stopped()
+            if stop or (step + 1) % setup.every == 0:
+                write(late.flush())
+                save_state(setup, training, state, {"batches": batches.get_state()})
+            if stop:
+                leave(training, stage, state)
+        write(late.flush())
+    return finish(setup, training, state)

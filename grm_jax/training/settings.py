@@ -1,0 +1,133 @@
+"""Settings of the stages that train."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig
+from grm_jax.settings import (
+    ABOVE_ZERO,
+    POSITIVE,
+    Relation,
+    Rule,
+    SettingsError,
+    check,
+    find_problems,
+    function_in,
+    one_of,
+)
+
+FIT_RULES: dict[str, Rule] = {"learning_rate": ABOVE_ZERO, "batch_size micro_batch steps": POSITIVE}
+FIT_RELATIONS: list[Relation] = [
+    (
+        "batch_size micro_batch",
+        "a multiple of micro_batch = {micro_batch}",
+        lambda batch, micro_batch: batch % micro_batch == 0,
+    )
+]
+LOSS_FIELDS = ("beta", "kl", "kl_in", "clip_low", "clip_high", "aggregation", "zero_variance")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How a stage trains, whatever its loss.
+
+    learning_rate: peak of the schedule. batch_size: rows of one update. micro_batch: rows on all
+    devices at once; the gradients of batch_size / micro_batch of them add up. steps: batches.
+    """
+
+    learning_rate: float
+    batch_size: int
+    micro_batch: int
+    steps: int
+
+    def __post_init__(self):
+        check(self, FIT_RULES, FIT_RELATIONS)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of the whole stage."""
+        return self.steps
+
+    def check_shares(self, stage: str, shares: int) -> None:
+        """Raises ValueError unless a mesh can split every micro-batch into so many shares."""
+        if self.micro_batch % shares:
+            raise ValueError(
+                f"{stage}.micro_batch: expected a multiple of replica x fsdp = {shares}, over "
+                f"which every micro-batch is split, got {self.micro_batch}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RlConfig(FitConfig):
+    """How rule-based online RL trains (arXiv 2504.02495, 3.2).
+
+    loss, advantage, reward: functions by name (`grm_jax.losses`, `judgment.rules.REWARDS`), or as
+        package.module:function. loss_args: the loss's own settings, by keyword.
+    beta, kl, kl_in, clip_low, clip_high, aggregation, zero_variance: see `LossConfig`.
+    group_size: rollouts of one prompt. batch_size counts rollouts.
+    temperature: of the rollouts, and of the policy's log-probabilities.
+    old_logp: whose log-probabilities are those before the update, the "trainer"'s or the
+        "sampler"'s, which takes one forward pass less.
+    updates_per_rollout: optimizer updates on each batch of rollouts.
+    drop_easy_prompts: leave out the prompts whose unhinted RFT samples are all correct.
+    """
+
+    group_size: int
+    loss: str = "grpo"
+    loss_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reward: str = "rule"
+    advantage: str = "group"
+    aggregation: str | None = None
+    kl: str = "k3"
+    kl_in: str = "loss"
+    beta: float = 0.08
+    clip_low: float | None = None
+    clip_high: float | None = None
+    zero_variance: str = "keep"
+    old_logp: str = "trainer"
+    updates_per_rollout: int = 1
+    temperature: float = 1.0
+    drop_easy_prompts: bool = True
+
+    def __post_init__(self):
+        problems = find_problems(
+            self,
+            FIT_RULES
+            | {
+                "group_size": ("an integer of at least 2", lambda x: x >= 2),
+                "loss": function_in(LOSSES),
+                "advantage": function_in(ADVANTAGES),
+                "old_logp": one_of(("trainer", "sampler")),
+                "updates_per_rollout": POSITIVE,
+                "temperature": ABOVE_ZERO,
+            },
+            [
+                *FIT_RELATIONS,
+                (
+                    "batch_size group_size",
+                    "a multiple of group_size = {group_size}, as it counts rollouts",
+                    lambda batch, group: batch % group == 0,
+                ),
+            ],
+        )
+        # what the loss reads is checked by its own settings, where it has the right type
+        wrong = {problem.split(":")[0] for problem in problems}
+        try:
+            LossConfig(**{name: getattr(self, name) for name in LOSS_FIELDS if name not in wrong})
+        except ValueError as error:
+            problems += str(error).splitlines()
+        if problems:
+            raise SettingsError(type(self).__name__, problems)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates of the whole stage."""
+        return self.steps * self.updates_per_rollout
+
+    def loss_config(self, max_length: int | None = None) -> LossConfig:
+        """The settings that the loss shares with the KL penalty and the mask; max_length: tokens
+        of the longest completion.
+        """
+        fields = {name: getattr(self, name) for name in LOSS_FIELDS}
+        return LossConfig(max_length=max_length, **fields)
