@@ -1,5 +1,6 @@
-"""Hugging Face Gemma-2 folders in and out: `config.json`, one `model.safetensors` or several with
-an index, tokenizer files. No torch.
+"""Reads and writes Hugging Face Gemma-2 folders: config, safetensors, tokenizer files. No torch.
+
+`config.json`, one `model.safetensors` or several with an index, tokenizer files.
 
 Reading is lazy: each device's shard is filled from the slices of the files that it covers, and a
 slice that several devices of this process hold is read once. The layers of a stacked parameter are
@@ -76,15 +77,16 @@ def load_params(
     dtype: str = "float32",
     architecture: str = CAUSAL_LM,
 ) -> dict:
-    """Parameters of a Hugging Face folder as a nested dict of jax arrays. Each process reads what
-    its own devices hold.
+    """Reads the parameters of a Hugging Face folder as a nested dict of jax arrays.
+
+    Each process reads what its own devices hold.
 
     Args:
       folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files
-          it names.
+        it names.
       cfg: architecture; from `load_config(folder)`, with overrides if wanted.
-      shardings: tree of the same structure with a Sharding per parameter
-          (`sharding.param_shardings`), or None: one device.
+      shardings: tree of the same structure with a Sharding per parameter (`mesh.param_shardings`),
+        or None: one device.
       dtype: of the result, whatever the files hold (float32, bfloat16 or float16).
       architecture: CAUSAL_LM, or SCALAR for {"backbone", "score"}.
 
@@ -195,8 +197,9 @@ def _row_writer(devices: tuple[jax.Device, ...]) -> tuple[NamedSharding, Callabl
 
 
 def open_safetensors(path: pathlib.Path) -> Any:
-    """`safe_open` whose errors name the file; FileNotFoundError, or ValueError where it is cut off
-    or something else.
+    """Opens a file as `safe_open` does, with errors that name it.
+
+    Raises FileNotFoundError, or ValueError where it is cut off or something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -320,8 +323,9 @@ def save_folder(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
-    """Writes a folder that `transformers` and `load_params` read: all of it or nothing (written
-    aside, then renamed).
+    """Writes a folder that `transformers` and `load_params` read: all of it or nothing.
+
+    It is written aside, then renamed.
 
     Args:
       folder: absent, empty, or a model folder (has config.json), which is replaced.
@@ -329,7 +333,7 @@ def save_folder(
         several processes, all of them call this: tensor after tensor is gathered, and process 0
         writes. The others come back earlier: `processes.barrier` before they read.
       tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids
-          are stated in config.json.
+        are stated in config.json.
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: a larger model goes into several files with an index; one tensor is never
         split. The host holds one such file and one tensor.

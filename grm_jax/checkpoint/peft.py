@@ -1,5 +1,6 @@
-"""LoRA adapters as a folder of the peft library: adapter_config.json and adapter_model.safetensors.
-No torch, no peft.
+"""Reads and writes LoRA adapters as a folder of the peft library. No torch, no peft.
+
+adapter_config.json and adapter_model.safetensors.
 """
 
 import json
@@ -28,10 +29,10 @@ def save_adapters(
     lora: LoraConfig,
     base: str | os.PathLike,
 ) -> None:
-    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`: all of
-    it or nothing. An adapter folder is replaced.
+    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`.
 
-    Of several processes all call this, and process 0 writes.
+    All of it or nothing. An adapter folder is replaced. Of several processes all call this, and
+    process 0 writes.
     """
     tensors = {}
     for path, leaf in flatten_dict(adapters, sep="/").items():
@@ -82,7 +83,7 @@ def save_adapters(
 
 
 def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, LoraConfig]:
-    """(adapters, config) of such a folder, as numpy arrays.
+    """Reads such a folder: (adapters as numpy arrays, config).
 
     Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is
     missing, left over, or of another shape.

@@ -1,5 +1,6 @@
-"""Fabricated runs for the tests of the evaluation: invented judgments with the shape of a real run,
-never measured by a model.
+"""Fabricates runs for the tests of the evaluation: invented judgments, never measured by a model.
+
+They have the shape of a real run.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ HOSTILE = (
 
 
 def records(split: str, items: int, seed: int = 0) -> list[dict]:
-    """`items` preference records in the JSONL schema, the first one full of markup that a page must
-    not run.
+    """Makes `items` preference records in the JSONL schema.
+
+    The first one is full of markup that a page must not run.
     """
     rng = random.Random(f"{split}{seed}")
     found = []
