@@ -77,7 +77,7 @@ def make_sampler(
     jitted = jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows)
     return _padded(
         lambda params, *arrays: jitted(
-            params, *place_batch(mesh, dict(enumerate(arrays))).values()
+            params, *place_batch(mesh, {str(i): array for i, array in enumerate(arrays)}).values()
         ),
         shares(mesh),
     )

@@ -8,6 +8,7 @@ alone: see `sample_key` and `choose_tokens`.
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,7 +158,7 @@ def start(
     prompts_PT: jax.Array,
     lengths_P: jax.Array,
     keys_Pk2: jax.Array,
-) -> tuple[dict, dict]:
+) -> tuple[dict, dict[str, Any]]:
     """Prefills and chooses the first token of every row.
 
     Returns (prefix, state); row p * k + j is sample j of prompt p.
@@ -244,10 +245,9 @@ def sample(
 
     unfinished = _unfinished(state, together)
     for size in cache_sizes(scfg.max_new_tokens):
+        state["suffix"] = grow_suffix(cfg, state["suffix"], size)
         state, unfinished = jax.lax.while_loop(
-            lambda carry, size=size: (carry[0]["step"] < size) & carry[1],
-            step,
-            (state | {"suffix": grow_suffix(cfg, state["suffix"], size)}, unfinished),
+            lambda carry, size=size: (carry[0]["step"] < size) & carry[1], step, (state, unfinished)
         )
     P, k = keys_Pk2.shape[:2]
     return {
