@@ -5,8 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 
 import ml_collections
-from grm_jax.evaluation.settings import EvalConfig
-from grm_jax.reward_models.load import Asking, System, describe
 
 from experiments import config_flags
 from experiments.stages.workdir import Run, about_stages, system
@@ -15,12 +13,14 @@ from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
 from grm_jax.evaluation.comparison import compare_systems
 from grm_jax.evaluation.judging import judge_all
+from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import write_records
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh
+from grm_jax.report.comparison_report import write_report
 from grm_jax.report.comparison_table import markdown
-from grm_jax.report.report import write_report
+from grm_jax.reward_models.load import Asking, System, describe
 
 SCHEMA = 2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: it becomes a folder
@@ -71,21 +71,25 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
 
 def policies(run: Run) -> list[System]:
     """The systems of config.eval.systems, guided by the run's Meta RM."""
-    meta = str(run.workdir / "models" / "meta")
-    return [system(run, name, meta=meta) for name in run.config.eval.systems]
+    meta, per_order = str(run.folder("meta")), run.config.eval.samples_per_order
+    return [system(run, name, per_order, meta=meta) for name in run.config.eval.systems]
 
 
-def systems(config: ml_collections.ConfigDict) -> list[System]:
-    """The systems that a config of experiments.evaluate names. Nothing is loaded."""
-    mesh = make_mesh(**config.mesh)
-    asking = Asking(
-        mesh=mesh,
+def asking_of(config: ml_collections.ConfigDict) -> Asking:
+    """How a config of experiments.evaluate asks all of its systems."""
+    return Asking(
+        mesh=make_mesh(**config.mesh),
         numerics=config_flags.section(config, "model"),
         lengths=config_flags.section(config, "lengths"),
         sampling=config_flags.section(config, "sampling"),
         templates={name: load_template(path) for name, path in config.templates.items()},
         samples_per_order=config.eval.samples_per_order,
     )
+
+
+def systems(config: ml_collections.ConfigDict) -> list[System]:
+    """The systems that a config of experiments.evaluate names. Nothing is loaded."""
+    asking = asking_of(config)
     described = [describe(dict(spec), asking) for spec in config.systems]
     remote = [system.name for system in described if system.kind == "remote"]
     if remote and processes.count() > 1:

@@ -30,13 +30,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
-from grm_jax.compile_cache import enable_compile_cache
-from grm_jax.reward_models.description import Description, write_description
-from grm_jax.reward_models.load import Asking, System, content_digest, describe
 
 from experiments import config_flags
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
+from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.data.examples import best_responses
 from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.data.world import make_instructions, make_records
@@ -49,7 +47,14 @@ from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings, shares
+from grm_jax.reward_models.description import (
+    Description,
+    content_digest,
+    template_digest,
+    write_description,
+)
 from grm_jax.reward_models.grm import Prompter, split_by_length
+from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 from grm_jax.training.loop import Trained, TrainSetup
 
@@ -128,7 +133,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         lengths=lengths,
         sampling=config_flags.section(config, "sampling"),
         templates=templates,
-        samples_per_order=config.eval.get("samples_per_order", 1),
+        templates_win=True,
     )
     # the records, those of the test splits kept apart from training
     records, left_out = {}, {}
@@ -225,10 +230,11 @@ def about_stages(workdir: pathlib.Path) -> dict:
 # ---- models
 
 
-def system(run: Run, policy: str, **fields) -> System:
+def system(run: Run, policy: str, samples_per_order: int = 1, **fields) -> System:
     """A policy of this run as a system that judges; `fields` are those of its spec."""
     spec = {"name": policy, "kind": "pointwise_grm", "path": str(run.folder(policy))}
-    return describe(spec | {"answer": run.config.answer} | fields, run.asking)
+    asking = dataclasses.replace(run.asking, samples_per_order=samples_per_order)
+    return describe(spec | {"answer": run.config.answer} | fields, asking)
 
 
 def load_policy(run: Run, name: str) -> dict:
@@ -278,14 +284,19 @@ def save_model(
 
 
 def _description(run: Run, kind: str, **described) -> Description:
-    roles = {"meta_rm": ("meta",), "pointwise_grm": ("pointwise", "single")}.get(kind, ())
-    lengths = run.asking.lengths
+    templates, lengths = run.asking.templates, run.asking.lengths
+    roles = {"meta_rm": {"meta": "meta"}}.get(kind, {})
+    if kind == "pointwise_grm" and run.config.answer == "index":
+        kind, roles = "llm_judge", {"judge": "pointwise"}
+    elif kind == "pointwise_grm":
+        roles = {"pointwise": "pointwise", "single": "single"}
     return Description(
         kind=kind,
-        templates={role: dict(run.asking.templates[role].files) for role in roles},
+        templates={role: templates[name] for role, name in roles.items()},
         answer=run.config.answer,
         lengths={"prompt": lengths.prompt, "completion": lengths.completion},
-        **{"temperature": run.config.eval.get("temperature")} | described,
+        temperature=run.config.eval.get("temperature"),
+        **described,
     )
 
 
@@ -376,15 +387,13 @@ def _refuse_leaks(records: Mapping[str, Sequence[Record]]) -> None:
 
 def _inputs(config, templates, train: Sequence[Record], general: Sequence[dict]) -> dict:
     """Digests of what training reads, by content, whatever the files are called."""
-    model = {"random_init": "seed"}
-    if config.model.random_init is None:
-        model = content_digest(config_flags.model_folder(config))
-    tokenizer = config_flags.tokenizer_path(config)
+    folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
     return {
         "data.train": _digest([store.record_digest(record) for record in train]),
         "data.general": _digest(list(general)),
-        "templates": {name: _digest(list(t.files)) for name, t in templates.items()},
-        "model": model,
+        "templates": {name: template_digest(template) for name, template in templates.items()},
+        # a model that is drawn at random is a function of the config
+        "model": {} if folder is None else content_digest(folder),
         "tokenizer": content_digest(tokenizer),
     }
 

@@ -70,6 +70,7 @@ def judge_all(
             benchmark.name: _judge(system, benchmark, place / benchmark.name, settings)
             for benchmark in benchmarks
         }
+        system.release()  # the weights of one system at a time
     return judged
 
 

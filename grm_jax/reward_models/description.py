@@ -36,12 +36,19 @@ KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "c
 ROLES = ("pointwise", "single", "judge", "meta")
 CHATS = ("gemma",)
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
+TINY_BASE = ASSETS / "tiny_base"
 # "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
-BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": ASSETS / "tiny_base"}
+BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
 JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
-TOKENIZER_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # beside the tokenizer
+# that ids are read from
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,34 +179,23 @@ def meta_folder(folder: pathlib.Path, description: Description | None) -> pathli
     return beside if is_beside else None
 
 
-def weights_fingerprint(folder: pathlib.Path, edge: int = 1 << 20) -> str:
-    """A digest of the weight files: their names and sizes, and the first and last MiB of each. A
-    retrained model differs in them.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(edge))
-            file.seek(max(edge, size - edge))
-            digest.update(file.read(edge))
-    return digest.hexdigest()[:16]
+def content_digest(path: str | os.PathLike) -> dict[str, str]:
+    """Digests of what a model's answers depend on: {"weights", "config", "tokenizer"} of a model
+    folder, as far as it has them; {"file"} of a file.
 
-
-def tokenizer_digest(folder: pathlib.Path) -> str:
-    """A digest of the bytes of a tokenizer's files. `load_tokenizer` may read ids from config.json
-    as well.
+    The weights are known by the names and sizes of their files and the first and last MiB of each:
+    a retrained model differs in them.
     """
-    main = next(
-        (n for n in ("tokenizer.json", "tokenizer.model") if (folder / n).is_file()),
-        "tokenizer.json",
-    )
-    digest = hashlib.sha256()
-    for name in (main, *TOKENIZER_FILES):
-        if (folder / name).is_file():
-            digest.update(f"{name}\n".encode() + (folder / name).read_bytes())
-    return digest.hexdigest()[:16]
+    path = pathlib.Path(path)
+    if path.is_file():
+        return {"file": _digest(path)}
+    parts = {
+        "weights": sorted(path.glob("*.safetensors")),
+        "config": [path / "config.json"],
+        "tokenizer": [path / name for name in TOKENIZER_FILES],
+    }
+    present = {part: [file for file in files if file.is_file()] for part, files in parts.items()}
+    return {part: _digest(*files) for part, files in present.items() if files}
 
 
 def template_digest(template: Template) -> str:
@@ -207,9 +203,16 @@ def template_digest(template: Template) -> str:
     return hashlib.sha256(json.dumps(template.files).encode()).hexdigest()[:16]
 
 
-def file_digest(path: pathlib.Path) -> str:
-    """A digest of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def _digest(*files: pathlib.Path, edge: int = 1 << 20) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(edge if path.suffix == ".safetensors" else -1))
+            file.seek(max(file.tell(), size - edge))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def _from_hub(name: str) -> pathlib.Path:

@@ -2,7 +2,8 @@
 
     {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
      "templates": {"pointwise": NAME_OR_FILE, "single", "meta"}, "answer": "scores", or "ten":
-     single responses are scored from 1 to 10, as the paper does on ReaLMistake}
+     single responses are scored from 1 to 10, as the paper does on ReaLMistake; "hint": True tells
+     it the best response, as half of rejective sampling does}
     {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER, "templates": {"judge":
         NAME_OR_FILE}}
     {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}    a sequence-classification
@@ -41,7 +42,7 @@ from grm_jax.naming import resolve
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import baselines, description, pair_rm
 from grm_jax.reward_models import cloud as cloud_module
-from grm_jax.reward_models.description import Description
+from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.llm_judge import llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
@@ -60,7 +61,9 @@ class Asking:
     """How all systems of a comparison are asked: devices, numerics, lengths, sampling, and the
     templates of those whose folder names none.
 
-    samples_per_order: consecutive samples that show the responses in one order.
+    samples_per_order: consecutive samples that show the responses in one order. templates_win:
+    whether all are asked by these templates, whatever their folders say, as a run does that trains
+    them.
     """
 
     mesh: Mesh
@@ -69,6 +72,7 @@ class Asking:
     sampling: Sampling
     templates: Mapping[str, Template]
     samples_per_order: int = 1
+    templates_win: bool = False
 
 
 class System(NamedTuple):
@@ -77,7 +81,7 @@ class System(NamedTuple):
     name, kind: of its spec. identity: plain JSON with all that the text of a judgment depends on,
         by content; two systems that are equal in it may share their judgments.
     load: (seed, rows=None) -> RewardModel; `rows` is asked at once in place of
-        `Asking.sampling.rows`. The weights are loaded by the first call.
+        `Asking.sampling.rows`. The weights are loaded by the first call, and stay until `release`.
     view: from a judgment that `load`'s model gives to this system's own; None where they are the
         same.
     accepts: whether it can judge n responses. sampled: whether its samples differ. Both are None
@@ -88,6 +92,7 @@ class System(NamedTuple):
     kind: str
     identity: dict[str, Any]
     load: Callable[..., RewardModel]
+    release: Callable[[], None]
     view: Callable[[dict], dict] | None = None
     accepts: Callable[[int], bool] | None = None
     sampled: bool | None = None
@@ -117,21 +122,9 @@ def describe(spec: Mapping, asking: Asking) -> System:
         model = build()(seed, asking.sampling.rows if rows is None else rows)
         return model._replace(name=name, accepts=found.accepts or model.accepts)
 
-    return System(name, kind, identity, load, found.view, found.accepts, found.sampled)
-
-
-def load_reward_model(spec: Mapping, asking: Asking, seed: int = 0) -> RewardModel:
-    """Loads the model of a spec, which gives the system's own judgments. Raises as `describe`."""
-    system = describe(spec, asking)
-    model = system.load(seed)
-    if system.view is None:
-        return model
-
-    def judge(*args, **kwargs) -> Iterator[list[dict]]:
-        for block in model.judge(*args, **kwargs):
-            yield [system.view(judgment) for judgment in block]
-
-    return model._replace(judge=judge)
+    return System(
+        name, kind, identity, load, build.cache_clear, found.view, found.accepts, found.sampled
+    )
 
 
 def wrong_fields(spec: Mapping) -> str | None:
@@ -157,25 +150,28 @@ def wrong_fields(spec: Mapping) -> str | None:
     return None
 
 
-def sampler_of(
-    cfg: Gemma2Config, tokenizer: Tokenizer, asking: Asking, temperature: float
-) -> Callable:
-    """The sampler of a policy at a temperature; 0 is greedy. One compiled program serves all who
+def samplers(
+    asking: Asking, model_cfg: Gemma2Config, tokenizer: Tokenizer
+) -> Callable[[float], Callable]:
+    """temperature -> the sampler of a policy; 0 is greedy. One compiled program serves all who
     sample alike.
     """
-    sampling = asking.sampling
-    settings = SamplingConfig(
-        max_new_tokens=asking.lengths.completion,
-        temperature=temperature,
-        stop_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-    )
-    over_mesh = sampling.sampler == "shard_map" or (
-        sampling.sampler == "jit" and asking.mesh.size > 1
-    )
-    return _sampler(cfg, settings, sampling.sampler, asking.mesh if over_mesh else None)
+    sampling, mesh = asking.sampling, None
+    if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and asking.mesh.size > 1):
+        mesh = asking.mesh
+
+    def sampler_of(temperature: float) -> Callable:
+        settings = SamplingConfig(
+            max_new_tokens=asking.lengths.completion,
+            temperature=temperature,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        return _sampler(model_cfg, settings, sampling.sampler, mesh)
+
+    return sampler_of
 
 
 _sampler = functools.cache(make_sampler)
@@ -214,12 +210,8 @@ class _Folder(NamedTuple):
 
     @property
     def identity(self) -> dict:
-        return {
-            "weights": description.weights_fingerprint(self.path),
-            "config": description.file_digest(self.path / "config.json"),
-            "tokenizer": description.tokenizer_digest(self.path),
-            "chat": "gemma" if self.description is None else self.description.chat,
-        }
+        chat = "gemma" if self.description is None else self.description.chat
+        return content_digest(self.path) | {"chat": chat}
 
     def params(self, mesh: Mesh) -> dict:
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
@@ -231,7 +223,7 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 
 def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
-    answer = _answer(spec, folder)
+    answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
     meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
     meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
@@ -239,6 +231,7 @@ def _pointwise(spec, asking) -> _Kind:
         "kind": "pointwise_grm",
         "answer": answer,
         "templates": _digests(pointwise=pointwise, single=single),
+        "hint": hint,
         "samples_per_order": asking.samples_per_order,
         "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
         **folder.identity,
@@ -248,19 +241,20 @@ def _pointwise(spec, asking) -> _Kind:
     def loader():
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
-        samplers = functools.partial(sampler_of, folder.cfg, tokenizer, asking)
+        sampler_of = samplers(asking, folder.cfg, tokenizer)
         guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, rows: model
 
         def build(seed: int, rows: int) -> RewardModel:
             model = pointwise_grm(
                 spec["name"],
-                samplers,
+                sampler_of,
                 params,
                 prompter,
                 seed=seed,
                 buckets=asking.lengths.buckets,
                 rows=rows,
                 per_order=asking.samples_per_order,
+                hinted=hint,
             )
             return guide(model, rows)
 
@@ -284,10 +278,10 @@ def _judge(spec, asking) -> _Kind:
     def loader():
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, template, template, answer="index")
-        samplers = functools.partial(sampler_of, folder.cfg, tokenizer, asking)
+        sampler_of = samplers(asking, folder.cfg, tokenizer)
         return lambda seed, rows: llm_judge(
             spec["name"],
-            samplers,
+            sampler_of,
             params,
             prompter,
             seed=seed,
@@ -353,10 +347,10 @@ def _cloud(spec, asking) -> _Kind:
     def loader():
         tokenizer = load_tokenizer(critic.path)
         critic_params, head_params = critic.params(asking.mesh), head.params(asking.mesh)
-        samplers = functools.partial(sampler_of, critic.cfg, tokenizer, asking)
+        sampler_of = samplers(asking, critic.cfg, tokenizer)
         return lambda seed, rows: cloud_module.cloud(
             spec["name"],
-            samplers,
+            sampler_of,
             critic_params,
             head_params,
             critic.cfg,
@@ -373,7 +367,7 @@ def _cloud(spec, asking) -> _Kind:
 
 def _remote(spec, asking) -> _Kind:
     """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
-    answer = _answer(spec)
+    answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
     templates = {
         "template": _template(spec, asking, role),
@@ -383,7 +377,7 @@ def _remote(spec, asking) -> _Kind:
     arguments = {"max_tokens": asking.lengths.completion} | templates | given
     stated = {
         name: arguments.get(name, parameter.default)
-        for name, parameter in inspect.signature(remote_judge).parameters.items()
+        for name, parameter in REMOTE.items()
         if name not in (*NOT_ANSWERS, *templates, "name", "seed")
     }
     identity = {"kind": "remote", "templates": _digests(**templates), **stated}
@@ -415,9 +409,7 @@ def _own(spec, asking) -> _Kind:
     identity = {name: value for name, value in spec.items() if name != "name"}
     for field in ("path", "meta", "critic"):
         if isinstance(spec.get(field), str) and pathlib.Path(spec[field]).is_dir():
-            identity[f"{field} weights"] = description.weights_fingerprint(
-                pathlib.Path(spec[field])
-            )
+            identity[f"content of {field}"] = content_digest(spec[field])
     identity |= _asked(asking) | {
         "templates of the config": _digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
@@ -444,9 +436,8 @@ KINDS: dict[str, Callable[[Mapping, Asking], _Kind]] = {
     **dict.fromkeys(BASELINES, _baseline),
 }
 SET_HERE = ("name", "base_url", "model", "template", "single_template", "seed")
-REMOTE_FIELDS = tuple(
-    field for field in inspect.signature(remote_judge).parameters if field not in SET_HERE
-)
+REMOTE = dict(inspect.signature(remote_judge).parameters)
+REMOTE_FIELDS = tuple(field for field in REMOTE if field not in SET_HERE)
 # of a remote system: these do not change what it answers
 NOT_ANSWERS = (
     "base_url",
@@ -457,7 +448,7 @@ NOT_ANSWERS = (
     "price_per_million",
 )
 FIELDS = {  # kind: (optional, required), beside name and kind
-    "pointwise_grm": (("meta", "templates", "answer"), ("path",)),
+    "pointwise_grm": (("meta", "templates", "answer", "hint"), ("path",)),
     "llm_judge": (("templates",), ("path",)),
     "token_prob": (("templates",), ("path",)),
     "scalar": ((), ("path",)),
@@ -504,6 +495,8 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
     """The template of a role: what the first of the folders says that has a word on it, which a
     spec may repeat; else the spec's, else that of `asking`.
     """
+    if asking.templates_win and role in asking.templates:
+        return asking.templates[role]
     named = (spec.get("templates") or {}).get(role)
     own = named if named is None or isinstance(named, Template) else load_template(named)
     for folder in folders:
@@ -528,12 +521,13 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
     return template
 
 
-def _answer(spec, folder: _Folder | None = None) -> str:
+def _answer(spec, asking, folder: _Folder | None = None) -> str:
     """What the box holds: the spec's word, else the folder's. A model that writes the number of the
     best response has no scores to give, and the other way round.
     """
     said = folder and folder.description
-    said = said.answer if said and said.kind == "pointwise_grm" else None
+    own = said and said.kind == "pointwise_grm" and not asking.templates_win
+    said = said.answer if own else None
     answer = spec.get("answer") or said or "scores"
     if answer not in ANSWERS:
         raise ValueError(f'field "answer": expected one of {", ".join(ANSWERS)}, got {answer!r}')

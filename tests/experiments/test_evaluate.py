@@ -13,6 +13,7 @@ from experiments import config_flags
 from experiments.configs import tiny_evaluate
 from experiments.stages import evaluation
 from grm_jax.evaluation import judging
+from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.records import Record, Turn, write_records
 from tests.experiments import fabricated_models
 
@@ -250,13 +251,12 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
 @pytest.mark.parametrize(
     "change,message",
     [
-        (lambda c: c.update(ks=(2, 4)), "ks: expected growing integers from 1"),
-        (lambda c: c.update(seeds=(0, 0)), "seeds: expected different integers"),
-        (lambda c: c.update(greedy=False), "swap: compares with greedy"),
+        (lambda c: c.eval.update(ks=(2, 4)), "eval.ks: expected growing integers from 1"),
+        (lambda c: c.eval.update(seeds=(0, 0)), "eval.seeds: expected different integers"),
+        (lambda c: c.eval.update(greedy=False), "eval.swap: expected False, as it compares with"),
         (
             lambda c: c.update(systems=({"name": "a/b", "kind": "random"},)),
-            r"systems\[0\]: field "
-            r"\"name\"",
+            r'systems: \[0\]: field "name"',
         ),
         (
             lambda c: c.update(systems=({"name": "a", "kind": "llm"},)),
@@ -264,7 +264,7 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
         ),
         (
             lambda c: c.update(systems=({"name": "a", "kind": "pair_rm", "path": "/no"},)),
-            "expected a Hugging Face folder with config.json, got /no",
+            "field .path.: model ./no.: no such folder",
         ),
         (
             lambda c: c.update(systems=({"name": "a", "kind": "remote", "model": "m"},)),
@@ -407,10 +407,11 @@ def test_address_sets_the_filters_and_nothing_of_the_items_runs(config, tmp_path
     assert "not parsed: no box" in failed and "greedy, order reversed" in failed
 
 
-def test_passes_ask_a_model_without_sampling_once_whatever_k(config):
-    assert [one.kind for one in judging.passes(config, sampled=False)] == ["greedy", "swapped"]
-    config.eval.swap = config.eval.greedy = False
-    assert [one.kind for one in judging.passes(config, sampled=False)] == ["greedy"]
-    assert [(one.kind, one.samples) for one in judging.passes(config, sampled=True)] == [
-        ("sampled", (0, 1))
-    ]
+def test_passes_ask_a_model_without_sampling_once_whatever_k():
+    def kinds(sampled, **settings):
+        ways = judging.passes(EvalConfig(ks=(1, 2), temperature=1.0, **settings), sampled)
+        return [(way.kind, way.samples) for way in ways]
+
+    assert kinds(False, swap=True) == [("greedy", (0,)), ("swapped", (0,))]
+    assert kinds(False, greedy=False) == [("greedy", (0,))]
+    assert kinds(True, greedy=False) == [("sampled", (0, 1))]

@@ -7,13 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
-from grm_jax.reward_models.description import read_description
 
 from experiments import config_flags
 from experiments.configs import tiny, tiny_reward_model
 from grm_jax.data.world import make_critiques, make_records
 from grm_jax.evaluation import store
 from grm_jax.models.table import SCALAR
+from grm_jax.reward_models.description import read_description
 from grm_jax.training.metrics import read_metrics
 
 

@@ -1,0 +1,343 @@
+"""Every kind of system is described without its weights, is loaded once, and judges; what cannot be
+right is said before.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.data.world import make_records
+from grm_jax.judgment.prompts import load_template
+from grm_jax.models.config import Numerics, load_config
+from grm_jax.models.heads import init_scalar_params
+from grm_jax.models.table import SCALAR
+from grm_jax.parallel.mesh import make_mesh
+from grm_jax.reward_models import load as module
+from grm_jax.reward_models import remote
+from grm_jax.reward_models.description import (
+    ASSETS,
+    TINY_BASE,
+    Description,
+    read_description,
+    write_description,
+)
+from grm_jax.reward_models.grm import Prompter
+from grm_jax.reward_models.llm_judge import llm_judge
+from grm_jax.reward_models.load import Asking, describe
+from grm_jax.reward_models.protocol import RewardModel
+from grm_jax.sampling.settings import Lengths, Sampling
+from tests.reward_models.judge_cases import TOKENIZER, FakeSampler, choose
+from tests.reward_models.judge_cases import record as worth
+
+RECORDS = make_records("test", 3, 0) + make_records("single", 2, 0)
+PAIRS = [record for record in RECORDS if len(record.responses) > 1]
+
+
+@pytest.fixture(scope="module")
+def asking():
+    return Asking(
+        mesh=make_mesh(replica=-1, fsdp=1),  # prompts are split over the devices
+        numerics=Numerics(),
+        lengths=Lengths(prompt=80, completion=12, buckets=(80,)),
+        sampling=Sampling(rows=8, sampler="shard_map"),
+        templates={
+            role: load_template(f"tiny_{role}") for role in ("pointwise", "single", "judge", "meta")
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """The tiny base with a scalar head that was never trained, without a grm.json."""
+    cfg = load_config(TINY_BASE)
+    folder = tmp_path_factory.mktemp("models") / "head"
+    params = init_scalar_params(cfg, load_params(TINY_BASE, cfg), jax.random.key(0))
+    save_folder(folder, params, cfg, tokenizer_files_from=TINY_BASE, architecture=SCALAR)
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the tiny base, to be changed."""
+    return pathlib.Path(shutil.copytree(TINY_BASE, tmp_path / "model"))
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Nothing may read a tensor."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(module, "load_params", refuse)
+    monkeypatch.setattr(module, "load_scalar", refuse)
+
+
+def judgments(model, records, samples=(0, 1), temperature=1.0):
+    blocks = model.judge(records, samples, temperature)
+    return {(one["id"], one["sample"]): one for block in blocks for one in block}
+
+
+def test_each_kind_that_lies_in_a_folder_judges_what_it_accepts(head, asking):
+    specs = (
+        {"name": "grm", "kind": "pointwise_grm", "path": "tiny_base", "meta": head},
+        {"name": "judge", "kind": "llm_judge", "path": "tiny_base"},
+        {"name": "scalar", "kind": "scalar", "path": head},
+        {"name": "pairs", "kind": "pair_rm", "path": head, "swap_average": True},
+        {"name": "cloud", "kind": "cloud", "path": head, "critic": "tiny_base"},
+    )
+    rows, systems = {}, [describe(spec, asking) for spec in specs]
+    for system in systems:
+        model = system.load(0)
+        assert isinstance(model, RewardModel) and model.name == system.name
+        assert model.sampled == system.sampled
+        assert [model.accepts(n) for n in (1, 2, 5)] == [system.accepts(n) for n in (1, 2, 5)]
+        records = RECORDS if system.accepts(1) else PAIRS
+        rows[system.name] = judgments(model, records)
+        assert len(rows[system.name]) == 2 * len(records)
+    assert [s.name for s in systems if s.accepts(1)] == ["grm", "scalar", "cloud"]
+    assert [s.name for s in systems if not s.sampled] == ["scalar", "pairs"]
+    parsed = [row for row in rows["grm"].values() if row["failure"] is None]
+    assert parsed and all(np.isfinite(row["meta_logit"]) for row in parsed)
+    exact = [*rows["scalar"].values(), *rows["pairs"].values()]
+    assert {row["failure"] for row in exact} == {None}
+    assert all(row["critiques"] for row in rows["cloud"].values())
+    assert len({json.dumps(row["scores"]) for row in rows["scalar"].values()}) > 1
+
+
+def test_more_rows_at_once_give_the_same_judgments_and_weights_are_loaded_once(asking, monkeypatch):
+    loads = []
+    whole = module.load_params
+    monkeypatch.setattr(
+        module, "load_params", lambda *args, **kwargs: loads.append(1) or whole(*args, **kwargs)
+    )
+    system = describe({"name": "grm", "kind": "pointwise_grm", "path": "tiny"}, asking)
+    assert not loads
+    eight, sixteen = (judgments(system.load(3, rows=rows), PAIRS) for rows in (8, 16))
+    assert [row["text"] for row in eight.values()] == [row["text"] for row in sixteen.values()]
+    assert len(loads) == 1
+    other = judgments(system.load(4, rows=8), PAIRS)
+    assert [row["text"] for row in eight.values()] != [row["text"] for row in other.values()]
+
+
+def test_token_prob_reads_the_judgments_of_the_judge(asking):
+    spec = {"name": "judge", "kind": "llm_judge", "path": "tiny_base"}
+    judge = describe(spec, asking)
+    system = describe(spec | {"name": "by probability", "kind": "token_prob"}, asking)
+    assert system.identity == judge.identity and judge.view is None
+    assert system.view is module.by_probability
+    stored = judgments(judge.load(0), PAIRS)
+    assert judgments(system.load(0), PAIRS) == stored
+
+
+def test_the_view_of_token_prob_gives_what_token_prob_gives():
+    lists = [worth("two", (9, 2)), worth("four", (5, 8, 1, 3))]
+    prompter = Prompter(
+        TOKENIZER, load_template("tiny_judge"), load_template("tiny_single"), answer="index"
+    )
+
+    def answer(prompt, key):  # some pairs fail
+        return choose(prompt, key) if key[0] % 7 else ("no box", True)
+
+    plain, expected = (
+        judgments(
+            llm_judge(
+                "judge",
+                lambda temperature: FakeSampler(answer),
+                {},
+                prompter,
+                seed=0,
+                buckets=(200,),
+                rows=8,
+                token_prob=token_prob,
+            ),
+            lists,
+            samples=range(6),
+        )
+        for token_prob in (False, True)
+    )
+    seen = {key: module.by_probability(json.loads(json.dumps(row))) for key, row in plain.items()}
+    assert [*seen.values()] == json.loads(json.dumps([*expected.values()]))
+    assert {row["failure"] is None for row in seen.values()} == {True, False}
+    assert [row["scores"] for row in seen.values()] != [row["scores"] for row in plain.values()]
+
+
+def test_baselines_and_a_kind_of_ones_own(asking):
+    (length, chance) = (describe({"name": n, "kind": n}, asking) for n in ("length", "random"))
+    assert length.accepts(1) and not length.sampled and chance.sampled
+    assert length.identity == {"kind": "length"} and length.load(0).name == "length"
+    spec = {"name": "mine", "kind": f"{__name__}:own_model", "path": "tiny_base", "bias": (1, 2)}
+    mine = describe(spec, asking)
+    assert mine.accepts is None and mine.sampled is None and mine.identity["bias"] == [1, 2]
+    model = mine.load(7)
+    assert model.name == "mine" and model.sampled and SEEN == [(spec, asking, 7)]
+
+
+SEEN = []
+
+
+def own_model(spec, asking, seed):
+    SEEN.append((spec, asking, seed))
+    return RewardModel("own", lambda *args: iter(()), True, lambda n: n > 2)
+
+
+def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tmp_path, no_weights):
+    (folder / "grm.json").unlink()
+    own = tmp_path / "own.jinja"
+    own.write_text("Judge {{ responses | join }}")
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
+
+    def identity(asking=asking, **fields):
+        return describe(spec | fields, asking).identity
+
+    before = identity()
+    assert json.loads(json.dumps(before)) == before and str(tmp_path) not in json.dumps(before)
+    rows = dataclasses.replace(asking.sampling, rows=16, sampler="jit")
+    wider = dataclasses.replace(asking.lengths, buckets=(40, 80), sequences=(64,))
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    for same in (
+        identity(name="other"),
+        identity(path=str(moved)),
+        identity(templates={"pointwise": "tiny_pointwise"}),
+        identity(dataclasses.replace(asking, sampling=rows)),
+        identity(dataclasses.replace(asking, lengths=wider)),
+    ):
+        assert same == before
+
+    changed = [
+        identity(answer="ten"),
+        identity(hint=True),
+        identity(meta="tiny"),
+        identity(path="tiny"),
+        identity(templates={"pointwise": str(own)}),
+        identity(dataclasses.replace(asking, samples_per_order=2)),
+        identity(dataclasses.replace(asking, lengths=Lengths(80, 13, (80,)))),
+        identity(dataclasses.replace(asking, numerics=Numerics(dtype="bfloat16"))),
+        identity(
+            dataclasses.replace(asking, sampling=dataclasses.replace(asking.sampling, top_p=0.5))
+        ),
+    ]
+    own.write_text("Judge! {{ responses | join }}")  # the same name, another text
+    changed.append(identity(templates={"pointwise": str(own)}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 32}))
+    changed.append(identity())
+    assert len({json.dumps(one, sort_keys=True) for one in [before, *changed]}) == 12
+
+
+def test_the_folder_says_which_templates_it_was_trained_with(asking, folder, tmp_path, no_weights):
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
+    # asking.templates are for folders that say nothing
+    other = dataclasses.replace(asking, templates={"pointwise": load_template("pointwise")})
+    assert describe(spec, other).identity == describe(spec, asking).identity
+    assert describe(spec | {"templates": {"pointwise": "tiny_pointwise"}}, other)
+    with pytest.raises(ValueError) as error:
+        describe(spec | {"templates": {"pointwise": "pointwise"}}, asking)
+    assert str(error.value).startswith(
+        "system 'grm': field \"templates.pointwise\": 'pointwise' is asked for, but the model was "
+        f"trained with 'tiny_pointwise.jinja' of {folder / 'grm.json'}; they differ in "
+        "_context.jinja, _pointwise.jinja, "
+    )
+    said = read_description(folder)
+    write_description(folder, dataclasses.replace(said, answer="index"))
+    assert not describe(spec, asking).accepts(1)
+    with pytest.raises(
+        ValueError, match="field \"answer\": 'ten' .* trained with 'index' of .*json"
+    ):
+        describe(spec | {"answer": "ten"}, asking)
+    (folder / "grm.json").write_text('{"kind": "pointwise"}')
+    with pytest.raises(
+        ValueError, match="system 'grm': .*grm.json: field \"kind\": expected one of"
+    ):
+        describe(spec, asking)
+    (folder / "grm.json").unlink()
+    with pytest.raises(ValueError, match='field "templates.single": missing; expected the name of'):
+        describe(spec, other)
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({"kind": "pointwise_gmr"}, 'field "kind": expected one of pointwise_grm, .*, got'),
+        ({"kind": "llm_judge"}, "kind 'llm_judge' needs the field path"),
+        ({"kind": "length", "path": "tiny"}, "unknown field 'path'; kind 'length' has no fields"),
+        ({"kind": "llm_judge", "path": "tiny", "pth": 1}, "unknown field 'pth'; .* has path, temp"),
+        ({"kind": "llm_judge", "path": "/gone"}, "field \"path\": model '/gone': no such folder"),
+        ({"kind": "llm_judge", "path": 3}, 'field "path": expected'),
+        (
+            {"kind": "pointwise_grm", "path": "tiny", "templates": {"pointwise": "gone"}},
+            "template 'gone': no file",
+        ),
+        ({"kind": "pointwise_grm", "path": "tiny", "answer": "eleven"}, 'field "answer": expected'),
+        (
+            {"kind": "bradley_terry", "path": "tiny"},
+            'field "path": expected a folder with a Gemma2ForSequenceClassification, but .*config',
+        ),
+        (
+            {"kind": "pointwise_grm", "path": "tiny", "meta": "tiny_base"},
+            'field "meta": expected a folder with a Gemma2ForSequenceClassification, but .*config',
+        ),
+        (
+            {"kind": "pair_rm", "path": str(ASSETS / "tiny/meta")},
+            "field \"path\": expected a folder of kind pair_rm, but .*grm.json says 'meta_rm'",
+        ),
+        ({"kind": "no_such_module:model"}, "no module named 'no_such_module'"),
+        ({"kind": "remote", "base_url": "ftp://x", "model": "m"}, "base_url: expected http"),
+    ],
+)
+def test_what_cannot_be_right_is_said_before_weights_are_read(spec, message, asking, no_weights):
+    with pytest.raises(ValueError, match=f"^system 'x': .*{message}"):
+        describe({"name": "x", **spec}, asking)
+
+
+def test_more_positions_than_the_model_has_are_an_error(asking, no_weights):
+    longer = dataclasses.replace(asking, lengths=Lengths(1020, 5, (1020,)))
+    for kind in ("pointwise_grm", "llm_judge"):
+        spec = {"name": "x", "kind": kind, "path": "tiny"}
+        with pytest.raises(ValueError, match=r"system 'x': .*1024 positions; .* 1020 \+ 5"):
+            describe(spec, longer)
+        describe(spec, dataclasses.replace(asking, lengths=Lengths(1020, 4, (1020,))))
+
+
+def test_a_remote_judge_takes_its_templates_and_limits_from_the_asking(asking, monkeypatch):
+    spec = {"name": "gpt", "kind": "remote", "base_url": "http://localhost:1/v1", "model": "m"}
+    system = describe(spec | {"answer": "index", "retries": 0}, asking)
+    model = system.load(3)
+    assert model.name == "gpt" and model.sampled and not model.accepts(1) and model.accepts(4)
+    assert not system.accepts(1) and describe(spec, asking).load(0).accepts(1)
+    given = []
+    monkeypatch.setattr(module, "remote_judge", lambda **arguments: given.append(arguments))
+    describe(spec | {"templates": {"single": "single"}}, asking)
+    assert given[0]["max_tokens"] == 12 and given[0]["template"].name == "tiny_pointwise"
+    assert given[0]["single_template"].name == "single"
+    monkeypatch.setattr(module, "remote_judge", remote.remote_judge)
+
+    def identity(**fields):
+        return json.dumps(describe(spec | fields, asking).identity, sort_keys=True)
+
+    before = identity()
+    for field, value in {
+        "base_url": "https://other/v1",
+        "api_key_env": "KEY",
+        "concurrency": 3,
+        "timeout_s": 1.0,
+        "retries": 1,
+        "price_per_million": (1.0, 2.0),
+        "top_p": 1.0,
+    }.items():
+        assert identity(**{field: value}) == before
+    different = [identity(model="n"), identity(top_p=0.9), identity(max_tokens=5)]
+    assert len({before, *different, identity(answer="ten")}) == 5
+
+
+def test_a_folder_of_another_kind_may_be_asked_as_a_judge(asking, folder, no_weights):
+    assert describe({"name": "x", "kind": "llm_judge", "path": "tiny"}, asking)
+    write_description(folder, Description("meta_rm"))
+    with pytest.raises(ValueError, match="of kind pointwise_grm or llm_judge or critic, but"):
+        describe({"name": "x", "kind": "llm_judge", "path": str(folder)}, asking)
