@@ -144,7 +144,8 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         "# The paper in miniature",
         "",
         "Made by `python -m experiments.paper "
-        f"--config=experiments/configs/tiny_paper.py{' --config.fast=True' if config.fast else ''}` "
+        "--config=experiments/configs/tiny_paper.py"
+        f"{' --config.fast=True' if config.fast else ''}` "
         f"at commit {', '.join(sorted({group['commit'] for group in made}))}; "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(str(one['seed']) for one in seeds)}; "
         f"{config.records} items of each split, drawn with world seed {config.world_seed}; "

@@ -94,9 +94,7 @@ FAMILIES = {
     ),
     "zeroeval_gsm": Family(gsm8k.load_zeroeval, "github WildEval/ZeroEval, result_dirs/gsm/"),
     "hh_rlhf": Family(pairs.load_hh_rlhf, "github anthropics/hh-rlhf", pairs.HH_RLHF_HUB),
-    "records": Family(
-        pairs.load_records, "JSONL of the schema in grm_jax/judgment/records.py", options=("about",)
-    ),
+    "records": Family(pairs.load_records, "JSONL of the schema in grm_jax/judgment/records.py"),
 }
 
 

@@ -117,7 +117,9 @@ class Reading:
         import datasets  # takes seconds, and most runs read plain files
 
         try:
-            table = datasets.load_dataset(name, config, split=split, revision=self.place.revision)
+            table: Any = datasets.load_dataset(
+                name, config, split=split, revision=self.place.revision
+            )
         except (OSError, ValueError) as error:  # no network, no such data set, gated, no such split
             raise FileNotFoundError(
                 f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub "

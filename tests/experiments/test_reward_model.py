@@ -133,11 +133,7 @@ def test_world_critiques_hold_no_score_and_no_gold():
             65,
             "cloud.batch_size: expected a multiple of micro_batch = 64, got 65",
         ),
-        (
-            "critic.path",
-            "nowhere",
-            "critic.path: model 'nowhere': no such folder; expected 'tiny'",
-        ),
+        ("critic.path", "nowhere", "critic.path: model 'nowhere': no such folder; expected 'tiny'"),
         (
             "data.critiques",
             ({"world": "critiques"},),
