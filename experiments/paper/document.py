@@ -140,6 +140,9 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         if name not in one["groups"]
     }
 
+    errors = f", {critical(len(seeds)):.2f} standard errors with {len(seeds)} seeds"
+    bound = errors if len(seeds) > 1 else ""
+
     lines = [
         "# The paper in miniature",
         "",
@@ -175,8 +178,7 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         "## Claims",
         "",
         "Each claim of the paper is one difference. *shows*: above 0 by a one-sided t-test "
-        "over seeds at 5 %"
-        f"{f', {critical(len(seeds)):.2f} standard errors with {len(seeds)} seeds' if len(seeds) > 1 else ''}.",
+        f"over seeds at 5 %{bound}.",
         "",
         *claims_table(found),
         "## Main table",
