@@ -1,12 +1,20 @@
 """--config and --workdir: load a preset, apply the overrides of the command line, refuse what
 cannot be right before anything is computed.
 
-    CONFIG, WORKDIR = config_flags.define_config()
+    CONFIG, WORKDIR = config_flags.define_config("experiments.spct_rl")
     def main(_):
         config = config_flags.load(CONFIG)
-    app.run(main)
+        lengths = config_flags.section(config, "lengths")
+    app.run(main, flags_parser=config_flags.parse_flags)
+
+A section of a config is a frozen dataclass that checks itself (experiments/stages/settings.py says
+which). Here is what concerns files, several sections at once, and names of fields.
+
+Nothing heavy is imported before the flags are parsed: --help and a misspelt flag take no second.
 """
 
+import ast
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -14,50 +22,92 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import ml_collections
-from absl import flags
-from ml_collections.config_flags import config_flags
+from absl import app, flags
+from ml_collections import config_dict
+from ml_collections.config_flags import config_flags, tuple_parser
 
-from grm_jax import losses
-from grm_jax.data import sources as data_sources
-from grm_jax.data.world.records import SPLITS
-from grm_jax.judgment.prompts import load_template
-from grm_jax.models.config import ATTENTIONS, Numerics
-from grm_jax.models.lora import TARGETS as LORA_TARGETS
-from grm_jax.training.optimizer import SCHEDULES
+from experiments import config_help
 
-PACKAGE = pathlib.Path(losses.__file__).resolve().parents[1]
-TINY_BASE = PACKAGE / "assets" / "tiny_base"
-# sections that change nothing in the parameters or figures of a run, but for rounding
-NOT_RESULTS = ("note", "checkpoint", "log", "mesh")
+# what changes neither the parameters of a run nor a judgment, but for rounding; the evaluation has
+# an identity of its own (grm_jax/evaluation/judging.py)
+NOT_RESULTS = (
+    "note",
+    "checkpoint",
+    "log",
+    "mesh",
+    "sampling.rows",
+    "sampling.sampler",
+    "eval",
+    "data.eval",
+    "data.max_left_out",
+)
+STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")  # that train
 
 
-def define_config() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """Defines the flags --config (a preset's file) and --workdir, both required. Call it once,
-    where the script is imported.
+class Kind(NamedTuple):
+    """A kind of preset: the fields that it is known by, and the preset that explains them all."""
 
-    An override of a field that does not exist ends the program while flags are parsed, with the
-    nearest field that does.
+    known_by: tuple[str, ...]
+    example: str
+
+
+KINDS = {  # script: what its presets are
+    "experiments.spct_rl": Kind(("rft", "rl", "meta"), "spct_gemma2_27b"),
+    "experiments.reward_model": Kind(("kind", "bradley_terry"), "tiny_reward_model"),
+    "experiments.evaluate": Kind(("systems", "benchmarks"), "evaluate"),
+    "experiments.paper": Kind(("groups", "evaluate"), "tiny_paper"),
+}
+WORLD_KEYS = ("world", "items", "seed")
+
+
+# ---- flags
+
+
+def define_config(*scripts: str) -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Define the flags --config (a preset's file) and --workdir, both required. Call it once, where
+    the script is imported.
+
+    scripts: names in KINDS whose presets are taken; none: all. A preset of another script, and an
+    override of a field that does not exist, end the program while flags are parsed.
     """
-    holder = define_preset()
+    holder = define_preset(*scripts)
     workdir = flags.DEFINE_string(
         "workdir",
         None,
         "folder for checkpoints, judgments, metrics and reports; a run in it is resumed",
+        required=True,
     )
-    flags.mark_flag_as_required("workdir")
     return holder, workdir
 
 
-def define_preset() -> flags.FlagHolder:
-    """The flag --config of `define_config` alone."""
+def define_preset(*scripts: str) -> flags.FlagHolder:
+    """Define the flag --config of `define_config` alone."""
+    config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+    config_flags.register_flag_parser_for_type(ml_collections.ConfigDict, _DictParser())
     holder = config_flags.DEFINE_config_file(
         "config", help_string="preset to run, e.g. experiments/configs/tiny.py"
     )
-    flags.FLAGS["config"].parser = _Parser("config")
+    flags.FLAGS["config"].parser = Parser("config", scripts)
     flags.mark_flag_as_required("config")
     return holder
+
+
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parse the command line, for `app.run(flags_parser=...)`; --help shows the script's flags and
+    every field of its presets, and ends the program.
+    """
+    options = list(arguments[1 : arguments.index("--")] if "--" in arguments else arguments[1:])
+    if any(option in ("--help", "-help", "-h", "-?") for option in options):
+        preset = _named_preset(options)
+        if preset is None:
+            scripts = flags.FLAGS["config"].parser.scripts or tuple(KINDS)
+            preset = config_help.preset_path(KINDS[scripts[0]].example)
+        print(config_help.text(preset, Parser("config").parse(str(preset))))
+        sys.exit(0)
+    return app.parse_flags_with_usage(arguments)
 
 
 def load(holder: flags.FlagHolder, files: bool = True) -> ml_collections.ConfigDict:
@@ -70,413 +120,98 @@ def load(holder: flags.FlagHolder, files: bool = True) -> ml_collections.ConfigD
         sys.exit(f"{flags.FLAGS['config'].config_filename}: {error}")
 
 
-def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collections.ConfigDict:
-    """A locked copy with every data source as a dict (`sources`), checked by `validate_config`.
-    ValueError as there.
-    """
-    config = ml_collections.ConfigDict(config.to_dict())
-    with config.ignore_type():  # a path becomes a dict
-        config.data.train, config.data.general = (
-            sources(config.data.train or ()),
-            sources(config.data.general),
-        )
-        if "critiques" in config.data:
-            config.data.critiques = sources(config.data.critiques)
-        for split, source in config.data.eval.items():
-            config.data.eval[split] = (
-                ml_collections.ConfigDict(sources(source)[0]) if source else None
-            )
-    validate_config(config, files)
-    return config.lock()
-
-
-def config_digest(config: ml_collections.ConfigDict) -> str:
-    """sha256 (hex) of the config as JSON with sorted keys, without the sections in NOT_RESULTS:
-    equal for runs that must agree.
-    """
-    return hashlib.sha256(
-        json.dumps(of_results(config.to_dict()), sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
-
-
-def of_results(config: dict) -> dict:
-    """A config's sections without those in NOT_RESULTS."""
-    return {name: value for name, value in config.items() if name not in NOT_RESULTS}
-
-
-def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """Hugging Face folder of the model to start from: `model.path`, where "tiny" is the one in the
-    package; None with model.random_init.
-    """
-    return folder_of(config.model.path)
-
-
-def critic_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """Hugging Face folder of the policy that the critic starts from: `critic.path`; None where it
-    is the model.
-    """
-    return folder_of(config.critic.path)
-
-
-def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """`tokenizer.path`, or the model's folder where it is not set."""
-    return folder_of(config.tokenizer.path) or model_folder(config)
-
-
-def sources(value: str | Mapping | Sequence[str | Mapping]) -> tuple[dict, ...]:
-    """A data field as source dicts: one or several, each a dict or a bare string that stands for
-    {"path": string}.
-    """
-    many = (value,) if isinstance(value, (str, Mapping, ml_collections.ConfigDict)) else value
-    return tuple({"path": source} if isinstance(source, str) else dict(source) for source in many)
-
-
-def validate_config(config: ml_collections.ConfigDict, files: bool = True) -> None:
-    """Raises ValueError with one line for each field that is wrong: its name, what was expected and
-    what it is.
-
-    files: False leaves out what must be on this machine (model, tokenizer, templates, data), for
-        planning elsewhere.
-    """
-    problems = list(_problems(config, files))
-    if problems:
-        raise ValueError(
-            f"{len(problems)} wrong "
-            f"field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems)
-        )
-
-
-def check_micro_batch(config: ml_collections.ConfigDict, stage: str, shares: int) -> None:
-    """ValueError unless the stage's micro-batches can be cut into as many parts as the mesh cuts a
-    batch into.
-    """
-    if (rows := config[stage].micro_batch) % shares:
-        raise ValueError(
-            f"{stage}.micro_batch: expected a multiple of replica x fsdp = {shares}, over which "
-            f"every micro-batch is split, got {rows}"
-        )
-
-
-def numerics(config: ml_collections.ConfigDict, platform: str) -> dict:
-    """How a model computes on devices of a platform: the fields of `Gemma2Config` that are not in
-    its config.json.
-    """
-    fields = ("dtype", "scan_layers", "remat", "attention")
-    return Numerics(**{name: config.model[name] for name in fields}).resolve(platform)
-
-
-def sequence_buckets(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """Lengths that prompt + completion are padded to; each compiles once."""
-    longest = config.lengths.prompt + config.lengths.completion
-    return tuple(b for b in config.lengths.sequences if b < longest) + (longest,)
-
-
-def folder_of(path: str | None) -> pathlib.Path | None:
-    """A model's folder by its path, where "tiny" is the one in the package; None for None."""
-    return None if path is None else TINY_BASE if path == "tiny" else pathlib.Path(path)
-
-
-# One line each: (fields, what is expected, test). Everything that concerns one field alone is here.
-# A field that a config does not have is not looked at: presets of one script lack the stages of
-# another.
-STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")  # that train
-_RULES = (
-    (
-        "lengths.prompt lengths.completion sampling.rows rft.samples rl.updates_per_rollout "
-        "meta.own_samples cloud.samples eval.samples_per_order"
-        " eval.reshuffles checkpoint.every checkpoint.keep log.example_every "
-        + " ".join(
-            f"{stage}.{field}"
-            for stage in STAGES
-            for field in ("batch_size", "micro_batch", "steps")
-        ),
-        "a positive integer",
-        lambda x: x >= 1,
-    ),
-    ("rl.group_size", "an integer of at least 2", lambda x: x >= 2),
-    (
-        "lora.rank sampling.top_k rft.hinted_samples eval.records optimizer.warmup_steps "
-        "optimizer.weight_decay rl.beta bradley_terry.center",
-        "a number >= 0",
-        lambda x: x >= 0,
-    ),
-    (
-        "lora.alpha optimizer.eps optimizer.clip_norm rft.temperature rl.temperature "
-        "meta.temperature cloud.temperature eval.temperature "
-        + " ".join(f"{stage}.learning_rate" for stage in STAGES),
-        "a number > 0",
-        lambda x: x > 0,
-    ),
-    ("sampling.top_p optimizer.final_fraction", "a number in (0, 1]", lambda x: 0 < x <= 1),
-    (
-        "rl.clip_low",
-        "a number in (0, 1], or None for the loss's own",
-        lambda x: x is None or 0 < x <= 1,
-    ),
-    ("rl.clip_high", "a number > 0, or None for the loss's own", lambda x: x is None or x > 0),
-    (
-        "optimizer.b1 optimizer.b2 rft.general_fraction critic.general_fraction",
-        "a number in [0, 1)",
-        lambda x: 0 <= x < 1,
-    ),
-    (
-        "mesh.replica mesh.fsdp mesh.tensor",
-        "a positive integer, or -1 for all devices that are left",
-        lambda x: x >= 1 or x == -1,
-    ),
-)
-KINDS = ("bradley_terry", "pair_rm", "cloud")
-_CHOICES = {
-    "kind": KINDS,
-    "answer": ("scores", "index"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full", "dots"),
-    "model.attention": ("auto", *ATTENTIONS),
-    "sampling.sampler": ("jit", "pmap", "shard_map"),
-    "optimizer.schedule": SCHEDULES,
-    "optimizer.mu_dtype": ("float32", "bfloat16"),
-    "rl.kl_in": ("loss", "reward"),
-    "rl.old_logp": ("trainer", "sampler"),
-    "rl.zero_variance": ("keep", "drop"),
-}
-_FUNCTIONS = {
-    "rl.loss": losses.LOSSES,
-    "rl.advantage": losses.ADVANTAGES,
-    "rl.kl": losses.KL_ESTIMATORS,
-    "rl.aggregation": losses.AGGREGATIONS,
-}
-SYSTEMS, TRAJECTORIES = ("base", "rft", "grm"), ("unhinted", "hinted")
-WORLD_KEYS, WORLD_INSTRUCTIONS, WORLD_CRITIQUES = (
-    ("world", "items", "seed"),
-    ("instructions",),
-    ("critiques",),
-)
-
-
-def _problems(config, files) -> Iterator[str]:
-    for fields, expected, ok in _RULES:
-        for field in fields.split():
-            if _has(config, field) and not ok(value := _get(config, field)):
-                yield f"{field}: expected {expected}, got {value}"
-    for field, choices in _CHOICES.items():
-        if _has(config, field) and (value := _get(config, field)) not in choices:
-            yield f"{field}: expected one of {', '.join(choices)}, got {value!r}"
-    for field, table in _FUNCTIONS.items():
-        try:
-            if _has(config, field) and (
-                (name := _get(config, field)) is not None or field != "rl.aggregation"
-            ):
-                losses.resolve(name, table)
-        except (ValueError, TypeError) as error:
-            yield f"{field}: {error}"
-    if not config.lora.targets or (
-        unknown := [name for name in config.lora.targets if name not in LORA_TARGETS]
-    ):
-        yield (
-            f"lora.targets: expected some of {', '.join(LORA_TARGETS)}, got "
-            f"{', '.join(unknown) if config.lora.targets else 'none'}"
-        )
-    if sum(size == -1 for size in config.mesh.values()) > 1:
-        yield f"mesh: expected at most one axis of -1, got {config.mesh.to_dict()}"
-    yield from _batch_problems(config)
-    yield from _length_problems(config)
-    if files:
-        yield from _path_problems(config)
-        yield from _data_problems(config)
-    yield from _eval_problems(config)
-
-
-def _batch_problems(config):
-    for name in STAGES:
-        if name not in config:
-            continue
-        stage = config[name]
-        if stage.steps < config.optimizer.warmup_steps:
-            yield (
-                f"{name}.steps: expected at least optimizer.warmup_steps = "
-                f"{config.optimizer.warmup_steps}, got {stage.steps}"
-            )
-        if stage.micro_batch >= 1 and stage.batch_size % stage.micro_batch:
-            yield (
-                f"{name}.batch_size: expected a multiple of {name}.micro_batch = "
-                f"{stage.micro_batch}, got {stage.batch_size}"
-            )
-    if "rl" in config:
-        rl = config.rl
-        if rl.group_size >= 2 and rl.batch_size % rl.group_size:
-            yield (
-                f"rl.batch_size: expected a multiple of rl.group_size = {rl.group_size}, as it "
-                f"counts rollouts, got {rl.batch_size}"
-            )
-        # samples that share a prompt
-        together = max(
-            rl.group_size, min(config.eval.samples_per_order, max(config.eval.ks, default=1))
-        )
-        if config.sampling.rows < together:
-            yield (
-                "sampling.rows: expected at least rl.group_size and eval.samples_per_order, "
-                f"{together}, got {config.sampling.rows}"
-            )
-    if "rft" in config:
-        if unknown := [name for name in config.rft.trajectories if name not in TRAJECTORIES]:
-            yield (
-                f"rft.trajectories: expected some of {', '.join(TRAJECTORIES)}, or none of them, "
-                f"got {', '.join(unknown)}"
-            )
-        if not config.rft.trajectories and config.rft.general_fraction == 0:
-            yield "rft.general_fraction: expected more than 0, as rft.trajectories is empty, got 0"
-    for name in ("rft", "critic"):
-        if name in config and config[name].general_fraction > 0 and not config.data.general:
-            yield (
-                f"data.general: {name}.general_fraction is {config[name].general_fraction:g}, so "
-                "at least one source is expected, got none"
-            )
-
-
-def _length_problems(config):
-    buckets = tuple(config.lengths.buckets)
-    if (
-        not buckets
-        or list(buckets) != sorted(set(buckets))
-        or buckets[0] < 1
-        or buckets[-1] != config.lengths.prompt
-    ):
-        yield (
-            "lengths.buckets: expected growing lengths that end in lengths.prompt = "
-            f"{config.lengths.prompt}, got {buckets}"
-        )
-    sequences = tuple(config.lengths.sequences)
-    if list(sequences) != sorted(set(sequences)) or (sequences and sequences[0] < 1):
-        yield f"lengths.sequences: expected growing positive lengths, got {sequences}"
-
-
-def _path_problems(config):
-    if (config.model.path is None) == (config.model.random_init is None):
-        yield ("model: expected one of model.path and model.random_init, got ") + (
-            "none" if config.model.path is None else "both"
-        )
-    folder, tokenizer = model_folder(config), tokenizer_path(config)
-    if folder is not None and not (folder / "config.json").is_file():
-        yield f"model.path: expected a Hugging Face folder with config.json, got {folder}"
-    if tokenizer is None:
-        yield (
-            "tokenizer.path: expected a SentencePiece model or tokenizer.json, as "
-            "model.random_init brings none, got nothing"
-        )
-    elif not tokenizer.exists():
-        yield f"tokenizer.path: no such file or folder: {tokenizer}"
-    if (
-        "critic" in config
-        and critic_folder(config) is not None
-        and not (critic_folder(config) / "config.json").is_file()
-    ):
-        yield (
-            "critic.path: expected a Hugging Face folder with config.json, got "
-            f"{config.critic.path}"
-        )
-    for name, template in config.templates.items():
-        try:
-            load_template(template)
-        except (OSError, ValueError) as error:
-            yield f"templates.{name}: {error}"
-
-
-def _data_problems(config):
-    fields = {
-        "data.train": config.data.train,
-        "data.general": config.data.general,
-        "data.critiques": config.data.get("critiques", ()),
-    }
-    worlds = {"data.general": WORLD_INSTRUCTIONS, "data.critiques": WORLD_CRITIQUES}
-    fields |= {
-        f"data.eval.{split}": config.data.eval[split]
-        for split in config.eval.splits
-        if split in config.data.eval
-    }
-    for field, value in fields.items():
-        if not value and field not in worlds:
-            yield f"{field}: expected the path of a file or a source, got nothing"
-        for source in sources(value or ()):
-            if field == "data.general" and source == {"records": "train"}:
-                continue
-            for message in _source_problems(source, worlds.get(field, SPLITS)):
-                yield f"{field}: {message}"
-    trained = {source["path"] for source in sources(config.data.train or ()) if "path" in source}
-    for field in fields:
-        if field.startswith("data.eval.") and any(
-            source.get("path") in trained for source in sources(fields[field] or ())
-        ):
-            yield f"{field}: expected other records than data.train, got the same file"
-
-
-def _source_problems(source, worlds):
-    kinds = [kind for kind in ("path", "hub", "world") if kind in source]
-    known = WORLD_KEYS if kinds == ["world"] else data_sources.SOURCE_KEYS
-    if len(kinds) != 1:
-        yield f"expected one of 'path', 'hub' and 'world' in a source, got {source}"
-    elif unknown := [key for key in source if key not in known]:
-        yield f"expected a source with {', '.join(known)}, got {', '.join(unknown)}"
-    elif kinds == ["path"] and not pathlib.Path(source["path"]).exists():
-        yield f"no such file: {source['path']}"
-    elif kinds == ["world"] and source["world"] not in worlds:
-        yield f"world: expected one of {', '.join(worlds)}, got {source['world']!r}"
-    elif kinds == ["world"] and worlds is not SPLITS and "items" not in source:
-        yield f"expected items, how many, got {source}"
-
-
-def _eval_problems(config):
-    ks = tuple(config.eval.get("ks", (1,)))
-    if not ks or list(ks) != sorted(set(ks)) or ks[0] < 1:
-        yield f"eval.ks: expected growing positive integers, got {ks}"
-    elif ks[-1] % max(1, min(config.eval.get("samples_per_order", 1), ks[-1])):
-        yield (
-            f"eval.samples_per_order: expected a divisor of the largest of eval.ks = {ks[-1]}, "
-            f"got {config.eval.samples_per_order}"
-        )
-    for field, known in (
-        ("eval.splits", tuple(config.data.eval)),
-        ("eval.systems", SYSTEMS),
-        ("meta.policies", SYSTEMS),
-    ):
-        if not _has(config, field):
-            continue
-        chosen = _get(config, field)
-        if not chosen or (unknown := [name for name in chosen if name not in known]):
-            yield (
-                f"{field}: expected some of {', '.join(known)}, got "
-                f"{', '.join(unknown) if chosen else 'none'}"
-            )
-
-
-def _has(config, field):
-    section, _, name = field.rpartition(".")
-    return name in (_get(config, section) if section in config else config if not section else ())
-
-
-def _get(config, field):
-    for name in field.split("."):
-        config = config[name]
-    return config
-
-
-class _Parser(config_flags.ConfigFileFlagParser):
-    """ml_collections' parser of a preset's path, which then checks the names of the overrides
-    behind it on the command line.
+class Parser(config_flags.ConfigFileFlagParser):
+    """ml_collections' parser of a preset's path, which then checks whose preset it is, and the
+    names of the overrides behind it on the command line.
 
     absl turns its ValueError into one line and exit status 1; ml_collections alone would end in a
     traceback.
     """
 
+    def __init__(self, name: str, scripts: Sequence[str] = ()):
+        super().__init__(name)
+        self.scripts = tuple(scripts)
+
     def parse(self, path: str) -> ml_collections.ConfigDict:
         if not pathlib.Path(path.split(":")[0]).is_file():
             raise ValueError("no such file")
         config = super().parse(path)
+        script = script_of(config)
+        if self.scripts and script not in self.scripts:
+            raise ValueError(
+                f"this is a preset of {script}; expected one of {' or '.join(self.scripts)}"
+            )
         for argument in sys.argv[1:]:
             if argument == "--":
                 break
             if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+                _take_free_field(config, match[1])
                 _require_field(config, match[1])
         return config
+
+
+class _TupleParser(tuple_parser.TupleParser):
+    """ml_collections' parser of tuples, which also takes JSON: an object is the one element, an
+    array holds the elements.
+    """
+
+    def parse(self, argument: Any) -> tuple:
+        if not isinstance(argument, str) or argument.strip()[:1] not in ("{", "["):
+            return super().parse(argument)
+        value = _json(argument)
+        return tuple(value) if isinstance(value, list) else (value,)
+
+
+class _DictParser(flags.ArgumentParser):
+    """A parser of sections as JSON."""
+
+    def parse(self, argument: Any) -> ml_collections.ConfigDict:
+        value = _json(argument) if isinstance(argument, str) else argument
+        if not isinstance(value, (dict, ml_collections.ConfigDict)):
+            raise ValueError(f"expected a JSON object, got {argument}")
+        return ml_collections.ConfigDict(value)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        try:
+            return ast.literal_eval(text)  # quotes as Python has them
+        except (ValueError, SyntaxError):
+            raise ValueError(f"expected JSON, got {text}: {error}") from error
+
+
+def _named_preset(options: Sequence[str]) -> pathlib.Path | None:
+    """The file after --config on a command line."""
+    for i, option in enumerate(options):
+        name, equals, value = option.lstrip("-").partition("=")
+        if name == "config" and option.startswith("-"):
+            value = value if equals else "".join(options[i + 1 : i + 2])
+            return pathlib.Path(value) if pathlib.Path(value).is_file() else None
+    return None
+
+
+def _take_free_field(config, field):
+    """Make room for a field that the command line sets whatever the preset has there: a data field
+    becomes a tuple of sources, and the loss has what settings it has.
+    """
+    section, _, name = field.rpartition(".")
+    node = config
+    for step in section.split("."):
+        if not isinstance(node, ml_collections.ConfigDict) or step not in node:
+            return
+        node = node[step]
+    if not isinstance(node, ml_collections.ConfigDict):
+        return
+    with config.ignore_type(), config.unlocked():
+        if section == "rl.loss_args" and name not in node:
+            node[name] = config_dict.placeholder(object)
+        elif name in node and (section == "data.eval" or (section, name) in _SOURCES):
+            node[name] = ()
+
+
+_SOURCES = (("data", "train"), ("data", "general"), ("data", "critiques"))
 
 
 def _require_field(config, field):
@@ -485,7 +220,7 @@ def _require_field(config, field):
         if not isinstance(node, ml_collections.ConfigDict) or name not in node:
             raise ValueError(
                 f"no such field {field}; nearest: "
-                f"{', '.join(_nearest('.'.join(names), _fields(config)))}"
+                f"{', '.join(_nearest('.'.join(names), config_help.fields(config)))}"
             )
         node = node[name]
 
@@ -496,10 +231,293 @@ def _nearest(field, known):
     return same_name or difflib.get_close_matches(field, known, n=1, cutoff=0.0)
 
 
-def _fields(config, prefix=""):
-    names = []
-    for name, value in config.items():
-        names.append(prefix + name)
-        if isinstance(value, ml_collections.ConfigDict):
-            names += _fields(value, f"{prefix}{name}.")
-    return names
+# ---- what a config says
+
+
+def script_of(config: Mapping) -> str:
+    """The script whose preset a config is, by the sections that it has. ValueError for none."""
+    for script, kind in KINDS.items():
+        if all(name in config for name in kind.known_by):
+            return script
+    known_by = "; ".join(f"{' and '.join(k.known_by)} ({name})" for name, k in KINDS.items())
+    raise ValueError(f"this is no preset of any script; expected the fields {known_by}")
+
+
+def section(config: ml_collections.ConfigDict, name: str) -> Any:
+    """The settings of a section, as the dataclass that experiments/stages/settings.py names for it.
+
+    Raises ValueError, which names every wrong field.
+    """
+    return _settings(config, name)[0]
+
+
+def config_digest(config: ml_collections.ConfigDict) -> str:
+    """sha256 (hex) of the config as JSON with sorted keys, without what is in NOT_RESULTS: equal
+    for runs that must agree.
+    """
+    return hashlib.sha256(
+        json.dumps(of_results(config.to_dict()), sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+
+
+def of_results(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's sections and fields without those in NOT_RESULTS."""
+    return {
+        name: of_results(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if prefix + name not in NOT_RESULTS
+    }
+
+
+def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """Hugging Face folder of the model to start from, `model.path`; None with model.random_init.
+
+    FileNotFoundError where there is none of this name.
+    """
+    return _folder(config.model.path)
+
+
+def critic_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """Hugging Face folder of the policy that the critic starts from: `critic.path`; None where it
+    is the model.
+    """
+    return _folder(config.critic.path)
+
+
+def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
+    """`tokenizer.path`, or the model's folder where it is not set."""
+    from grm_jax.reward_models.description import BUILT_IN
+
+    path = config.tokenizer.path
+    return model_folder(config) if path is None else BUILT_IN.get(path, pathlib.Path(path))
+
+
+def _folder(name):
+    from grm_jax.reward_models.description import model_folder as folder_of
+
+    return None if name is None else folder_of(name)
+
+
+def sources(value: str | Mapping | Sequence[str | Mapping] | None) -> tuple[dict, ...]:
+    """A data field as source dicts: one or several, each a dict, a path that stands for {"path":
+    path}, or JSON of a dict or of a list of them.
+    """
+    if isinstance(value, str) and value.strip()[:1] in ("{", "["):
+        value = _json(value)
+    if isinstance(value, str):
+        return ({"path": value},)
+    if isinstance(value, Mapping):
+        return (dict(value),)
+    if isinstance(value, ml_collections.ConfigDict):
+        return (value.to_dict(),)
+    return tuple(source for one in value or () for source in sources(one))
+
+
+# ---- what is right
+
+
+def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collections.ConfigDict:
+    """A locked copy with every data field as a tuple of source dicts (`sources`), checked.
+
+    Raises ValueError with one line for each field that is wrong: its name, what was expected and
+    what it is.
+    files: False leaves out what must be on this machine (model, tokenizer, templates, data), for
+        planning elsewhere.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    problems = list(_take_all_sources(config)) if isinstance(config.get("data"), _DICT) else []
+    problems += _problems(config, files)
+    if problems:
+        raise ValueError(
+            f"{len(problems)} wrong "
+            f"field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems)
+        )
+    return config.lock()
+
+
+_DICT = ml_collections.ConfigDict
+
+
+def _take_all_sources(config) -> Iterator[str]:
+    fields = [(config.data, "data.", name) for name in config.data if name != "eval"]
+    if isinstance(config.data.get("eval"), _DICT):
+        fields += [(config.data.eval, "data.eval.", split) for split in config.data.eval]
+    for node, prefix, name in fields:
+        if f"{prefix}{name}" == "data.max_left_out":
+            continue
+        try:
+            with config.ignore_type():
+                node[name] = sources(node[name])
+        except (ValueError, TypeError) as error:
+            yield f"{prefix}{name}: expected a source, or several: {error}"
+
+
+def _problems(config, files) -> Iterator[str]:
+    script = script_of(config)
+    if script == "experiments.paper":  # its own fields are overrides of other presets
+        yield from (f"evaluate.{problem}" for problem in _problems(config.evaluate, files))
+        return
+    from experiments.stages.settings import SECTIONS
+
+    right = {}  # the settings that are, by section
+    for name in SECTIONS[script]:
+        try:
+            right[name] = _settings(config, name)
+        except ValueError as error:
+            yield from getattr(error, "problems", (str(error),))
+    yield from _problems_between(right)
+    if files:
+        yield from _template_problems(right)
+        if script != "experiments.evaluate":
+            yield from _path_problems(config, right)
+            yield from _data_problems(right)
+
+
+def _settings(config, name: str) -> list[Any]:
+    """The settings that a section holds, of every class in SECTIONS; "" is the top."""
+    from experiments.stages.settings import SECTIONS
+    from grm_jax.settings import SettingsError, build
+
+    sections = SECTIONS[script_of(config)]
+    values = config.to_dict()
+    if name and not isinstance(values.get(name), dict):
+        raise ValueError(f"{name}: expected a section of this name, got {values.get(name)!r}")
+    values = values[name] if name else {k: v for k, v in values.items() if k not in sections}
+    settings, classes = [], sections[name]
+    fields = [{field.name for field in dataclasses.fields(cls)} for cls in classes]
+    known = set().union(*fields)
+    beside = set() if name else sections.keys()  # names that a misspelt one may stand for
+    problems = [
+        f"{field}: no such field; nearest: {', '.join(_nearest(field, sorted(known | beside)))}"
+        for field in values
+        if field not in known
+    ]
+    for cls, own in zip(classes, fields):
+        try:
+            settings.append(build(cls, {k: v for k, v in values.items() if k in own}))
+        except SettingsError as error:
+            problems += error.problems
+    if problems:
+        raise SettingsError(name, [f"{name}.{problem}".lstrip(".") for problem in problems])
+    return settings
+
+
+def _problems_between(right) -> Iterator[str]:
+    """What is wrong between sections that are right by themselves."""
+    stages = {name: right[name][0] for name in STAGES if name in right}
+    if "optimizer" in right:
+        for name, stage in stages.items():
+            try:
+                right["optimizer"][0].check_steps(stage.updates, name)
+            except ValueError as error:
+                yield str(error)
+    if {"rl", "eval", "sampling"} <= right.keys():
+        # samples that share a prompt are decoded together
+        settings = right["eval"][0]
+        per_order = min(settings.samples_per_order, settings.ks[-1])
+        together = max(stages["rl"].group_size, per_order)
+        if right["sampling"][0].rows < together:
+            yield (
+                "sampling.rows: expected at least rl.group_size and eval.samples_per_order, "
+                f"{together}, got {right['sampling'][0].rows}"
+            )
+    if "data" in right:
+        data = right["data"][0]
+        for name, stage in stages.items():
+            fraction = getattr(stage, "general_fraction", 0)
+            if fraction > 0 and not data.general:
+                yield (
+                    f"data.general: {name}.general_fraction is {fraction:g}, so at least one "
+                    "source is expected, got none"
+                )
+        splits = right["eval"][1].splits if "eval" in right else tuple(data.eval)
+        unknown = [name for name in splits if name not in data.eval]
+        if unknown or not splits:
+            yield (
+                f"eval.splits: expected some of {', '.join(data.eval)}, got "
+                f"{', '.join(unknown) or 'none'}"
+            )
+
+
+# ---- what concerns files
+
+
+def _template_problems(right) -> Iterator[str]:
+    from grm_jax.judgment.prompts import load_template
+
+    for name, template in (
+        dataclasses.asdict(right["templates"][0]).items() if "templates" in right else ()
+    ):
+        try:
+            load_template(template)
+        except (OSError, ValueError, TypeError) as error:
+            yield f"templates.{name}: {error}"
+
+
+def _path_problems(config, right) -> Iterator[str]:
+    found = {}
+    for section, find in (
+        ("model", model_folder),
+        ("tokenizer", tokenizer_path),
+        ("critic", critic_folder),
+    ):
+        if section in right:
+            try:
+                found[section] = find(config)
+            except FileNotFoundError as error:
+                if section != "tokenizer" or config.tokenizer.path is not None:  # else said before
+                    yield f"{section}.path: {error}"
+    if "tokenizer" not in found:
+        return
+    if found["tokenizer"] is None:
+        yield (
+            "tokenizer.path: expected a SentencePiece model or tokenizer.json, as "
+            "model.random_init brings none, got nothing"
+        )
+    elif not found["tokenizer"].exists():
+        yield f"tokenizer.path: no such file or folder: {found['tokenizer']}"
+
+
+def _data_problems(right) -> Iterator[str]:
+    from grm_jax.data.world.records import SPLITS
+
+    if "data" not in right:
+        return
+    data = right["data"][0]
+    fields = {f"data.{name}": getattr(data, name) for name in ("train", "general", "critiques")}
+    splits = right["eval"][1].splits if "eval" in right else tuple(data.eval)
+    fields |= {f"data.eval.{name}": data.eval[name] for name in splits if name in data.eval}
+    worlds = {"data.general": ("instructions",), "data.critiques": ("critiques",)}
+    trained = [source["path"] for source in data.train if "path" in source]
+    for field, value in fields.items():
+        if not value and field not in worlds:
+            yield f"{field}: expected the path of a file or a source, got nothing"
+        for source in value:
+            if field == "data.general" and source == {"records": "train"}:
+                continue
+            for message in _source_problems(source, worlds.get(field, SPLITS)):
+                yield f"{field}: {message}"
+        if field.startswith("data.eval.") and any(s.get("path") in trained for s in value):
+            yield f"{field}: expected other records than data.train, got the same file"
+
+
+def _source_problems(source, worlds) -> Iterator[str]:
+    from grm_jax.data.sources import checked_spec
+    from grm_jax.data.world.records import SPLITS
+
+    kinds = [kind for kind in ("path", "hub", "world") if kind in source]
+    if len(kinds) != 1:
+        yield f"expected one of 'path', 'hub' and 'world' in a source, got {source}"
+    elif kinds != ["world"]:
+        try:
+            checked_spec(source)
+        except ValueError as error:
+            yield str(error)
+        if kinds == ["path"] and not pathlib.Path(source["path"]).exists():
+            yield f"no such file: {source['path']}"
+    elif unknown := [key for key in source if key not in WORLD_KEYS]:
+        yield f"expected a source with {', '.join(WORLD_KEYS)}, got {', '.join(unknown)}"
+    elif source["world"] not in worlds:
+        yield f"world: expected one of {', '.join(worlds)}, got {source['world']!r}"
+    elif worlds is not SPLITS and "items" not in source:
+        yield f"expected items, how many, got {source}"

@@ -20,19 +20,20 @@ from absl import app, logging
 
 from experiments import config_flags
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.evaluate")
 
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
     config = config_flags.load(CONFIG)
     from experiments.stages import evaluation
-    from experiments.stages.workdir import start_processes
+    from experiments.stages.workdir import hold, start_processes
     from grm_jax.parallel import processes
 
     start_processes()
     workdir = pathlib.Path(WORKDIR.value)
     try:
+        hold(workdir)
         benchmarks = evaluation.benchmarks(config, workdir / "records")
         settings = config_flags.section(config, "eval")
         evaluation.evaluate(evaluation.systems(config), benchmarks, workdir, settings, config)
@@ -45,4 +46,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

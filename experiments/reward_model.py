@@ -13,7 +13,7 @@ from absl import app, logging
 
 from experiments import config_flags
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.reward_model")
 
 
 def main(_):
@@ -37,4 +37,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

@@ -13,7 +13,7 @@ from absl import app, logging
 
 from experiments import config_flags
 
-CONFIG, WORKDIR = config_flags.define_config()
+CONFIG, WORKDIR = config_flags.define_config("experiments.spct_rl")
 
 
 def main(_):
@@ -42,4 +42,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=config_flags.parse_flags)

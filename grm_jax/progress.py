@@ -1,5 +1,6 @@
-"""One line on stderr that says how far a stage is, how fast, and when it will be done: a rich bar
-on a terminal, plain lines elsewhere.
+"""Shows in one line on stderr how far a stage is, how fast, and when it will be done.
+
+A rich bar on a terminal, plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -23,15 +24,14 @@ FIRST_LINE_S, EVERY_S = 5.0, 15.0
 def progress(
     label: str, total: int | None, unit: str = "steps", done: int = 0
 ) -> Iterator[Callable[..., None]]:
-    """Context that gives `advance(n=1, **shown)`: n more units are done; `shown` are numbers to
-    print beside them.
+    """Opens a context that gives `advance(n=1, **shown)`: n more units are done.
 
-    with progress("rft", total=400, done=restored_step) as advance:
-        for ...: advance(loss=row["loss"])
+        with progress("rft", total=400, done=restored_step) as advance:
+            for ...: advance(loss=row["loss"])
 
-    total: None where no one knows it. `done` is what an earlier process did: it counts as done but
-    not in the speed. Nor does the first advance, which compiles. Of several processes of one job
-    the first prints.
+    total: None where no one knows it. `shown` are numbers to print beside them. `done` is what an
+    earlier process did: it counts as done but not in the speed. Nor does the first advance, which
+    compiles. Of several processes of one job the first prints.
     """
     if not is_main():
         yield lambda n=1, **shown: None
@@ -67,7 +67,7 @@ def progress(
 
 @contextlib.contextmanager
 def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """`progress` in MB (10**6 bytes): context that gives `advance(n_bytes)`; `total` in bytes."""
+    """Opens a `progress` in MB (10**6 bytes) that gives `advance(n_bytes)`; `total` in bytes."""
     done = 0
     with progress(label, -(-total // 10**6), "MB") as advance:
 
@@ -91,7 +91,7 @@ class _Tracker:
 
     def text(self, shown):
         now = time.monotonic()
-        (since, already) = self.first
+        since, already = self.first or (now, self.done)
         of_total = "" if self.total is None else f"/{self.total:,}"
         parts = [f"{self.done:,}{of_total} {self.unit}", f"{_clock(now - self.started)} elapsed"]
         if self.done > already and now > since:

@@ -1,5 +1,4 @@
-"""Text to ids and back, for a Hugging Face tokenizer.json or a SentencePiece model, and the Gemma-2
-chat format in ids.
+"""Turns text into ids and back (tokenizer.json, SentencePiece), and writes Gemma-2's chat in ids.
 
 Three rules hold for every tokenizer:
 - text never becomes a control id: a response that contains "<end_of_turn>" or "<bos>" is encoded as
@@ -33,9 +32,9 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Ids of the control tokens, and `encode` (text -> ids, never a control id) and `decode` (ids
-    -> text, control ids left out).
+    """Encodes and decodes text, and holds the ids of the control tokens.
 
+    `encode`: text -> ids, never a control id. `decode`: ids -> text, control ids left out.
     `start_of_turn_id` and `end_of_turn_id` are None for a tokenizer without turn tokens.
     `text_prefix` is " " for models that were trained with a space before every text, else "".
     """
@@ -52,18 +51,20 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a completion: <end_of_turn> where it exists (instruction-tuned Gemma stops
-        there), and eos.
+        """Returns the ids that end a completion: <end_of_turn> where it exists, and eos.
+
+        Instruction-tuned Gemma stops at <end_of_turn>.
         """
         return (self.eos_id,) if self.end_of_turn_id is None else (self.eos_id, self.end_of_turn_id)
 
     def chat_prompt(self, user_text: str) -> list[int]:
-        """One user turn up to where the model begins to write; one BOS, at the front. Outer white
-        space is cut, as in Gemma's template.
+        r"""Writes one user turn up to where the model begins to write; one BOS, at the front.
 
-        Gemma: <bos><start_of_turn>user\\n{text}<end_of_turn>\\n<start_of_turn>model\\n. There is no
+        Outer white space is cut, as in Gemma's template.
+
+        Gemma: <bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n. There is no
         system role: instructions go into the user's turn. Tokenizers without turn tokens:
-        <bos>{text}\\n.
+        <bos>{text}\n.
         """
         text = user_text.strip()
         if self.start_of_turn_id is None or self.end_of_turn_id is None:
@@ -79,8 +80,9 @@ class Tokenizer:
         ]
 
     def chat_completion(self, text: str) -> list[int]:
-        """The model's turn as it is trained and sampled: the text exactly as given, then
-        <end_of_turn> (eos without turn tokens).
+        """Writes the model's turn as trained and sampled: the text as given, then <end_of_turn>.
+
+        eos in its place without turn tokens.
         """
         return [
             *self.encode(text),
@@ -88,18 +90,16 @@ class Tokenizer:
         ]
 
     def chat_prompt_with_answer(self, user_text: str, answer: str) -> list[int]:
-        """A finished exchange, `chat_prompt` + `chat_completion`: the input of a model that scores
-        it (Meta RM).
-        """
+        """Writes a finished exchange, `chat_prompt` + `chat_completion`: what a Meta RM reads."""
         return self.chat_prompt(user_text) + self.chat_completion(answer)
 
     def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        """A whole conversation of (role, text) turns as Gemma's own template writes it: the input
-        of a scalar reward model.
+        r"""Writes a whole conversation of (role, text) turns as Gemma's own template does.
 
-        Gemma: <bos>, then <start_of_turn>{user or model}\\n{text}<end_of_turn>\\n for each turn.
-        There is no system role: a system turn is put in front of the turn after it, a blank line
-        between. Tokenizers without turn tokens: <bos>, a line for each turn, eos.
+        The input of a scalar reward model. Gemma: <bos>, then
+        <start_of_turn>{user or model}\n{text}<end_of_turn>\n for each turn. There is no system
+        role: a system turn is put in front of the turn after it, a blank line between. Tokenizers
+        without turn tokens: <bos>, a line for each turn, eos.
         """
         joined, instructions = [], ""
         for role, text in turns:
@@ -128,10 +128,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Reads a Hugging Face folder or its tokenizer.json, a folder with tokenizer.model, or a
-    SentencePiece file. No network is used.
+    """Reads a tokenizer: a folder or file, of Hugging Face (tokenizer.json) or SentencePiece.
 
-    Raises FileNotFoundError or ValueError, naming the file and what was expected in it.
+    No network is used. Raises FileNotFoundError or ValueError, naming the file and what was
+    expected in it.
     """
     path = Path(path)
     if path.is_dir():
@@ -233,13 +233,13 @@ def _tokenizer(
     """Wraps a library's encode and decode. `special`: bos, eos, pad, unk; `control`: further
     strings that text must not become, with ids.
     """
-    for name in ("bos", "eos"):
-        if special[name] is None:
-            raise ValueError(
-                f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
-                f"SentencePiece {name}_id"
-            )
-    unk_id = special["unk"]
+    bos_id, eos_id, unk_id = special["bos"], special["eos"], special["unk"]
+    if bos_id is None or eos_id is None:
+        name = "bos" if bos_id is None else "eos"
+        raise ValueError(
+            f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
+            f"SentencePiece {name}_id"
+        )
     turns = {text: id_of(text) for text in (START_OF_TURN, END_OF_TURN) if id_of(text) is not None}
     # without byte fallback, text may be <unk>
     control = {text: i for text, i in {**control, **turns}.items() if i != unk_id}
@@ -253,7 +253,7 @@ def _tokenizer(
             f"{path}: control token {single[0]!r} has fewer than two characters, so text cannot "
             "be kept apart from it"
         )
-    pad_id = next(i for i in (special["pad"], unk_id, special["eos"]) if i is not None)
+    pad_id = next(i for i in (special["pad"], unk_id, eos_id) if i is not None)
     inside = re.compile("(?=" + "|".join(map(re.escape, control)) + ")") if control else None
 
     def encode_text(text: str) -> list[int]:
@@ -277,8 +277,8 @@ def _tokenizer(
     return Tokenizer(
         vocab_size=vocab_size,
         pad_id=pad_id,
-        bos_id=special["bos"],
-        eos_id=special["eos"],
+        bos_id=bos_id,
+        eos_id=eos_id,
         start_of_turn_id=turns.get(START_OF_TURN),
         end_of_turn_id=turns.get(END_OF_TURN),
         text_prefix=text_prefix,

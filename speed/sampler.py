@@ -18,14 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.config_flags import TINY_BASE
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.models.config import load_config
 from grm_jax.models.gemma2 import Gemma2, lm_logits
+from grm_jax.reward_models.description import model_folder
 from grm_jax.sampling.logits import choose_tokens
 from grm_jax.sampling.sampler import SamplingConfig, sample, sample_key
 
-MODEL = flags.DEFINE_string("model", str(TINY_BASE), "Hugging Face folder of a Gemma-2.")
+MODEL = flags.DEFINE_string(
+    "model", str(model_folder("tiny_base")), "Hugging Face folder of a Gemma-2."
+)
 PROMPTS = flags.DEFINE_integer("prompts", 32, "Prompts in a batch.")
 SAMPLES = flags.DEFINE_integer("samples", 8, "Completions of each prompt.")
 PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 48, "Tokens of a prompt.")

@@ -1,12 +1,12 @@
-"""Build the tiny base model that ships with the package: tokenizer, pretraining on the checkable
-world, Hugging Face folder.
+"""Builds the tiny base model that ships with the package: tokenizer, pretraining, folder.
 
     python -m experiments.build_base --workdir=runs/tiny_base --out=grm_jax/assets/tiny_base
 
-`--width` makes it in another size, for the comparison of model sizes
-(experiments/paper/__main__.py). Fixed seed; resumes from its last saved state. The learning rate is
-constant after a warmup and falls linearly to zero over the last `--decay_steps`, so a run can be
-ended early from any saved state by giving a smaller `--steps`.
+The model is pretrained on the checkable world and written as a Hugging Face folder. `--width` makes
+it in another size, for the comparison of model sizes (experiments/paper/__main__.py). Fixed seed;
+resumes from its last saved state. The learning rate is constant after a warmup and falls linearly
+to zero over the last `--decay_steps`, so a run can be ended early from any saved state by giving a
+smaller `--steps`.
 """
 
 import collections

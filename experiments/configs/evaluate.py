@@ -2,8 +2,8 @@
     --workdir=runs/evaluate
 
 The systems and benchmarks of the paper's Table 2. Edit `systems` and `benchmarks`: each is a plain
-dict, described in grm_jax/reward_models/load.py and grm_jax/benchmarks. What is
-added later is judged alone; the rest is on file.
+dict, described in grm_jax/reward_models/load.py and grm_jax/benchmarks. What is added later is
+judged alone; the rest is on file.
 
 Hardware: what the largest of the systems needs; 27B in bfloat16 takes 54 GB for its weights. Result
     and time: not run here.
@@ -14,6 +14,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
+    # what is compared: a name, a kind, and the fields of that kind
     config.systems = (
         {"name": "length-only", "kind": "length"},
         {"name": "random", "kind": "random"},
@@ -40,27 +41,39 @@ def get_config() -> ml_collections.ConfigDict:
             "api_key_env": "OPENAI_API_KEY",
         },
     )
-    config.benchmarks = (  # files as published: {"path": ...} in place of {"hub": True}
+    # what all systems judge: files as published; {"path": ...} in place of {"hub": True}
+    config.benchmarks = (
         {"kind": "rewardbench", "hub": True},
         {"kind": "ppe_preference", "hub": True},
         {"kind": "ppe_correctness", "hub": True},
         {"kind": "rmb", "path": "data/RMB_dataset"},
         {"kind": "realmistake", "path": "data/realmistake"},
     )
-    config.ks = (1, 2, 4, 8, 16, 32)  # votes; figure axes of the paper
-    config.seeds = (0,)  # of response orders and sampling; figures are means over them
-    config.temperature = 0.5  # D.1: of everything that is sampled
-    config.greedy = True  # D.1: the default results, temperature 0
-    config.swap = True  # greedy once more, the responses in the reverse order
-    config.retry = ()  # names of failures to ask again, such as ("request_failed",)
-    config.bootstrap = 2000  # resamples
-    # of each benchmark that can be read in report.html; all judgments are on file
-    config.report_items = 100
+    # how they are asked, and how figures are taken
+    config.eval = ml_collections.ConfigDict(
+        dict(
+            ks=(1, 2, 4, 8, 16, 32),  # votes; figure axes of the paper
+            temperature=0.5,  # D.1: of everything that is sampled
+            # consecutive samples that share a response order, and so a prompt; 1 in the paper
+            samples_per_order=1,
+            greedy=True,  # D.1: the default results, temperature 0
+            swap=True,  # greedy once more, the responses in the reverse order
+            seeds=(0,),  # of response orders and sampling; figures are means over them
+            retry=(),  # names of failures to ask again, such as ("request_failed",)
+            bootstrap=2000,  # resamples of each interval
+            # of each benchmark that can be read in report.html; all judgments are on file
+            report_items=100,
+            # share of a benchmark that a system has to judge for its figures to stand unmarked
+            min_coverage=0.9,
+        )
+    )
+    # how the systems' models compute; where they lie is in `systems`
     config.model = ml_collections.ConfigDict(
         dict(dtype="bfloat16", scan_layers=True, remat="none", attention="auto")
     )
     # devices along each axis; -1: all that are left
     config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))
+    # built-in names, paths of Jinja files, or package.module:function; a system may have its own
     config.templates = ml_collections.ConfigDict(
         dict(pointwise="pointwise", single="single", judge="judge", meta="meta")
     )
@@ -74,13 +87,6 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
     config.sampling = ml_collections.ConfigDict(
-        dict(
-            top_p=1.0,
-            top_k=0,
-            rows=64,
-            sampler="shard_map",
-            # consecutive samples that share a response order, and so a prompt; 1 in the paper
-            samples_per_order=1,
-        )
+        dict(top_p=1.0, top_k=0, rows=64, sampler="shard_map")
     )
     return config

@@ -50,11 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
         prompt=4096, completion=48, buckets=(1024, 2048, 4096), sequences=(1024, 2048)
     )
     config.data = ml_collections.ConfigDict(
-        dict(
-            train=placeholder(str),
-            general=({"records": "train"},),
-            eval=dict(test=placeholder(str)),
-        )
+        dict(train=(), general=({"records": "train"},), eval=dict(test=()), max_left_out=0.5)
     )
     config.sampling.update(rows=4, sampler="jit")
     config.optimizer.warmup_steps = 0

@@ -25,9 +25,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.note = ""  # free text that goes into results.json
 
+    # the model to start from, and how it computes
     config.model = ml_collections.ConfigDict(
         dict(
-            # 3.2: starts from pretrained (base) weights, not chat; a Hugging Face folder, or "tiny"
+            # 3.2: starts from pretrained (base) weights, not chat; a Hugging Face folder or hub
+            # name, or "tiny_base", the model in the package
             path="checkpoints/gemma-2-27b",
             # sizes of a randomly initialized model instead of a path (real_text.py)
             random_init=placeholder(ml_collections.ConfigDict),
@@ -48,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     # devices along each axis; -1: all that are left
     config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))
     config.templates = ml_collections.ConfigDict(
-        dict(  # built-in names, or paths of Jinja files
+        dict(  # built-in names, paths of Jinja files, or package.module:function
             # App G, default GRM: criteria with weights, analysis, scores from 1 to 10
             pointwise="pointwise",
             single="single",  # App G, single-response training: score 0 or 1
@@ -74,10 +76,11 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
 
-    # Sources of preference records: {"path": file or folder} or {"hub": name}, with what
-    # grm_jax/data/sources.py allows beside it, or {"world": split, "items": count, "seed": 0} for
-    # the checkable world. A string is a path, and several are repeated flags:
-    # --config.data.train=a.jsonl --config.data.train=b.jsonl
+    # Tuples of sources of preference records: {"path": file or folder} or {"hub": name}, with what
+    # grm_jax/data/sources.py allows beside it, such as "columns"; or {"world": split, "items":
+    # count, "seed": 0} for the checkable world. On the command line a path, JSON of a source or of
+    # a list of them, and several as repeated flags: --config.data.train=a.jsonl
+    # --config.data.train='{"path": "b.jsonl", "columns": {...}}'
     config.data = ml_collections.ConfigDict(
         dict(
             # C.1: these public sets and internal data, both stages from the same. open: shares,
@@ -96,16 +99,20 @@ def get_config() -> ml_collections.ConfigDict:
             # "completion"} a line. {"records": "train"} takes the best responses of data.train to
             # their conversations
             general=({"path": "data/spct/general.jsonl"},),
-            # split name -> source; the paper's benchmarks are not part of this run
-            eval=dict(test={"path": "data/spct/test.jsonl"}),
+            # split name -> sources; the paper's benchmarks are not part of this run
+            eval=dict(test=({"path": "data/spct/test.jsonl"},)),
+            # most of a set that may be left out as longer than lengths.prompt, as a share of it:
+            # more is an error before anything is computed
+            max_left_out=0.5,
         )
     )
+    # how completions are drawn, in all stages
     config.sampling = ml_collections.ConfigDict(
         dict(
             # open: 1.0 and 0 leave the distribution as it is, so sampler and trainer
             # log-probabilities are of the same one
             top_p=1.0,
-            top_k=0,
+            top_k=0,  # 0: all tokens
             # decoded at once, on all devices together: all rollouts of an RL step; a decode step
             # reads the weights once for them
             rows=512,
@@ -120,14 +127,14 @@ def get_config() -> ml_collections.ConfigDict:
             b1=0.9,  # open: these five are common values for fine-tuning language models
             b2=0.95,
             eps=1e-8,
-            weight_decay=0.0,
+            weight_decay=0.0,  # of all parameters but the norms' scales
             clip_norm=1.0,  # global norm of the gradient
             # type of AdamW's first moment: "bfloat16" takes 2 bytes a parameter less
             mu_dtype="float32",
             # "constant" | "cosine" | "linear", which end at final_fraction of the peak. open:
             # GRPO's own paper: constant
             schedule="constant",
-            final_fraction=0.1,
+            final_fraction=0.1,  # of the peak rate
             warmup_steps=20,  # open: short beside 900 steps
         )
     )
@@ -137,6 +144,7 @@ def get_config() -> ml_collections.ConfigDict:
         dict(
             rank=0,  # 0: all weights are trained
             alpha=16.0,  # the adapters' product is scaled by alpha / rank
+            # linear maps of every layer that are adapted
             targets=("q", "k", "v", "o", "gate", "up", "down"),
         )
     )
@@ -174,6 +182,11 @@ def get_config() -> ml_collections.ConfigDict:
             # 3.2: GRPO in its original form; a name in grm_jax.losses.LOSSES or
             # package.module:function
             loss="grpo",
+            # settings of a loss of one's own, its keyword arguments
+            loss_args=dict(),
+            # 3.2: +1 where the best response has the highest score, else -1; a name in
+            # grm_jax.judgment.rules.REWARDS or package.module:function
+            reward="rule",
             # Eq 15: (r - mean) / std of the group. open: population std, zero advantage where all
             # are equal
             advantage="group",
@@ -189,7 +202,7 @@ def get_config() -> ml_collections.ConfigDict:
             # C.1, Tab 5. open: counts rollouts here, so 128 prompts a step (0.49 passes over 237K);
             # the paper may mean prompts
             batch_size=512,
-            micro_batch=64,
+            micro_batch=64,  # as rft.micro_batch
             # open: log pi_old by the "trainer", so that the ratio starts at 1, or the "sampler",
             # one forward pass less
             old_logp="trainer",
@@ -200,7 +213,7 @@ def get_config() -> ml_collections.ConfigDict:
             steps=900,  # C.1
             # open: None is the loss's own published value; for grpo 0.2, PPO's usual epsilon
             clip_low=placeholder(float),
-            clip_high=placeholder(float),
+            clip_high=placeholder(float),  # likewise
             # open: of the rollouts; 1 makes the sampled distribution that of the policy gradient
             temperature=1.0,
             # open: groups that are all right or all wrong: no policy gradient, the KL still acts;
@@ -220,12 +233,13 @@ def get_config() -> ml_collections.ConfigDict:
             policies=("grm",),  # C.1: whose own samples are used, of "base", "rft", "grm"
             learning_rate=1e-5,  # C.1
             batch_size=512,  # C.1
-            micro_batch=64,
+            micro_batch=64,  # as rft.micro_batch
             steps=900,  # open: as the other stages
             # open: of the own samples; that of inference, so that it learns from what it will judge
             temperature=0.5,
         )
     )
+    # how the policies are judged at the end, guided by the Meta RM
     config.eval = ml_collections.ConfigDict(
         dict(
             # 5.1, Fig 1: samples in a vote. The Meta RM keeps k_meta = max(1, k // 2) of them (4;
@@ -236,18 +250,27 @@ def get_config() -> ml_collections.ConfigDict:
             # and its prefill
             samples_per_order=1,
             greedy=True,  # D.1: temperature 0 for the default results
-            # of response orders and sampling keys in evaluation: the same whatever config.seed is
-            seed=0,
+            swap=False,  # greedy once more, the responses in the reverse order
+            # of response orders and sampling keys in evaluation: the same whatever config.seed is;
+            # figures are means over them
+            seeds=(0,),
+            retry=(),  # names of failures to ask again, such as ("request_failed",)
+            bootstrap=2000,  # resamples of each interval
+            report_items=60,  # items of each split that can be read in report.html
+            # share of the items that a system has to judge for its figures to stand unmarked
+            min_coverage=0.9,
             records=0,  # records of each split, from the front; 0: all
             splits=("test",),  # names in data.eval
-            systems=("base", "rft", "grm"),
-            # open: random subsets of k of the sampled judgments that @k is averaged over; less
-            # noise, same mean
-            reshuffles=8,
+            systems=("base", "rft", "grm"),  # policies that judge the splits
         )
     )
     # steps between train-state checkpoints, and how many stay
     config.checkpoint = ml_collections.ConfigDict(dict(every=50, keep=2))
-    # steps between printed judged examples
-    config.log = ml_collections.ConfigDict(dict(example_every=50))
+    config.log = ml_collections.ConfigDict(
+        dict(
+            example_every=50,  # steps between printed judged examples
+            # where metrics go: "jsonl" | "tensorboard" | "wandb", or package.module:function
+            sinks=("jsonl", "tensorboard"),
+        )
+    )
     return config

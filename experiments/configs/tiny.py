@@ -28,7 +28,7 @@ PROMPT, COMPLETION, BUCKETS, SEQUENCES = 80, 128, (32, 48, 80), (48, 64, 96, 128
 def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
     # scanning layers costs 48 % on CPU
-    config.model.update(path="tiny", dtype="float32", scan_layers=False, remat="none")
+    config.model.update(path="tiny_base", dtype="float32", scan_layers=False, remat="none")
     config.mesh.update(replica=-1, fsdp=1, tensor=1)  # so small a model is whole on every device
     config.templates.update(pointwise="tiny_pointwise", single="tiny_single", meta="tiny_meta")
     config.lengths.update(
@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train = ({"world": "train", "items": RFT_RECORDS},)
     config.data.general = ({"world": "instructions", "items": RFT_RECORDS},)
     config.data.eval = ml_collections.ConfigDict(
-        {split: {"world": split} for split in ("test", "hard", "wide", "single")}
+        {split: ({"world": split},) for split in ("test", "hard", "wide", "single")}
     )
     config.sampling.update(rows=256, sampler="shard_map")
     config.optimizer.update(b2=0.98, warmup_steps=5)

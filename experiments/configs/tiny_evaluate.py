@@ -18,15 +18,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.systems = (
         {"name": "length-only", "kind": "length"},
         {"name": "random", "kind": "random"},
-        {"name": "tiny base", "kind": "pointwise_grm", "path": "tiny"},
+        {"name": "tiny base", "kind": "pointwise_grm", "path": "tiny_base"},
     )
     config.benchmarks = tuple(
         {"kind": "world", "split": split, "items": 60}
         for split in ("test", "hard", "wide", "single")
     )
-    config.ks = (1, 2, 4, 8)
-    config.temperature = tiny.TEMPERATURE
-    config.bootstrap = 1000
+    config.eval.update(
+        ks=(1, 2, 4, 8), temperature=tiny.TEMPERATURE, samples_per_order=4, bootstrap=1000
+    )
     config.model.update(dtype="float32", scan_layers=False)
     config.mesh.update(replica=-1, fsdp=1, tensor=1)
     config.templates.update(
@@ -38,5 +38,5 @@ def get_config() -> ml_collections.ConfigDict:
         buckets=tiny.BUCKETS,
         sequences=tiny.SEQUENCES,
     )
-    config.sampling.update(rows=256, sampler="shard_map", samples_per_order=4)
+    config.sampling.update(rows=256, sampler="shard_map")
     return config

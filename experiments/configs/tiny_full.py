@@ -21,6 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.records = 1000
     # fresh records: those of seed 0 and 77 were looked at while the settings were chosen
     for split in config.eval.splits:
-        config.data.eval[split] = ml_collections.ConfigDict({"world": split, "seed": FRESH_SEED})
+        config.data.eval[split] = ({"world": split, "seed": FRESH_SEED},)
     config.eval.ks = (1, 2, 4, 8, 16, 32)
     return config

@@ -35,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
             steps=STEPS,
         )
     )
+    # batch sizes count pairs in one order of the two
     config.pair_rm = ml_collections.ConfigDict(
         dict(learning_rate=RATE, batch_size=BATCH, micro_batch=BATCH, steps=STEPS)
     )
@@ -60,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
             steps=CLOUD_STEPS,
         )
     )
-    eval_fields = ("records", "seed", "splits")
-    config.eval = ml_collections.ConfigDict({name: config.eval[name] for name in eval_fields})
+    # one sample, where the model samples at all; the one system is the trained model
+    config.eval.update(ks=(1,), samples_per_order=1)
+    del config.eval.systems
     return config

@@ -5,22 +5,23 @@ import re
 from collections.abc import Mapping, Sequence
 
 import ml_collections
-from grm_jax.evaluation.settings import EvalConfig
-from grm_jax.reward_models.load import Asking, System, describe
 
 from experiments import config_flags
 from experiments.stages.workdir import Run, about_stages, system
 from grm_jax.benchmarks import Benchmark, load_benchmark
+from grm_jax.data.world import describe as describe_world
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
-from grm_jax.evaluation.comparison import compare_systems
+from grm_jax.evaluation.comparisons import compare_systems
 from grm_jax.evaluation.judging import judge_all
+from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import write_records
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.report.comparison_table import markdown
+from grm_jax.report.headline import markdown
 from grm_jax.report.report import write_report
+from grm_jax.reward_models.load import Asking, System, describe
 
 SCHEMA = 2
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: it becomes a folder
@@ -43,7 +44,12 @@ def evaluate(
     if not processes.is_main():
         return {}
     figures = compare_systems(
-        benchmarks, judged, settings.ks, draws=settings.bootstrap, seed=settings.seeds[0]
+        benchmarks,
+        judged,
+        settings.ks,
+        draws=settings.bootstrap,
+        seed=settings.seeds[0],
+        min_coverage=settings.min_coverage,
     )
     about = {"timings_s": {}, "notes": [], "funnel": {}} | dict(about or {})
     head = {"schema": SCHEMA, "config": config.to_dict(), "seed": config.get("seed")}
@@ -71,21 +77,25 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
 
 def policies(run: Run) -> list[System]:
     """The systems of config.eval.systems, guided by the run's Meta RM."""
-    meta = str(run.workdir / "models" / "meta")
-    return [system(run, name, meta=meta) for name in run.config.eval.systems]
+    meta, per_order = str(run.folder("meta")), run.config.eval.samples_per_order
+    return [system(run, name, per_order, meta=meta) for name in run.config.eval.systems]
 
 
-def systems(config: ml_collections.ConfigDict) -> list[System]:
-    """The systems that a config of experiments.evaluate names. Nothing is loaded."""
-    mesh = make_mesh(**config.mesh)
-    asking = Asking(
-        mesh=mesh,
+def asking_of(config: ml_collections.ConfigDict) -> Asking:
+    """How a config of experiments.evaluate asks all of its systems."""
+    return Asking(
+        mesh=make_mesh(**config.mesh),
         numerics=config_flags.section(config, "model"),
         lengths=config_flags.section(config, "lengths"),
         sampling=config_flags.section(config, "sampling"),
         templates={name: load_template(path) for name, path in config.templates.items()},
         samples_per_order=config.eval.samples_per_order,
     )
+
+
+def systems(config: ml_collections.ConfigDict) -> list[System]:
+    """The systems that a config of experiments.evaluate names. Nothing is loaded."""
+    asking = asking_of(config)
     described = [describe(dict(spec), asking) for spec in config.systems]
     remote = [system.name for system in described if system.kind == "remote"]
     if remote and processes.count() > 1:
@@ -114,7 +124,8 @@ def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[
                 f"records {path.stem}",
                 lambda path=path, records=records: write_records(path, records),
             )
-            spec = {"kind": "records", "path": str(path), "name": path.stem}
+            about = describe_world(spec["split"])
+            spec = {"kind": "records", "path": str(path), "name": path.stem, "about": about}
         benchmark = load_benchmark(spec)
         names = [other.name for other in loaded]
         if benchmark.name in names or not NAME.fullmatch(benchmark.name):

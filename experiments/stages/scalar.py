@@ -9,8 +9,6 @@ import collections
 import pathlib
 from collections.abc import Callable
 
-from grm_jax.reward_models.load import System, content_digest, describe, samplers
-
 from experiments import config_flags
 from experiments.stages.workdir import Run, load_model, load_policy, save_model, with_head
 from grm_jax.data.examples import fitting, instruction_examples
@@ -20,6 +18,8 @@ from grm_jax.evaluation import store
 from grm_jax.evaluation.judging import Pass, judge_pass
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.cloud import critic, critic_example, head_examples
+from grm_jax.reward_models.description import content_digest
+from grm_jax.reward_models.load import System, describe, samplers
 from grm_jax.reward_models.pair_rm import pair_examples
 from grm_jax.reward_models.scalar import preference_examples
 from grm_jax.training.loop import fit

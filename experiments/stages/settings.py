@@ -1,6 +1,7 @@
 """Settings of the sections that only the scripts read, and which settings a config consists of."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +21,11 @@ from grm_jax.settings import (
     one_of,
     some_of,
 )
-from grm_jax.training.metrics import SINKS
+from grm_jax.training.metrics import check_sinks
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, FitConfig, RlConfig
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system: it becomes a folder
 SYSTEMS = ("base", "rft", "grm")  # policies of a run
 TRAJECTORIES = ("unhinted", "hinted")
 KINDS = ("bradley_terry", "pair_rm", "cloud")
@@ -32,34 +34,21 @@ GENERAL_FRACTION: Rule = ("a number in [0, 1)", lambda x: 0 <= x < 1)
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What stands at the top of a preset of experiments.spct_rl.
+    """What stands at the top of a preset that trains.
 
     seed: of response order, sampling, data order and initialization. note: free text that goes into
     results.json and the page. answer: what a judgment's box holds, a score for each response
-    ("scores") or the "index" of the best one.
+    ("scores") or the "index" of the best one. kind: of the reward model that
+    experiments.reward_model trains.
     """
 
     seed: int
     note: str = ""
     answer: str = "scores"
+    kind: str | None = None
 
     def __post_init__(self):
-        check(self, {"answer": one_of(("scores", "index"))})
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardModelRunConfig:
-    """What stands at the top of a preset of experiments.reward_model: as in `RunConfig`, and the
-    kind of reward model.
-    """
-
-    kind: str
-    seed: int
-    note: str = ""
-    answer: str = "scores"
-
-    def __post_init__(self):
-        check(self, {"kind": one_of(KINDS), "answer": one_of(("scores", "index"))})
+        check(self, {"answer": one_of(("scores", "index")), "kind": one_of(KINDS)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +61,19 @@ class ComparisonConfig:
     benchmarks: tuple[Mapping, ...]
 
     def __post_init__(self):
-        some: Rule = ("at least one description, a dict", len)
-        check(self, {"systems benchmarks": some})
+        some = "at least one description, a dict"
+        check(self, {"systems": (some, _have_names), "benchmarks": (some, len)})
+
+
+def _have_names(systems: tuple[Mapping, ...]) -> bool:
+    names = [spec.get("name") for spec in systems]
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not NAME.fullmatch(name) or names.index(name) != i:
+            raise ValueError(
+                f'[{i}]: field "name": expected a name of its own that can be a folder (letters, '
+                f'digits, " ._+@-"), got {name!r}'
+            )
+    return bool(names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ModelSource:
         )
         if self.random_init is not None:
             try:
-                from_sizes({"n_layers": 1} | dict(self.random_init), vocab_size=1)
+                from_sizes(self.random_init, vocab_size=1)
             except SettingsError as error:
                 problems = [f"random_init.{problem}" for problem in error.problems]
                 raise SettingsError(type(self).__name__, problems) from error
@@ -183,7 +183,8 @@ class LogConfig:
     sinks: tuple[str, ...] = ("jsonl", "tensorboard")
 
     def __post_init__(self):
-        check(self, {"example_every": POSITIVE, "sinks": some_of(SINKS)})
+        known: Rule = ("names of sinks", lambda sinks: check_sinks(sinks) is None)
+        check(self, {"example_every": POSITIVE, "sinks": known})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,7 +310,7 @@ SECTIONS: dict[str, dict[str, tuple[type, ...]]] = {
     "experiments.spct_rl": {"": (RunConfig,)}
     | _RUN
     | {"rft": (RftConfig,), "rl": (RlConfig,), "meta": (MetaConfig,)},
-    "experiments.reward_model": {"": (RewardModelRunConfig,)}
+    "experiments.reward_model": {"": (RunConfig,)}
     | _RUN
     | {
         "bradley_terry": (BradleyTerryConfig,),

@@ -1,6 +1,4 @@
-"""What a benchmark is to the evaluator, how its official files are read, and what the families
-share.
-"""
+"""Says what a benchmark is to the evaluator, and reads official files; what the families share."""
 
 from __future__ import annotations
 
@@ -18,13 +16,12 @@ Figures = dict[str, float]
 
 
 class Official(NamedTuple):
-    """How the benchmark's own runner credits an item: names in `credit.CREDIT`, for a scalar model
-    and for a generative judge.
+    """Says how the benchmark's own runner credits an item.
 
+    scalar, generative: names in `credit.CREDIT`, for a scalar model and for a generative judge.
     orders: how it credits a judge that it asks in both orders of a pair, or None where it asks
-        once. "mean": the mean of both credits;
-    "verdicts": 1 if the two verdicts together favor the right response (each 1, -1, or 0 for a tie
-        or no verdict), else 0.
+        once. "mean": the mean of both credits; "verdicts": 1 if the two verdicts together favor the
+        right response (each 1, -1, or 0 for a tie or no verdict), else 0.
     """
 
     scalar: str
@@ -32,26 +29,37 @@ class Official(NamedTuple):
     orders: str | None = None
 
 
-class Benchmark(NamedTuple):
-    """name: of a folder and in tables. version: what was read, "sha256:<12 digits>" of the files or
-    "<hub id>@<revision>".
+class Part(NamedTuple):
+    """A benchmark whose overall figure is a part of a figure that others make with it: the sum of
+    weight times figure over benchmarks of one `whole`, whose weights add up to 1.
+    """
 
+    whole: str
+    weight: float
+
+
+class Benchmark(NamedTuple):
+    """Holds a benchmark: records, and how their results are summed up.
+
+    name: of a folder and in tables.
+    version: what was read, "sha256:<12 digits>" of the files or "<hub id>@<revision>".
     protocol: what counts, the tie rule, how subsets are averaged, where the paper and the official
         runner differ.
     records: ids unique, and the same on every reading; `domain` is the subset; every record has
-        gold.
+        gold, or none has.
     metric: what `summarize` takes for each item, by id. "accuracy": its credit in 0..1 (1/t for a
-        tie of t, see `credit.CREDIT`).
-    "roc_auc": the score of its single response, any float, or None where no judgment of it parsed.
-    Figures of accuracy are weighted means of the credits, so arrays of credits give arrays of
-    figures.
+        tie of t, see `credit.CREDIT`). "roc_auc": the score of its single response, any float, or
+        None where no judgment of it parsed. "none": the records have no gold; they are judged, and
+        there is nothing to sum up. Figures of accuracy are weighted means of the credits, so arrays
+        of credits give arrays of figures.
     summarize: figures by name, shares in 0..1: "overall", "section/<name>", "subset/<name>". Items
-    without an entry are left out, as are figures that need a section without items; an id of
-    another benchmark is a ValueError.
+        without an entry are left out, as are figures that need a section without items; an id of
+        another benchmark is a ValueError.
     official: see `Official`; None where the benchmark has no runner, or its credit is not one of
         accuracy.
     counts: rows read, items, rows left out by reason, items with a repeated or an empty response
         (these stay in).
+    part: of a figure that several benchmarks make together; None for most.
     """
 
     name: str
@@ -62,11 +70,13 @@ class Benchmark(NamedTuple):
     summarize: Callable[[Mapping[str, Any]], Figures]
     official: Official | None
     counts: dict[str, int]
+    part: Part | None = None
 
 
 class Place(NamedTuple):
-    """Where a family's data lies: a file or folder here, or a hub data set, {part: (data set,
-    config, split)}, with its revision.
+    """Says where a family's data lies: a file or folder here, or a hub data set with its revision.
+
+    The hub data set as {part: (data set, config, split)}.
     """
 
     benchmark: str
@@ -76,17 +86,17 @@ class Place(NamedTuple):
 
 
 class Reading:
-    """The rows of a place, one pass over each of its parts, and a digest of all that was read."""
+    """Reads the rows of a place, one pass over each of its parts, and digests all that was read."""
 
     def __init__(self, place: Place):
         self.place, self.versions, self.read = place, [], 0
 
     def rows(self, split: str = "") -> Iterator[tuple[str, Row]]:
-        """(part, row). The part is the file's path inside the folder (its name, where the place is
-        one file), or the key in `Place.hub`.
+        """Yields (part, row).
 
-        A folder that holds files of several splits ("<split>-00000-of-00001.parquet",
-        "<split>.jsonl.gz") is read for `split` alone.
+        The part is the file's path inside the folder (its name, where the place is one file), or
+        the key in `Place.hub`. A folder that holds files of several splits
+        ("<split>-00000-of-00001.parquet", "<split>.jsonl.gz") is read for `split` alone.
         """
         if self.place.path is None:
             for part, (name, config, hub_split) in self.place.hub.items():
@@ -107,7 +117,9 @@ class Reading:
         import datasets  # takes seconds, and most runs read plain files
 
         try:
-            table = datasets.load_dataset(name, config, split=split, revision=self.place.revision)
+            table: Any = datasets.load_dataset(
+                name, config, split=split, revision=self.place.revision
+            )
         except (OSError, ValueError) as error:  # no network, no such data set, gated, no such split
             raise FileNotFoundError(
                 f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub "
@@ -130,7 +142,7 @@ class Reading:
 
 
 def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
-    """The data files of a path, sorted. Raises FileNotFoundError."""
+    """Lists the data files of a path, sorted. Raises FileNotFoundError."""
     if not root.exists():
         raise FileNotFoundError(f'benchmark {benchmark!r}: field "path": {root} does not exist')
     if root.is_file():
@@ -149,12 +161,12 @@ def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
 
 
 def make_record(row: Row, **fields) -> Record:
-    """A validated record of a row; `best` or `rewards` as in the schema. Errors name the row."""
+    """Makes a validated record of a row; `best` or `rewards` as in the schema. Errors name it."""
     return record_from_dict(fields, row.where)
 
 
 def choice(row: Row, field: str, allowed: Sequence[str]) -> str:
-    """A text field that is one of `allowed`. Raises ValueError, naming row and field."""
+    """Reads a text field that is one of `allowed`. Raises ValueError, naming row and field."""
     value = row_value(row, field, str)
     if value not in allowed:
         raise ValueError(
@@ -164,13 +176,13 @@ def choice(row: Row, field: str, allowed: Sequence[str]) -> str:
 
 
 def row_id(row: Row, field: str) -> str:
-    """The row's own identifier, or its index where the file has none."""
+    """Returns the row's own identifier, or its index where the file has none."""
     value = row.data.get(field)
     return str(row.index if value is None else row_value(row, field, (str, int)))
 
 
 def texts(row: Row, field: str, count: int | None = None) -> list[str]:
-    """A list of texts (exactly `count`, where given). Raises ValueError, naming row and field."""
+    """Reads a list of texts, of `count` where given. Raises ValueError, naming row and field."""
     values = list(row_value(row, field, list))
     if (
         (count is not None and len(values) != count)
@@ -194,11 +206,12 @@ def finish(
     *,
     official: Official | None = None,
     counted: Mapping[str, int] | None = None,
+    part: Part | None = None,
 ) -> Benchmark:
-    """The benchmark of `records`; `summarize(records, values)` is pure, `counted` adds to the
-    counts.
+    """Makes the benchmark of `records`.
 
-    Raises ValueError where nothing is left or an id repeats.
+    `summarize(records, values)` is pure, `counted` adds to the counts. Raises ValueError where
+    nothing is left or an id repeats.
     """
     records = tuple(records)
     if not records:
@@ -243,14 +256,16 @@ def finish(
         figures,
         official,
         counts,
+        part,
     )
 
 
 def means(
     records: Sequence[Record], values: Mapping[str, float], group: Callable[[Record], str | None]
 ) -> Figures:
-    """{group: mean value of its items}, in order of appearance; a record of group None is left
-    out.
+    """Returns {group: mean value of its items}, in order of appearance.
+
+    A record of group None is left out.
     """
     grouped: dict[str, list[float]] = {}
     for record in records:
@@ -261,7 +276,7 @@ def means(
 
 
 def mean_of(figures: Mapping[str, float], names: Iterable[str]) -> float | None:
-    """The plain mean of the named figures; None unless all are there."""
+    """Returns the plain mean of the named figures; None unless all are there."""
     names = list(names)
     return (
         sum(figures[name] for name in names) / len(names)
@@ -275,5 +290,13 @@ def named(prefix: str, figures: Mapping[str, float]) -> Figures:
 
 
 def with_overall(figures: Figures, overall: float | None, name: str = "overall") -> Figures:
-    """The figures with `name` first, where it can be computed."""
+    """Puts `name` before the figures, where it can be computed."""
     return figures if overall is None else {name: overall, **figures}
+
+
+def summarize_domains(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages over all items, and over each domain."""
+    subsets = named("subset", means(records, credit, lambda record: record.domain or None))
+    return with_overall(
+        subsets, sum(credit[record.id] for record in records) / len(records) if records else None
+    )

@@ -1,4 +1,4 @@
-"""Credit conventions, and figures over scores of single responses.
+"""Credits verdicts by several conventions, and sums up scores of single responses.
 
 The paper breaks ties at random; `expected_credit` is the expectation of that. Official runners
 differ; each benchmark names its own in `Benchmark.official`, so that both figures can stand side by
@@ -12,33 +12,33 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.evaluation.scaling import auc
+from grm_jax.evaluation.votes import auc
 from grm_jax.judgment.rules import best_index
 from grm_jax.judgment.voting import Verdict, expected_credit, strict_credit
 
 
 def parsed_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """`expected_credit` where a judgment parsed, else 0: a tie is half a point, a reply without a
-    verdict none.
+    """Returns `expected_credit` where a judgment parsed, else 0.
 
-    The credit of generative judges on RMB's pairs (RM-R1-UIUC/RM-R1, run_generative.py).
+    A tie is half a point, a reply without a verdict none. The credit of generative judges on RMB's
+    pairs (RM-R1-UIUC/RM-R1, run_generative.py).
     """
     return 0.0 if verdict.totals is None else expected_credit(verdict, rewards)
 
 
 def parsed_or_strict_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """`parsed_credit` on a pair, `strict_credit` on a list: on RMB's lists one tie fails the item
-    (run_generative_bestofn.py there).
+    """Returns `parsed_credit` on a pair, `strict_credit` on a list.
+
+    On RMB's lists one tie fails the item (run_generative_bestofn.py there).
     """
     return parsed_credit(verdict, rewards) if len(rewards) == 2 else strict_credit(verdict, rewards)
 
 
 def all_pairs_won(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """For a pairwise model, whose scores are pairs won: 1.0 when the best response won every one of
-    its n - 1 pairs in every judgment.
+    """Returns 1.0 when the best response won each of its n - 1 pairs in every judgment.
 
-    With five or more responses a response may lead without having won all its pairs, so this can be
-    less than `strict_credit`.
+    For a pairwise model, whose scores are pairs won. With five or more responses a response may
+    lead without having won all its pairs, so this can be less than `strict_credit`.
     """
     best = best_index(rewards)
     return float(
@@ -55,8 +55,9 @@ CREDIT: dict[str, Callable[[Verdict, Sequence[float]], float]] = {
 
 
 def roc_auc(scores: Sequence[float | None], labels: Sequence[bool]) -> float | None:
-    """Area under the ROC curve; a tie, and a comparison with a missing score, count 0.5. None where
-    only one class is present.
+    """Returns the area under the ROC curve; None where only one class is present.
+
+    A tie, and a comparison with a missing score, count 0.5.
     """
     labels_I = np.asarray(labels, bool)
     scores_I = np.array([math.nan if score is None else score for score in scores], float)
@@ -70,11 +71,10 @@ def roc_auc(scores: Sequence[float | None], labels: Sequence[bool]) -> float | N
 
 
 def best_of_k(scores: Sequence[float | None], right: Sequence[bool], k: int) -> float:
-    """Probability that the highest-scored of k of the n candidates is right: exact, over all
-    subsets of size k, ties broken at random.
+    """Returns the probability that the highest-scored of k of the n candidates is right.
 
-    A candidate without a score is chosen only where none has one. Raises ValueError for k outside
-    1..n.
+    Exact, over all subsets of size k, ties broken at random. A candidate without a score is chosen
+    only where none has one. Raises ValueError for k outside 1..n.
     """
     n = len(scores)
     if not 1 <= k <= n or len(right) != n:
@@ -95,10 +95,10 @@ def best_of_k(scores: Sequence[float | None], right: Sequence[bool], k: int) -> 
 def best_of_k_figures(
     lists: Sequence[tuple[Sequence[float | None], Sequence[bool]]],
 ) -> dict[str, float]:
-    """Over (scores, right) lists: "best_of_<k>" for k = 1, 2, 4, ... and the whole list, and
-    "ceiling", the share with a right candidate.
+    """Returns best-of-k figures over (scores, right) lists.
 
-    Lists of different lengths are compared up to the shortest.
+    "best_of_<k>" for k = 1, 2, 4, ... and the whole list, and "ceiling", the share with a right
+    candidate. Lists of different lengths are compared up to the shortest.
     """
     shortest = min(len(scores) for scores, _ in lists)
     ks = sorted({shortest, *(2**i for i in range(shortest.bit_length()) if 2**i <= shortest)})
@@ -110,8 +110,9 @@ def best_of_k_figures(
 
 
 def within_list_auc(lists: Sequence[tuple[Sequence[float | None], Sequence[bool]]]) -> float | None:
-    """Mean over the lists with right and wrong candidates of the ROC area inside the list; None
-    where there is no such list.
+    """Averages the ROC area inside each list over those with right and wrong candidates.
+
+    None where there is no such list.
     """
     areas = [area for scores, right in lists if (area := roc_auc(scores, right)) is not None]
     return sum(areas) / len(areas) if areas else None
@@ -120,7 +121,7 @@ def within_list_auc(lists: Sequence[tuple[Sequence[float | None], Sequence[bool]
 def grouped(
     values: Mapping[str, float | None], records, key: Callable
 ) -> dict[str, tuple[list[float | None], list[bool]]]:
-    """{key: (scores, right)} of records of one response."""
+    """Groups records of one response: {key: (scores, right)}."""
     found: dict[str, tuple[list, list]] = {}
     for record in records:
         scores, right = found.setdefault(key(record), ([], []))

@@ -1,5 +1,6 @@
-"""Candidate solutions of GSM8K questions with verified correctness: openai/grade-school-math's
-samples, and WildEval/ZeroEval's models.
+"""Reads candidate solutions of GSM8K questions with verified correctness.
+
+openai/grade-school-math's samples, and WildEval/ZeroEval's models.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ SAMPLERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verific
 FORMS = ("pairs", "lists", "best_of_k")
 
 PROTOCOLS = {
-    "pairs": """One right and one wrong candidate of each question that has both, drawn as a function of (seed, question). overall is the
-    accuracy over the pairs; a tie counts 1/2 in expectation.""",
-    "lists": """For each question that has both, one right candidate, drawn as a function of (seed, question), and all wrong ones. overall
-    is the share of lists whose right candidate is chosen; a tie of t counts 1/t in expectation. Candidates with the same text are
-    one.""",
-    "best_of_k": """Every candidate of every question judged alone. overall is the mean over questions of the ROC area among its
-    candidates; best_of_k the probability that the candidate with the highest score among k is right, exactly over all subsets, ties
-    broken at random, a candidate without a score chosen last; ceiling the share of questions with a right candidate.""",
+    "pairs": """One right and one wrong candidate of each question that has both, drawn as a
+function of (seed, question). overall is the accuracy over the pairs; a tie counts 1/2 in
+expectation.""",
+    "lists": """For each question that has both, one right candidate, drawn as a function of (seed,
+question), and all wrong ones. overall is the share of lists whose right candidate is chosen; a tie
+of t counts 1/t in expectation. Candidates with the same text are one.""",
+    "best_of_k": """Every candidate of every question judged alone. overall is the mean over
+questions of the ROC area among its candidates; best_of_k the probability that the candidate with
+the highest score among k is right, exactly over all subsets, ties broken at random, a candidate
+without a score chosen last; ceiling the share of questions with a right candidate.""",
 }
 SOLUTIONS = (
     """Four model solutions of each GSM8K test question, marked right or wrong by the source."""
@@ -50,7 +53,7 @@ class Question(NamedTuple):
 
 
 def load_solutions(name: str, place: Place, form: str = "pairs", seed: int = 0) -> Benchmark:
-    """grade_school_math/data/example_model_solutions.jsonl."""
+    """Reads grade_school_math/data/example_model_solutions.jsonl."""
     reading = Reading(place)
     questions = []
     for _, row in reading.rows():
@@ -72,7 +75,7 @@ def load_solutions(name: str, place: Place, form: str = "pairs", seed: int = 0) 
 
 
 def load_zeroeval(name: str, place: Place, form: str = "pairs", seed: int = 0) -> Benchmark:
-    """A folder of result files, one JSON list a model, over the same questions."""
+    """Reads a folder of result files, one JSON list a model, over the same questions."""
     reading = Reading(place)
     text_of: dict[str, str] = {}
     candidates: dict[str, dict[str, Candidate]] = {}
@@ -120,16 +123,18 @@ def _reference(row: Row) -> float:
 
 
 def is_right(output: str, reference: float) -> bool:
-    """Whether the number in the output's "answer" field is the reference; False where there is
-    none.
+    """Says whether the number in the output's "answer" field is the reference.
+
+    False where there is none.
     """
     answer = answer_field(output)
     return answer is not None and _first_number(answer) == reference
 
 
 def answer_field(output: str) -> str | None:
-    """The "answer" of the first JSON object in the output, or, where that cannot be read, what
-    first follows the word answer.
+    """Returns the "answer" of the first JSON object in the output.
+
+    Where that cannot be read, what first follows the word answer.
     """
     line = output.replace("\n", "")
     if "{" in line:

@@ -1,5 +1,6 @@
-"""Preference Proxy Evaluations (arXiv 2410.14872, lmarena/PPE): human preferences, and verifiable
-correctness of 32 responses a prompt.
+"""Reads Preference Proxy Evaluations (arXiv 2410.14872, lmarena/PPE).
+
+Human preferences, and verifiable correctness of 32 responses a prompt.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def summarize_preference(records: Sequence[Record], credit: Mapping[str, float])
 
 
 def load_correctness(name: str, place: Place, pairs: str = "all") -> Benchmark:
-    """`pairs`: "all" of a prompt's sampled conflict pairs, or its "first"."""
+    """Reads verifiable correctness; `pairs`: "all" of a prompt's conflict pairs, or its "first"."""
     if pairs not in ("all", "first"):
         raise ValueError(
             f'benchmark {name!r}: field "pairs": expected "all" or "first", got {pairs!r}'

@@ -1,5 +1,6 @@
-"""ReaLMistake (arXiv 2404.03602, psunlpgroup/ReaLMistake): is there an error in this one
-response?
+"""Reads ReaLMistake (arXiv 2404.03602, psunlpgroup/ReaLMistake).
+
+The question is whether there is an error in one response.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ instead. The files come as a zip with a password, which its README states."""
 
 
 def load(name: str, place: Place) -> Benchmark:
-    """The files <task>/<model>.jsonl of data.zip. A folder may hold other files (the examples of
-    the paper): they are not read.
+    """Reads the files <task>/<model>.jsonl of data.zip.
+
+    A folder may hold other files (the examples of the paper): they are not read.
     """
     reading = Reading(place)
     records, examples = [], 0

@@ -1,5 +1,6 @@
-"""Reward Bench v1 (arXiv 2403.13787, allenai/reward-bench): pairs in 23 subsets of four sections,
-and the prior sets beside them.
+"""Reads Reward Bench v1 (arXiv 2403.13787, allenai/reward-bench).
+
+Pairs in 23 subsets of four sections, and the prior sets beside them.
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ benchmark's own leaderboard. Ties count 1/2 in expectation; the official runner 
 
 
 def load(name: str, place: Place, prior: str | None = None) -> Benchmark:
-    """`prior`: a folder with one file a prior set, named "<set>.jsonl",
-    "<set>-00000-of-00001.parquet" or the like, or "hub".
+    """Reads the pairs, and the prior sets where `prior` says so.
+
+    prior: a folder with one file a prior set, named "<set>.jsonl", "<set>-00000-of-00001.parquet"
+        or the like, or "hub".
     """
     reading = Reading(place)
     records = [

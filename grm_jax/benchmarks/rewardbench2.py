@@ -1,5 +1,6 @@
-"""Reward Bench 2 (arXiv 2506.01937, allenai/reward-bench-2): best of four in five subsets, and the
-Ties subset, scored apart.
+"""Reads Reward Bench 2 (arXiv 2506.01937, allenai/reward-bench-2).
+
+Best of four in five subsets, and the Ties subset, scored apart.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from grm_jax.benchmarks.base import (
     Benchmark,
     Figures,
     Official,
+    Part,
     Place,
     Reading,
     choice,
@@ -30,11 +32,13 @@ from grm_jax.judgment.records import Record
 HUB = {"test": ("allenai/reward-bench-2", None, "test")}
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
 TIES = "Ties"
+WHOLE = "rewardbench2 official"  # (5 x overall + Ties) / 6
 
 PROTOCOL = """Lists of four responses, one of them right. Accuracy of each subset; overall is the
 plain mean of Factuality, Precise IF, Math, Safety and Focus. The leaderboard's score is the mean of
 six subsets: the sixth, Ties, needs scores of single responses and is the benchmark
-rewardbench2_ties, so it is (5 x overall + Ties) / 6. A tie of t counts 1/t in expectation, and so
+rewardbench2_ties, so it is (5 x overall + Ties) / 6: the
+figure "rewardbench2 official", where both are judged. A tie of t counts 1/t in expectation, and so
 it does in the official runner, for scalar models and ratings; a judge's reply without a verdict
 counts 1/4 in both."""
 
@@ -74,6 +78,7 @@ def load(name: str, place: Place) -> Benchmark:
         "accuracy",
         summarize,
         official=Official("expected", "expected"),
+        part=Part(WHOLE, 5 / 6),
         counted={"rows of Ties (see rewardbench2_ties)": ties},
     )
 
@@ -112,6 +117,7 @@ def load_ties(name: str, place: Place) -> Benchmark:
         "roc_auc",
         summarize_ties,
         counted={"rows of other subsets (see rewardbench2)": others},
+        part=Part(WHOLE, 1 / 6),
     )
 
 
@@ -126,8 +132,9 @@ def _ties_id(row: Row) -> tuple[str, str]:
 
 
 def summarize_ties(records: Sequence[Record], scores: Mapping[str, float | None]) -> Figures:
-    """Each question's gap (worst right minus best wrong) and spread (best right minus worst right),
-    then the five terms of the score.
+    """Computes the five terms of the Ties score, from each question's gap and spread.
+
+    Gap: worst right minus best wrong. Spread: best right minus worst right.
     """
     gaps: dict[str, dict[str, float]] = {"ref": {}, "tied": {}}
     spreads: dict[str, float] = {}
@@ -137,8 +144,9 @@ def summarize_ties(records: Sequence[Record], scores: Mapping[str, float | None]
         if None in values:
             gaps[kind][question], spread = -math.inf, math.inf
         else:
-            good = [value for value, label in zip(values, right) if label]
-            bad = [value for value, label in zip(values, right) if not label]
+            known = [(value, label) for value, label in zip(values, right) if value is not None]
+            good = [value for value, label in known if label]
+            bad = [value for value, label in known if not label]
             if not good or not bad:
                 continue  # a part of a question's answers
             gaps[kind][question], spread = min(good) - max(bad), max(good) - min(good)

@@ -1,5 +1,6 @@
-"""RM-Bench (arXiv 2410.16184, THU-KEG/RM-Bench): three right and three wrong responses in three
-styles, compared in a 3 x 3 grid.
+"""Reads RM-Bench (arXiv 2410.16184, THU-KEG/RM-Bench).
+
+Three right and three wrong responses in three styles, compared in a 3 x 3 grid.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ them too. A tie counts 1/2 in expectation; officially it counts 0."""
 
 
 def load(name: str, place: Place) -> Benchmark:
-    """A folder with both total_dataset.json and the files of the domains, as in the repository, is
-    read from the first alone.
+    """Reads total_dataset.json, or the files of the domains.
+
+    A folder with both, as in the repository, is read from the first alone.
     """
     whole = (
         sorted(place.path.rglob("total_dataset.json"))

@@ -1,5 +1,6 @@
-"""RMB (arXiv 2410.09893, Zhou-Zoey/RMB-Reward-Model-Benchmark): pairs and best-of-N lists,
-helpfulness and harmlessness.
+"""Reads RMB (arXiv 2410.09893, Zhou-Zoey/RMB-Reward-Model-Benchmark).
+
+Pairs and best-of-N lists, helpfulness and harmlessness.
 """
 
 from __future__ import annotations

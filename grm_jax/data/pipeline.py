@@ -1,12 +1,11 @@
-"""Examples to batches: shuffled, mixed, padded to a few lengths, with a position that a checkpoint
-can hold (grain).
+"""Turns examples into batches: shuffled, mixed, padded to a few lengths, at a resumable position.
 
-    sources --shuffle (own seed, new order each epoch)--> --repeat--> --mix by weight--> --batch,
-    pad to a bucket--> --rows of this host-->
+    sources --shuffle (own seed, new order each epoch)--> --repeat--> --mix by weight-->
+            --batch, pad to a bucket--> --rows of this host-->
 
-Every step is a function of an index, so batch b depends on (sources, weights, seed, batch_size) and
-b only: not on the host, on the number of hosts, on threads, or on where a run was interrupted. The
-state of the iterator is that index, {"next_index": b}.
+Every step (grain) is a function of an index, so batch b depends on (sources, weights, seed,
+batch_size) and b only: not on the host, on the number of hosts, on threads, or on where a run was
+interrupted. The state of the iterator is that index, {"next_index": b}.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def make_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An iterator over batches, with get_state() -> JSON-able dict and set_state(dict), which
-    continue exactly.
+    """Iterates over batches; set_state continues exactly from the JSON-able dict of get_state().
 
     Args:
       sources: name -> examples. An example is a flat dict of 1-D int or float arrays (or lists),
@@ -45,7 +43,7 @@ def make_batches(
       batch_size: rows B of a batch over all hosts.
       seed: with the source's name it decides the order of each source, a new one each epoch.
       buckets: lengths T that batches are padded to: the smallest that holds the longest row. Needed
-          if there are arrays.
+        if there are arrays.
       weights: name -> share of the rows of each batch, in any unit; equal shares if None.
       epochs: None goes on for ever. Otherwise each example is used at most `epochs` times: exactly
         that for one source; a mix ends where the first of its sources is used up.
@@ -106,7 +104,7 @@ def make_batches(
 
 
 def bucket_length(length: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that is at least `length`. Raises ValueError if there is none."""
+    """Returns the smallest bucket that is at least `length`. Raises ValueError if there is none."""
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
         raise ValueError(f"length {length} exceeds the largest of the buckets {list(buckets)}")
@@ -114,7 +112,8 @@ def bucket_length(length: int, buckets: Sequence[int]) -> int:
 
 
 def fit_lengths(items: Iterable[Example], prompt_limit: int) -> tuple[list[Example], list[str]]:
-    """Items whose "prompt_ids" hold at most `prompt_limit` ids, and the "id"s of the others.
+    """Splits off items whose "prompt_ids" hold more than `prompt_limit` ids: (kept, other "id"s).
+
     Nothing is cut; the order is kept.
     """
     kept, dropped_ids = [], []

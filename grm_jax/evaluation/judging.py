@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from grm_jax.benchmarks import Benchmark
 from grm_jax.evaluation import store
-from grm_jax.evaluation.compare import Judged
+from grm_jax.evaluation.figures import Judged
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.evaluation.store import Rows, View
 from grm_jax.judgment.records import Record
@@ -70,6 +70,7 @@ def judge_all(
             benchmark.name: _judge(system, benchmark, place / benchmark.name, settings)
             for benchmark in benchmarks
         }
+        system.release()  # the weights of one system at a time
     return judged
 
 

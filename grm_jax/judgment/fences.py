@@ -1,18 +1,20 @@
-r"""Untrusted text in a prompt cannot imitate the marks that give the prompt its structure.
+r"""Keeps untrusted text in a prompt from imitating the marks that give the prompt its structure.
 
 Built-in templates use these marks, and a template of one's own should use no others:
 
-    [The Begin of Response 2] ... [The End of Response 2]      (likewise Turn, Reference Answer: any
-    [The Begin of ...]) #### Output Format Requirements ####                       section headers
-    [Response 2]   [User]   [Assistant]   [System]                                  compact
-    templates [Judge from 1 to 10]   [Judge right 1 or wrong 0]   [Choose the best response]
-    compact templates Response 2:                                                compact templates,
-    at the start of a line The best response is: Response 2                           the hint for a
-    list The correct score is: 1                                    the hint for a single response
+    [The Begin of Response 2] ... [The End of Response 2]
+                                             likewise Turn, Reference Answer: any [The Begin of ...]
+    #### Output Format Requirements ####     section headers
+    [Response 2]   [User]   [Assistant]   [System]             compact templates
+    [Judge from 1 to 10]   [Judge right 1 or wrong 0]          compact templates
+    [Choose the best response]                                 compact templates
+    Response 2:                              compact templates, at the start of a line
+    The best response is: Response 2         the hint for a list
+    The correct score is: 1                  the hint for a single response
 
-`fenced` puts ONE backslash inside each imitation and leaves all other text as it is: `[\The End of
-Response 2]`, `###\# Header ###\#`, `\Response 2:`, `The best response is: \Response 2`. The text
-stays readable, and a reader can see what was written.
+`fenced` puts ONE backslash inside each imitation and leaves all other text as it is:
+`[\The End of Response 2]`, `###\# Header ###\#`, `\Response 2:`,
+`The best response is: \Response 2`. The text stays readable, and a reader can see what was written.
 
 What counts as an imitation is decided after compatibility decomposition (NFKD, so fullwidth forms
 count), case folding, and dropping invisible characters and combining marks; every Unicode line
@@ -32,7 +34,10 @@ import unicodedata
 _MARKS = re.compile(
     r"""
       (?P<bracket> \[ ) (?= G* (?:
-          (?: the G+ )? (?: begin(?:ning)? | end ) G+ of \b | response G+ \d | judge G+ (?: from | right ) \b | choose G+ the G+ best \b ) )
+          (?: the G+ )? (?: begin(?:ning)? | end ) G+ of \b
+        | response G+ \d
+        | judge G+ (?: from | right ) \b
+        | choose G+ the G+ best \b ) )
     | (?<! \w ) (?P<role> \[ ) (?= G* (?: user | assistant | system ) G* \] )
     | ^ [^\w\n\\]* (?P<line> ) response [^\w\n\\]* \d+ [ \t]* (?! [ \t\w] )
     | \b best G+ response G+ is G+ (?P<hint> ) response G+ \d
@@ -46,13 +51,14 @@ _LINE_SEPARATORS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
 def fenced(text: str) -> str:
-    """The text with one backslash put into every imitation of a mark. Idempotent; linear time;
-    other text comes back unchanged.
+    """Puts one backslash into every imitation of a mark. Idempotent; linear time.
+
+    Other text comes back unchanged.
     """
     folded, origin = _fold(text)
     cuts = set()  # positions in `folded` before which a backslash goes, inside the mark
     for match in _MARKS.finditer(folded):
-        kind = match.lastgroup
+        kind = match.lastgroup or ""  # one of the groups always takes part
         cuts.add(
             origin[match.start(kind)] + 1
             if kind in ("bracket", "role")

@@ -1,11 +1,10 @@
-r"""From a judge's completion to a Judgment (scores) or a Choice (an index), or to a named
-ParseFailure. Never a default score.
+r"""Reads a judge's completion: a Judgment (scores), a Choice (an index), or a named ParseFailure.
 
-Scores are strict. Only the LAST \boxed{...} counts: models print criterion scores and drafts before
-it. Its braces must balance, its content is split at commas, and each item must be an integer in
-ASCII digits, with blanks around it and a sign allowed ("8", " 8 ", "08", "-1"). Everything else is
-a failure, because leniency would hide drift of the format, and dropping an item would shift the
-rest:
+There is never a default score. Scores are strict. Only the LAST \boxed{...} counts: models print
+criterion scores and drafts before it. Its braces must balance, its content is split at commas, and
+each item must be an integer in ASCII digits, with blanks around it and a sign allowed ("8", " 8 ",
+"08", "-1"). Everything else is a failure, because leniency would hide drift of the format, and
+dropping an item would shift the rest:
 
     no_box           no \boxed{ in the text, or the last one never closes
     empty_box        nothing but blanks in it
@@ -73,8 +72,11 @@ NAME_END = re.compile(r"[(（\[:：=]|[ \t][-–—][ \t]")
 
 @dataclass(frozen=True)
 class Judgment:
-    """`principles`: (name, weight as a number, or None where none is stated; 40% is 0.4);
-    `critique`: the text of the analysis; `scores`: n integers in PROMPT order.
+    """Holds what a completion says.
+
+    principles: (name, weight as a number, or None where none is stated; 40% is 0.4).
+    critique: the text of the analysis.
+    scores: n integers in PROMPT order.
     """
 
     principles: tuple[tuple[str, float | None], ...]
@@ -84,8 +86,11 @@ class Judgment:
 
 @dataclass(frozen=True)
 class Choice:
-    """`principles`, `critique`: as in Judgment; `chosen`: index (from 0) of the best response in
-    PROMPT order; `span`: the characters text[start:end] of the number in the box.
+    """Holds what a completion says that names the best response.
+
+    principles, critique: as in Judgment.
+    chosen: index (from 0) of the best response in PROMPT order.
+    span: the characters text[start:end] of the number in the box.
     """
 
     principles: tuple[tuple[str, float | None], ...]
@@ -96,7 +101,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class ParseFailure:
-    """Why a completion yields no scores; `reason` is one of FAILURE_REASONS."""
+    """Says why a completion yields no scores; `reason` is one of FAILURE_REASONS."""
 
     reason: str
 
@@ -104,8 +109,9 @@ class ParseFailure:
 def parse_judgment(
     text: str, n: int, low: int = 1, high: int = 10, truncated: bool = False
 ) -> Judgment | ParseFailure:
-    r"""Reads the n scores (low..high) in the last \boxed{...} of `text`, and principles and
-    critique before it.
+    r"""Reads the n scores (low..high) in the last \boxed{...} of `text`, and what stands before it.
+
+    That is principles and critique.
     """
     if truncated:
         return ParseFailure("truncated")
@@ -121,8 +127,9 @@ def parse_judgment(
 
 
 def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFailure:
-    r"""Reads the number (1..n) of the best response in the last \boxed{...} of `text`, and
-    principles and critique before it.
+    r"""Reads the number (1..n) of the best response in the last \boxed{...} of `text`.
+
+    And principles and critique before it.
     """
     parsed = parse_judgment(text, 1, low=1, high=n, truncated=truncated)
     if isinstance(parsed, ParseFailure):
@@ -141,13 +148,12 @@ def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFa
 def read_answer(
     text: str, order: Sequence[int], answer: str = "scores", truncated: bool = False
 ) -> dict:
-    """What a row says of a completion about the n responses shown in `order`: {"scores", "failure",
-    "principles", "critique"}.
+    """Reads a completion about the n responses shown in `order`.
 
-    `scores` are in the record's order, or None with the reason in `failure`: integers in
-    `score_range(n)`; where the answer is "ten", from 1 to 10 for a single response too (paper, D.1:
-    ReaLMistake); where it is an "index", 1 for the chosen response and 0 for the others, so that a
-    sum of scores is a count of votes.
+    Returns {"scores", "failure", "principles", "critique"}. `scores` are in the record's order, or
+    None with the reason in `failure`: integers in `score_range(n)`; where the answer is "ten", from
+    1 to 10 for a single response too (paper, D.1: ReaLMistake); where it is an "index", 1 for the
+    chosen response and 0 for the others, so that a sum of scores is a count of votes.
     """
     n = len(order)
     low, high = score_range(2 if answer == "ten" else n)

@@ -1,15 +1,14 @@
-"""Preference records: their JSONL schema, and the seeded order in which a judge sees the responses.
+"""Reads and writes preference records (JSONL), and orders the responses that a judge sees, by seed.
 
 One JSON object a line:
 
-    {"id": str,                      unique in its file
-     "conversation": [{"role": "system" | "user" | "assistant", "content": str}, ...],   ends with a
-         user turn
-     "responses": [str, ...],        n >= 1 candidate next turns
-     "rewards": [number] * n,        or "best": int, the index of the best response (one-hot
-         rewards); neither for inference
-     "domain": str, "reference": str, "metadata": object}                                 these
-         three are optional
+    {"id": str,                   unique in its file
+     "conversation": [{"role": "system" | "user" | "assistant", "content": str}, ...],
+                                  ends with a user turn
+     "responses": [str, ...],     n >= 1 candidate next turns
+     "rewards": [number] * n,     or "best": int, the index of the best response (one-hot
+                                  rewards); neither for inference
+     "domain": str, "reference": str, "metadata": object}     these three are optional
 
 With n >= 2 exactly one reward is the largest (Eq 10 of arXiv 2504.02495 needs a single best
 response); with n = 1 the reward is 0 or 1 (wrong or right). A field that is missing, misspelt or of
@@ -35,7 +34,7 @@ FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "refer
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation; `role` is one of ROLES."""
+    """Holds one turn of a conversation; `role` is one of ROLES."""
 
     role: str
     content: str
@@ -43,9 +42,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Record:
-    """One judged item: a conversation and n candidate responses, with gold `rewards` (n floats)
-    where they are known.
-    """
+    """Holds one item to judge: a conversation, n responses, and gold rewards where known."""
 
     id: str
     conversation: tuple[Turn, ...]
@@ -57,8 +54,9 @@ class Record:
 
 
 def record_from_dict(d: Any, where: str) -> Record:
-    """Validates one decoded JSON object. `where` ("file:line") opens every error message. Raises
-    ValueError.
+    """Validates one decoded JSON object. Raises ValueError.
+
+    `where` ("file:line") opens every error message.
     """
     if not isinstance(d, dict):
         raise ValueError(
@@ -92,8 +90,9 @@ def record_from_dict(d: Any, where: str) -> Record:
 
 
 def record_to_dict(record: Record) -> dict[str, Any]:
-    """The JSON object of a record; `record_from_dict` gives the record back. A "best" index has
-    become one-hot "rewards".
+    """Returns the JSON object of a record; `record_from_dict` gives the record back.
+
+    A "best" index has become one-hot "rewards".
     """
     d: dict[str, Any] = {
         "id": record.id,
@@ -114,8 +113,9 @@ def record_to_dict(record: Record) -> dict[str, Any]:
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:
-    """Reads a .jsonl or .jsonl.gz file (UTF-8, blank lines skipped). Raises ValueError at the first
-    invalid line or repeated id.
+    """Reads a .jsonl or .jsonl.gz file (UTF-8, blank lines skipped).
+
+    Raises ValueError at the first invalid line or repeated id.
     """
     records: list[Record] = []
     first_line: dict[str, int] = {}
@@ -154,11 +154,10 @@ def decode_line(raw: bytes, where: str) -> Any:
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
-    """Writes .jsonl or .jsonl.gz that `read_records` accepts: every record is validated, the file
-    appears whole or not at all.
+    """Writes .jsonl or .jsonl.gz that `read_records` accepts, whole or not at all.
 
-    The bytes depend on the records only (no time stamp in the gzip header). Raises ValueError as
-    `read_records` would.
+    Every record is validated. The bytes depend on the records only (no time stamp in the gzip
+    header). Raises ValueError as `read_records` would.
     """
     path = Path(path)
     lines = []
@@ -177,11 +176,10 @@ def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
 
 
 def seeded_digest(purpose: str, seed: int, record_id: str, *numbers: int) -> bytes:
-    """32 pseudo-random bytes, a function of the arguments only: the same on every machine and
-    Python version.
+    """Returns 32 pseudo-random bytes, a function of the arguments only.
 
-    `purpose` (no NUL) keeps uses apart, so that for example tie breaks do not depend on the order
-    of responses.
+    The same on every machine and Python version. `purpose` (no NUL) keeps uses apart, so that for
+    example tie breaks do not depend on the order of responses.
     """
     # the id comes last, so no id can imitate a number
     text = "\0".join([purpose, str(seed), *map(str, numbers), record_id])
@@ -189,21 +187,26 @@ def seeded_digest(purpose: str, seed: int, record_id: str, *numbers: int) -> byt
 
 
 def response_order(seed: int, record_id: str, sample: int, n: int) -> tuple[int, ...]:
-    """order[p] = index in the record of the response shown at prompt position p; uniform over the
-    n! permutations.
+    """Draws the order in which responses are shown, uniform over the n! permutations.
 
-    Every sample of a vote sees another order (paper, section 4). The order depends on the arguments
-    only, never on batch or history.
+    order[p] is the index in the record of the response at prompt position p. Every sample of a vote
+    sees another order (paper, section 4). The order depends on the arguments only, never on batch
+    or history.
     """
     return tuple(
         sorted(range(n), key=lambda i: seeded_digest("response_order", seed, record_id, sample, i))
     )
 
 
+def gold(record: Record) -> tuple[float, ...]:
+    """Returns the gold rewards of a record. Raises ValueError where it has none."""
+    if record.rewards is None:
+        raise ValueError(f'record {record.id!r}: no gold; expected "rewards" or "best"')
+    return record.rewards
+
+
 def to_record_order(scores: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
-    """Scores in prompt order (n) -> scores in record order (n). Raises ValueError when the lengths
-    differ.
-    """
+    """Puts n scores in prompt order into record order. Raises ValueError when lengths differ."""
     in_record_order = dict(zip(order, scores, strict=True))
     return tuple(in_record_order[i] for i in range(len(order)))
 

@@ -1,5 +1,4 @@
-"""Votes over k samples: the sum of scores (Eq 14 of arXiv 2504.02495), its credit against the gold,
-and selection by a Meta RM.
+"""Votes over k samples: sums scores (Eq 14 of arXiv 2504.02495), grades, and selects by a Meta RM.
 
 A sample is a tuple of n integer scores in record order, or None where the completion could not be
 parsed. Failed samples are left out of the sum and counted. Each sample scores all responses of its
@@ -19,8 +18,9 @@ from grm_jax.judgment.rules import best_index
 
 @dataclass(frozen=True)
 class Verdict:
-    """`totals`: n summed scores in record order, None when no sample was valid; `winners`: indices
-    of the largest total, () then.
+    """Holds a vote: n summed scores in record order, and the indices of the largest.
+
+    `totals` is None, and `winners` (), when no sample was valid.
     """
 
     totals: tuple[int, ...] | None
@@ -30,8 +30,9 @@ class Verdict:
 
 
 def vote(samples: Sequence[Sequence[int] | None]) -> Verdict:
-    """Eq 14: S*_i = sum over the valid samples of S_i. Raises ValueError when samples score
-    different numbers of responses.
+    """Sums up scores as Eq 14 does: S*_i = sum over the valid samples of S_i.
+
+    Raises ValueError when samples score different numbers of responses.
     """
     valid = [sample for sample in samples if sample is not None]
     failed = len(samples) - len(valid)
@@ -45,10 +46,10 @@ def vote(samples: Sequence[Sequence[int] | None]) -> Verdict:
 
 
 def is_tie(verdict: Verdict) -> bool:
-    """True when the vote leaves more than one answer on top; False when every sample failed (that
-    is a failure, not a tie).
+    """Says whether the vote leaves more than one answer on top.
 
-    n = 1 (scores 0 or 1): True when exactly half of the valid samples say 1.
+    False when every sample failed (that is a failure, not a tie). n = 1 (scores 0 or 1): True when
+    exactly half of the valid samples say 1.
     """
     if verdict.totals is None:
         return False
@@ -58,12 +59,12 @@ def is_tie(verdict: Verdict) -> bool:
 
 
 def expected_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """Expected accuracy of breaking ties at random: 1/t when the best response is among t winners,
-    else 0.
+    """Returns the expected accuracy of breaking ties at random.
 
-    All samples failed: 1/n, as if all responses were tied; `verdict.failed` tells the cases apart.
-    n = 1 (scores 0 or 1): the verdict is 1 when more than half of the valid samples say 1, 0 when
-    fewer do; a tie, or no valid sample, is worth 1/2, because there are two possible answers.
+    1/t when the best response is among t winners, else 0. All samples failed: 1/n, as if all
+    responses were tied; `verdict.failed` tells the cases apart. n = 1 (scores 0 or 1): the verdict
+    is 1 when more than half of the valid samples say 1, 0 when fewer do; a tie, or no valid sample,
+    is worth 1/2, because there are two possible answers.
     """
     if verdict.totals is not None and len(verdict.totals) != len(rewards):
         raise ValueError(
@@ -79,8 +80,9 @@ def expected_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
 
 
 def strict_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
-    """The training rule applied to a vote: 1.0 when the verdict is right and untied, else 0.0 (also
-    when all samples failed).
+    """Applies the training rule to a vote: 1.0 when the verdict is right and untied, else 0.0.
+
+    Also 0.0 when all samples failed.
     """
     return (
         expected_credit(verdict, rewards)
@@ -90,8 +92,9 @@ def strict_credit(verdict: Verdict, rewards: Sequence[float]) -> float:
 
 
 def pick_winner(verdict: Verdict, seed: int, record_id: str) -> int | None:
-    """One winner, drawn uniformly among tied ones as in the paper; a function of (seed, record id).
-    None when all samples failed.
+    """Draws one winner, uniformly among tied ones as in the paper; None when all samples failed.
+
+    A function of (seed, record id).
     """
     if not verdict.winners:
         return None
@@ -100,7 +103,7 @@ def pick_winner(verdict: Verdict, seed: int, record_id: str) -> int | None:
 
 
 def default_k_meta(k: int) -> int:
-    """The paper's k_meta = k/2, rounded down where k is odd, and at least 1."""
+    """Returns the paper's k_meta = k/2, rounded down where k is odd, and at least 1."""
     return max(1, k // 2)
 
 
@@ -109,13 +112,12 @@ def select_by_meta(
     meta_logits: Sequence[float | None],
     k_meta: int | None = None,
 ) -> tuple[int, ...]:
-    """Indices of the k_meta samples that a Meta RM ranks highest, best first; `vote` over them is
-    the guided vote.
+    """Ranks samples by a Meta RM's logits and returns the indices of the best k_meta, best first.
 
-    Equal logits: the lower sample index first. Failed samples rank below all valid ones, so they
-    are kept only when valid ones run out, and then count as failed; their logit may be None.
-    `k_meta` defaults to `default_k_meta(len(samples))`. Raises ValueError for a valid sample
-    without a finite logit and for k_meta outside 1..k.
+    `vote` over them is the guided vote. Equal logits: the lower sample index first. Failed samples
+    rank below all valid ones, so they are kept only when valid ones run out, and then count as
+    failed; their logit may be None. `k_meta` defaults to `default_k_meta(len(samples))`. Raises
+    ValueError for a valid sample without a finite logit and for k_meta outside 1..k.
     """
     k = len(samples)
     k_meta = default_k_meta(k) if k_meta is None else k_meta
@@ -135,7 +137,7 @@ def select_by_meta(
 
 
 def _votes_for_one(verdict: Verdict) -> int:
-    (total,) = verdict.totals
+    total = sum(verdict.totals or ())  # of one response
     if not 0 <= total <= verdict.valid:
         raise ValueError(
             f"a vote on one response needs scores 0 or 1, got a total of {total} from "

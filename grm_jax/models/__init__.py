@@ -1,4 +1,4 @@
-"""Gemma-2 policy and heads: pure functions of (params, arrays).
+"""Holds the Gemma-2 policy and its heads: pure functions of (params, arrays).
 
 Shape letters, used as suffixes of array names throughout the project:
 

@@ -1,6 +1,4 @@
-"""Architecture of a Gemma-2 model, read from a Hugging Face `config.json` or from one of the
-published sizes.
-"""
+"""Describes a Gemma-2 model: its sizes, from a Hugging Face `config.json` or as published."""
 
 import dataclasses
 import json
@@ -51,18 +49,22 @@ class Numerics:
 
 @dataclasses.dataclass(frozen=True)
 class Gemma2Config:
-    """Sizes and numerics of one Gemma-2 model.
+    """Holds sizes and numerics of one Gemma-2 model.
 
-    `query_pre_attn_scalar` is q: queries are scaled by q**-0.5 (2b and 9b: q = 256 = head_dim; 27b:
-    q = 144 = D / N). `layer_types[l]` is LOCAL (keys at distance < sliding_window) or GLOBAL. A
-    softcap of None switches that cap off. `dtype` is the compute type; norms, softmax, logits and
-    RoPE are float32 whatever it is. `scan_layers` compiles one block of layers and scans it (small
-    programs, fast compile); unrolled is faster on CPU. `remat` is what the backward pass
-    recomputes: "none", "full" (everything inside a block) or "dots" (all but matmuls). `attention`
-    is what computes the attention of a call over its own keys alone (training, log-probabilities,
-    prefill): "reference", or on TPU "splash" (models/splash.py), or "splash_interpreted", the same
-    kernels as plain JAX, for tests on any platform. The last two take position t at index t of a
-    row and padding behind it, as all batches of this package have it.
+    query_pre_attn_scalar: q, queries are scaled by q**-0.5 (2b and 9b: q = 256 = head_dim; 27b:
+        q = 144 = D / N).
+    layer_types: one a layer, LOCAL (keys at distance < sliding_window) or GLOBAL.
+    attn_softcap, final_softcap: None switches that cap off.
+    dtype: the compute type; norms, softmax, logits and RoPE are float32 whatever it is.
+    scan_layers: compile one block of layers and scan it (small programs, fast compile); unrolled
+        is faster on CPU.
+    remat: what the backward pass recomputes, "none", "full" (everything inside a block) or "dots"
+        (all but matmuls).
+    attention: what computes the attention of a call over its own keys alone (training,
+        log-probabilities, prefill): "reference", or on TPU "splash" (models/splash.py), or
+        "splash_interpreted", the same kernels as plain JAX, for tests on any platform. The last two
+        take position t at index t of a row and padding behind it, as all batches of this package
+        have it.
     """
 
     vocab_size: int
@@ -112,8 +114,9 @@ class Gemma2Config:
 
     @property
     def block(self) -> tuple[str, ...]:
-        """Layer types of the shortest block whose repetition gives the whole stack: (LOCAL, GLOBAL)
-        for Gemma-2.
+        """Returns the layer types of the shortest block whose repetition gives the whole stack.
+
+        (LOCAL, GLOBAL) for Gemma-2.
         """
         for size in range(1, self.n_layers + 1):
             if self.n_layers % size == 0 and self.layer_types == self.layer_types[:size] * (
@@ -128,7 +131,7 @@ class Gemma2Config:
 
 
 def alternating(n_layers: int) -> tuple[str, ...]:
-    """Gemma-2's pattern: layer 0 is local, then global, local, ..."""
+    """Returns Gemma-2's pattern: layer 0 is local, then global, local, ..."""
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
 
 
@@ -137,8 +140,9 @@ def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2C
 
     sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.
     """
-    layers = {"layer_types": alternating(sizes["n_layers"])}
-    return build(Gemma2Config, layers | {"vocab_size": vocab_size} | dict(sizes) | numerics)
+    layers = sizes.get("n_layers")
+    pattern = {"layer_types": alternating(layers) if isinstance(layers, int) else ()}
+    return build(Gemma2Config, pattern | {"vocab_size": vocab_size} | dict(sizes) | numerics)
 
 
 # Gemma2Config field <- config.json key, and the value transformers assumes where the key is absent
@@ -160,11 +164,10 @@ _HF_FIELDS = {
 
 
 def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) -> Gemma2Config:
-    """Gemma2Config from the contents of a Hugging Face `config.json`; `overrides` set dtype,
-    scan_layers, remat, attention.
+    """Reads the contents of a Hugging Face `config.json`.
 
-    Raises ValueError, naming `where` and the key, for another architecture or a feature Gemma-2
-    checkpoints do not use.
+    `overrides` set dtype, scan_layers, remat, attention. Raises ValueError, naming `where` and the
+    key, for another architecture or a feature that Gemma-2 checkpoints do not use.
     """
     if hf.get("model_type") != "gemma2":
         raise ValueError(f"{where}: model_type is {hf.get('model_type')!r}; expected 'gemma2'")
@@ -190,8 +193,9 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) ->
 
 
 def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> dict[str, Any]:
-    """The `config.json` that `transformers` reads for this model; `checkpoint/huggingface.py` adds
-    dtype and token ids.
+    """Returns the `config.json` that `transformers` reads for this model.
+
+    `checkpoint/huggingface.py` adds dtype and token ids.
     """
     hf = {key: getattr(cfg, field) for field, (key, _) in _HF_FIELDS.items()}
     if cfg.query_pre_attn_scalar == int(cfg.query_pre_attn_scalar):
@@ -210,7 +214,10 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
 
 
 def load_config(folder: str | pathlib.Path, **overrides) -> Gemma2Config:
-    """Gemma2Config of a Hugging Face folder."""
+    """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
+
+    Raises FileNotFoundError where there is none.
+    """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(

@@ -1,10 +1,9 @@
-"""Gemma-2 as pure-functional Flax Linen modules: one forward for trainer, sampler, reference policy
-and Meta RM.
+"""Runs Gemma-2: one forward, as pure Flax modules, for trainer, sampler, reference and Meta RM.
 
 Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every
-mask follows from positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and pos_t -
-pos_s < window in local layers. So training (one segment of keys), prefill and decode (shared prefix
-+ own suffix) are the same attention.
+mask follows from positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and
+pos_t - pos_s < window in local layers. So training (one segment of keys), prefill and decode
+(shared prefix + own suffix) are the same attention.
 
 Parameters are stacked over blocks: every leaf has a leading axis of cfg.n_blocks, scanned or not.
 """
@@ -23,8 +22,9 @@ Segment = dict[str, jax.Array]
 
 
 def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0) -> jax.Array:
-    """Rotary position embedding times `scale`, in float32 and rounded to x's dtype once; half-split
-    pairing (x_i, x_{i + H/2}).
+    """Applies the rotary position embedding, times `scale`, in float32, rounded to x's dtype once.
+
+    Half-split pairing: (x_i, x_{i + H/2}).
     """
     half = x_BTNH.shape[-1] // 2
     # on the host: exact on every accelerator
@@ -38,7 +38,7 @@ def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0)
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """cap * tanh(x / cap), elementwise; the identity where cap is None."""
+    """Returns cap * tanh(x / cap), elementwise; the identity where cap is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
@@ -81,13 +81,12 @@ def attend(
     window: int | None,
     cap: float | None,
 ) -> jax.Array:
-    """Softmax attention of each query over the concatenation of several key segments. Returns BTNH
-    in q's dtype.
+    """Attends from each query to several key segments, joined by one softmax; BTNH in q's dtype.
 
-    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row i
-    // fold of the segment, without copying it (the fold is moved into the query axis). The softcap
-    is elementwise, so joining the logits of all segments before one softmax is exact. A query that
-    sees no key gets the mean of all values (padding).
+    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row
+    i // fold of the segment, without copying it (the fold is moved into the query axis). The
+    softcap is elementwise, so joining the logits of all segments before one softmax is exact. A
+    query that sees no key gets the mean of all values (padding).
     """
     B, T, N, H = q_BTNH.shape
     logits, sizes = [], []
@@ -109,7 +108,7 @@ def attend(
         )
         sizes.append(S)
     probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
-    out_BTNH, start = 0.0, 0
+    out_BTNH, start = jnp.zeros((), q_BTNH.dtype), 0
     for segment, S in zip(segments, sizes):
         b, K = segment["v"].shape[0], segment["v"].shape[2]
         fold = B // b
@@ -125,7 +124,7 @@ def attend(
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + w), statistics and product in float32, result in x's dtype."""
+    """Computes x / rms(x) * (1 + w), statistics and product in float32, result in x's dtype."""
 
     eps: float
 
@@ -144,7 +143,7 @@ def _linear(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, d
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of one layer; see `Gemma2.__call__` for prefix and suffix."""
+    """Computes grouped-query attention of one layer; `Gemma2.__call__` explains the arguments."""
 
     cfg: Gemma2Config
     layer_type: str
@@ -188,7 +187,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """GeGLU with tanh-approximate gelu."""
+    """Computes GeGLU with tanh-approximate gelu."""
 
     cfg: Gemma2Config
 
@@ -202,8 +201,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """The repeating block of layers: pre- and post-norm around attention and MLP, residual after
-    the post-norm.
+    """Runs the repeating block of layers.
+
+    Pre- and post-norm around attention and MLP, the residual after the post-norm.
     """
 
     cfg: Gemma2Config
@@ -238,9 +238,7 @@ _REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
 
 
 class Gemma2(nn.Module):
-    """The Gemma-2 decoder. `Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives final
-    hidden states.
-    """
+    """Decodes: `Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives hidden states."""
 
     cfg: Gemma2Config
 
@@ -296,8 +294,7 @@ class Gemma2(nn.Module):
 
 
 def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
-    """The parameters as a forward pass uses them: matrices and embedding in cfg.dtype, norm scales
-    as they are.
+    """Casts parameters as a forward pass does: to cfg.dtype, but for the scales of norms.
 
     Every use casts them so. Done once before a loop, the loop reads nothing wider; the results are
     the same. Done twice, it is the identity.
@@ -308,8 +305,9 @@ def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
 
 
 def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:
-    """Tied-embedding logits_BTV in float32 with the final softcap (which training and sampling must
-    both include).
+    """Returns logits_BTV of the tied embedding in float32, with the final softcap.
+
+    Training and sampling must both include the softcap.
     """
     embedding_VD = params["embedding"].astype(hidden_BTD.dtype)
     logits = jnp.einsum(
@@ -319,6 +317,6 @@ def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Arr
 
 
 def init_params(cfg: Gemma2Config, key: jax.Array) -> dict:
-    """Random float32 parameters: normal with std fan_in**-0.5, norms at w = 0 (scale 1)."""
+    """Draws float32 parameters: normal with std fan_in**-0.5, norms at w = 0 (scale 1)."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     return jax.jit(Gemma2(cfg).init)(key, tokens, tokens)["params"]

@@ -1,5 +1,6 @@
-"""Scalar head on the policy's architecture: Meta RM and Bradley-Terry reward models. Same
-parameters as `Gemma2ForSequenceClassification`.
+"""Puts a scalar head on the policy's architecture: Meta RM and Bradley-Terry reward models.
+
+Same parameters as `Gemma2ForSequenceClassification`.
 """
 
 import jax
@@ -10,8 +11,9 @@ from grm_jax.models.gemma2 import Gemma2
 
 
 def init_scalar_params(cfg: Gemma2Config, backbone: dict, key: jax.Array) -> dict:
-    """{"backbone": a policy's parameters, "score": float32 [D, 1]}, score ~ N(0, 1 / (D + 1))
-    (Stiennon et al. 2020, appendix).
+    """Adds a head to a policy's parameters: {"backbone": them, "score": float32 [D, 1]}.
+
+    score ~ N(0, 1 / (D + 1)) (Stiennon et al. 2020, appendix).
     """
     score_D1 = jax.random.normal(key, (cfg.d_model, 1), jnp.float32) * (cfg.d_model + 1) ** -0.5
     return {"backbone": backbone, "score": score_D1}
@@ -20,11 +22,11 @@ def init_scalar_params(cfg: Gemma2Config, backbone: dict, key: jax.Array) -> dic
 def scalar_logits(
     params: dict, cfg: Gemma2Config, tokens_BT: jax.Array, pos_BT: jax.Array
 ) -> jax.Array:
-    """logits_B in float32: the final hidden state at the token with the highest position, times the
-    score vector (no bias, no softcap).
+    """Returns logits_B in float32: the last token's final hidden state times the score vector.
 
-    Padding has position -1 and may stand on either side. A row that is all padding gives a finite
-    number without meaning.
+    The last token is the one with the highest position; no bias, no softcap. Padding has position
+    -1 and may stand on either side. A row that is all padding gives a finite number without
+    meaning.
     """
     hidden_BTD, _ = Gemma2(cfg).apply({"params": params["backbone"]}, tokens_BT, pos_BT)
     last_B11 = jnp.argmax(pos_BT, axis=1)[:, None, None]

@@ -1,14 +1,14 @@
-"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen weights, W + (alpha / rank) A B, as
-functions of parameter trees.
+"""Adapts frozen weights by LoRA (arXiv 2106.09685), W + (alpha / rank) A B, on parameter trees.
 
 The model knows nothing of it: `merge` gives ordinary parameters, inside a jitted step as well as
 for export. A train state holds the adapters alone; the frozen weights are an argument of the step,
 so gradients, optimizer moments and checkpoints have the adapters' size and the reference policy is
 the frozen weights themselves.
 
-    params    {"blocks": {"layer_0_attn": {"q": W [n_blocks, in..., out...]}}}
-    adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": [n_blocks, in..., r], "lora_b":
-        [n_blocks, r, out...]}}}}
+    params    {"blocks": {"layer_0_attn": {"q": W}}}
+    adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": A, "lora_b": B}}}}
+
+    W [n_blocks, in..., out...]    A [n_blocks, in..., r]    B [n_blocks, r, out...]
 """
 
 import dataclasses
@@ -16,11 +16,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
-from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row
+from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row, flatten, unflatten
 from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -46,8 +45,8 @@ class LoraConfig:
 
 
 def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """{"/"-joined path: shape and dtype} of the parameters that get an adapter."""
-    flat = flatten_dict(abstract_params(cfg, CAUSAL_LM), sep="/")
+    """Returns {"/"-joined path: shape and dtype} of the parameters that get an adapter."""
+    flat = flatten(abstract_params(cfg, CAUSAL_LM))
     return {
         path: leaf
         for path, leaf in flat.items()
@@ -56,7 +55,7 @@ def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDty
 
 
 def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
-    """float32 adapters: A ~ N(0, 1 / inputs), B = 0, so that they change nothing at first."""
+    """Draws float32 adapters: A ~ N(0, 1 / inputs), B = 0, so that they change nothing at first."""
     flat = {}
     for number, (path, leaf) in enumerate(adapted_paths(cfg, lora).items()):
         blocks, ins, outs = _split(leaf.shape, find_row(path).inputs)
@@ -65,22 +64,24 @@ def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
             jax.random.fold_in(key, number), (*blocks, *ins, lora.rank), jnp.float32
         )
         flat[f"{path}/{B}"] = jnp.zeros((*blocks, lora.rank, *outs), jnp.float32)
-    return unflatten_dict(flat, sep="/")
+    return unflatten(flat)
 
 
 def start_adapters(cfg: Gemma2Config, lora: LoraConfig, params: dict, key: jax.Array) -> dict:
-    """What a stage trains that starts from `params`: adapters, and of a scalar model {"backbone":
-    adapters, "score": its head, trained whole}.
+    """Draws what a stage trains that starts from `params`: adapters.
+
+    Of a scalar model {"backbone": adapters, "score": its head, trained whole}.
     """
     adapters = init_adapters(cfg, lora, key)
     return {"backbone": adapters, "score": params["score"]} if "score" in params else adapters
 
 
 def merge(params: dict, adapters: dict, scale: float) -> dict:
-    """The parameters with their adapters added in, in the parameters' dtype; the product is taken
-    in float32. What the adapters' tree holds beside adapters (a head) takes the parameter's place.
+    """Adds adapters to the parameters, in the parameters' dtype; the product is taken in float32.
+
+    What the adapters' tree holds beside adapters (a head) takes the parameter's place.
     """
-    flat, low = flatten_dict(params, sep="/"), flatten_dict(adapters, sep="/")
+    flat, low = flatten(params), flatten(adapters)
     flat |= {path: leaf for path, leaf in low.items() if not path.endswith((A, B))}
     for path in {path.rsplit("/", 1)[0] for path in low if path.endswith(A)}:
         weight, a, b = flat[path], low[f"{path}/{A}"], low[f"{path}/{B}"]
@@ -89,11 +90,11 @@ def merge(params: dict, adapters: dict, scale: float) -> dict:
         flat[path] = (weight.astype(jnp.float32) + scale * product.reshape(weight.shape)).astype(
             weight.dtype
         )
-    return unflatten_dict(flat, sep="/")
+    return unflatten(flat)
 
 
 def adapter_spec(path: str) -> P:
-    """How one matrix of an adapter lies on the mesh: as its weight does, the rank whole."""
+    """Says how one matrix of an adapter lies on the mesh: as its weight does, the rank whole."""
     weight, matrix = path.rsplit("/", 1)
     row = find_row(weight)
     blocks, ins, outs = _split(tuple(row.spec), row.inputs)

@@ -1,5 +1,6 @@
-"""Where activations lie on a mesh: rows over the data axes, the rest whole; and the embedding where
-logits are taken again and again.
+"""Places activations on a mesh: rows over the data axes, the rest whole.
+
+Also the embedding, where logits are taken again and again.
 """
 
 import math
@@ -14,8 +15,9 @@ DATA_AXES = ("replica", "fsdp")  # of the mesh: those that a batch is split over
 
 
 def auto_axes(x: jax.Array) -> tuple[jax.sharding.AbstractMesh, list[str]]:
-    """(mesh of the array's type, those of its axes over which the compiler places arrays). Axes of
-    an enclosing `jax.shard_map` are not.
+    """Returns the mesh of the array's type, and the axes over which the compiler places arrays.
+
+    Axes of an enclosing `jax.shard_map` are not among them.
     """
     mesh = jax.typeof(x).sharding.mesh
     return mesh, [
@@ -24,8 +26,9 @@ def auto_axes(x: jax.Array) -> tuple[jax.sharding.AbstractMesh, list[str]]:
 
 
 def row_axes(x: jax.Array) -> tuple[str, ...]:
-    """The data axes over which the compiler can split the rows of x [B, ...]; none where they have
-    one device or do not divide B.
+    """Returns the data axes over which the compiler can split the rows of x [B, ...].
+
+    None where they have one device or do not divide B.
     """
     mesh, auto = auto_axes(x)
     axes = tuple(name for name in auto if name in DATA_AXES)
@@ -34,8 +37,7 @@ def row_axes(x: jax.Array) -> tuple[str, ...]:
 
 
 def split_rows(x_BTD: jax.Array) -> jax.Array:
-    """The same array, pinned to this placement in a jitted program: rows over the data axes, T and
-    D whole.
+    """Pins an array in a jitted program to this placement: rows over the data axes, T and D whole.
 
     The residual stream needs it. Weights are split over fsdp along D, and the compiler, left alone,
     splits activations along D too: all rows on every device, and partial products added up over
@@ -56,11 +58,10 @@ def split_rows(x_BTD: jax.Array) -> jax.Array:
 
 
 def gather_width(embedding_VD: jax.Array) -> jax.Array:
-    """The same array, its width D whole on every device; the vocabulary stays over `tensor` where
-    that divides it.
+    """Pins the embedding with its width D whole on every device.
 
-    Before a loop over chunks of positions or micro-batches: left split over fsdp, the embedding is
-    gathered anew in each turn.
+    The vocabulary stays over `tensor` where that divides it. Before a loop over chunks of positions
+    or micro-batches: left split over fsdp, the embedding is gathered anew in each turn.
     """
     mesh, auto = auto_axes(embedding_VD)
     if all(mesh.shape[name] == 1 for name in auto):
@@ -72,13 +73,13 @@ def gather_width(embedding_VD: jax.Array) -> jax.Array:
 
 
 def map_own_rows(fn: Callable, embedding_VD: jax.Array, *rows_B: jax.Array) -> Any:
-    """fn(embedding_VD, *rows_B), each device of the data axes with its own rows and the whole width
-    of the embedding.
+    """Calls fn(embedding_VD, *rows_B) on each device of the data axes with its own rows.
 
-    fn works row by row, and returns arrays [B, ...]. With a loop in fn, a device adds up its turns'
-    gradients of the embedding by itself, in one array of the embedding's shape, and the devices'
-    sums are added up once behind the loop; the compiler, left alone, adds up each turn's. Plain fn
-    where the data axes have one device, are manual already, or do not divide B.
+    The embedding's width is whole. fn works row by row, and returns arrays [B, ...]. With a loop in
+    fn, a device adds up its turns' gradients of the embedding by itself, in one array of the
+    embedding's shape, and the devices' sums are added up once behind the loop; the compiler, left
+    alone, adds up each turn's. Plain fn where the data axes have one device, are manual already, or
+    do not divide B.
     """
     axes = row_axes(rows_B[0])
     if axes:

@@ -1,11 +1,11 @@
-"""Causal self-attention with JAX's splash kernels (Pallas, TPU): no array of all query-key pairs,
-masked blocks are not computed.
+"""Attends causally with JAX's splash kernels (Pallas, TPU), which skip masked blocks.
 
-The slow twin is `grm_jax.models.gemma2.attend`, which also does what is not here: decoding, and
-keys of a shared prefix.
+There is no array of all query-key pairs. The slow twin is `grm_jax.models.gemma2.attend`, which
+also does what is not here: decoding, and keys of a shared prefix.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,15 @@ def splash_attend(
     cap: float | None,
     interpret: bool = False,
 ) -> jax.Array:
-    """Softmax attention of every row over its own keys. Returns BTNH in q's dtype; the backward
-    pass is a kernel too.
+    """Attends from every row to its own keys, forward and backward by kernels; BTNH in q's dtype.
 
-    Queries are scaled already. Logits, softcap and softmax are float32. `window`: a key at this
-    distance is not seen any more; None: no window. `interpret`: run the kernels as plain JAX, on
-    any platform.
+    Queries are scaled already. Logits, softcap and softmax are float32.
 
     pos_BT: position t at index t, or -1 for padding, which comes last in a row. So what a query
-    sees follows from indices, and on real tokens the result is that of `attend`. In padding it is
-    finite, and another one; real tokens have no gradient from there where the loss has none.
+        sees follows from indices, and on real tokens the result is that of `attend`. In padding it
+        is finite, and another one; real tokens have no gradient from there where the loss has none.
+    window: a key at this distance is not seen any more; None: no window.
+    interpret: run the kernels as plain JAX, on any platform.
 
     T is padded to a multiple of 128; blocks are 512, 256 or 128 square, the largest that divides
     it.
@@ -58,7 +57,7 @@ def splash_attend(
         k_BTKH, v_BTKH = (jnp.repeat(x, math.lcm(K, tensor) // K, axis=2) for x in (k_BTKH, v_BTKH))
     spec = P(rows, None, heads)
     return jax.shard_map(
-        lambda *arrays: _attend(*arrays, window, cap, interpret),
+        lambda q, k, v, pos: _attend(q, k, v, pos, window, cap, interpret),
         mesh=mesh,
         in_specs=(spec, spec, spec, P(rows)),
         out_specs=spec,
@@ -89,30 +88,29 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret):
     )
     # tokens see tokens, padding sees padding
     real_BT = jnp.pad((pos_BT >= 0).astype(jnp.int32), [(0, 0), (0, padded - T)])
-    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(real_BT, real_BT)).swapaxes(
-        1, 2
-    )[:, :T]
+    segments = kernels.SegmentIds(real_BT, real_BT)
+    out_BNTH: Any = jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, segments)
+    return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
 def block_size(length: int) -> int:
-    """Queries, and keys, of one block, for a length that is a multiple of 128."""
+    """Returns how many queries, and keys, one block has, for a length that is a multiple of 128."""
     return next(size for size in (512, 256, LANES) if length % size == 0)
 
 
 def visible(length: int, window: int | None) -> masks.Mask:
-    """Which keys (columns) a query (row) sees, by index."""
+    """Says which keys (columns) a query (row) sees, by index."""
     shape = (length, length)
     return masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
 
 
 def blocks_computed(name: str, grid: tuple[int, ...]) -> int | None:
-    """Steps of a splash kernel's grid that compute something, for the masks and blocks of this
-    file; None for another kernel.
+    """Counts the steps of a splash kernel's grid that compute something.
 
-    Row i of a causal mask in square blocks has i + 1 blocks that are not empty; with a window, at
-    most as many of those as the grid is wide. Columns have the same, in reverse. Grids are (rows of
-    the batch, heads, block rows, width), for dk and dv (rows of the batch, block columns, heads,
-    width).
+    For the masks and blocks of this file; None for another kernel. Row i of a causal mask in square
+    blocks has i + 1 blocks that are not empty; with a window, at most as many of those as the grid
+    is wide. Columns have the same, in reverse. Grids are (rows of the batch, heads, block rows,
+    width), for dk and dv (rows of the batch, block columns, heads, width).
     """
     if not name.startswith("splash_mha_"):
         return None

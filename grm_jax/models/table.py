@@ -1,5 +1,4 @@
-"""The one table of parameters: how each is partitioned over the mesh, and its name and layout in a
-Hugging Face folder.
+"""Says of each parameter how it lies on the mesh, its name and its layout in a Hugging Face folder.
 
 Sharding, import, export and ahead-of-time compilation all read TABLE, so they cannot disagree.
 Shapes come from `abstract_params`. A parameter without a row is an error.
@@ -21,10 +20,11 @@ leading axis of blocks stays whole: the scan walks along it.
 import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
@@ -36,8 +36,9 @@ SCALAR = "Gemma2ForSequenceClassification"
 
 
 class Row(NamedTuple):
-    """`path` is a regular expression for the end of a "/"-joined parameter path; its group, if any,
-    is the layer's place in the block.
+    """Describes the parameters whose "/"-joined path ends in the regular expression `path`.
+
+    The expression's group, if any, is the layer's place in the block.
     """
 
     path: str
@@ -98,8 +99,9 @@ TABLE = (
 
 
 def find_row(path: str) -> Row:
-    """The row of a parameter. A prefix ("backbone/...", an optimizer's "0/mu/...") is allowed; no
-    row raises KeyError.
+    """Finds the row of a parameter; no row raises KeyError.
+
+    A prefix ("backbone/...", an optimizer's "0/mu/...") is allowed.
     """
     for row in TABLE:
         if re.fullmatch(rf"(?:.*/)?{row.path}", path):
@@ -111,8 +113,9 @@ def find_row(path: str) -> Row:
 
 
 def hf_names(path: str, cfg: Gemma2Config) -> list[str]:
-    """Tensor names that make up one parameter: one for each block (index i of block position j is
-    layer i * len(cfg.block) + j).
+    """Names the tensors that make up one parameter, one for each block.
+
+    Index i of block position j is layer i * len(cfg.block) + j.
     """
     row = find_row(path)
     position = re.fullmatch(rf"(?:.*/)?{row.path}", path).groups()
@@ -124,27 +127,27 @@ def hf_names(path: str, cfg: Gemma2Config) -> list[str]:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the parameter has a leading axis of blocks."""
+    """Says whether the parameter has a leading axis of blocks."""
     return "{layer}" in find_row(path).hf_name
 
 
 def to_hf(array: np.ndarray, inputs: int) -> np.ndarray:
-    """One parameter (without its block axis) in torch's layout; a view where numpy allows it."""
+    """Turns one parameter (without its block axis) into torch's layout; a view where numpy can."""
     return array if inputs == 0 else array.reshape(math.prod(array.shape[:inputs]), -1).T
 
 
 def from_hf(tensor: np.ndarray, shape: tuple[int, ...], inputs: int) -> np.ndarray:
-    """Inverse of `to_hf`; works on the slice that `hf_slice` names too, given the slice's shape."""
+    """Inverts `to_hf`; works on the slice that `hf_slice` names too, given the slice's shape."""
     return tensor if inputs == 0 else tensor.T.reshape(shape)
 
 
 def hf_shape(shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
-    """Shape in torch's layout of a parameter of this shape (without its block axis)."""
+    """Returns the shape in torch's layout of a parameter of this shape (without its block axis)."""
     return shape if inputs == 0 else (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
 
 
 def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> tuple[slice, ...]:
-    """Where the part `index` of a parameter (without its block axis) lies in torch's layout.
+    """Says where the part `index` of a parameter (without its block axis) lies in torch's layout.
 
     Axes that torch joins (heads and head dimension) are contiguous only if the inner ones are
     whole; the table never splits those.
@@ -166,9 +169,20 @@ def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> t
 
 
 # tracing the model takes as long as a small stage's work, and one run asks dozens of times
+def flatten(tree: dict) -> dict[str, Any]:
+    """Returns {"/"-joined path: leaf} of nested dicts."""
+    return flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """Inverts `flatten`."""
+    return unflatten_dict(flat, sep="/")
+
+
 @functools.cache
 def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
-    """Shapes and dtypes (float32) of all parameters, from `jax.eval_shape`: nothing is allocated.
+    """Returns shapes and dtypes (float32) of all parameters; allocates nothing (`jax.eval_shape`).
+
     The same dict each time: do not change it.
     """
     backbone = jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Device meshes with the axes (replica, fsdp, tensor), and shardings read from the parameter table.
+"""Makes meshes with the axes (replica, fsdp, tensor), and shardings from the parameter table.
 
 Axis types are Auto: the compiler propagates shardings from the arguments. Parameters are split over
 fsdp and tensor and repeated over replica; the batch is split over (replica, fsdp), and so are the
@@ -22,6 +22,7 @@ from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import find_row
 from grm_jax.settings import Rule, check
 
+Device = Any  # a jax.Device, which type checkers take for a variable
 AXES = ("replica", "fsdp", "tensor")
 BATCH = P(DATA_AXES)
 
@@ -44,13 +45,12 @@ class MeshConfig:
 
 
 def make_mesh(
-    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Device] | None = None
 ) -> Mesh:
-    """Mesh over all devices (or those given). One size may be -1: whatever remains. Raises
-    ValueError unless the product fits.
+    """Makes a mesh over all devices (or those given). One size may be -1: whatever remains.
 
-    Of several TPU slices each holds whole replicas: only the replica axis, over which gradients
-    alone are summed, leaves a slice.
+    Raises ValueError unless the product fits. Of several TPU slices each holds whole replicas: only
+    the replica axis, over which gradients alone are summed, leaves a slice.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = dataclasses.asdict(MeshConfig(replica, fsdp, tensor))
@@ -85,7 +85,7 @@ def make_mesh(
 
 
 def fit_spec(mesh: Mesh, spec: P, shape: tuple[int, ...], path: str) -> P:
-    """`spec` for an array of this shape.
+    """Fits `spec` to an array of this shape.
 
     `fsdp` must divide its dimension (ValueError otherwise): memory plans rest on it. `tensor` is
     dropped, with a log line, from a dimension that it does not divide: fewer kv heads than tensor
@@ -112,11 +112,10 @@ def fit_spec(mesh: Mesh, spec: P, shape: tuple[int, ...], path: str) -> P:
 
 
 def param_shardings(mesh: Mesh, tree: Any) -> Any:
-    """NamedSharding for each leaf of a tree of parameters, or of a tree that holds such trees (an
-    optimizer's moments).
+    """Returns the NamedSharding of each leaf of a tree that holds trees of parameters.
 
-    Leaves are arrays or ShapeDtypeStructs, found in the table by the end of their path. Leaves of
-    rank 0 are replicated.
+    Such as the parameters themselves, or an optimizer's moments. Leaves are arrays or
+    ShapeDtypeStructs, found in the table by the end of their path. Leaves of rank 0 are replicated.
     """
 
     def sharding(key_path, leaf):
@@ -130,17 +129,17 @@ def param_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def shares(mesh: Mesh) -> int:
-    """Parts that a batch is cut into."""
+    """Counts the parts that a batch is cut into."""
     return math.prod(mesh.shape[axis] for axis in DATA_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over (replica, fsdp), the rest whole."""
+    """Splits the leading axis over (replica, fsdp), and leaves the rest whole."""
     return NamedSharding(mesh, BATCH)
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Arrays with a leading batch axis, split over the mesh's data axes.
+    """Splits arrays with a leading batch axis over the mesh's data axes.
 
     Every process passes the whole batch, the same, and its devices take their rows: whichever rows
     these are, also where the tensor axis goes over several processes. Raises ValueError for a batch

@@ -1,11 +1,9 @@
-"""A job of several processes: its start, what process 0 does for all, the barrier that says who is
-late, and its end on SIGTERM.
+"""Joins the processes of a job: start, what process 0 does for all, barriers, the end on SIGTERM.
 
-    processes = distributed.initialize()          # before anything else asks JAX for its devices
-    distributed.barrier("loaded", timeout_s=600)  # LateProcesses names the processes, with their
-    hosts, that did not come done = distributed.on_main("done", count)     # process 0 reads or
-    writes files, all get what it found with distributed.stop_signal() as stopped:    # polled at
-    every step: SIGTERM came, save and leave
+    joined = processes.initialize()             # before anything else asks JAX for its devices
+    processes.barrier("loaded", timeout_s=600)  # LateProcesses names those that did not come
+    done = processes.on_main("done", count)     # process 0 reads or writes files, all get it
+    with processes.stop_signal() as stopped:    # asked at every step: after SIGTERM save and leave
 
 Every process runs the same program on the same values, and only what touches files asks who it is.
 
@@ -46,22 +44,24 @@ _told, _polls = itertools.count(), itertools.count()
 
 
 class Processes(NamedTuple):
-    """index: of this process, in [0, count). coordinator: "host:port" of process 0, None for one
-    process.
+    """Says who this process is.
 
+    index: of this process, in [0, count).
+    coordinator: "host:port" of process 0, None for one process.
     launcher: what said so: "arguments", "environment", "open mpi", "slurm", "tpu"; "none" where
         nothing was started.
     """
 
-    index: int
-    count: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     coordinator: str | None
     launcher: str
 
 
 class LateProcesses(RuntimeError):
-    """A barrier was not reached by all. late: the processes that did not come. The job cannot go
-    on: let it end, and start it again.
+    """Says that a barrier was not reached by all; `late` are the processes that did not come.
+
+    The job cannot go on: let it end, and start it again.
     """
 
     def __init__(self, message: str, late: tuple[int, ...]):
@@ -77,8 +77,9 @@ def initialize(
     timeout_s: int | None = None,
     heartbeat_s: int | None = None,
 ) -> Processes:
-    """Join the processes of this job: all of them call this, before anything that needs a device.
-    For one process nothing is done.
+    """Joins the processes of this job; for one process nothing is done.
+
+    All of them call this, before anything that needs a device.
 
     coordinator: "host:port" where process 0 listens and the others reach it. Give all of the first
         three, or none.
@@ -110,9 +111,9 @@ def initialize(
     heartbeat_s = heartbeat_s or _integer(
         "GRM_JAX_HEARTBEAT_S", os.environ.get("GRM_JAX_HEARTBEAT_S", "100")
     )
-    if "cpu" in (jax.config.jax_platforms or ""):
+    if "cpu" in _platforms():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    times = {
+    times: dict[str, Any] = {
         "initialization_timeout": timeout_s,
         "heartbeat_timeout_seconds": heartbeat_s,
         "shutdown_timeout_seconds": SHUTDOWN_S,
@@ -136,32 +137,35 @@ def initialize(
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that writes reports. True where `initialize` started
-    nothing. Asks for no device.
+    """Says whether this is process 0, the one that writes reports. Asks for no device.
+
+    True where `initialize` started nothing.
     """
     return distributed.global_state.process_id == 0
 
 
 def written(path: str | os.PathLike) -> str | os.PathLike:
-    """The file that this process writes instead of `path`: `path` itself in process 0, and nothing
-    in the others.
+    """Returns the file that this process writes instead of `path`.
+
+    `path` itself in process 0, and nothing in the others.
     """
     return path if is_main() else os.devnull
 
 
 def count() -> int:
-    """Processes of this job. Asks for no device."""
+    """Counts the processes of this job. Asks for no device."""
     return distributed.global_state.num_processes or 1
 
 
 def barrier(name: str, timeout_s: float | None = None) -> None:
-    """Wait until every process has called this with `name`, which may be used again. Returns at
-    once where there is one process.
+    """Waits until every process has called this with `name`, which may be used again.
 
     timeout_s: GRM_JAX_BARRIER_S where None, else 3600: while process 0 writes a large model, the
-    others wait. Each process notes in the coordinator's store that it is here; where the others do
-    not come in time, those who wait read who is missing. Raises LateProcesses then, and also where
-    a process died.
+        others wait.
+
+    Returns at once where there is one process. Each process notes in the coordinator's store that
+    it is here; where the others do not come in time, those who wait read who is missing. Raises
+    LateProcesses then, and also where a process died.
     """
     state = distributed.global_state
     if state.client is None:
@@ -179,12 +183,11 @@ def barrier(name: str, timeout_s: float | None = None) -> None:
 
 
 def on_main(what: str, function: Callable[[], Any]) -> Any:
-    """What `function()` gives in process 0, in every process: the others do not call it, they wait
-    for it. It must be JSON-able.
+    """Returns what `function()` gives in process 0, in every process.
 
-    For all that reads or changes files on which the program's way depends, so that no process sees
-    them earlier or later than another. `what` is the barrier's name, and LateProcesses is raised as
-    by `barrier`.
+    The others do not call it, they wait for it. It must be JSON-able. For all that reads or changes
+    files on which the program's way depends, so that no process sees them earlier or later than
+    another. `what` is the barrier's name, and LateProcesses is raised as by `barrier`.
     """
     client = distributed.global_state.client
     if client is None:
@@ -197,8 +200,9 @@ def on_main(what: str, function: Callable[[], Any]) -> Any:
 
 
 def in_all(what: str, fine: bool) -> bool:
-    """Whether it is fine in every process, the same answer in all. `what` is a barrier's name, as
-    in `on_main`.
+    """Says whether it is fine in every process, the same answer in all.
+
+    `what` is a barrier's name, as in `on_main`.
     """
     client = distributed.global_state.client
     if client is None:
@@ -210,9 +214,10 @@ def in_all(what: str, fine: bool) -> bool:
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole array, in every process. Where parts of it are with other processes, all of them
-    must call this; each of its devices then holds the whole for a moment, so call it for one array
-    at a time.
+    """Returns the whole array, in every process.
+
+    Where parts of it are with other processes, all of them must call this; each of its devices then
+    holds the whole for a moment, so call it for one array at a time.
     """
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
@@ -228,12 +233,11 @@ def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Context in which SIGTERM ends nothing; it gives `stopped()`, to be called once a step:
-    whether to save now, and then `leave`.
+    """Opens a context in which SIGTERM ends nothing; it gives `stopped()`, to be called each step.
 
-    Of several processes one may have got the signal: JAX tells the others, and `stopped` is true at
-    the same step in all of them. A lone process that leaves the context without having looked ends
-    there, by the signal.
+    That says whether to save now, and then `leave`. Of several processes one may have got the
+    signal: JAX tells the others, and `stopped` is true at the same step in all of them. A lone
+    process that leaves the context without having looked ends there, by the signal.
     """
     # JAX has the signal, inside the context and outside of it
     if distributed.global_state.client is not None:
@@ -250,7 +254,8 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 def leave(where: str) -> None:
-    """End this process, as SIGTERM asked: with a line that says `where`, and the status STOPPED.
+    """Ends this process, as SIGTERM asked: with a line that says `where`, and the status STOPPED.
+
     Everything must be saved.
     """
     print(f"== stopped by SIGTERM: {where}. The same command goes on from there", flush=True)
@@ -310,7 +315,11 @@ def _by_process(client, folder: str) -> dict[int, str]:
     return {int(key.rpartition("/")[2]): value for key, value in client.key_value_dir_get(folder)}
 
 
-def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict]:
+def _platforms() -> str:
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict[str, Any]]:
     """What started this process, and what to tell `jax.distributed.initialize`; "none" for one
     process.
     """
@@ -330,7 +339,7 @@ def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict]:
             "cluster_detection_method": "slurm",
             "local_device_ids": _local_devices(tasks_per_node, int(env["SLURM_LOCALID"])),
         }
-    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (jax.config.jax_platforms or "tpu"):
+    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (_platforms() or "tpu"):
         return "tpu", {}  # how many hosts the slice has is for JAX to find out
     if env.get("GRM_JAX_COORDINATOR"):
         return _explicit("environment", {name: env.get(name) or None for name in VARIABLES})

@@ -1,5 +1,6 @@
-"""Know before you launch: what a jitted program costs on chips that are not there, from its jaxpr
-and its ahead-of-time compile.
+"""Tells what a jitted program costs on chips that are not there, before it is launched.
+
+From its jaxpr and its ahead-of-time compile:
 
     flops.py        FLOPs of a jaxpr, loops as often as they run; model FLOPs by formula
     hlo.py          compiled HLO text as data: computations, instructions, how often each runs

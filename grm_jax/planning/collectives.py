@@ -1,6 +1,4 @@
-"""Bytes that a compiled program moves between devices in one call, by kind of collective and by
-mesh axis.
-"""
+"""Counts the bytes that one call of a program moves between devices, by kind and mesh axis."""
 
 import math
 import re
@@ -22,25 +20,25 @@ KINDS = (
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind over the same mesh axes. `bytes` leave (and reach) each device in
-    one call of the program.
+    """Holds all collectives of one kind over the same mesh axes.
+
+    `bytes` leave (and reach) each device in one call of the program.
     """
 
     kind: str
     axes: tuple[str, ...]
-    count: float
+    count: float  # pyright: ignore[reportIncompatibleMethodOverride]
     bytes: float
 
 
 def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective], tuple[str, ...]]:
-    """(collectives, what could not be counted, in words) of `compiled.as_text()`, instructions in
-    loops as often as they run.
+    """Reads `compiled.as_text()`: (collectives, what could not be counted, in words).
 
     mesh_shape: axis -> size, in the order of the mesh that the program was compiled for.
 
-    Bytes are those of the bandwidth-optimal algorithm over n devices: (n - 1)/n of the result for
-    an all-gather, of the operand for a reduce-scatter and an all-to-all, twice that for an
-    all-reduce, all of it for a permute.
+    Instructions in loops count as often as they run. Bytes are those of the bandwidth-optimal
+    algorithm over n devices: (n - 1)/n of the result for an all-gather, of the operand for a
+    reduce-scatter and an all-to-all, twice that for an all-reduce, all of it for a permute.
     """
     module, entry = parse(text)
     runs, loops, _ = times_run(module, entry)
@@ -74,8 +72,9 @@ def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective]
 
 
 def device_axes(instruction: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...] | None:
-    """Mesh axes that a collective runs along; None if its groups are written in a form that is not
-    known.
+    """Returns the mesh axes that a collective runs along.
+
+    None if its groups are written in a form that is not known.
     """
     groups = _groups(instruction, math.prod(mesh_shape.values()))
     return None if groups is None else _axes(groups, mesh_shape)
@@ -112,9 +111,10 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray | None:
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
         shape, dims, order = (
-            tuple(int(i) for i in part.split(",")) if part else None for part in iota.groups()
+            tuple(int(i) for i in part.split(",")) if part else () for part in iota.groups()
         )
-        return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape[0], -1)
+        placed = np.arange(np.prod(dims)).reshape(dims).transpose(order or None)
+        return placed.reshape(*shape[:1], -1)
     named = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
         r"\{([^}]*)\}",

@@ -1,5 +1,4 @@
-"""FLOPs of a program, counted on its jaxpr (loops as often as they run), and a model's FLOPs by
-formula.
+"""Counts a program's FLOPs on its jaxpr, loops as often as they run, and a model's by formula.
 
 XLA's `cost_analysis()` counts the body of a loop once: 46 scanned layers look like 2. A multiply
 and an add count as two.
@@ -16,8 +15,10 @@ from grm_jax.models.splash import blocks_computed
 
 
 class Flops(NamedTuple):
-    """`total`: of matrix products and convolutions on all devices together. `unknown`: what could
-    not be counted, in words.
+    """Holds a count.
+
+    total: of matrix products and convolutions on all devices together.
+    unknown: what could not be counted, in words.
     """
 
     total: float
@@ -25,13 +26,14 @@ class Flops(NamedTuple):
 
 
 def count(jaxpr: ClosedJaxpr | Jaxpr, while_trips: int | None = None) -> Flops:
-    """FLOPs that the program executes, recomputation included.
+    """Counts the FLOPs that the program executes, recomputation included.
 
-    scan: body times length. cond: its most expensive branch. while: body times `while_trips`, or
-        named in `unknown` and counted once
-    where that is None. shard_map: a device's share times the devices of its manual axes.
-    pallas_call: its own cost estimate, or its body times the blocks that are not masked (kernels of
-    models/splash.py), or its body over the whole grid, and then it is named.
+    scan: body times length.
+    cond: its most expensive branch.
+    while: body times `while_trips`, or named in `unknown` and counted once where that is None.
+    shard_map: a device's share times the devices of its manual axes.
+    pallas_call: its body times the blocks that are not masked (kernels of models/splash.py), or its
+        own cost estimate, or its body over the whole grid, and then it is named.
     """
     total, unknown = 0.0, []
     for eqn in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
@@ -76,12 +78,12 @@ def _equation(eqn, while_trips) -> Flops:
         )
         return Flops(total * math.prod(params["mesh"].shape[axis] for axis in axes), unknown)
     if name == "pallas_call":
-        if params["cost_estimate"] is not None:
-            return Flops(float(params["cost_estimate"].flops))
         grid = params["grid_mapping"].grid
         steps = blocks_computed(params["name"], grid)
         if steps is not None:
             return Flops(total * steps, unknown)
+        if params["cost_estimate"] is not None:
+            return Flops(float(params["cost_estimate"].flops))
         return Flops(
             total * math.prod(grid),
             unknown + ("a Pallas kernel without a cost estimate, counted over its whole grid",),
@@ -97,8 +99,7 @@ def _sub_jaxprs(params: dict) -> Iterator[ClosedJaxpr | Jaxpr]:
 
 
 def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 0) -> float:
-    """Model FLOPs of one row's forward pass over positions start ... length - 1, with the keys
-    before them in a cache.
+    """Counts a row's model FLOPs at positions start ... length - 1, earlier keys in a cache.
 
     Matrix products of the layers, attention over the visible keys alone (causal, within the window
     in local layers), and the vocabulary at `logits` positions. Training takes three times this (the

@@ -1,16 +1,17 @@
-"""Chips as a table: what a roofline needs to know of them."""
+"""Lists chips, with what a roofline needs to know of them."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip. JAX may show it as several devices, which then share these figures equally.
+    """Describes one chip. Where JAX shows it as several devices, they share these figures equally.
 
-    peak: bf16 FLOP/s without sparsity. hbm_bandwidth: bytes/s. link_bandwidth: bytes/s in one
-        direction over one link to another chip.
-    links: of a chip. torus: dimensions of the network of links; 0 where a switch joins all chips
-        (GPU nodes).
+    peak: bf16 FLOP/s without sparsity.
+    hbm_bandwidth: bytes/s.
+    link_bandwidth: bytes/s in one direction over one link to another chip.
+    links: of a chip.
+    torus: dimensions of the network of links; 0 where a switch joins all chips (GPU nodes).
     hbm: bytes that programs of one device may use in all: for TPUs the limit that libtpu's compiler
         enforces, for GPUs the memory's size.
     """

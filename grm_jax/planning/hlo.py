@@ -1,4 +1,4 @@
-"""Compiled HLO text as data: computations, their instructions, and how often each of them runs."""
+"""Reads compiled HLO text: computations, their instructions, and how often each of them runs."""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 
 class Shape(NamedTuple):
-    """One array: element type, sizes, memory space (0: HBM; others are on the chip)."""
+    """Describes one array: element type, sizes, memory space (0: HBM; others are on the chip)."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -43,8 +43,11 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """`shape`: a Shape, or a tuple of shapes. `operands`: names. `attributes`: the text behind the
-    operands, metadata left out.
+    """Holds one instruction.
+
+    shape: a Shape, or a tuple of shapes.
+    operands: names.
+    attributes: the text behind the operands, metadata left out.
     """
 
     name: str
@@ -61,7 +64,7 @@ Module = dict[str, dict[str, Instruction]]
 
 
 def parse(text: str) -> tuple[Module, str]:
-    """(module, name of the entry computation) of `compiled.as_text()`.
+    """Reads `compiled.as_text()`: (module, name of the entry computation).
 
     A computation ends at a line that is just "}": backend configurations of Mosaic kernels span
     lines, some of which begin with "}}".
@@ -144,7 +147,7 @@ def _split(text: str) -> list[str]:
 
 
 def arrays(shape: Shape | tuple) -> Iterator[Shape]:
-    """All arrays of a shape."""
+    """Returns all arrays of a shape."""
     if isinstance(shape, Shape):
         yield shape
     else:
@@ -153,7 +156,7 @@ def arrays(shape: Shape | tuple) -> Iterator[Shape]:
 
 
 def called(instruction: Instruction) -> list[str]:
-    """Computations that an instruction runs, a loop's condition left out."""
+    """Returns the computations that an instruction runs, a loop's condition left out."""
     names = [name for kind, name in _CALLED.findall(instruction.attributes) if kind != "condition"]
     for group in _BRANCHES.findall(instruction.attributes):
         names += [name.strip().lstrip("%") for name in group.split(",")]
@@ -161,7 +164,7 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def trips(module: Module, loop: Instruction) -> int | None:
-    """How often a while loop's body runs; None if the text does not say.
+    """Returns how often a while loop's body runs; None if the text does not say.
 
     From `known_trip_count`, else the one integer constant of the condition (counters start at 0)
     and what the body adds to its counter: XLA:TPU unrolls loops over a collective and counts in
@@ -227,10 +230,10 @@ def _element(instruction: Instruction) -> int:
 def times_run(
     module: Module, entry: str
 ) -> tuple[dict[str, float], tuple[str, ...], dict[str, str]]:
-    """(how often each computation runs in one call of the program, loops of unknown length, the
-    caller's opcode of each).
+    """Counts how often each computation runs in one call of the program.
 
-    A loop of unknown length counts once and is named. Every branch of a conditional counts.
+    Returns that, the loops of unknown length, and the caller's opcode of each. A loop of unknown
+    length counts once and is named. Every branch of a conditional counts.
     """
     runs, unknown, caller = {entry: 1.0}, [], {entry: "entry"}
 
@@ -253,9 +256,11 @@ def times_run(
 
 
 def goes_on(body: dict[str, Instruction], instruction: Instruction) -> bool:
-    """Whether it is a later part of a collective that began elsewhere. XLA:TPU writes an
-    asynchronous collective into several fusions, one that starts it, others that go on beside other
-    work, one that waits for it, and each holds the whole instruction, with the same chain_id.
+    """Says whether an instruction is a later part of a collective that began elsewhere.
+
+    XLA:TPU writes an asynchronous collective into several fusions, one that starts it, others that
+    go on beside other work, one that waits for it, and each holds the whole instruction, with the
+    same chain_id.
     """
     if "AsyncCollectiveDone" in instruction.attributes:
         return True

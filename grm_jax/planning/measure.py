@@ -1,5 +1,6 @@
-"""Compile one program ahead of time and take its figures: memory by part, collectives, HBM traffic,
-FLOPs, times.
+"""Compiles one program ahead of time and takes its figures.
+
+Memory by part, collectives, HBM traffic, FLOPs, times.
 """
 
 import contextlib
@@ -29,14 +30,13 @@ FORMAT = 3  # of cached figures; another number makes them anew
 
 
 class Program(NamedTuple):
-    """A jitted function of a job with the arguments it gets there, as ShapeDtypeStructs with
-    shardings over `mesh`.
+    """Holds a jitted function of a job and its arguments: ShapeDtypeStructs, sharded over `mesh`.
 
     parts: {label: arguments} whose memory is told apart ("params", "optimizer", "kv cache", ...).
     resident: {label: arrays} that the job keeps on the same devices while the program runs, besides
         its arguments.
-    flops: model FLOPs of one call (no recomputation, no masked attention). tokens: that one call
-        reads or writes.
+    flops: model FLOPs of one call (no recomputation, no masked attention).
+    tokens: that one call reads or writes.
     """
 
     name: str
@@ -56,18 +56,18 @@ def measure(
     say: Callable[[str], None] = lambda line: None,
     hlo: pathlib.Path | None = None,
 ) -> dict:
-    """Figures of one program, JSON values only; bytes are those of one device, FLOPs of all
-    devices.
+    """Compiles one program and returns its figures, JSON values only.
 
-    compiles (None where the topology is for shapes only, or the arguments alone are too much),
-    error, fits, compile_seconds, host_rss_bytes, memory {part: bytes}, peak_bytes (arguments,
-    results and temporaries at their largest), resident {label: bytes}, limit_bytes, collectives,
-    hbm_bytes, model_flops, hardware_flops, unknown (what was not counted), times {compute, hbm,
-    ici}, seconds, bound, tokens.
+    Bytes are those of one device, FLOPs of all devices: compiles (None where the topology is for
+    shapes only, or the arguments alone are too much), error, fits, compile_seconds, host_rss_bytes,
+    memory {part: bytes}, peak_bytes (arguments, results and temporaries at their largest), resident
+    {label: bytes}, limit_bytes, collectives, hbm_bytes, model_flops, hardware_flops, unknown (what
+    was not counted), times {compute, hbm, ici}, seconds, bound, tokens.
 
     cache: figures of the compiler by digest of the lowered program, the topology and the versions;
-    read, and added to. JAX's own cache cannot load programs of absent devices. say: gets a line of
-    progress every 20 s. hlo: a folder that gets the text of what was compiled.
+        read, and added to. JAX's own cache cannot load programs of absent devices.
+    say: gets a line of progress every 20 s.
+    hlo: a folder that gets the text of what was compiled.
     """
     with _telling(f"{program.name}: tracing", say):
         traced = program.fn.trace(*program.args)
@@ -112,8 +112,9 @@ def measure(
 
 
 def device_bytes(tree: Any) -> float:
-    """Bytes of one device's shards of a tree of ShapeDtypeStructs with shardings, without the
-    padding of tiles.
+    """Counts the bytes of one device's shards, without the padding of tiles.
+
+    `tree` holds ShapeDtypeStructs with shardings.
     """
     return float(
         sum(

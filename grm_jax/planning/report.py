@@ -1,4 +1,4 @@
-"""A plan as tables: on the terminal with rich, and as markdown."""
+"""Prints a plan as tables: on the terminal with rich, and as markdown."""
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ _PARTS = ("params", "optimizer", "kv cache", "batch", "temporaries", "code")
 
 
 def tables(plan: dict) -> list[Cells]:
-    """The tables of a plan as experiments/plan.py writes it to plan.json."""
+    """Makes the tables of a plan as experiments/plan.py writes it to plan.json."""
     made = [_memory(plan), _time(plan), _collectives(plan), _stages(plan)]
     if plan["changes"]:
         made.append(_changes(plan))
@@ -21,7 +21,7 @@ def tables(plan: dict) -> list[Cells]:
 
 
 def markdown(plan: dict) -> str:
-    """All tables under one heading, with what was not counted."""
+    """Writes all tables under one heading, with what was not counted."""
     lines = [f"## {plan['title']}", ""]
     for title, columns, rows in tables(plan):
         lines += [f"{title}.", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -44,9 +44,7 @@ def show(plan: dict, console: Console) -> None:
 
 
 def notes(plan: dict) -> list[str]:
-    """What a reader must know: errors of programs, what was not counted, what a figure leaves
-    out.
-    """
+    """Lists what a reader must know: errors, what was not counted, what a figure leaves out."""
     found = []
     for name, figures in plan["programs"].items():
         found += [f"{name}: {figures['error']}"] if figures.get("error") else []

@@ -1,6 +1,4 @@
-"""Times from figures and a chip: how long a program takes at least on each resource, and which one
-bounds it.
-"""
+"""Computes how long a program takes at least on each resource of a chip, and which bounds it."""
 
 from typing import NamedTuple
 
@@ -11,8 +9,9 @@ from grm_jax.planning.topology import Topology, axis_bandwidth
 
 
 class Roofline(NamedTuple):
-    """Seconds of one call at the peak of each resource, were the others free. None where it is not
-    known (nothing was compiled).
+    """Holds the seconds of one call at the peak of each resource, were the others free.
+
+    None where it is not known (nothing was compiled).
     """
 
     compute: float
@@ -21,7 +20,7 @@ class Roofline(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The largest: the time with perfect overlap, which no program beats and few reach."""
+        """Returns the largest: the time with perfect overlap, which no program beats."""
         return max(value for value in self if value is not None)
 
     @property
@@ -36,8 +35,10 @@ def roofline(
     hbm_bytes: float | None,
     moved: list[Collective] | None,
 ) -> Roofline:
-    """flops: on all devices of the mesh together. hbm_bytes, moved: of one device. Links of
-    different axes are taken to work one after the other.
+    """Computes the times of one call.
+
+    flops: on all devices of the mesh together.
+    hbm_bytes, moved: of one device. Links of different axes are taken to work one after the other.
     """
     chip = topology.chip
     ici = (

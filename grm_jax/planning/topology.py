@@ -1,9 +1,9 @@
-"""The devices of a slice that this host does not have: TPU topologies by libtpu, GPUs by name
-alone.
+"""Describes slices that this host does not have: TPU topologies by libtpu, GPUs by name alone.
 
-    v5e:2x4   v5p:4x4x4   v6e:16x16   tpu7x:4x4x4     programs compile for real, without a chip
-    h100:8    a100:16                                 abstract shapes and the roofline; programs
-    compile where such GPUs are at hand
+v5e:2x4   v5p:4x4x4   v6e:16x16   tpu7x:4x4x4
+                      programs compile for real, without a chip
+h100:8    a100:16     abstract shapes and the roofline; programs compile where such GPUs are
+                      at hand
 """
 
 import importlib.util
@@ -52,8 +52,11 @@ _ALIASES = {
 
 
 class Topology(NamedTuple):
-    """`name` as given. `devices`: as many as JAX shows on the slice. `compiles`: whether programs
-    can be compiled for them here.
+    """Holds a slice.
+
+    name: as given.
+    devices: as many as JAX shows on the slice.
+    compiles: whether programs can be compiled for them here.
     """
 
     name: str
@@ -68,7 +71,7 @@ class Topology(NamedTuple):
 
 
 def get_topology(name: str) -> Topology:
-    """The slice called `name`. To be called before JAX is used: it chooses the platform.
+    """Returns the slice called `name`. To be called before JAX is used: it chooses the platform.
 
     Raises ValueError for a name that is not understood, with what to write, and ImportError where
     libtpu is missing.
@@ -144,8 +147,7 @@ def _advice(name: str) -> str:
 
 
 def axis_bandwidth(topology: Topology, mesh: Mesh, axes: tuple[str, ...]) -> float:
-    """Bytes/s that leave a device in one direction over the links that join the devices of `axes`:
-    an upper bound.
+    """Bounds the bytes/s that leave a device in one direction over the links along `axes`.
 
     TPU: every dimension of the torus that the axes run along gives a ring, both ways round where it
     closes (a full dimension: 4 in a 3-D torus, 16 in a 2-D one), one way where it does not. Devices

@@ -1,6 +1,4 @@
-"""Bytes that a compiled program reads from and writes to HBM in one call, estimated from its HLO
-text.
-"""
+"""Estimates from a program's HLO text the bytes that one call reads from and writes to HBM."""
 
 from grm_jax.planning.hlo import Module, Shape, arrays, goes_on, parse, times_run
 
@@ -14,8 +12,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def hbm_bytes(text: str) -> float:
-    """Bytes of one device: every instruction's operands and results once, in loops as often as they
-    run.
+    """Estimates bytes of one device: every operand and result once, in loops as often as they run.
 
     A fusion counts once, whatever is inside it. Of an operand that is only sliced the slices count,
     of an update in place the update, of a gather the rows. Arrays in other memory than HBM (VMEM)

@@ -14,7 +14,7 @@ import numpy as np
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
-from grm_jax.judgment.records import Record, response_order
+from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import is_correct
 from grm_jax.sampling.rollout import Completion, Request, generate
 from grm_jax.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Prompter:
 @dataclasses.dataclass(frozen=True)
 class Ask:
     """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names
-    the randomness.
+    the randomness; `prompt_ids` is the prompt, once it is rendered (`with_prompts`).
     """
 
     record: Record
@@ -67,27 +67,16 @@ class Ask:
     samples: tuple[int, ...]
     key: str
     hinted: bool = False
+    prompt_ids: list[int] | None = None
 
 
-def shuffled_asks(
-    records: Iterable[Record], samples: int, seed: int, per_order: int = 1
-) -> list[Ask]:
-    """`samples` judgments of every record; a fresh response order for each `per_order` of them (1
-    in the paper).
-
-    Samples that share an order share their prompt, which the sampler then computes and stores once.
-    """
-    if samples % per_order:
-        raise ValueError(f"{samples} samples cannot be split into orders of {per_order}")
+def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
+    """Render and tokenize the prompts of the asks that have none yet."""
     return [
-        Ask(
-            record,
-            response_order(seed, record.id, start, len(record.responses)),
-            tuple(range(start, start + per_order)),
-            record.id,
-        )
-        for record in records
-        for start in range(0, samples, per_order)
+        ask
+        if ask.prompt_ids is not None
+        else dataclasses.replace(ask, prompt_ids=prompter.ids(ask.record, ask.order, ask.hinted))
+        for ask in asks
     ]
 
 
@@ -171,7 +160,8 @@ def judge(
     """Draw and parse judgments, batch by batch (the batches are those of
     `grm_jax.sampling.rollout.plan`).
     """
-    requests = [Request(prompter.ids(a.record, a.order, a.hinted), a.key, a.samples) for a in asks]
+    asks = with_prompts(prompter, asks)
+    requests = [Request(ask.prompt_ids, ask.key, ask.samples) for ask in asks]
     for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
         drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]

@@ -44,7 +44,7 @@ from grm_jax.reward_models import baselines, description, pair_rm
 from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import Prompter
-from grm_jax.reward_models.llm_judge import llm_judge
+from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
@@ -61,7 +61,9 @@ class Asking:
     """How all systems of a comparison are asked: devices, numerics, lengths, sampling, and the
     templates of those whose folder names none.
 
-    samples_per_order: consecutive samples that show the responses in one order.
+    samples_per_order: consecutive samples that show the responses in one order. templates_win:
+    whether all are asked by these templates, whatever their folders say, as a run does that trains
+    them.
     """
 
     mesh: Mesh
@@ -70,6 +72,7 @@ class Asking:
     sampling: Sampling
     templates: Mapping[str, Template]
     samples_per_order: int = 1
+    templates_win: bool = False
 
 
 class System(NamedTuple):
@@ -78,7 +81,8 @@ class System(NamedTuple):
     name, kind: of its spec. identity: plain JSON with all that the text of a judgment depends on,
         by content; two systems that are equal in it may share their judgments.
     load: (seed, rows=None, sequences=None) -> RewardModel; rows at once, and widths of sequences,
-        in place of those of `Asking`. The weights are loaded by the first call.
+        in place of those of `Asking`. The weights are loaded by the first call, and stay until
+        `release`.
     view: from a judgment that `load`'s model gives to this system's own; None where they are the
         same.
     accepts: whether it can judge n responses. sampled: whether its samples differ. Both are None
@@ -89,6 +93,7 @@ class System(NamedTuple):
     kind: str
     identity: dict[str, Any]
     load: Callable[..., RewardModel]
+    release: Callable[[], None]
     view: Callable[[dict], dict] | None = None
     accepts: Callable[[int], bool] | None = None
     sampled: bool | None = None
@@ -124,7 +129,9 @@ def describe(spec: Mapping, asking: Asking) -> System:
         model = build()(seed, batches)
         return model._replace(name=name, accepts=found.accepts or model.accepts)
 
-    return System(name, kind, identity, load, found.view, found.accepts, found.sampled)
+    return System(
+        name, kind, identity, load, build.cache_clear, found.view, found.accepts, found.sampled
+    )
 
 
 def wrong_fields(spec: Mapping) -> str | None:
@@ -177,19 +184,6 @@ def samplers(
 _sampler = functools.cache(make_sampler)
 
 
-def by_probability(judgment: dict) -> dict:
-    """TokenProb's judgment from that of an LLM-as-a-Judge: the winner of a pair scores the
-    probability of its number in place of 1.
-    """
-    if judgment["failure"] is not None:
-        return judgment
-    scores = [
-        sum(pair["probability"] for pair in judgment["pairs"] if pair["chosen"] == i)
-        for i in range(len(judgment["order"]))
-    ]
-    return judgment | {"scores": scores}
-
-
 class Batches(NamedTuple):
     """The shapes of programs: rows at once, and what prompts and sequences are padded to."""
 
@@ -231,7 +225,7 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 
 def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
-    answer, hint = _answer(spec, folder), spec.get("hint", False)
+    answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
     meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
     meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
@@ -380,7 +374,7 @@ def _cloud(spec, asking) -> _Kind:
 
 def _remote(spec, asking) -> _Kind:
     """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
-    answer = _answer(spec)
+    answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
     templates = {
         "template": _template(spec, asking, role),
@@ -427,8 +421,12 @@ def _own(spec, asking) -> _Kind:
         "templates of the config": _digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
     }
-    make = functools.lru_cache(maxsize=1)(lambda seed: function(dict(spec), asking, seed))
-    return _Kind(identity, lambda: lambda seed, batches: make(seed), None, None)
+
+    def loader():
+        make = functools.lru_cache(maxsize=1)(lambda seed: function(dict(spec), asking, seed))
+        return lambda seed, batches: make(seed)
+
+    return _Kind(identity, loader, None, None)
 
 
 BASELINES = {
@@ -507,6 +505,8 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
     """The template of a role: what the first of the folders says that has a word on it, which a
     spec may repeat; else the spec's, else that of `asking`.
     """
+    if asking.templates_win and role in asking.templates:
+        return asking.templates[role]
     named = (spec.get("templates") or {}).get(role)
     own = named if named is None or isinstance(named, Template) else load_template(named)
     for folder in folders:
@@ -531,12 +531,13 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
     return template
 
 
-def _answer(spec, folder: _Folder | None = None) -> str:
+def _answer(spec, asking, folder: _Folder | None = None) -> str:
     """What the box holds: the spec's word, else the folder's. A model that writes the number of the
     best response has no scores to give, and the other way round.
     """
     said = folder and folder.description
-    said = said.answer if said and said.kind == "pointwise_grm" else None
+    own = said and said.kind == "pointwise_grm" and not asking.templates_win
+    said = said.answer if own else None
     answer = spec.get("answer") or said or "scores"
     if answer not in ANSWERS:
         raise ValueError(f'field "answer": expected one of {", ".join(ANSWERS)}, got {answer!r}')

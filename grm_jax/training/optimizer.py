@@ -50,11 +50,11 @@ class OptimizerConfig:
             },
         )
 
-    def check_steps(self, steps: int) -> None:
+    def check_steps(self, steps: int, stage: str = "this stage") -> None:
         """Raises ValueError where the warm-up is longer than a stage of so many updates."""
         if self.warmup_steps > steps:
             raise ValueError(
-                f"optimizer.warmup_steps: expected at most {steps}, the updates of this stage, "
+                f"optimizer.warmup_steps: expected at most {steps}, the updates of {stage}, "
                 f"got {self.warmup_steps}"
             )
 

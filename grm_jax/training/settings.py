@@ -18,10 +18,7 @@ from grm_jax.settings import (
     one_of,
 )
 
-FIT_RULES: dict[str, Rule] = {
-    "learning_rate": ABOVE_ZERO,
-    "batch_size micro_batch steps": POSITIVE,
-}
+FIT_RULES: dict[str, Rule] = {"learning_rate": ABOVE_ZERO, "batch_size micro_batch steps": POSITIVE}
 FIT_RELATIONS: list[Relation] = [
     (
         "batch_size micro_batch",

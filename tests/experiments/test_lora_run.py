@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config_flags import TINY_BASE
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.checkpoint.peft import load_adapters
 from grm_jax.models.config import load_config
 from grm_jax.models.lora import merge
+from grm_jax.reward_models.description import model_folder
 
 
 @pytest.mark.slow
@@ -22,8 +22,8 @@ def test_the_whole_run_with_adapters(processes, micro, tmp_path):
         "--config.lora.alpha=4",
         "--config.lora.targets=('q', 'o', 'down')",
     )
-    cfg = load_config(TINY_BASE)
-    start = load_params(TINY_BASE, cfg)
+    cfg = load_config(model_folder("tiny_base"))
+    start = load_params(model_folder("tiny_base"), cfg)
     for name in ("rft", "grm"):
         adapters, lora = load_adapters(tmp_path / "run/adapters" / name, cfg)
         assert (lora.rank, lora.scale) == (2, 2.0) and set(lora.targets) == {"q", "o", "down"}
@@ -48,5 +48,5 @@ def test_the_whole_run_with_adapters(processes, micro, tmp_path):
         if path.is_file()
     )
     # two train states of adapters
-    assert saved < 0.5 * (TINY_BASE / "model.safetensors").stat().st_size
+    assert saved < 0.5 * (model_folder("tiny_base") / "model.safetensors").stat().st_size
     assert (tmp_path / "run/models/meta/model.safetensors").is_file()

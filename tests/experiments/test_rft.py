@@ -5,7 +5,6 @@ paper's Tab 4.
 import types
 
 import pytest
-from grm_jax.reward_models.description import TINY_BASE
 
 from experiments.config_flags import finish
 from experiments.configs import tiny
@@ -13,6 +12,7 @@ from experiments.stages import rft
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
+from grm_jax.reward_models.description import model_folder
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.tokenizer import load_tokenizer
 
@@ -44,7 +44,9 @@ def run(tmp_path):
                 ],
             )
     prompter = Prompter(
-        load_tokenizer(TINY_BASE), load_template("tiny_pointwise"), load_template("tiny_single")
+        load_tokenizer(model_folder("tiny_base")),
+        load_template("tiny_pointwise"),
+        load_template("tiny_single"),
     )
     general = [{"id": "g", "prompt": "Name 1 animal", "completion": "1.cat"}]
 
@@ -87,7 +89,7 @@ def test_without_trajectories_the_general_data_stand_alone(run):
     with pytest.raises(
         ValueError,
         match=r"rft\.general_fraction: expected more than 0, "
-        r"as rft\.trajectories is empty",
+        r"as trajectories is empty",
     ):
         run(**{"rft.trajectories": (), "rft.general_fraction": 0.0})
     with pytest.raises(

@@ -17,6 +17,7 @@ from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import read_records
 from grm_jax.models.config import load_config
+from grm_jax.reward_models.description import model_folder
 from grm_jax.training.loop import begin, save_state
 from grm_jax.training.metrics import read_metrics
 from grm_jax.training.step import rft_loss
@@ -142,7 +143,7 @@ def test_the_report_is_one_file_and_the_output_shows_judged_examples(finished):
 
 
 def test_models_are_folders_with_a_tokenizer_and_each_stage_moved_them(finished):
-    before = load_file(TINY_BASE / "model.safetensors")
+    before = load_file(model_folder("tiny_base") / "model.safetensors")
     for name in ("rft", "grm", "meta"):
         folder = finished[0] / "models" / name
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
@@ -335,10 +336,10 @@ def test_a_split_without_a_record_or_without_gold_is_an_error(files, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_items(
     processes, micro, tmp_path
 ):
-    cfg = load_config(TINY_BASE)
-    broken = jax.tree.map(jnp.asarray, load_params(TINY_BASE, cfg))
+    cfg = load_config(model_folder("tiny_base"))
+    broken = jax.tree.map(jnp.asarray, load_params(model_folder("tiny_base"), cfg))
     broken["final_norm"]["scale"] = jnp.full_like(broken["final_norm"]["scale"], jnp.nan)
-    save_folder(tmp_path / "base", broken, cfg, tokenizer_files_from=TINY_BASE)
+    save_folder(tmp_path / "base", broken, cfg, tokenizer_files_from=model_folder("tiny_base"))
     assert (
         processes.finish(
             processes.start(micro, tmp_path / "run", f"--config.model.path={tmp_path / 'base'}")

@@ -14,7 +14,6 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from experiments.config_flags import TINY_BASE
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.pipeline import make_batches
 from grm_jax.data.world import make_records
@@ -24,6 +23,7 @@ from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import SCALAR
 from grm_jax.reward_models import scalar
+from grm_jax.reward_models.description import model_folder
 from grm_jax.tokenizer import load_tokenizer
 from grm_jax.training.state import init_state
 from grm_jax.training.step import make_train_step, preference_loss
@@ -47,7 +47,7 @@ PADDING = {"better_positions": -1, "worse_positions": -1}
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load_tokenizer(TINY_BASE)
+    return load_tokenizer(model_folder("tiny_base"))
 
 
 def test_the_input_is_gemmas_chat_format_with_the_response_as_the_models_turn(tiny):
@@ -60,7 +60,7 @@ def test_the_input_is_gemmas_chat_format_with_the_response_as_the_models_turn(ti
             Turn("user", "Say thanks."),
         ),
     )
-    raw = tokenizers.Tokenizer.from_file(str(TINY_BASE / "tokenizer.json"))
+    raw = tokenizers.Tokenizer.from_file(str(model_folder("tiny_base") / "tokenizer.json"))
     whole = (
         "<bos><start_of_turn>user\nBe brief.\n\nRepeat the list: "
         "1.fox<end_of_turn>\n<start_of_turn>model\n1.fox<end_of_turn>\n"
@@ -242,7 +242,7 @@ def test_public_folders_equal_torch_whatever_they_pad_with(tiny, tmp_path):
         model.config.pad_token_id = pad
         model.save_pretrained(folder)
         for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(TINY_BASE / file, folder / file)
+            shutil.copyfile(model_folder("tiny_base") / file, folder / file)
         params, cfg, tokenizer = scalar.load_scalar(folder)
         judged = scalar.scalar_rm("public", params, cfg, tokenizer, buckets=(64,), rows=8).judge(
             records
@@ -270,7 +270,13 @@ def test_public_folders_equal_torch_whatever_they_pad_with(tiny, tmp_path):
 
 def test_a_classifier_of_two_labels_is_refused(tmp_path):
     params = init_scalar_params(CFG, init_params(CFG, jax.random.key(0)), jax.random.key(1))
-    save_folder(tmp_path / "two", params, CFG, tokenizer_files_from=TINY_BASE, architecture=SCALAR)
+    save_folder(
+        tmp_path / "two",
+        params,
+        CFG,
+        tokenizer_files_from=model_folder("tiny_base"),
+        architecture=SCALAR,
+    )
     tensors = load_file(tmp_path / "two/model.safetensors")
     save_file(
         tensors | {"score.weight": np.zeros((2, 16), np.float32)},

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.training.logprobs import LOGITS_PER_ROW, token_logprobs, token_logprobs_reference
+from tests.jaxprs import equations
 
 CFG = Gemma2Config(
     vocab_size=50,
@@ -77,13 +77,6 @@ def test_padding_is_finite_and_does_not_reach_real_tokens():
     np.testing.assert_array_equal(np.where(pos_BT >= 0, logp, 0), np.where(pos_BT >= 0, other, 0))
 
 
-def largest_array(jaxpr):
-    sizes = [np.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars]
-    for eqn in jaxpr.eqns:
-        sizes += [largest_array(sub) for sub in jax.extend.core.jaxprs_in_params(eqn.params)]
-    return max(sizes, default=0)
-
-
 def test_logits_of_a_large_vocabulary_are_never_whole():
     """Forward and backward of 600 positions of Gemma's vocabulary, traced only: nothing is larger
     than a chunk of logits.
@@ -96,7 +89,8 @@ def test_logits_of_a_large_vocabulary_are_never_whole():
         loss = jax.grad(
             lambda p, tokens, pos: token_logprobs(p, cfg, tokens, pos, chunk=chunk)[0].sum()
         )
-        return largest_array(jax.make_jaxpr(loss)(params, tokens, tokens).jaxpr)
+        jaxpr = jax.make_jaxpr(loss)(params, tokens, tokens).jaxpr
+        return max(np.prod(v.aval.shape) for eqn in equations(jaxpr) for v in eqn.outvars)
 
     assert largest(600) >= 2 * 600 * cfg.vocab_size
     assert largest(100) <= 2 * 100 * cfg.vocab_size

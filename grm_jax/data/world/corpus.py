@@ -1,10 +1,12 @@
-"""Text that the tiny base model is pretrained on: the knowledge and the habits an SPCT run starts
-from.
+"""Writes the text that the tiny base is pretrained on: what an SPCT run can do at its start.
 
 Three kinds of documents, each a dict {"kind", "context", "completion", "chat"}; only the completion
-  is trained on: judge  a judgment by the sloppy judge, with or without a hint, of 1-6 responses;
-  families of all kinds check  a query with one response, checked cleanly: the skill that a careful
-  judgment needs solve  a query with a right response: general instruction data
+is trained on:
+
+    judge  a judgment by the sloppy judge, with or without a hint, of 1-6 responses, of all families
+    check  a query with one response, checked cleanly: the skill that a careful judgment needs
+    solve  a query with a right response: general instruction data
+
 Only content from the training side of the world's train/test border is used.
 """
 
@@ -22,7 +24,7 @@ Render = Callable[[Record, tuple[int, ...], bool], str]  # (record, order, hint)
 
 
 def make_document(seed: int, index: int, render: Render) -> dict:
-    """Document `index` of the corpus."""
+    """Writes document `index` of the corpus."""
     rng = random.Random(f"world/corpus/{seed}/{index}")
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     families = tuple(tasks.FAMILIES)

@@ -1,6 +1,4 @@
-"""Critiques of single responses, by the world's sloppy judge: what the critic of a CLoud reward
-model is fine-tuned on.
-"""
+"""Writes critiques of single responses as the sloppy judge does, to fine-tune a CLoud critic on."""
 
 import random
 
@@ -10,12 +8,11 @@ from grm_jax.judgment.records import Record, Turn
 
 
 def make_critiques(count: int, seed: int = 0) -> list[Record]:
-    """A critique of every response of the first `count` training items, as records of one response
-    with metadata {"critique": str}.
+    """Criticizes every response of the first `count` training items.
 
-    Each is written as the base's own judgments are, without its scores: the judge looks at one
-    response, may name a lazy criterion, and slips. The gold has no part in it, and the records hold
-    none.
+    Records of one response with metadata {"critique": str}. Each is written as the base's own
+    judgments are, without its scores: the judge looks at one response, may name a lazy criterion,
+    and slips. The gold has no part in it, and the records hold none.
     """
     rows = []
     for i, item in enumerate(make_items("train", count, seed)):

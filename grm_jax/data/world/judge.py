@@ -1,5 +1,4 @@
-"""The judge whose writing the tiny base model imitates: it knows how to check, but is often lazy,
-and sometimes slips.
+"""Judges as the tiny base model does, which imitates this: it can check, is often lazy, and slips.
 
 A judgment first names its criteria. A careful one names the family's principle: it then works out
 what is expected, copies each response and marks every item that is off. A lazy one names the
@@ -31,7 +30,7 @@ P_RELEVANT = {
 
 @dataclasses.dataclass(frozen=True)
 class Slips:
-    """Rates of the judge's mistakes."""
+    """Holds the rates of the judge's mistakes."""
 
     mark: float = 0.04  # a mark is set or forgotten
     verdict: float = 0.06  # good and bad are exchanged
@@ -47,9 +46,7 @@ CLEAN = Slips(0.0, 0.0, 0.0, 0.0, 0.0)
 def check_lines(
     rng: random.Random, query: tasks.Query, responses: list[Response], slips: Slips
 ) -> tuple[str, list[bool]]:
-    """The careful check of the family's principle: expected content, then every response copied and
-    marked.
-    """
+    """Checks the family's principle: what is expected, then every response copied and marked."""
     text, verdicts = f" {tasks.FAMILIES[query.family].principle}:{tasks.expected(query)}", []
     for number, response in enumerate(responses, 1):
         marks = [
@@ -109,13 +106,13 @@ def judgment_text(
     hint: int | None = None,
     relevant: bool | None = None,
 ) -> str:
-    """One judgment of the item with its responses shown in `order`.
+    """Judges the item with its responses shown in `order`.
 
     Args:
       hint: position (from 0) of the response the prompt calls the best; the scores then mostly obey
-          it.
+        it.
       relevant: force the careful (True) or the lazy (False) choice of the first criterion; None
-          draws it.
+        draws it.
     """
     query, responses = item.query, [item.responses[i] for i in order]
     if relevant is None:
@@ -134,7 +131,7 @@ def judgment_text(
         quality = [q + weight * ok / 10 for q, ok in zip(quality, verdicts)]
     obeys = hint is not None and rng.random() >= slips.hint_ignored
     if len(responses) == 1:
-        scores = [int(quality[0] > 0.75)] if not obeys else [hint]
+        scores = [hint if obeys and hint is not None else int(quality[0] > 0.75)]
     else:
         scores = [2 + round(7 * q) for q in quality]
         if obeys:

@@ -1,4 +1,4 @@
-"""Preference records of the checkable world and its splits.
+"""Makes preference records of the checkable world and its splits.
 
 Every record has exactly one right response (n >= 2), or one response that is right half of the time
 (n = 1). What makes it right is computed by `tasks`; how it looks (filler, certainty, bold) is drawn
@@ -25,12 +25,33 @@ _SIZES = {  # number of responses -> probability
     "single": {1: 1.0},
     "heldout": {2: 0.6, 3: 0.25, 4: 0.15},
 }
+_ABOUT = {  # of a split, for readers of figures
+    "train": "1 to 4 responses, from the side of the world that is trained on.",
+    "test": "2 to 4 responses, drawn as the training records are; no record is in both.",
+    "hard": "2 to 4 responses; every wrong one carries a distractor (a filler phrase, a word of "
+    "certainty, asterisks), the right one none.",
+    "wide": "5 or 6 responses, more than in training.",
+    "single": "One response, which is right half of the time; a judge scores it 0 or 1.",
+    "heldout": "2 to 4 responses to tasks that no training record has.",
+}
+_TASKS = {
+    "copy": "repeat the list",
+    "reverse": "turn it round",
+    "sort": "put it in alphabetical order",
+    "next": "replace each animal by the next one of the alphabet of eight",
+    "rotate": "move the first to the end",
+    "limit": "name at most so many animals",
+    "avoid": "name animals, but never a certain one",
+    "swap": "exchange first and last",
+    "drop": "leave out the last",
+    "start": "name animals, a certain one first",
+}
 P_DISTRACTOR = 0.25  # of each distractor on each response, right or wrong, outside the hard split
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One response before it is written out. `filler`, `certain` and `bold` are the distractors."""
+    """Holds one response before it is written out; `filler`, `certain` and `bold` distract."""
 
     items: tasks.Items
     thanks: bool
@@ -54,7 +75,7 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class WorldItem:
-    """A query with its responses and which of them are right: everything a judge could know."""
+    """Holds a query, its responses and which of them are right: everything a judge could know."""
 
     query: tasks.Query
     responses: tuple[Response, ...]
@@ -65,9 +86,7 @@ class WorldItem:
 
     @property
     def for_testing(self) -> bool:
-        """Which side of the train/test border this content lies on; independent of the order of the
-        responses.
-        """
+        """Says on which side of the train/test border this lies, in any order of responses."""
         content = "\n".join([self.query.text, *sorted(r.text for r in self.responses)])
         return hashlib.sha256(content.encode()).digest()[0] < 64
 
@@ -91,9 +110,7 @@ def is_right(query: tasks.Query, response: Response) -> bool:
 
 
 def dress(rng: random.Random, items: tasks.Items, thanks: bool, distractors: str) -> Response:
-    """Write a response with distractors drawn "freely", at least one ("some"), or "none" of
-    them.
-    """
+    """Writes a response with distractors drawn "freely", at least one ("some"), or "none"."""
     while True:
         filler = rng.choice(FILLERS) if rng.random() < P_DISTRACTOR else ""
         certain, bold = rng.random() < P_DISTRACTOR, rng.random() < P_DISTRACTOR
@@ -118,7 +135,7 @@ def draw_item(
     testing: bool,
     sizes: dict[int, float] | None = None,
 ) -> WorldItem:
-    """Draw one item of a split from the training or the testing side."""
+    """Draws one item of a split from the training or the testing side."""
     sizes = sizes or _SIZES[split]
     while True:
         query = tasks.make_query(rng, rng.choice(families))
@@ -142,8 +159,9 @@ def draw_item(
 
 
 def make_items(split: str, count: int, seed: int) -> list[WorldItem]:
-    """`count` distinct items of a split; item i depends on (split, seed, i) and on which earlier
-    items it would repeat.
+    """Makes `count` distinct items of a split.
+
+    Item i depends on (split, seed, i) and on which earlier items it would repeat.
     """
     if split not in SPLITS:
         raise ValueError(
@@ -170,16 +188,29 @@ def make_items(split: str, count: int, seed: int) -> list[WorldItem]:
 
 
 def make_records(split: str, count: int, seed: int = 0) -> list[Record]:
-    """`count` records of a split, in the schema of `grm_jax.judgment.records`."""
+    """Makes `count` records of a split, in the schema of `grm_jax.judgment.records`."""
     return [
         item.record(f"world/{split}/{seed}/{i}", split)
         for i, item in enumerate(make_items(split, count, seed))
     ]
 
 
+def describe(split: str) -> str:
+    """Says in words what the records of a split are, for a reader of figures on them."""
+    families = tasks.HELDOUT_FAMILIES if split == "heldout" else tasks.REWARD_FAMILIES
+    named = "; ".join(f"{family}: {_TASKS[family]}" for family in families)
+    return (
+        f"The checkable world, split {split}. A query asks for something to be done with a "
+        "numbered list of animals, three in ten also for thanks; which response does it is "
+        "computed. "
+        f"{_ABOUT[split]} The domain is what is asked for ({named})."
+    )
+
+
 def make_instructions(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """General instruction data: queries of every family with a right response ({"id", "prompt",
-    "completion"}).
+    """Makes general instruction data: {"id", "prompt", "completion"}.
+
+    Queries of every family, each with a right response.
     """
     rows = []
     for i in range(count):

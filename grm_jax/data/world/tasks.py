@@ -1,5 +1,4 @@
-"""Task families of the checkable world: what a query asks, what is right, and how a response goes
-wrong.
+"""Defines the task families of the checkable world: queries, what is right, how responses go wrong.
 
 A payload is a numbered list of animals, written ` 1.fox 2.ant 3.hen`. Each family has one
 principle, the criterion by which its responses should be judged. A response is right when every
@@ -10,6 +9,7 @@ has one, is met.
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 
 # alphabetical: `sort` and `next` rely on it
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
@@ -20,18 +20,19 @@ Items = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One task: `text` is what the user writes, `expected` what a careful judge writes down before
-    checking.
+    """Holds one task.
 
-    `solution` is the one right list (transform families) or None where many lists are right;
-    `argument` is the family's own parameter (how many, or which animal). `thanks` is the second
-    wish.
+    text: what the user writes.
+    expected: what a careful judge writes down before checking.
+    solution: the one right list (transform families), or None where many lists are right.
+    argument: the family's own parameter (how many, or which animal).
+    thanks: the second wish.
     """
 
     family: str
     text: str
     solution: Items | None
-    argument: int | str | None
+    argument: Any
     thanks: bool
     source: Items
 
@@ -39,7 +40,7 @@ class Query:
 @dataclasses.dataclass(frozen=True)
 class Family:
     principle: str
-    make_query: Callable[[random.Random], tuple[str, Items | None, int | str | None, Items]]
+    make_query: Callable[[random.Random], tuple[str, Items | None, Any, Items]]
     # (query, index from 0, item) -> the item breaks the principle
     is_wrong: Callable[[Query, int, str], bool]
     heldout: bool = False  # never in reward data: only pretraining knows it
@@ -64,7 +65,8 @@ def _transform(instruction: str, solve: Callable[[Items], Items]):
 
 
 def _off_solution(query: Query, i: int, item: str) -> bool:
-    return i >= len(query.solution) or query.solution[i] != item
+    solution = query.solution or ()
+    return i >= len(solution) or solution[i] != item
 
 
 def _successor(item: str) -> str:
@@ -138,9 +140,7 @@ def make_query(rng: random.Random, family: str, p_thanks: float = 0.3) -> Query:
 
 
 def expected(query: Query) -> str:
-    """What a careful judge writes down first: the solution, or the argument that every item is held
-    against.
-    """
+    """Writes what a careful judge writes first: the solution, or what items are held against."""
     if query.solution is not None:
         return numbered(query.solution)
     if query.family == "start":
@@ -149,7 +149,7 @@ def expected(query: Query) -> str:
 
 
 def wrong_marks(query: Query, items: Items) -> tuple[bool, ...]:
-    """For each item, whether it breaks the family's principle."""
+    """Says for each item whether it breaks the family's principle."""
     return tuple(FAMILIES[query.family].is_wrong(query, i, item) for i, item in enumerate(items))
 
 
@@ -162,7 +162,7 @@ def content_ok(query: Query, items: Items) -> bool:
 
 
 def right_items(rng: random.Random, query: Query) -> Items:
-    """A list that satisfies the family's principle."""
+    """Draws a list that satisfies the family's principle."""
     if query.solution is not None:
         return query.solution
     if query.family == "limit":
@@ -174,7 +174,7 @@ def right_items(rng: random.Random, query: Query) -> Items:
 
 
 def wrong_items(rng: random.Random, query: Query) -> Items:
-    """A plausible list that breaks the principle: the mistakes a hasty writer makes."""
+    """Draws a plausible list that breaks the principle: the mistakes a hasty writer makes."""
     right = right_items(rng, query)
     if query.family == "limit":
         return tuple(rng.sample(ANIMALS, min(MAX_ITEMS, query.argument + rng.randint(1, 2))))
