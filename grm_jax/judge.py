@@ -342,7 +342,7 @@ class Judge:
 
     def accepts(self, n: int) -> bool:
         """Whether it can judge n responses; models of pairs want two or more."""
-        return self.system.accepts(n)
+        return self.system.accepts is None or self.system.accepts(n)
 
     def _many(self, records, how, shown, total) -> Iterator[Verdict]:
         from grm_jax.progress import progress

@@ -41,7 +41,7 @@ TINY_BASE = ASSETS / "tiny_base"
 BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
 JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 # that ids are read from
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -109,9 +109,10 @@ def read_description(folder: str | os.PathLike) -> Description | None:
     if fields.get("kind") is None:
         problems.append(f'{path}: field "kind": missing; expected one of {", ".join(KINDS)}')
     # null is what a field has that is left out
-    stated = {name: value for name, value in fields.items() if name in known and value is not None}
+    stated: dict[str, Any] = {"kind": KINDS[0]}
+    stated |= {name: value for name, value in fields.items() if name in known and value is not None}
     try:
-        description = Description(**({"kind": KINDS[0]} | stated))
+        description = Description(**stated)
     except SettingsError as error:
         for problem in error.problems:
             field, _, words = problem.partition(": ")

@@ -227,15 +227,17 @@ def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
     answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
-    meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
-    meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
+    meta: tuple[_Folder, Template] | None = None
+    if spec.get("meta"):
+        rater = _folder(spec, "meta", asking, ("meta_rm",), ("meta",))
+        meta = rater, _template(spec, asking, "meta", rater, folder)
     identity = {
         "kind": "pointwise_grm",
         "answer": answer,
         "templates": _digests(pointwise=pointwise, single=single),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
-        "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
+        "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
         **folder.identity,
         **_asked(asking),
     }
@@ -244,7 +246,7 @@ def _pointwise(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, batches: model
+        guide = _meta_guide(*meta, asking) if meta else lambda model, batches: model
 
         def build(seed: int, batches: Batches) -> RewardModel:
             model = pointwise_grm(
@@ -381,7 +383,7 @@ def _remote(spec, asking) -> _Kind:
         "single_template": _template(spec, asking, "single"),
     }
     given = {name: value for name, value in spec.items() if name not in ("kind", "templates")}
-    arguments = {"max_tokens": asking.lengths.completion} | templates | given
+    arguments: dict[str, Any] = {"max_tokens": asking.lengths.completion, **templates, **given}
     stated = {
         name: arguments.get(name, parameter.default)
         for name, parameter in REMOTE.items()
