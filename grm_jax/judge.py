@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 ROWS_CPU, ROWS = 32, 128
 BATCHES = 8  # to a block of records
 SMALL_BYTES = 2**31  # of weight files: a smaller model is whole on every device
-NARROWEST = 32  # tokens; prompts are padded to the powers of two from here
+NARROWEST = 64  # tokens; prompts are padded to the powers of two from here
 # tokens; a small call pads judgments for the Meta RM to the powers of two from here, so that a
 # longer one is seldom a program of its own
 NARROWEST_SEQUENCE = 1024
