@@ -546,6 +546,11 @@ def test_a_preset_of_ones_own_has_sources_as_dicts_in_a_tuple(monkeypatch, tmp_p
         ("reward_model", (), ('  kind = \'bradley_terry\'\n      or "pair_rm", "cloud"',)),
         ("evaluate", (), ("  eval.bootstrap = 2000\n      resamples of each interval",)),
         (
+            "paper",
+            (),
+            ("--out", "  widths = (64, 96)\n      sizes beside that of the shipped base"),
+        ),
+        (
             "plan",
             (),
             ("--topology", "slice to plan for", "  mesh.tensor = 4", "--[no]compile=True"),
