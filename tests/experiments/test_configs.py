@@ -448,7 +448,7 @@ def test_a_preset_of_another_script_is_said_at_once(monkeypatch, name, script):
         other = "experiments.reward_model"
     with pytest.raises(ValueError) as error:
         parse(monkeypatch, name=name, scripts=(other,))
-    assert str(error.value) == f"this is a preset of {script}; expected one of {other}"
+    assert str(error.value) == f"this is a preset of {script}, not of {other}"
 
 
 def test_what_is_no_preset_names_the_fields_of_presets(monkeypatch, tmp_path):

@@ -131,12 +131,12 @@ def test_world_critiques_hold_no_score_and_no_gold():
         (
             "cloud.batch_size",
             65,
-            "cloud.batch_size: expected a multiple of cloud.micro_batch = 64, got 65",
+            "cloud.batch_size: expected a multiple of micro_batch = 64, got 65",
         ),
         (
             "critic.path",
             "nowhere",
-            "critic.path: expected a Hugging Face folder with config.json, got nowhere",
+            "critic.path: model 'nowhere': no such folder; expected 'tiny' or 'tiny_base'",
         ),
         (
             "data.critiques",
