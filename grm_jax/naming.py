@@ -1,29 +1,36 @@
-"""From a name in a config file to a function."""
+"""From a name in a config file to a function, with the settings that the config gives it."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
-from collections.abc import Callable, Mapping
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
-    """Function that `name` stands for: a key of `table`, or `package.module:function` for one of
-    your own.
+    """Find the function that `name` stands for: a key of `table`, or `package.module:function`.
 
-    Any function can be named; the table only saves typing. An error inside the named module while
-    it is imported comes through unchanged. Raises ValueError, with the nearest names, if there is
-    no such short name, module or function; TypeError if the attribute is not callable.
+    Any function can be named; the table only saves typing. Modules in the current folder are found
+    whether Python was started as `python -m` or by a console script. An error inside the named
+    module while it is imported comes through unchanged. Raises ValueError, with the nearest names,
+    if there is no such short name, module or function; TypeError if the attribute is not callable.
     """
     if name in table:
         return table[name]
     module_name, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(
-            f"unknown name {name!r}; {_nearest(name, table)}, or write package.module:function"
+            f"unknown name {name!r}; {nearest(name, table)}, or write package.module:function"
         )
     if not module_name or not attribute or module_name.startswith("."):
         raise ValueError(f"{name!r} does not have the form package.module:function")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -38,7 +45,7 @@ def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
         ]
         raise ValueError(
             f"{name!r}: {module_name} ({module.__file__}) has no {attribute!r}; "
-            f"{_nearest(attribute, public)}"
+            f"{nearest(attribute, public)}"
         )
     function = getattr(module, attribute)
     if not callable(function):
@@ -46,7 +53,45 @@ def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
     return function
 
 
-def _nearest(name, known):
+def with_settings(function: Callable, given: int, settings: Mapping[str, Any]) -> Callable:
+    """Bind a function's own settings by keyword; its first `given` parameters stay open.
+
+    Raises ValueError with a line for each setting that the function does not have (and the nearest
+    that it has) and each without a default that is not there.
+    """
+    own = own_settings(function, given)
+    name = f"{function.__module__}:{function.__qualname__}"
+    problems = [
+        f"{name} has no setting {setting!r}; {nearest(setting, own)}"
+        for setting in settings
+        if setting not in own and None not in own
+    ]
+    problems += [
+        f"{name} needs the setting {setting!r}"
+        for setting, needed in own.items()
+        if needed and setting not in settings
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return functools.partial(function, **settings) if settings else function
+
+
+def own_settings(function: Callable, given: int) -> dict[str | None, bool]:
+    """Name the parameters behind the first `given`: {name: whether it has no default}.
+
+    A function that takes any keyword has None among them.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[given:]
+    return {
+        None if p.kind is p.VAR_KEYWORD else p.name: p.default is p.empty and p.kind < p.VAR_KEYWORD
+        for p in parameters
+        if p.kind is not p.VAR_POSITIONAL
+    }
+
+
+def nearest(name: str, known: Iterable[str | None]) -> str:
+    """Say which known names are spelt most like `name`, or else all of them."""
+    known = [key for key in known if key is not None]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return (
         f"did you mean {' or '.join(close)}?"

@@ -1,9 +1,11 @@
 """Names in a config resolve to functions, or say what is near."""
 
-import jax.numpy as jnp
+import sys
+
 import pytest
 
-from grm_jax.losses import KL_ESTIMATORS, LOSSES, LossConfig, resolve
+from grm_jax.losses import KL_ESTIMATORS, LOSSES, resolve
+from grm_jax.naming import with_settings
 
 
 @pytest.fixture
@@ -49,9 +51,29 @@ def test_errors(user_modules, name, table, error, message):
         resolve(name, table)
 
 
-def test_a_misspelt_kl_or_aggregation_in_the_config_is_named():
-    arrays = [jnp.zeros((1, 2))] * 3 + [jnp.zeros(1), jnp.ones((1, 2))]
-    with pytest.raises(ValueError, match="unknown name 'k4'; did you mean"):
-        LOSSES["grpo"](*arrays, LossConfig(kl="k4"))
-    with pytest.raises(ValueError, match="did you mean token_mean"):
-        LOSSES["grpo"](*arrays, LossConfig(aggregation="tokens_mean"))
+def test_a_module_in_the_current_folder_is_found_whatever_started_python(tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def f():\n    return 1\n")
+    # as a console script has it: its own folder in front, the current one nowhere
+    here = {"", str(tmp_path)}
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in here])
+    with pytest.raises(ValueError, match="no module named 'only_here'"):
+        resolve("only_here:f", {})
+    monkeypatch.chdir(tmp_path)
+    assert resolve("only_here:f", {})() == 1
+    assert resolve("only_here:f", {})() == 1 and sys.path.count(str(tmp_path)) == 1
+
+
+def test_settings_are_checked_against_the_signature():
+    def f(a, b, width, power=2.0):
+        return a, b, width, power
+
+    def anything(a, b, **settings):
+        return settings
+
+    assert with_settings(f, 2, {"width": 1})(3, 4) == (3, 4, 1, 2.0)
+    assert with_settings(anything, 2, {"x": 1})(3, 4) == {"x": 1}
+    assert with_settings(anything, 2, {}) is anything
+    with pytest.raises(ValueError, match=r"f has no setting 'pwer'; did you mean power\?$"):
+        with_settings(f, 2, {"width": 1, "pwer": 3})
+    with pytest.raises(ValueError, match="f needs the setting 'width'$"):
+        with_settings(f, 2, {})

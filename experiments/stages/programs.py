@@ -123,9 +123,9 @@ def _batch(mesh, rows, length, **more) -> dict:
 
 
 def _train_step(stage, config, cfg, mesh) -> Program:
-    """A step as `experiments.stages.train.begin` makes it. Beside it lies RL's reference; the other
-    stages hand over what they start from. With adapters the frozen weights are an argument, and
-    RL's reference.
+    """A step as `experiments.stages.train.begin` makes it. Beside it lies RL's reference, where
+    beta asks for one; the other stages hand over what they start from. With adapters the frozen
+    weights are an argument, and RL's reference.
     """
     settings = config[stage]
     config_flags.check_micro_batch(config, stage, shares(mesh))
@@ -141,7 +141,7 @@ def _train_step(stage, config, cfg, mesh) -> Program:
     else:
         loss, fields, updates = (
             rl.objective(config, cfg)[0],
-            {"old_logp": 2, "ref_logp": 2, "advantages": 1},
+            {"old_logp": 2, "advantages": 1} | ({"ref_logp": 2} if settings.beta else {}),
             updates * settings.updates_per_rollout,
         )
     whole = placed(params, param_shardings(mesh, params))
@@ -155,7 +155,8 @@ def _train_step(stage, config, cfg, mesh) -> Program:
     step, _, _, state = make_step(config, mesh, params, loss, settings, updates)
     B, T = settings.batch_size, width(config)
     batch = _batch(mesh, B, T, **fields)
-    resident = {"reference": whole} if stage == "rl" and not config.lora.rank else {}
+    kept = stage == "rl" and settings.beta and not config.lora.rank
+    resident = {"reference": whole} if kept else {}
     return Program(
         f"{stage}_step",
         step,
@@ -195,7 +196,7 @@ def _rl_arrays(config, cfg, mesh) -> tuple[Any, dict]:
     step = _train_step("rl", config, cfg, mesh)
     state, _, frozen = step.args
     params = state.params if frozen is None else frozen  # adapters are merged into a copy
-    beside = {"optimizer": state.opt_state, "reference": params}
+    beside = {"optimizer": state.opt_state} | ({"reference": params} if config.rl.beta else {})
     return params, beside if frozen is None else beside | {"adapters": state.params}
 
 

@@ -2,29 +2,145 @@
 value-free loss, KL to the RFT policy.
 """
 
-import json
-import os
-import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import ml_collections
 import numpy as np
 
-from experiments.stages.rft import SAMPLES
-from experiments.stages.run import Run, load_policy, policy_sampler
-from experiments.stages.train import begin, example_text, leave, save_model, save_state
+from experiments import config_flags
+from experiments.stages.rft import trajectories
+from experiments.stages.workdir import Run, load_policy, save_model
 from grm_jax.data.pipeline import bucket_length, make_batches
+from grm_jax.evaluation import store
 from grm_jax.judgment.records import Record, response_order
-from grm_jax.judgment.rules import is_too_easy, rule_reward
-from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, kl_penalty, objective_mask, resolve
-from grm_jax.models.config import Gemma2Config
+from grm_jax.judgment.rules import REWARDS, is_too_easy
+from grm_jax.losses import ADVANTAGES, kl_penalty, objective_mask, policy_loss
+from grm_jax.naming import resolve
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import place_batch
 from grm_jax.progress import progress
-from grm_jax.reward_models.grm import Ask, Drawn, judge, read_rows
+from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
+from grm_jax.reward_models.load import samplers
+from grm_jax.training.loop import begin, finish, leave, save_state
 from grm_jax.training.metrics import LateMetrics, MetricsLog
-from grm_jax.training.rollout_metrics import rollout_metrics, sampler_gap
-from grm_jax.training.step import LossFn, make_logprob_fn, rl_loss
+from grm_jax.training.rollouts import rewards_of, rollout_batch, rollout_metrics, sampler_gap
+from grm_jax.training.step import make_logprob_fn, rl_loss
+
+# what the console shows beside the step: {name there: metric}
+SHOWN = {"reward": "reward/mean", "kl": "kl", "entropy": "entropy"}
+
+
+def train(run: Run) -> None:
+    """Train the RFT policy -> models/grm."""
+    settings = config_flags.section(run.config, "rl")
+    setup, G, updates = run.setup, settings.group_size, settings.updates_per_rollout
+
+    # what is trained on, and what for
+    records = rl_prompts(run)
+    prompts = make_batches(
+        {"prompts": [{"index": i} for i in range(len(records))]},
+        batch_size=settings.batch_size // G,
+        seed=run.config.seed,
+    )
+    reward, advantage = (resolve(settings.reward, REWARDS), resolve(settings.advantage, ADVANTAGES))
+    loss_cfg = settings.loss_config(run.asking.lengths.completion)
+    loss_fn = policy_loss(settings.loss, settings.loss_args)
+    loss = rl_loss(run.model_cfg, loss_fn, loss_cfg, settings.temperature)
+
+    # the RFT policy is where training starts; where the KL needs it, it stays as the reference
+    policy = load_policy(run, "rft")
+    reference = policy if loss_cfg.beta else None
+    training = begin(
+        setup, "rl", policy, loss, settings, settings.updates, donate=reference is None
+    )
+    del policy
+    sampler = samplers(run.asking, run.model_cfg, run.tokenizer)(settings.temperature)
+    parts = settings.batch_size // settings.micro_batch
+    logprobs = make_logprob_fn(run.model_cfg, settings.temperature, parts)
+
+    # where an earlier process stopped
+    state, first = training.state, int(training.state.step) // updates
+    if training.extra:
+        prompts.set_state(training.extra["batches"])
+    path = run.workdir / "trajectories" / "rl.jsonl"
+    processes.on_main("rollouts on file", lambda: store.cut(path, lambda j: j["step"] < first))
+
+    with (
+        MetricsLog(setup.folder, "rl", first, setup.sinks) as log,
+        store.appending(path) as file,
+        progress("rl", settings.steps, done=first) as advance,
+        processes.stop_signal() as stopped,
+    ):
+        late = LateMetrics()
+        on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
+
+        def write(rows):
+            for step, row in rows:
+                row |= on_host.pop(step) | {
+                    "learning_rate": float(training.learning_rate((step + 1) * updates - 1))
+                }
+                log.write(step, row)
+                advance(**{name: row[metric] for name, metric in SHOWN.items() if metric in row})
+
+        for step in range(first, settings.steps):
+            # rollouts: G judgments of each prompt by the policy as it is now
+            chosen = [records[i] for i in next(prompts)["index"]]
+            policy = training.params_of(state)
+            rollouts = roll_out(run, sampler, policy, chosen, step)
+            judgments = [rollout.row for rollout in rollouts]
+
+            # rewards
+            rewards = rewards_of(reward, judgments, [chosen[r.ask] for r in rollouts])
+            for judgment, value in zip(judgments, rewards, strict=True):
+                judgment |= {"step": step, "reward": value}
+            lengths = [len(rollout.prompt_ids) for rollout in rollouts]
+            on_host[step] = rollout_metrics(judgments, lengths, G)
+
+            # the batch, on the devices
+            batch = rollout_batch(
+                [rollout.prompt_ids for rollout in rollouts],
+                [rollout.completion_ids for rollout in rollouts],
+                [rollout.logp for rollout in rollouts],
+                setup.sequence_buckets,
+            )
+            batch = place_batch(setup.mesh, batch | {"rewards": np.array(rewards, np.float32)})
+            rewards_B = batch.pop("rewards")
+
+            # log-probabilities under the policy that sampled, and under the reference
+            if settings.old_logp == "trainer":
+                logp_BT = logprobs(policy, batch["tokens"], batch["positions"])
+                on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
+                batch["old_logp"] = logp_BT
+            if reference is not None:
+                batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
+
+            # advantages, and the tokens that count
+            penalty_B = kl_penalty(
+                batch["old_logp"], batch.get("ref_logp"), batch["mask"], loss_cfg
+            )
+            batch["advantages"] = advantage(rewards_B, G, penalty_B)
+            batch["mask"] = objective_mask(batch["mask"], rewards_B, G, loss_cfg)
+
+            # updates of the policy
+            del policy  # its buffers may be the state's, which the step takes
+            for _ in range(updates):
+                state, metrics = training.step(state, batch)
+
+            # metrics of the step before, rollouts, an example
+            tokens = int(on_host[step]["num_tokens"])
+            write(late.push(step, metrics, [record.id for record in chosen], tokens=tokens))
+            store.append(file, judgments)
+            if step % run.config.log.example_every == 0:
+                print(f"step {step}\n{example_text(chosen[0], judgments[:G])}", flush=True)
+
+            # checkpoint
+            stop = stopped()
+            if stop or (step + 1) % setup.every == 0:
+                write(late.flush())
+                save_state(setup, training, state, {"batches": prompts.get_state()})
+            if stop:
+                leave(training, "rl", state)
+        write(late.flush())
+    save_model(run, "grm", finish(setup, training, state), meta="../meta")
 
 
 def rl_prompts(run: Run) -> list[Record]:
@@ -34,9 +150,9 @@ def rl_prompts(run: Run) -> list[Record]:
     if not run.config.rl.drop_easy_prompts:
         return run.train
     correct: dict[str, list[bool]] = {}
-    for row in read_rows(run.judgments(SAMPLES)):
-        if not row["hinted"]:
-            correct.setdefault(row["id"], []).append(row["correct"])
+    for judgment in trajectories(run):
+        if not judgment["hinted"]:
+            correct.setdefault(judgment["id"], []).append(judgment["correct"])
     kept = [record for record in run.train if not is_too_easy(correct[record.id])]
     print(
         f"RL prompts: {len(kept)} of {len(run.train)} records; the others are too easy", flush=True
@@ -58,12 +174,8 @@ def roll_out(
         asks.append(
             Ask(record, response_order(seed, key, 0, len(record.responses)), tuple(range(G)), key)
         )
-    longest = max(len(run.prompter.ids(ask.record, ask.order)) for ask in asks)
-    width, rows = (
-        bucket_length(longest, run.config.lengths.buckets),
-        min(len(asks) * G, run.config.sampling.rows // G * G),
-    )
-    labels = {"split": "train", "system": "grm", "stage": "rl", "step": step}
+    asks = with_prompts(run.prompter, asks)
+    width = bucket_length(max(len(ask.prompt_ids) for ask in asks), run.asking.lengths.buckets)
     batches = judge(
         sampler,
         params,
@@ -72,162 +184,33 @@ def roll_out(
         seed=seed,
         temperature=settings.temperature,
         buckets=(width,),
-        rows=rows,
-        labels=labels,
+        rows=min(len(asks) * G, run.asking.sampling.rows // G * G),
     )
-    drawn = sorted(
-        (one for batch in batches for one in batch), key=lambda one: (one.ask, one.row["sample"])
-    )
-    for one in drawn:
-        one.row["reward"] = rule_reward(one.row["scores"], one.row["rewards"])
-    return drawn
+    drawn = [rollout for batch in batches for rollout in batch]
+    return sorted(drawn, key=lambda rollout: (rollout.ask, rollout.row["sample"]))
 
 
-def train_batch(run: Run, drawn: list[Drawn]) -> dict[str, np.ndarray]:
-    """Tokens, positions, completion mask and sampled log-probabilities of rollouts, right-padded to
-    a common bucket.
+def example_text(record: Record, judgments: Sequence[dict], limit: int = 600) -> str:
+    """One judged record for a person to read: query, responses with their gold, one judgment, the
+    verdicts of all.
     """
-    width = bucket_length(
-        max(len(one.prompt_ids) + len(one.completion_ids) for one in drawn), run.sequence_buckets
+
+    def short(text):
+        return text if len(text) <= limit else f"{text[:limit]} ... ({len(text)} characters)"
+
+    lines = [
+        f"-- {record.id} ({record.domain})",
+        f"   query: {short(record.conversation[-1].content)}",
+    ]
+    for i, (response, reward) in enumerate(zip(record.responses, record.rewards)):
+        lines.append(f"   response {i} (gold {reward:g}): {short(response)}")
+    lines.append(f"   judgment, responses shown as {judgments[0]['order']}:")
+    lines += [f"   | {line}" for line in short(judgments[0]["text"]).splitlines()]
+    verdicts = [j["scores"] if j["scores"] is not None else j["failure"] for j in judgments]
+    return "\n".join(
+        [
+            *lines,
+            f"   scores: {'; '.join(map(str, verdicts))}   correct: "
+            f"{sum(row['correct'] for row in judgments)} of {len(judgments)}",
+        ]
     )
-    shape = (len(drawn), width)
-    tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
-    mask, old_logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    for row, one in enumerate(drawn):
-        start, end = len(one.prompt_ids), len(one.prompt_ids) + len(one.completion_ids)
-        tokens[row, :start], tokens[row, start:end] = one.prompt_ids, one.completion_ids
-        positions[row, :end] = np.arange(end)
-        mask[row, start:end], old_logp[row, start:end] = 1.0, one.logp
-    return {"tokens": tokens, "positions": positions, "mask": mask, "old_logp": old_logp}
-
-
-def objective(config: ml_collections.ConfigDict, model: Gemma2Config) -> tuple[LossFn, LossConfig]:
-    """The loss of the RL step, and the settings that it shares with KL penalty and mask."""
-    settings = config.rl
-    cfg = LossConfig(
-        beta=settings.beta,
-        kl=settings.kl,
-        kl_in=settings.kl_in,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        aggregation=settings.aggregation,
-        max_length=config.lengths.completion,
-        zero_variance=settings.zero_variance,
-    )
-    return rl_loss(model, resolve(settings.loss, LOSSES), cfg, settings.temperature), cfg
-
-
-def train(run: Run) -> None:
-    """Train the RFT policy -> models/grm."""
-    settings, G = run.config.rl, run.config.rl.group_size
-    records = rl_prompts(run)
-    batches = make_batches(
-        {"prompts": [{"index": i} for i in range(len(records))]},
-        batch_size=settings.batch_size // G,
-        seed=run.config.seed,
-    )
-    advantage = resolve(settings.advantage, ADVANTAGES)
-    reference = load_policy(run, "rft")
-    logprobs = make_logprob_fn(
-        run.cfg, settings.temperature, settings.batch_size // settings.micro_batch
-    )
-    sampler = policy_sampler(run, settings.temperature)
-    loss, cfg = objective(run.config, run.cfg)
-
-    updates = settings.updates_per_rollout
-    training, late = (
-        begin(run, "rl", reference, loss, settings, settings.steps * updates),
-        LateMetrics(),
-    )
-    state, first = training.state, int(training.state.step) // updates
-    if training.extra:
-        batches.set_state(training.extra["batches"])
-    rollouts = run.judgments("rl")
-    processes.on_main("rollouts on file", lambda: keep_steps_before(rollouts, first))
-    with (
-        MetricsLog(run.workdir, "rl", first) as log,
-        open(processes.written(rollouts), "a") as file,
-        progress("rl", settings.steps, done=first) as advance,
-        processes.stop_signal() as stopped,
-    ):
-        on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
-
-        def write(rows):
-            for step, row in rows:
-                row |= on_host.pop(step) | {
-                    "learning_rate": float(training.learning_rate((step + 1) * updates - 1))
-                }
-                log.write(step, row)
-                advance(reward=row["reward/mean"], kl=row.get("kl", 0.0), entropy=row["entropy"])
-
-        for step in range(first, settings.steps):
-            chosen = [records[i] for i in next(batches)["index"]]
-            policy = training.params_of(state)
-            drawn = roll_out(run, sampler, policy, chosen, step)
-            judged = [one.row for one in drawn]
-            rewards = np.array([row["reward"] for row in judged], np.float32)
-            batch = place_batch(run.mesh, train_batch(run, drawn) | {"rewards": rewards})
-            rewards_B = batch.pop("rewards")
-            on_host[step] = metrics_of(drawn, G)
-            if settings.old_logp == "trainer":
-                logp_BT = logprobs(policy, batch["tokens"], batch["positions"])
-                on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
-                batch["old_logp"] = logp_BT
-            batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
-            penalty_B = kl_penalty(batch["old_logp"], batch["ref_logp"], batch["mask"], cfg)
-            batch["advantages"] = advantage(rewards_B, G, penalty_B)
-            batch["mask"] = objective_mask(batch["mask"], rewards_B, G, cfg)
-            del policy  # its buffers may be the state's, which the step takes
-            for _ in range(updates):
-                state, metrics = training.step(state, batch)
-            write(
-                late.push(
-                    step,
-                    metrics,
-                    [record.id for record in chosen],
-                    tokens=int(on_host[step]["num_tokens"]),
-                )
-            )
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in judged))
-            if step % run.config.log.example_every == 0:
-                print(f"step {step}\n{example_text(chosen[0], judged[:G])}", flush=True)
-            stop = stopped()
-            if stop or (step + 1) % run.config.checkpoint.every == 0:
-                write(late.flush())
-                file.flush()
-                if processes.is_main():
-                    os.fsync(file.fileno())
-                save_state(run, training, state, {"batches": batches.get_state()})
-            if stop:
-                leave(training, "rl", state)
-        write(late.flush())
-    training.checkpoints.close()
-    save_model(run, "grm", training, state)
-
-
-def metrics_of(drawn: list[Drawn], group_size: int) -> dict[str, float]:
-    rows = [one.row for one in drawn]
-    columns = (
-        [len(one.prompt_ids) for one in drawn],
-        [row["tokens"] for row in rows],
-        [row["finish"] == "length" for row in rows],
-    )
-    return rollout_metrics(
-        group_size,
-        *columns,
-        *([row[name] for row in rows] for name in ("reward", "correct", "scores", "failure")),
-    )
-
-
-def keep_steps_before(path: pathlib.Path, step: int) -> None:
-    """Leave only the rollouts of steps before `step` in a judgments file: the later ones are drawn
-    again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    with open(path, "r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] >= step:
-                file.seek(-len(line), os.SEEK_CUR)
-                file.truncate()
-                return

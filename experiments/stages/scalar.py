@@ -6,7 +6,6 @@ the finished model goes through the evaluator.
 """
 
 import collections
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -19,8 +18,8 @@ from grm_jax.evaluation import store
 from grm_jax.evaluation.judging import Pass, judge_pass
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.cloud import critic, critic_example, head_examples
-from grm_jax.reward_models.description import weights_fingerprint
-from grm_jax.reward_models.load import System, describe, sampler_of
+from grm_jax.reward_models.description import content_digest
+from grm_jax.reward_models.load import System, describe, samplers
 from grm_jax.reward_models.pair_rm import pair_examples
 from grm_jax.reward_models.scalar import preference_examples
 from grm_jax.training.loop import fit
@@ -97,7 +96,7 @@ def sample_critiques(run: Run) -> None:
     def load():
         return critic(
             "critic",
-            functools.partial(sampler_of, run.model_cfg, run.tokenizer, run.asking),
+            samplers(run.asking, run.model_cfg, run.tokenizer),
             load_model(run, folder),
             run.tokenizer,
             seed=run.config.seed,
@@ -107,7 +106,7 @@ def sample_critiques(run: Run) -> None:
 
     path = _critiques(run)
     sizes = {"prompt": lengths.prompt, "completion": lengths.completion}
-    store.claim(path.parent, {"kind": "critic", "weights": weights_fingerprint(folder)} | sizes)
+    store.claim(path.parent, {"kind": "critic", "model": content_digest(folder)} | sizes)
     way = Pass("sampled", tuple(range(settings.samples)), settings.temperature)
     judge_pass(path, load, records, way, "critiques")
 

@@ -49,10 +49,8 @@ from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings, shares
 from grm_jax.reward_models.description import (
     Description,
-    file_digest,
+    content_digest,
     template_digest,
-    tokenizer_digest,
-    weights_fingerprint,
     write_description,
 )
 from grm_jax.reward_models.grm import Prompter, split_by_length
@@ -389,20 +387,14 @@ def _refuse_leaks(records: Mapping[str, Sequence[Record]]) -> None:
 
 def _inputs(config, templates, train: Sequence[Record], general: Sequence[dict]) -> dict:
     """Digests of what training reads, by content, whatever the files are called."""
-    model = {"random_init": "seed"}
-    if config.model.random_init is None:
-        folder = config_flags.model_folder(config)
-        model = {
-            "weights": weights_fingerprint(folder),
-            "config": file_digest(folder / "config.json"),
-        }
-    tokenizer = config_flags.tokenizer_path(config)
+    folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
     return {
         "data.train": _digest([store.record_digest(record) for record in train]),
         "data.general": _digest(list(general)),
         "templates": {name: template_digest(template) for name, template in templates.items()},
-        "model": model,
-        "tokenizer": (tokenizer_digest if tokenizer.is_dir() else file_digest)(tokenizer),
+        # a model that is drawn at random is a function of the config
+        "model": {} if folder is None else content_digest(folder),
+        "tokenizer": content_digest(tokenizer),
     }
 
 

@@ -8,8 +8,10 @@ rewards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from grm_jax.judgment.records import Record
 
 
 class Acceptance(NamedTuple):
@@ -52,11 +54,14 @@ def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
     return all(scores[j] > score for i, score in enumerate(scores) if i != j)
 
 
-def rule_reward(scores: Sequence[int] | None, rewards: Sequence[float]) -> float:
+def rule_reward(judgment: Mapping, record: Record) -> float:
     """Eq 11, the reward of online RL: +1.0 for a correct judgment, else -1.0. There is no format
-    reward.
+    reward. The judgment has been graded (`correct`), so the record is not looked at.
     """
-    return 1.0 if is_correct(scores, rewards) else -1.0
+    return 1.0 if judgment["correct"] else -1.0
+
+
+REWARDS = {"rule": rule_reward}  # rl.reward: reward(judgment, record) -> float
 
 
 def meta_label(scores: Sequence[int] | None, rewards: Sequence[float]) -> float:

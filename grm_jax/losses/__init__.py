@@ -1,12 +1,11 @@
 """Losses, advantages, KL estimators and aggregations: pure functions of arrays. docs/losses.md is
 the guide.
 
-Shape letters: B sequences (rollouts), T completion positions, G group size (rollouts of one prompt,
+Shape letters: B sequences (rollouts), C completion positions, G group size (rollouts of one prompt,
 in adjacent rows), P prompts (B = P G), M micro-batches. Log-probabilities, advantages, masks and
 losses are fp32; a mask is 1 on completion tokens, else 0.
 
-    loss(logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg) -> (scalar, {metric name:
-    scalar})
+    loss(inputs: LossInputs, cfg: LossConfig, **own settings) -> (scalar, {metric name: scalar})
 
 The scalar is a sum divided by a count of the whole batch that `cfg.normalizer` carries, so the
 losses, gradients and metrics of micro-batches and devices add up to those of the batch; metrics
@@ -14,21 +13,27 @@ named *_min and *_max combine by minimum and maximum (`metrics.combine`). A conf
 function by its short name in the tables below, or as `package.module:function`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from grm_jax.losses.advantages import ADVANTAGES, objective_mask, zero_variance
-from grm_jax.losses.aggregation import AGGREGATIONS, count
+from grm_jax.losses.aggregation import AGGREGATIONS, Normalizer, count
 from grm_jax.losses.cispo import cispo
-from grm_jax.losses.config import LossConfig, Normalizer
+from grm_jax.losses.config import LossConfig
 from grm_jax.losses.dapo import dapo
 from grm_jax.losses.dr_grpo import dr_grpo
 from grm_jax.losses.grpo import grpo
 from grm_jax.losses.gspo import gspo
 from grm_jax.losses.kl import KL_ESTIMATORS, kl_penalty
 from grm_jax.losses.metrics import combine
+from grm_jax.losses.policy import LossInputs
 from grm_jax.losses.preference import bradley_terry
 from grm_jax.losses.reinforce_pp import reinforce_pp
 from grm_jax.losses.rloo import rloo
 from grm_jax.losses.supervised import bce, cross_entropy
-from grm_jax.naming import resolve
+from grm_jax.naming import resolve, with_settings
 
 LOSSES = {
     "grpo": grpo,
@@ -46,6 +51,7 @@ __all__ = [
     "KL_ESTIMATORS",
     "LOSSES",
     "LossConfig",
+    "LossInputs",
     "Normalizer",
     "bce",
     "bradley_terry",
@@ -54,6 +60,15 @@ __all__ = [
     "cross_entropy",
     "kl_penalty",
     "objective_mask",
+    "policy_loss",
     "resolve",
     "zero_variance",
 ]
+
+
+def policy_loss(name: str, settings: Mapping[str, Any]) -> Callable[..., tuple]:
+    """Find a loss by name and bind its own settings: `loss(inputs, cfg) -> (scalar, metrics)`.
+
+    Raises ValueError or TypeError as `naming.resolve` and `naming.with_settings`.
+    """
+    return with_settings(resolve(name, LOSSES), 2, settings)

@@ -85,9 +85,9 @@ def zero_variance(rewards_B: jax.Array, group_size: int) -> jax.Array:
 
 
 def objective_mask(
-    mask_BT: jax.Array, rewards_B: jax.Array, group_size: int, cfg: LossConfig
+    mask_BC: jax.Array, rewards_B: jax.Array, group_size: int, cfg: LossConfig
 ) -> jax.Array:
-    """Mask [B, T] of the tokens that count in the objective. Use it for the loss and for the
+    """Mask [B, C] of the tokens that count in the objective. Use it for the loss and for the
     normalizer alike.
 
     `cfg.zero_variance` "keep": the mask as it is; such groups have no policy gradient, but the KL
@@ -95,8 +95,8 @@ def objective_mask(
     0, so neither holds.
     """
     if cfg.zero_variance == "keep":
-        return mask_BT
-    return jnp.where(zero_variance(rewards_B, group_size)[:, None], 0, mask_BT)
+        return mask_BC
+    return jnp.where(zero_variance(rewards_B, group_size)[:, None], 0, mask_BC)
 
 
 def _by_group(x_B, group_size):

@@ -1,25 +1,14 @@
-"""Settings of a reinforcement-learning loss, and the counts of the whole batch that it divides
-by.
-"""
+"""Settings of a reinforcement-learning loss."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
-import jax
 from flax import struct
 
-
-class Normalizer(NamedTuple):
-    """Counts of one optimizer batch, over all micro-batches and all devices. Additive: sum (or
-    psum) the parts.
-
-    tokens: scalar fp32, completion tokens that the loss sees.
-    sequences: scalar fp32, sequences with at least one such token.
-    """
-
-    tokens: jax.Array
-    sequences: jax.Array
+from grm_jax.losses.aggregation import AGGREGATIONS, Normalizer
+from grm_jax.losses.kl import KL_ESTIMATORS
+from grm_jax.naming import resolve
 
 
 @struct.dataclass
@@ -36,7 +25,7 @@ class LossConfig:
         means the loss's published value.
     aggregation: how tokens become one number, a name in `aggregation.AGGREGATIONS` or
         `package.module:function`; None means the published choice of the loss.
-    max_length: tokens that the `constant` aggregation divides by; None means the width T of the
+    max_length: tokens that the `constant` aggregation divides by; None means the width C of the
         mask it is given.
     zero_variance: what happens to groups whose rewards are all equal: "keep" (no policy gradient,
         the KL still acts) or "drop" (`advantages.objective_mask` takes them out of the loss and of
@@ -44,7 +33,8 @@ class LossConfig:
     normalizer: counts of the global batch, set per step with `cfg.replace(normalizer=...)`; None
         means that the arrays given are the whole batch.
 
-    Raises ValueError for a negative beta or an unknown `kl_in` or `zero_variance`.
+    Raises ValueError with a line for each field that is wrong: its name, what was expected, and
+    what it is.
     """
 
     beta: float = struct.field(pytree_node=False, default=0.08)
@@ -59,10 +49,31 @@ class LossConfig:
     normalizer: Normalizer | None = None
 
     def __post_init__(self):
-        if self.beta < 0:
-            raise ValueError(f"LossConfig.beta: expected a number >= 0, got {self.beta}")
-        for field, allowed in (("kl_in", ("loss", "reward")), ("zero_variance", ("keep", "drop"))):
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"LossConfig.{field}: expected one of {allowed}, got {getattr(self, field)!r}"
-                )
+        problems = [
+            f"{name}: expected {expected}, got {getattr(self, name)!r}"
+            for name, expected, ok in _RULES
+            if not ok(getattr(self, name))
+        ]
+        for name, table in (("kl", KL_ESTIMATORS), ("aggregation", AGGREGATIONS)):
+            try:
+                if name != "aggregation" or self.aggregation is not None:
+                    resolve(getattr(self, name), table)
+            except (ValueError, TypeError) as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+_RULES = (
+    ("beta", "a number >= 0", lambda x: 0 <= x < math.inf),
+    ("kl_in", "one of loss, reward", lambda x: x in ("loss", "reward")),
+    ("kl_clamp", "a number > 0", lambda x: x > 0),
+    (
+        "clip_low",
+        "a number in (0, 1], or None for the loss's own",
+        lambda x: x is None or 0 < x <= 1,
+    ),
+    ("clip_high", "a number > 0, or None for the loss's own", lambda x: x is None or x > 0),
+    ("max_length", "a positive integer, or None for the width", lambda x: x is None or x >= 1),
+    ("zero_variance", "one of keep, drop", lambda x: x in ("keep", "drop")),
+)

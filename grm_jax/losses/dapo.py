@@ -6,23 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.losses.config import LossConfig
-from grm_jax.losses.policy import clipped_surrogate, masked_log_ratio, objective
+from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_ratio, objective
 
 
-def dapo(
-    logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def dapo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -1/(sum_i |o_i|) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) - beta
     KL_it ],  r_it = pi / pi_old
 
     with high > low, which lets unlikely tokens grow more before they are clipped. Goes with the
     advantage `group`. Published clip 0.2 / 0.28, beta 0. The paper's other parts are not in a loss:
     dynamic sampling (near to it: zero_variance "drop") and the overlong penalty, a reward.
-    Arguments as in `grpo`.
+
     """
-    ratio_BT = jnp.exp(masked_log_ratio(logp_BT, old_logp_BT, mask_BT))
-    surrogate_BT, clip = clipped_surrogate(ratio_BT, advantages_B, mask_BT, cfg, low=0.2, high=0.28)
-    loss, metrics = objective(
-        -surrogate_BT, logp_BT, old_logp_BT, ref_logp_BT, mask_BT, cfg, "token_mean"
-    )
+    ratio_BC = jnp.exp(masked_log_ratio(inputs))
+    surrogate_BC, clip = clipped_surrogate(ratio_BC, inputs, cfg, low=0.2, high=0.28)
+    loss, metrics = objective(-surrogate_BC, inputs, cfg, "token_mean")
     return loss, metrics | clip

@@ -24,33 +24,33 @@ def combine(parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def ratio_metrics(
-    log_ratio_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig
+    log_ratio_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
 ) -> dict[str, jax.Array]:
     """Drift from the policy that sampled, with r = pi / pi_old per token, raw: before any clipping.
 
     ratio_mean, ratio_min, ratio_max: of r over the tokens. abs_log_ratio: mean |log r|. ppo_kl:
     mean of -log r, an estimate of KL(pi_old, pi). On-policy these are 1, 1, 1, 0, 0.
     """
-    log_ratio_BT = jax.lax.stop_gradient(log_ratio_BT)
-    ratio_BT = jnp.exp(log_ratio_BT)
-    inside_BT = mask_BT > 0
+    log_ratio_BC = jax.lax.stop_gradient(log_ratio_BC)
+    ratio_BC = jnp.exp(log_ratio_BC)
+    inside_BC = mask_BC > 0
     return {
-        "ratio_mean": token_mean(ratio_BT, mask_BT, cfg),
-        "ratio_min": jnp.min(ratio_BT, where=inside_BT, initial=jnp.inf),
-        "ratio_max": jnp.max(ratio_BT, where=inside_BT, initial=-jnp.inf),
-        "abs_log_ratio": token_mean(jnp.abs(log_ratio_BT), mask_BT, cfg),
-        "ppo_kl": token_mean(-log_ratio_BT, mask_BT, cfg),
+        "ratio_mean": token_mean(ratio_BC, mask_BC, cfg),
+        "ratio_min": jnp.min(ratio_BC, where=inside_BC, initial=jnp.inf),
+        "ratio_max": jnp.max(ratio_BC, where=inside_BC, initial=-jnp.inf),
+        "abs_log_ratio": token_mean(jnp.abs(log_ratio_BC), mask_BC, cfg),
+        "ppo_kl": token_mean(-log_ratio_BC, mask_BC, cfg),
     }
 
 
 def clip_metrics(
-    low_BT: jax.Array, high_BT: jax.Array, mask_BT: jax.Array, cfg: LossConfig
+    low_BC: jax.Array, high_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
 ) -> dict[str, jax.Array]:
     """Share of tokens cut at the lower bound, at the upper bound, and at either: clip_ratio/{low,
-    high, region}. Inputs bool[B, T].
+    high, region}. Inputs bool[B, C].
     """
     return {
-        "clip_ratio/low": token_mean(low_BT, mask_BT, cfg),
-        "clip_ratio/high": token_mean(high_BT, mask_BT, cfg),
-        "clip_ratio/region": token_mean(low_BT | high_BT, mask_BT, cfg),
+        "clip_ratio/low": token_mean(low_BC, mask_BC, cfg),
+        "clip_ratio/high": token_mean(high_BC, mask_BC, cfg),
+        "clip_ratio/region": token_mean(low_BC | high_BC, mask_BC, cfg),
     }

@@ -1,8 +1,10 @@
-"""Pieces that the policy losses share: the importance ratio, the clipped surrogate, and the sum of
-policy term, KL and metrics.
+"""What a policy loss gets, and the pieces that the policy losses share: the importance ratio, the
+clipped surrogate, and the sum of policy term, KL and metrics.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,33 @@ from grm_jax.losses.metrics import clip_metrics, ratio_metrics
 from grm_jax.naming import resolve
 
 
-def masked_log_ratio(logp_BT: jax.Array, old_logp_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-    """log pi - log pi_old per token, [B, T], with exact zeros outside the mask whatever the padding
+class LossInputs(NamedTuple):
+    """The arrays that a policy loss gets. Whatever they hold where `mask` is 0 does not matter.
+
+    logp: fp32[B, C] log-probabilities of the sampled tokens under the policy that is trained; the
+        gradient flows through this alone.
+    old_logp: fp32[B, C], the same under the policy that sampled them.
+    ref_logp: fp32[B, C], the same under the frozen reference; None where `LossConfig.beta` is 0.
+    entropy: fp32[B, C], of the policy's distribution at each token, in nats; carries no gradient.
+        None where the caller does not have it (the train step always has).
+    advantages: fp32[B], one number for all tokens of a sequence (losses/advantages.py).
+    mask: fp32[B, C], 1 on completion tokens, the stop token included, else 0.
+    """
+
+    logp: jax.Array
+    old_logp: jax.Array
+    ref_logp: jax.Array | None
+    entropy: jax.Array | None
+    advantages: jax.Array
+    mask: jax.Array
+
+
+def masked_log_ratio(inputs: LossInputs) -> jax.Array:
+    """log pi - log pi_old per token, [B, C], with exact zeros outside the mask whatever the padding
     holds.
     """
-    inside_BT = mask_BT > 0
-    return jnp.where(inside_BT, logp_BT, 0.0) - jnp.where(inside_BT, old_logp_BT, 0.0)
+    inside_BC = inputs.mask > 0
+    return jnp.where(inside_BC, inputs.logp, 0.0) - jnp.where(inside_BC, inputs.old_logp, 0.0)
 
 
 def clip_bounds(cfg: LossConfig, low: float, high: float) -> tuple[float, float]:
@@ -32,56 +55,50 @@ def clip_bounds(cfg: LossConfig, low: float, high: float) -> tuple[float, float]
 
 
 def clipped_surrogate(
-    ratio_BT, advantages_B, mask_BT, cfg: LossConfig, low: float, high: float
-) -> tuple[jax.Array, dict]:
-    """min(r A, clip(r, 1 - low, 1 + high) A) per token, [B, T] (PPO, arXiv 1707.06347 Eq 7), and
+    ratio_BC: jax.Array, inputs: LossInputs, cfg: LossConfig, low: float, high: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """min(r A, clip(r, 1 - low, 1 + high) A) per token, [B, C] (PPO, arXiv 1707.06347 Eq 7), and
     the clip metrics.
 
     The gradient is cut where r > 1 + high with A > 0, or r < 1 - low with A < 0; the metrics count
     exactly these tokens.
     """
     lower, upper = clip_bounds(cfg, low, high)
-    adv_B1 = advantages_B[:, None]
-    surrogate_BT = jnp.minimum(ratio_BT * adv_B1, jnp.clip(ratio_BT, lower, upper) * adv_B1)
-    return surrogate_BT, clip_metrics(
-        (ratio_BT < lower) & (adv_B1 < 0), (ratio_BT > upper) & (adv_B1 > 0), mask_BT, cfg
+    adv_B1 = inputs.advantages[:, None]
+    surrogate_BC = jnp.minimum(ratio_BC * adv_B1, jnp.clip(ratio_BC, lower, upper) * adv_B1)
+    return surrogate_BC, clip_metrics(
+        (ratio_BC < lower) & (adv_B1 < 0), (ratio_BC > upper) & (adv_B1 > 0), inputs.mask, cfg
     )
 
 
 def objective(
-    policy_loss_BT: jax.Array,
-    logp_BT: jax.Array,
-    old_logp_BT: jax.Array,
-    ref_logp_BT: jax.Array | None,
-    mask_BT: jax.Array,
-    cfg: LossConfig,
-    aggregation: str,
+    policy_loss_BC: jax.Array, inputs: LossInputs, cfg: LossConfig, aggregation: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """loss = aggregate(policy loss) + beta * aggregate(KL), the KL only where `cfg.kl_in` is
     "loss"; both by one aggregation.
 
-    `aggregation` is the loss's published one, used where `cfg.aggregation` is None. `ref_logp_BT`
-    may be None where cfg.beta is 0, which saves the reference model; the metric `kl` is then left
-    out. Metrics: loss, policy_loss, kl_loss (the term that was added), kl (token mean of k3,
-    whatever the estimator in the loss) and those of `ratio_metrics`.
+    `aggregation` is the loss's published one, used where `cfg.aggregation` is None. Metrics:
+    policy_loss, kl_loss (the term that was added), kl (token mean of k3, whatever the estimator in
+    the loss; left out without `inputs.ref_logp`) and those of `ratio_metrics`. Raises ValueError
+    where beta asks for a KL and there is no `inputs.ref_logp`.
     """
     aggregate = resolve(cfg.aggregation or aggregation, AGGREGATIONS)
-    policy_loss = aggregate(policy_loss_BT, mask_BT, cfg)
+    logp_BC, ref_logp_BC, mask_BC = inputs.logp, inputs.ref_logp, inputs.mask
+    policy_loss = aggregate(policy_loss_BC, mask_BC, cfg)
     kl_loss = jnp.zeros_like(policy_loss)
-    metrics = ratio_metrics(masked_log_ratio(logp_BT, old_logp_BT, mask_BT), mask_BT, cfg)
-    if ref_logp_BT is not None:
+    metrics = ratio_metrics(masked_log_ratio(inputs), mask_BC, cfg)
+    if ref_logp_BC is not None:
         if cfg.beta and cfg.kl_in == "loss":
             kl_loss = cfg.beta * aggregate(
-                kl_per_token(logp_BT, ref_logp_BT, mask_BT, cfg), mask_BT, cfg
+                kl_per_token(logp_BC, ref_logp_BC, mask_BC, cfg), mask_BC, cfg
             )
-        fixed_logp_BT = jax.lax.stop_gradient(logp_BT)
+        fixed_logp_BC = jax.lax.stop_gradient(logp_BC)
         metrics["kl"] = token_mean(
-            kl_per_token(fixed_logp_BT, ref_logp_BT, mask_BT, cfg.replace(kl="k3")), mask_BT, cfg
+            kl_per_token(fixed_logp_BC, ref_logp_BC, mask_BC, cfg.replace(kl="k3")), mask_BC, cfg
         )
     elif cfg.beta:
         raise ValueError(
-            f"ref_logp_BT is None, but LossConfig.beta is {cfg.beta}: the KL needs the reference "
-            "log-probabilities"
+            f"LossInputs.ref_logp is None, but LossConfig.beta is {cfg.beta}: the KL needs the "
+            "reference log-probabilities"
         )
-    loss = policy_loss + kl_loss
-    return loss, metrics | {"loss": loss, "policy_loss": policy_loss, "kl_loss": kl_loss}
+    return policy_loss + kl_loss, metrics | {"policy_loss": policy_loss, "kl_loss": kl_loss}

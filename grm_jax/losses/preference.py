@@ -7,8 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from grm_jax.losses.aggregation import count
-from grm_jax.losses.config import Normalizer
+from grm_jax.losses.aggregation import Normalizer, count
 
 
 def bradley_terry(
@@ -26,9 +25,9 @@ def bradley_terry(
 
     better, worse: fp32[B] rewards r+ and r- of the two responses of a pair, r+ that of the one the
     gold prefers; mask: fp32[B], 1 on real pairs, 0 on padding; center: c >= 0; normalizer:
-    `count(mask_B[:, None])` of the global batch, None if these arrays are all
-    of it. Returns (scalar, metrics): loss, accuracy (of r+ > r-, ties half), margin (mean of r+ -
-        r-) and reward_mean; micro-batches add up.
+    `count(mask_B[:, None])` of the global batch, None if these arrays are all of it. Returns
+    (scalar, metrics): accuracy (of r+ > r-, ties half), margin (mean of r+ - r-) and reward_mean;
+    micro-batches add up.
     """
     pairs = jnp.maximum((count(mask_B[:, None]) if normalizer is None else normalizer).sequences, 1)
     inside_B = mask_B > 0
@@ -38,7 +37,6 @@ def bradley_terry(
     loss = jnp.where(inside_B, each_B, 0.0).sum() / pairs
     right_B = jnp.where(margin_B == 0, 0.5, margin_B > 0)
     return loss, {
-        "loss": loss,
         "accuracy": jnp.where(inside_B, right_B, 0.0).sum() / pairs,
         "margin": margin_B.sum() / pairs,
         "reward_mean": (better_B + worse_B).sum() / 2 / pairs,

@@ -8,22 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.losses.config import LossConfig
-from grm_jax.losses.policy import clipped_surrogate, masked_log_ratio, objective
+from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_ratio, objective
 
 
-def reinforce_pp(
-    logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def reinforce_pp(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -1/(sum_i |o_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) + beta KL,
     r_it = pi / pi_old
 
     What sets it apart is not here: the advantage `reinforce_pp` and the KL in the reward (kl "k1",
     kl_in "reward"). The paper leaves the aggregation open; the token mean is that of its code. Clip
-    0.2 / 0.2 as in PPO. Arguments as in `grpo`.
+    0.2 / 0.2 as in PPO.
     """
-    ratio_BT = jnp.exp(masked_log_ratio(logp_BT, old_logp_BT, mask_BT))
-    surrogate_BT, clip = clipped_surrogate(ratio_BT, advantages_B, mask_BT, cfg, low=0.2, high=0.2)
-    loss, metrics = objective(
-        -surrogate_BT, logp_BT, old_logp_BT, ref_logp_BT, mask_BT, cfg, "token_mean"
-    )
+    ratio_BC = jnp.exp(masked_log_ratio(inputs))
+    surrogate_BC, clip = clipped_surrogate(ratio_BC, inputs, cfg, low=0.2, high=0.2)
+    loss, metrics = objective(-surrogate_BC, inputs, cfg, "token_mean")
     return loss, metrics | clip

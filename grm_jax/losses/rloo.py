@@ -6,19 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.losses.config import LossConfig
-from grm_jax.losses.policy import objective
+from grm_jax.losses.policy import LossInputs, objective
 
 
-def rloo(
-    logp_BT, old_logp_BT, ref_logp_BT, advantages_B, mask_BT, cfg: LossConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def rloo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """L = -1/(B max_length) sum_i A_i log pi(o_i | q_i) + beta KL,  log pi(o_i | q_i) = sum_t log
     pi_it
 
     The sequence is one action, so the paper has no ratio and no clipping: make one update per
     rollout, and watch ratio_min and ratio_max. The paper's sum over tokens is divided by a
     constant, which only rescales the gradient. Goes with the advantage `rloo` and the KL in the
-    reward (kl "k1"). Arguments as in `grpo`; set `cfg.max_length`.
+    reward (kl "k1"). Set `cfg.max_length`.
     """
-    policy_loss_BT = -advantages_B[:, None] * jnp.where(mask_BT > 0, logp_BT, 0.0)
-    return objective(policy_loss_BT, logp_BT, old_logp_BT, ref_logp_BT, mask_BT, cfg, "constant")
+    policy_loss_BC = -inputs.advantages[:, None] * jnp.where(inputs.mask > 0, inputs.logp, 0.0)
+    return objective(policy_loss_BC, inputs, cfg, "constant")

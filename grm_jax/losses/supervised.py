@@ -7,8 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from grm_jax.losses.aggregation import count
-from grm_jax.losses.config import Normalizer
+from grm_jax.losses.aggregation import Normalizer, count
 
 
 def cross_entropy(
@@ -18,11 +17,11 @@ def cross_entropy(
 
     logp: fp32[B, T] log-probabilities of the target tokens; mask: fp32[B, T], 1 on completion
     tokens; normalizer: `count` of the global batch's mask, None if these arrays are all of it.
-    Returns (scalar, {"loss"}); micro-batches add up.
+    Returns (scalar, no metrics); micro-batches add up.
     """
     tokens = (count(mask_BT) if normalizer is None else normalizer).tokens
     loss = -jnp.where(mask_BT > 0, logp_BT, 0.0).sum() / jnp.maximum(tokens, 1)
-    return loss, {"loss": loss}
+    return loss, {}
 
 
 def bce(
@@ -36,8 +35,8 @@ def bce(
     logits: fp32[B] z; labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0; mask: fp32[B], 1
         on real rows, 0 on padding;
     normalizer: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
-    Returns (scalar, metrics): loss, accuracy (of z > 0) and label_mean, the share of correct
-        judgments; micro-batches add up.
+    Returns (scalar, metrics): accuracy (of z > 0) and label_mean, the share of correct judgments;
+    micro-batches add up.
     """
     rows = jnp.maximum((count(mask_B[:, None]) if normalizer is None else normalizer).sequences, 1)
     inside_B = mask_B > 0
@@ -45,7 +44,6 @@ def bce(
     nll_B = -labels_B * jax.nn.log_sigmoid(z_B) - (1 - labels_B) * jax.nn.log_sigmoid(-z_B)
     loss = jnp.where(inside_B, nll_B, 0.0).sum() / rows
     return loss, {
-        "loss": loss,
         "accuracy": jnp.where(inside_B, (z_B > 0) == (labels_B > 0.5), False).sum() / rows,
         "label_mean": jnp.where(inside_B, labels_B, 0.0).sum() / rows,
     }

@@ -59,7 +59,7 @@ class Prompter:
 @dataclasses.dataclass(frozen=True)
 class Ask:
     """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names
-    the randomness.
+    the randomness; `prompt_ids` is the prompt, once it is rendered (`with_prompts`).
     """
 
     record: Record
@@ -67,6 +67,17 @@ class Ask:
     samples: tuple[int, ...]
     key: str
     hinted: bool = False
+    prompt_ids: list[int] | None = None
+
+
+def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
+    """Render and tokenize the prompts of the asks that have none yet."""
+    return [
+        ask
+        if ask.prompt_ids is not None
+        else dataclasses.replace(ask, prompt_ids=prompter.ids(ask.record, ask.order, ask.hinted))
+        for ask in asks
+    ]
 
 
 def shuffled_asks(
@@ -171,7 +182,8 @@ def judge(
     """Draw and parse judgments, batch by batch (the batches are those of
     `grm_jax.sampling.rollout.plan`).
     """
-    requests = [Request(prompter.ids(a.record, a.order, a.hinted), a.key, a.samples) for a in asks]
+    asks = with_prompts(prompter, asks)
+    requests = [Request(ask.prompt_ids, ask.key, ask.samples) for ask in asks]
     for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
         drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]

@@ -199,7 +199,7 @@ def fit(
     if training.extra:
         batches.set_state(training.extra["batches"])
     with (
-        MetricsLog(setup.folder, stage, first) as log,
+        MetricsLog(setup.folder, stage, first, setup.sinks) as log,
         progress(stage, settings.steps, done=first) as advance,
         processes.stop_signal() as stopped,
     ):

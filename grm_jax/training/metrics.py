@@ -1,19 +1,21 @@
-"""Metrics of a run: one JSON line and one TensorBoard event per step, fetched from the device one
-step late.
+"""Metrics of a run: fetched from the device one step late, and handed to the sinks that the config
+names.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import pathlib
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
-from tensorboardX import SummaryWriter
 
+from grm_jax.naming import resolve
 from grm_jax.parallel import processes
 
 
@@ -77,53 +79,126 @@ class LateMetrics:
 
 
 class MetricsLog:
-    """Appends rows {"stage", "step", name: float, ...} to `metrics.jsonl`, and the same numbers to
-    `tensorboard/<stage>`.
+    """Hands the rows of a stage to the sinks that `log.sinks` names.
 
-    A row is one write of one line, so a killed run leaves at most its last line torn; opening drops
-    it. Opening also drops the rows of this stage from `resumed_step` on (0-based; the step of the
-    restored state), so that every step appears once however often the run was killed; TensorBoard
-    is told to do the same. A value that is not finite becomes null. Raises ValueError, naming file
-    and line, where an earlier line is not JSON. Of several processes process 0 does all this, and
-    the others nothing.
+    A sink is `f(folder, stage, resumed_step)`, a name in SINKS or `package.module:function`; it
+    returns an object with `write(step, row)` and `close()`. A row is {metric: float}, None where
+    the value is not finite. `resumed_step` is the 0-based step of the restored state: a sink drops
+    what it has of this stage from there on, so that every step appears once however often the run
+    was killed. Of several processes process 0 alone has sinks.
     """
 
-    def __init__(self, folder: str | os.PathLike, stage: str, resumed_step: int = 0):
-        self._stage, self._writes = stage, processes.is_main()
-        if not self._writes:
-            return
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _drop_rows(folder / "metrics.jsonl", stage, resumed_step)
-        self._file = open(folder / "metrics.jsonl", "ab", buffering=0)
-        self._events = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=resumed_step)
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        stage: str,
+        resumed_step: int = 0,
+        sinks: Sequence[str] = ("jsonl", "tensorboard"),
+    ):
+        folder, self._sinks = pathlib.Path(folder), []
+        if processes.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in sinks:
+                self._sinks.append(resolve(name, SINKS)(folder, stage, resumed_step))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if not self._writes:
-            return
         row = {
             name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
         }
-        self._file.write(
-            (
-                json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False) + "\n"
-            ).encode()
-        )
-        for name, value in row.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
+        for sink in self._sinks:
+            sink.write(step, row)
 
     def close(self) -> None:
-        if self._writes:
-            self._file.close()
-            self._events.close()
+        for sink in self._sinks:
+            sink.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.close()
+
+
+class JsonLines:
+    """Appends rows {"stage", "step", name: float, ...} to `metrics.jsonl`, which the report reads.
+
+    A row is one write of one line, so a killed run leaves at most its last line torn; opening drops
+    it. Raises ValueError, naming file and line, where an earlier line is not JSON.
+    """
+
+    def __init__(self, folder: pathlib.Path, stage: str, resumed_step: int):
+        _drop_rows(folder / "metrics.jsonl", stage, resumed_step)
+        self._stage, self._file = stage, open(folder / "metrics.jsonl", "ab", buffering=0)
+
+    def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        line = json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Writes the numbers of each step to `tensorboard/<stage>`."""
+
+    def __init__(self, folder: pathlib.Path, stage: str, resumed_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._events = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=resumed_step)
+
+    def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        for name, value in row.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+class WeightsAndBiases:
+    """Logs to Weights & Biases: a run for each stage, grouped by the name of the work folder.
+
+    The project is WANDB_PROJECT, "grm_jax" if that is not set; the other variables of wandb
+    (WANDB_MODE=offline, ...) hold too. The run's id is kept in `wandb/<stage>.id`, so a resumed
+    stage goes on in it; wandb leaves out steps that it has already.
+    """
+
+    def __init__(self, folder: pathlib.Path, stage: str, resumed_step: int):
+        import wandb
+
+        path = folder / "wandb" / f"{stage}.id"
+        path.parent.mkdir(exist_ok=True)
+        if not path.is_file():
+            path.write_text(uuid.uuid4().hex[:8])
+        name = folder.absolute().name
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "grm_jax"),
+            dir=str(folder),
+            group=name,
+            name=f"{name}/{stage}",
+            id=path.read_text(),
+            resume="allow",
+        )
+
+    def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        self._run.log({k: value for k, value in row.items() if value is not None}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS = {"jsonl": JsonLines, "tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    """Raises ValueError or TypeError where a sink is unknown, or its package is not installed."""
+    for name in names:
+        resolve(name, SINKS)
+        spec = importlib.util.find_spec("wandb") if name == "wandb" else None
+        # without an origin it is a folder "wandb" that an earlier run has left here, no package
+        if name == "wandb" and (spec is None or spec.origin is None):
+            raise ValueError("'wandb' is not installed: pip install wandb, or leave it out")
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

@@ -13,6 +13,7 @@ for the whole.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from grm_jax.losses.aggregation import count
-from grm_jax.losses.config import LossConfig, Normalizer
+from grm_jax.losses.aggregation import Normalizer, count
+from grm_jax.losses.config import LossConfig
 from grm_jax.losses.metrics import combine
+from grm_jax.losses.policy import LossInputs
 from grm_jax.losses.preference import bradley_terry
 from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.models.config import Gemma2Config
@@ -34,6 +36,10 @@ from grm_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 LossFn = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+WITHOUT_KL = (
+    "the loss reports no kl_loss, so it seems to leave out the KL that beta = {beta:g} asks for: "
+    "add it (losses.policy.objective does), or set beta to 0"
+)
 
 
 def make_train_step(
@@ -55,8 +61,8 @@ def make_train_step(
     gradient to that of its parameter: each part's is reduced and scattered as it is made, and no
     sum of parts is whole on a device.
 
-    Metrics (fp32 scalars): those of the loss, grad_norm before clipping, param_norm and update_norm
-    (global L2 norms), and nonfinite, 1 if the loss or a gradient is not finite: see
+    Metrics (fp32 scalars): loss, those of the loss function, grad_norm before clipping, param_norm
+    and update_norm (global L2 norms), and nonfinite, 1 if the loss or a gradient is not finite: see
     `metrics.check_finite`.
     """
 
@@ -69,6 +75,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
+            "loss": loss,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
@@ -141,7 +148,7 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
 
     Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1
         on tokens to be learned.
-    Metrics: loss (nats per token), entropy (mean over the masked positions).
+    The loss is in nats per token. Metrics: entropy (mean over the masked positions).
     """
 
     def loss_fn(params, batch):
@@ -156,13 +163,13 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
 def rl_loss(
     cfg: Gemma2Config, policy_loss: Callable, loss_cfg: LossConfig, temperature: float
 ) -> LossFn:
-    """A loss of `grm_jax.losses` (or one of the same signature) on the policy's log-probabilities
-    at the sampling temperature.
+    """Put a loss of `grm_jax.losses.policy_loss` on the policy's log-probabilities at the sampling
+    temperature.
 
     Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
     included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B]; ref_logp
-    fp32[B, T], which may be missing where
-    loss_cfg.beta is 0. Metrics: those of the loss, and entropy.
+    fp32[B, T], which may be missing where loss_cfg.beta is 0. Metrics: those of the loss, and
+    entropy. Warns, once, of a loss that does not report the `kl_loss` that loss_cfg asks for.
     """
 
     def loss_fn(params, batch):
@@ -170,8 +177,17 @@ def rl_loss(
         logp_BT, entropy_BT = token_logprobs(
             params, cfg, batch["tokens"], batch["positions"], temperature
         )
-        arrays = (batch["old_logp"], batch.get("ref_logp"), batch["advantages"], batch["mask"])
-        loss, metrics = policy_loss(logp_BT, *arrays, loss_cfg.replace(normalizer=normalizer))
+        inputs = LossInputs(
+            logp_BT,
+            batch["old_logp"],
+            batch.get("ref_logp"),
+            entropy_BT,
+            batch["advantages"],
+            batch["mask"],
+        )
+        loss, metrics = policy_loss(inputs, loss_cfg.replace(normalizer=normalizer))
+        if loss_cfg.beta and loss_cfg.kl_in == "loss" and "kl_loss" not in metrics:
+            warnings.warn(WITHOUT_KL.format(beta=loss_cfg.beta), stacklevel=1)
         return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normalizer)}
 
     return loss_fn
@@ -183,7 +199,7 @@ def meta_loss(cfg: Gemma2Config) -> LossFn:
     params: {"backbone", "score"} of `models.heads`. Batch: tokens, positions int32[B, T]; labels
         fp32[B], 1 for a correct judgment
     (PairRM: where the response shown first is the better one); mask fp32[B], 0 on padding rows.
-    Metrics: loss, accuracy (of logit > 0), label_mean.
+    Metrics: accuracy (of logit > 0), label_mean.
     """
 
     def loss_fn(params, batch):

@@ -34,7 +34,8 @@ from grm_jax.judgment.rules import (
 )
 def test_eq_10_and_11(scores, rewards, correct):
     assert is_correct(scores, rewards) is correct
-    assert rule_reward(scores, rewards) == (1.0 if correct else -1.0)
+    reward = rule_reward({"scores": scores, "correct": correct}, None)
+    assert reward == (1.0 if correct else -1.0)
     assert meta_label(scores, rewards) == (1.0 if correct else 0.0)
 
 

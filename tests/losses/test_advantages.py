@@ -92,6 +92,7 @@ def test_kl_penalty_is_beta_times_the_sum_over_the_completion():
     cfg = LossConfig(beta=0.1, kl="k1", kl_in="reward")
     np.testing.assert_allclose(kl_penalty(old, ref, mask, cfg), [0.1 * (0.5 + 0.5)], rtol=1e-6)
     assert (kl_penalty(old, ref, mask, cfg.replace(kl_in="loss")) == 0).all()
+    assert (kl_penalty(old, None, mask, cfg.replace(beta=0.0)) == 0).all()
     assert (jax.grad(lambda x: kl_penalty(x, ref, mask, cfg).sum())(old) == 0).all()
 
 

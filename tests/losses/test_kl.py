@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.losses import KL_ESTIMATORS, LOSSES, LossConfig, kl_penalty
+from grm_jax.losses import KL_ESTIMATORS, LOSSES, LossConfig, LossInputs, kl_penalty
 
 THETA = np.array([0.9, -2.1, 1.6, 0.0, -1.5])
 REF = np.array([-0.5, 0.4, 0.2, 1.0, -0.9])
@@ -94,7 +94,9 @@ def test_k2_in_the_loss_equals_k1_in_the_reward_through_a_whole_loss():
     in_reward = LossConfig(kl="k1", kl_in="reward")
     penalty = kl_penalty(logp, ref, mask, in_reward)
     grad = jax.grad(
-        lambda x, advantages, cfg: LOSSES["rloo"](x, logp, ref, advantages, mask, cfg)[0]
+        lambda x, advantages, cfg: LOSSES["rloo"](
+            LossInputs(x, logp, ref, None, advantages, mask), cfg
+        )[0]
     )
     np.testing.assert_allclose(
         grad(logp, jnp.zeros(5), LossConfig(kl="k2")), grad(logp, -penalty, in_reward), atol=1e-12

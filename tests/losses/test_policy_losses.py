@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.losses import LOSSES, LossConfig, combine, count
+from grm_jax.losses import LOSSES, LossConfig, LossInputs, combine, count, policy_loss
 
 MAX_LENGTH = 16
 PUBLISHED = {  # loss: (clip_low, clip_high, aggregation)
@@ -41,6 +41,23 @@ def batch(seed=0, rows=8, width=12, drift=0.5):
     outside = mask == 0
     logp[outside], old[outside], ref[outside] = -np.inf, np.nan, 1e30
     return logp, old, ref, advantages, mask
+
+
+def inputs_of(logp, old, ref, advantages, mask):
+    """What a loss gets, in fp32; without the entropy, which no loss here reads."""
+    arrays = (None if x is None else jnp.asarray(x, jnp.float32) for x in (logp, old, ref))
+    return LossInputs(*arrays, None, *(jnp.asarray(x, jnp.float32) for x in (advantages, mask)))
+
+
+def step_of(name):
+    """f(inputs, cfg) -> ((loss, metrics), gradient with respect to logp)."""
+
+    def step(inputs, cfg):
+        return jax.value_and_grad(
+            lambda logp: LOSSES[name](inputs._replace(logp=logp), cfg), has_aux=True
+        )(inputs.logp)
+
+    return step
 
 
 def token_weights(mask, aggregation):
@@ -102,15 +119,13 @@ def test_value_and_gradient(name, kl):
         name, logp, old, ref, advantages, mask, beta=0.08, kl=kl
     )
     cfg = LossConfig(beta=0.08, kl=kl, max_length=MAX_LENGTH)
-    arrays = [jnp.asarray(x, jnp.float32) for x in (logp, old, ref, advantages, mask)]
-    (got, metrics), got_grad = jax.value_and_grad(LOSSES[name], has_aux=True)(*arrays, cfg)
+    (got, metrics), got_grad = step_of(name)(inputs_of(logp, old, ref, advantages, mask), cfg)
     np.testing.assert_allclose(got, loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got_grad, grad, rtol=1e-4, atol=1e-6)
     inside = mask > 0
     ratio = np.exp(logp[inside] - old[inside])
     d = ref[inside] - logp[inside]
     want = {
-        "loss": loss,
         "ratio_mean": ratio.mean(),
         "ratio_min": ratio.min(),
         "ratio_max": ratio.max(),
@@ -157,13 +172,18 @@ def test_gradient_by_finite_differences(name):
         old = np.where(mask > 0, logp + 10.0, old)
     with jax.enable_x64(True):
         cfg = LossConfig(max_length=MAX_LENGTH, clip_low=0.5 if name == "cispo" else None)
-        rest = [jnp.asarray(x) for x in (old, ref, advantages, mask)]
+        arrays = (jnp.asarray(x) for x in (old, ref, advantages, mask))
+        old, ref, advantages, ones = arrays
+
+        def loss_of(logp):
+            return LOSSES[name](LossInputs(logp, old, ref, None, advantages, ones), cfg)[0]
+
         tokens = np.argwhere(mask)
         steps = np.zeros((len(tokens), *mask.shape))
         steps[np.arange(len(tokens)), tokens[:, 0], tokens[:, 1]] = 1e-6
-        value = jax.vmap(lambda x: LOSSES[name](x, *rest, cfg)[0])
+        value = jax.vmap(loss_of)
         differences = (value(jnp.asarray(logp + steps)) - value(jnp.asarray(logp - steps))) / 2e-6
-        grad = jax.grad(lambda x: LOSSES[name](x, *rest, cfg)[0])(jnp.asarray(logp))
+        grad = jax.grad(loss_of)(jnp.asarray(logp))
         np.testing.assert_allclose(
             grad[tokens[:, 0], tokens[:, 1]], differences, rtol=1e-5, atol=1e-8
         )
@@ -175,16 +195,15 @@ def test_micro_batches_add_up_to_the_batch(name):
     """Losses, gradients and metrics of micro-batches with uneven token counts combine to those of
     the batch.
     """
-    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=5)]
-    step = jax.value_and_grad(LOSSES[name], has_aux=True)
-    (_, whole), whole_grad = step(*arrays, LossConfig(max_length=MAX_LENGTH))
-    cfg = LossConfig(max_length=MAX_LENGTH, normalizer=count(arrays[-1]))
-    parts = [step(*[x[2 * i : 2 * i + 2] for x in arrays], cfg) for i in range(4)]
+    inputs, step = inputs_of(*batch(seed=5)), step_of(name)
+    (whole_loss, whole), whole_grad = step(inputs, LossConfig(max_length=MAX_LENGTH))
+    cfg = LossConfig(max_length=MAX_LENGTH, normalizer=count(inputs.mask))
+    parts = [step(jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], inputs), cfg) for i in range(4)]
     metrics = combine({key: jnp.stack([m[key] for (_, m), _ in parts]) for key in whole})
     for key in whole:
         np.testing.assert_allclose(metrics[key], whole[key], rtol=1e-5, atol=1e-6, err_msg=key)
     np.testing.assert_allclose(
-        sum(loss for (loss, _), _ in parts), whole["loss"], rtol=1e-5, atol=1e-6
+        sum(loss for (loss, _), _ in parts), whole_loss, rtol=1e-5, atol=1e-6
     )
     np.testing.assert_allclose(
         jnp.concatenate([grad for _, grad in parts]), whole_grad, rtol=1e-5, atol=1e-7
@@ -193,19 +212,18 @@ def test_micro_batches_add_up_to_the_batch(name):
 
 def test_scan_over_micro_batches_equals_the_batch():
     """As a train step does it: jit, scan, counts as traced leaves of the config."""
-    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=5)]
-    step = jax.value_and_grad(LOSSES["grpo"], has_aux=True)
+    inputs, step = inputs_of(*batch(seed=5)), step_of("grpo")
 
     @jax.jit
-    def accumulated(arrays, cfg):
-        arrays_M = [x.reshape(4, 2, *x.shape[1:]) for x in arrays]
+    def accumulated(inputs, cfg):
+        inputs_M = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), inputs)
         _, ((loss_M, metrics_M), grad_M) = jax.lax.scan(
-            lambda carry, micro: (carry, step(*micro, cfg)), None, arrays_M
+            lambda carry, micro: (carry, step(micro, cfg)), None, inputs_M
         )
         return loss_M.sum(), combine(metrics_M), grad_M.reshape(8, -1)
 
-    (whole_loss, whole), whole_grad = step(*arrays, LossConfig())
-    loss, metrics, grad = accumulated(arrays, LossConfig(normalizer=count(arrays[-1])))
+    (whole_loss, whole), whole_grad = step(inputs, LossConfig())
+    loss, metrics, grad = accumulated(inputs, LossConfig(normalizer=count(inputs.mask)))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
         (loss, metrics),
@@ -218,18 +236,16 @@ def test_devices_add_up_to_the_batch():
     """Under shard_map each device sees its rows; psum of the counts, then of the losses, gives the
     loss of the batch.
     """
-    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=6)]
+    inputs = inputs_of(*batch(seed=6))
     mesh = jax.make_mesh((8,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
 
-    def per_device(*shards):
-        cfg = LossConfig(normalizer=jax.lax.psum(count(shards[-1]), "replica"))
-        return jax.lax.psum(LOSSES["grpo"](*shards, cfg)[0], "replica")
+    def per_device(shard):
+        cfg = LossConfig(normalizer=jax.lax.psum(count(shard.mask), "replica"))
+        return jax.lax.psum(LOSSES["grpo"](shard, cfg)[0], "replica")
 
-    spread = jax.shard_map(
-        per_device, mesh=mesh, in_specs=(jax.P("replica"),) * 5, out_specs=jax.P()
-    )
+    spread = jax.shard_map(per_device, mesh=mesh, in_specs=jax.P("replica"), out_specs=jax.P())
     np.testing.assert_allclose(
-        jax.jit(spread)(*arrays), LOSSES["grpo"](*arrays, LossConfig())[0], rtol=1e-5
+        jax.jit(spread)(inputs), LOSSES["grpo"](inputs, LossConfig())[0], rtol=1e-5
     )
 
 
@@ -238,55 +254,85 @@ def test_on_policy_gradient_is_reinforce(name):
     """With old = current policy and beta 0, every loss has the gradient -A/(its divisor), and none
     clips.
     """
-    logp, _, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch(seed=7))
-    cfg = LossConfig(beta=0.0, aggregation="token_mean")
-    grad, metrics = jax.grad(LOSSES[name], has_aux=True)(logp, logp, ref, advantages, mask, cfg)
+    inputs = inputs_of(*batch(seed=7))
+    inputs = inputs._replace(old_logp=inputs.logp)
+    (_, metrics), grad = step_of(name)(inputs, LossConfig(beta=0.0, aggregation="token_mean"))
     # GSPO too: it gives every token of a sequence the same weight
-    want = -advantages[:, None] * mask
-    np.testing.assert_allclose(grad * mask.sum(), want, rtol=1e-5, atol=1e-6)
+    want = -inputs.advantages[:, None] * inputs.mask
+    np.testing.assert_allclose(grad * inputs.mask.sum(), want, rtol=1e-5, atol=1e-6)
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1.0 and metrics["abs_log_ratio"] == 0.0
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_nothing_left_is_zero_not_nan(name):
-    logp, old, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch())
-    (loss, metrics), grad = jax.value_and_grad(LOSSES[name], has_aux=True)(
-        logp, old, ref, advantages, mask * 0, LossConfig()
-    )
+    inputs = inputs_of(*batch())
+    (loss, metrics), grad = step_of(name)(inputs._replace(mask=inputs.mask * 0), LossConfig())
     assert loss == 0 and (grad == 0).all()
     assert metrics["ratio_min"] == np.inf and metrics["ratio_max"] == -np.inf
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_kl_in_the_reward_stays_out_of_the_loss(name):
-    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=8)]
-    loss, metrics = LOSSES[name](*arrays, LossConfig(kl_in="reward", beta=0.5))
-    without, _ = LOSSES[name](*arrays, LossConfig(beta=0.0))
+    inputs = inputs_of(*batch(seed=8))
+    loss, metrics = LOSSES[name](inputs, LossConfig(kl_in="reward", beta=0.5))
+    without, _ = LOSSES[name](inputs, LossConfig(beta=0.0))
     assert loss == without and metrics["kl_loss"] == 0 and metrics["kl"] > 0
 
 
 def test_reference_is_optional_only_without_kl():
-    logp, old, ref, advantages, mask = (jnp.asarray(x, jnp.float32) for x in batch())
-    loss, metrics = LOSSES["dapo"](logp, old, None, advantages, mask, LossConfig(beta=0.0))
-    assert (
-        loss == LOSSES["dapo"](logp, old, ref, advantages, mask, LossConfig(beta=0.0))[0]
-        and "kl" not in metrics
-    )
-    with pytest.raises(ValueError, match="ref_logp_BT is None, but LossConfig.beta is 0.08"):
-        LOSSES["dapo"](logp, old, None, advantages, mask, LossConfig())
+    inputs = inputs_of(*batch())
+    without = inputs._replace(ref_logp=None)
+    loss, metrics = LOSSES["dapo"](without, LossConfig(beta=0.0))
+    assert loss == LOSSES["dapo"](inputs, LossConfig(beta=0.0))[0] and "kl" not in metrics
+    with pytest.raises(ValueError, match="ref_logp is None, but LossConfig.beta is 0.08"):
+        LOSSES["dapo"](without, LossConfig())
 
 
 def test_config_overrides_the_published_choices():
-    arrays = [jnp.asarray(x, jnp.float32) for x in batch(seed=9)]
+    inputs = inputs_of(*batch(seed=9))
     as_dapo = LossConfig(clip_high=0.28, aggregation="token_mean")
-    assert LOSSES["grpo"](*arrays, as_dapo)[0] == LOSSES["dapo"](*arrays, LossConfig())[0]
-    assert LOSSES["grpo"](*arrays, LossConfig())[0] != LOSSES["dapo"](*arrays, LossConfig())[0]
+    assert LOSSES["grpo"](inputs, as_dapo)[0] == LOSSES["dapo"](inputs, LossConfig())[0]
+    assert LOSSES["grpo"](inputs, LossConfig())[0] != LOSSES["dapo"](inputs, LossConfig())[0]
 
 
-@pytest.mark.parametrize("bad", [{"beta": -0.1}, {"kl_in": "losses"}, {"zero_variance": "skip"}])
-def test_config_refuses_what_it_cannot_mean(bad):
-    with pytest.raises(ValueError, match=f"LossConfig.{next(iter(bad))}"):
-        LossConfig(**bad)
+def test_config_names_every_field_that_is_wrong():
+    wrong = {
+        "beta": (-0.1, "a number >= 0, got -0.1"),
+        "kl_in": ("losses", "one of loss, reward, got 'losses'"),
+        "kl_clamp": (0, "a number > 0, got 0"),
+        "clip_low": (1.5, r"a number in (0, 1], or None for the loss's own, got 1.5"),
+        "clip_high": (-1, "a number > 0, or None for the loss's own, got -1"),
+        "max_length": (0, "a positive integer, or None for the width, got 0"),
+        "zero_variance": ("skip", "one of keep, drop, got 'skip'"),
+    }
+    names = {"kl": ("k4", "unknown name 'k4'; did you mean"), "aggregation": ("no:x", "'no:x': no")}
+    with pytest.raises(ValueError) as error:
+        LossConfig(**{field: value for field, (value, _) in (wrong | names).items()})
+    lines = str(error.value).splitlines()
+    assert lines[:-2] == [f"{field}: expected {text}" for field, (_, text) in wrong.items()]
+    for line, (field, (_, text)) in zip(lines[-2:], names.items(), strict=True):
+        assert line.startswith(f"{field}: {text}")
+    for field, (value, _) in (wrong | names).items():
+        with pytest.raises(ValueError, match=rf"^{field}: [^\n]+$"):
+            LossConfig(**{field: value})
+
+
+def test_a_loss_has_settings_of_its_own():
+    def scaled(inputs, cfg, scale, shift=0.0):
+        return scale * inputs.logp.sum() + shift, {}
+
+    inputs = inputs_of(*(np.ones((1, 2)),) * 3, np.ones(1), np.ones((1, 2)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LOSSES, "scaled", scaled)
+        assert policy_loss("scaled", {"scale": 3.0})(inputs, LossConfig())[0] == 6
+        assert policy_loss("scaled", {"scale": 3, "shift": 1})(inputs, LossConfig())[0] == 7
+        with pytest.raises(
+            ValueError, match=r"no setting 'sclae'; did you mean scale\?\n.*needs the"
+        ):
+            policy_loss("scaled", {"sclae": 3.0})
+    assert policy_loss("grpo", {}) is LOSSES["grpo"]
+    with pytest.raises(ValueError, match="grpo has no setting 'clip'; known names: none"):
+        policy_loss("grpo", {"clip": 0.1})
 
 
 def test_config_is_a_pytree_whose_only_leaves_are_the_counts():

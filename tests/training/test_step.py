@@ -3,14 +3,17 @@ not finite.
 """
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grm_jax.losses.aggregation import token_mean
 from grm_jax.losses.config import LossConfig
 from grm_jax.losses.grpo import grpo
+from grm_jax.losses.policy import LossInputs
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params, scalar_logits
@@ -158,14 +161,9 @@ def test_rl_loss_is_the_policy_loss_of_the_trainer_log_probabilities():
     logp, entropy = jax.jit(token_logprobs, static_argnums=1)(
         policy(), CFG, batch["tokens"], batch["positions"], 0.8
     )
-    want, metrics = grpo(
-        logp,
-        batch["old_logp"],
-        batch["ref_logp"],
-        batch["advantages"],
-        batch["mask"],
-        LossConfig(beta=0.08),
-    )
+    names = ("old_logp", "ref_logp", "entropy", "advantages", "mask")
+    inputs = LossInputs(logp, *((batch | {"entropy": entropy})[name] for name in names))
+    want, metrics = grpo(inputs, LossConfig(beta=0.08))
     first = rl_on_one_device()[1][0]
     assert first["loss"] == pytest.approx(float(want), rel=1e-5)
     assert first["kl"] == pytest.approx(float(metrics["kl"]), rel=1e-5)
@@ -179,6 +177,42 @@ def test_rl_loss_is_the_policy_loss_of_the_trainer_log_probabilities():
             rl_loss(CFG, grpo, LossConfig(beta=0.0), 0.8), policy(), no_reference
         )[1]
     )
+
+
+def reinforce(inputs, cfg):
+    """A loss that knows nothing of a KL and reports the mean entropy that it was given."""
+    loss = token_mean(-inputs.advantages[:, None] * inputs.logp, inputs.mask, cfg)
+    return loss, {"seen_entropy": token_mean(inputs.entropy, inputs.mask, cfg)}
+
+
+def test_a_loss_of_ones_own_gets_the_entropy_and_its_loss_is_reported():
+    loss = rl_loss(CFG, reinforce, LossConfig(beta=0.0), 0.8)
+    _, history = train(loss, policy(), rl_rows(), micro_batches=2, steps=1)
+    (metrics,) = history
+    assert metrics["loss"] == pytest.approx(
+        float(jax.jit(loss)(policy(), rl_rows())[0]), rel=1e-5, abs=1e-6
+    )
+    assert metrics["seen_entropy"] == pytest.approx(metrics["entropy"], rel=1e-5)
+    assert "kl" not in metrics and "kl_loss" not in metrics
+
+
+def test_a_loss_that_leaves_out_the_kl_is_said_so_once():
+    """At any number of traces; not where no KL is asked for, or where it is in the reward."""
+
+    def warnings_of(policy_loss, **settings):
+        loss = rl_loss(CFG, policy_loss, LossConfig(**settings), 0.8)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            for width in (T, T - 2):
+                batch = {name: x[:, :width] if x.ndim == 2 else x for name, x in rl_rows().items()}
+                jax.eval_shape(loss, policy(), batch)
+        return [str(warning.message) for warning in caught]
+
+    (message,) = warnings_of(reinforce, beta=0.02)
+    assert "reports no kl_loss" in message and "beta = 0.02" in message
+    assert warnings_of(reinforce, beta=0.0) == []
+    assert warnings_of(reinforce, beta=0.02, kl_in="reward", kl="k1") == []
+    assert warnings_of(grpo, beta=0.02) == []
 
 
 def test_rft_learns_the_completion_and_only_that():
@@ -221,9 +255,7 @@ def test_meta_loss():
 def quadratic(params, batch):
     """A loss without a model: sum over rows of mask * (w - x)^2 / rows."""
     error_B = jnp.square(params["w"] - batch["x"]) * batch["mask"]
-    return error_B.sum() / batch["normalizer"].sequences, {
-        "loss": error_B.sum() / batch["normalizer"].sequences
-    }
+    return error_B.sum() / batch["normalizer"].sequences, {}
 
 
 def test_state_is_donated_and_the_callers_parameters_are_not():

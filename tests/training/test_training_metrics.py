@@ -1,11 +1,13 @@
-"""metrics.jsonl over kills and resumes, and late fetching."""
+"""metrics.jsonl over kills and resumes, other sinks, and late fetching."""
 
+import importlib.util
 import json
+import sys
 
 import jax.numpy as jnp
 import pytest
 
-from grm_jax.training.metrics import LateMetrics, MetricsLog, read_metrics
+from grm_jax.training.metrics import LateMetrics, MetricsLog, check_sinks, read_metrics
 
 
 def write(folder, stage, steps, resumed_step=0):
@@ -77,3 +79,64 @@ def test_metrics_come_one_step_late_and_are_checked():
     with pytest.raises(FloatingPointError, match="step 2: loss nan.*id-1, id-2"):
         late.flush()
     assert list(late.flush()) == []
+
+
+WANDB = """
+import pathlib
+CALLS = []
+
+class Run:
+    def log(self, row, step):
+        CALLS.append(("log", step, row))
+
+    def finish(self):
+        CALLS.append(("finish",))
+
+def init(**settings):
+    CALLS.append(("init", settings))
+    return Run()
+"""
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    """A stand-in for the package: one run a stage, resumed under its id, without what is not
+    finite.
+    """
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/wandb.py").write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # so that it is out again after the test
+    del sys.modules["wandb"]
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    check_sinks(["jsonl", "wandb"])
+    for first in (0, 1):
+        with MetricsLog(tmp_path / "run", "rl", first, ("wandb",)) as log:
+            log.write(first, {"loss": 0.5, "ratio_min": float("inf")})
+    calls = sys.modules["wandb"].CALLS
+    assert calls[:3] == [calls[0], ("log", 0, {"loss": 0.5}), ("finish",)]
+    assert calls[3:] == [calls[0], ("log", 1, {"loss": 0.5}), ("finish",)]
+    settings = calls[0][1]
+    assert {settings[name] for name in ("project", "group", "name", "resume")} == {
+        "mine",
+        "run",
+        "run/rl",
+        "allow",
+    }
+    assert settings["dir"] == str(tmp_path / "run") and len(settings["id"]) == 8
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    with MetricsLog(tmp_path / "run", "meta", 0, ("wandb",)):
+        assert calls[-1][1]["id"] != settings["id"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_sink_that_cannot_be_is_named_before_the_run(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="'wandb' is not installed"):
+        check_sinks(["jsonl", "wandb"])
+    # the folder that a run of wandb leaves where it was started is no package
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="'wandb' is not installed"):
+        check_sinks(["wandb"])
+    with pytest.raises(ValueError, match="unknown name 'tensorbord'; did you mean tensorboard"):
+        check_sinks(["tensorbord"])
+    check_sinks(["jsonl", "tensorboard"])

@@ -1,34 +1,81 @@
-"""What a batch of rollouts looks like, in NumPy. The train step adds the rest: entropy, kl,
-clip_ratio/*, ratio_*, grad_norm.
+"""A batch of rollouts in NumPy: the arrays that the train step takes, the rewards, and what the
+batch looks like. The train step adds the rest: loss, entropy, kl, clip_ratio/*, ratio_*, grad_norm.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from grm_jax.data.pipeline import bucket_length
+from grm_jax.judgment.records import Record
 from grm_jax.parallel.processes import to_host
+
+LARGEST = float(np.finfo(np.float32).max)  # the losses compute in fp32
+
+
+def rollout_batch(
+    prompts_B: Sequence[Sequence[int]],
+    completions_B: Sequence[Sequence[int]],
+    logps_B: Sequence[Sequence[float]],
+    buckets: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """Lay B rollouts side by side, right-padded to the narrowest of `buckets` that holds them all.
+
+    prompts_B, completions_B: token ids, the stop token included. logps_B: of the completion's
+    tokens, under the policy that sampled them. Returns tokens, positions int32[B, T] (position -1
+    in padding), mask fp32[B, T], 1 on completion tokens, and old_logp fp32[B, T], 0 elsewhere.
+    """
+    lengths = [len(prompt) + len(rest) for prompt, rest in zip(prompts_B, completions_B)]
+    shape = (len(lengths), bucket_length(max(lengths), buckets))
+    tokens, positions = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    mask, old_logp = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for b, (prompt, completion, logp) in enumerate(
+        zip(prompts_B, completions_B, logps_B, strict=True)
+    ):
+        start, end = len(prompt), lengths[b]
+        tokens[b, :start], tokens[b, start:end] = prompt, completion
+        positions[b, :end] = np.arange(end)
+        mask[b, start:end], old_logp[b, start:end] = 1.0, logp
+    return {"tokens": tokens, "positions": positions, "mask": mask, "old_logp": old_logp}
+
+
+def rewards_of(
+    reward: Callable[[Mapping, Record], float],
+    judgments_B: Sequence[Mapping],
+    records_B: Sequence[Record],
+) -> list[float]:
+    """Reward each judgment of its record. Raises ValueError, naming the record, where the reward is
+    no finite number (of float32).
+    """
+    rewards = []
+    for judgment, record in zip(judgments_B, records_B, strict=True):
+        value = reward(judgment, record)
+        try:
+            rewards.append(float(value))
+        except (TypeError, ValueError):
+            rewards.append(math.nan)
+        if not abs(rewards[-1]) <= LARGEST:
+            raise ValueError(
+                f"record {record.id!r}, sample {judgment['sample']}: the reward is {value!r}; "
+                "expected a finite number"
+            )
+    return rewards
 
 
 def rollout_metrics(
-    group_size: int,
-    prompt_tokens_B: Sequence[int],
-    completion_tokens_B: Sequence[int],
-    truncated_B: Sequence[bool],
-    rewards_B: Sequence[float],
-    correct_B: Sequence[bool],
-    scores_B: Sequence[Sequence[int] | None],
-    failures_B: Sequence[str | None],
+    judgments_B: Sequence[Mapping], prompt_tokens_B: Sequence[int], group_size: int
 ) -> dict[str, float]:
-    """Metrics of B = prompts * group_size completions; rows i*G to i*G + G - 1 belong to prompt i.
+    """Describe B = prompts * group_size rollouts; rows i*G to i*G + G - 1 belong to prompt i.
 
     Args:
-      prompt_tokens_B, completion_tokens_B: lengths in tokens, the stop token included.
-      truncated_B: the completion hit its length limit.
-      rewards_B: of the rule, +1 or -1. correct_B: Eq 10.
-      scores_B: parsed scores, or None. failures_B: the reason where scores are None, else None.
+      judgments_B: with tokens (of the completion, the stop token included), finish ("length" where
+      it hit its limit), reward, correct (Eq 10), scores or None, and failure, the reason where
+      scores are None.
+      prompt_tokens_B: lengths in tokens.
 
     Returns, where their denominator is not zero:
       num_tokens: prompt and completion tokens of the batch.
@@ -40,16 +87,20 @@ def rollout_metrics(
       parse_failure_rate, and parse_failure/<reason> for those that occur: shares of all
       completions. tie_rate: share of the judged lists (n >= 2) whose highest score is shared.
       score_share/<s>: share of score s in the scores of judged lists.
-    Raises ValueError if a length differs from B or B is no multiple of group_size.
+    Raises ValueError if the lengths differ or B is no multiple of group_size.
     """
-    B = len(rewards_B)
-    columns = (prompt_tokens_B, completion_tokens_B, truncated_B, correct_B, scores_B, failures_B)
-    if B == 0 or B % group_size or any(len(column) != B for column in columns):
+    B = len(judgments_B)
+    if B == 0 or B % group_size or len(prompt_tokens_B) != B:
         raise ValueError(
-            f"expected 7 columns of one length, a multiple of {group_size}; got {B} and "
-            f"{[len(c) for c in columns]}"
+            f"expected judgments and prompts of one number, a multiple of {group_size}; got {B} "
+            f"and {len(prompt_tokens_B)}"
         )
-    lengths_B, truncated_B = np.asarray(completion_tokens_B), np.asarray(truncated_B, bool)
+    rewards_B, correct_B, scores_B, failures_B = (
+        [judgment[name] for judgment in judgments_B]
+        for name in ("reward", "correct", "scores", "failure")
+    )
+    lengths_B = np.array([judgment["tokens"] for judgment in judgments_B])
+    truncated_B = np.array([judgment["finish"] == "length" for judgment in judgments_B])
     rewards_NG = np.asarray(rewards_B, np.float64).reshape(-1, group_size)
     correct_NG = np.asarray(correct_B, bool).reshape(-1, group_size)
     lists = [scores for scores in scores_B if scores is not None and len(scores) > 1]
