@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.evaluation.scaling import auc
+from grm_jax.evaluation.votes import auc
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index
 from grm_jax.judgment.voting import Verdict, expected_credit, strict_credit

@@ -17,6 +17,8 @@ import numpy as np
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.sampling.logits import choose_tokens
+from grm_jax.sampling.settings import DRAWING_RULES
+from grm_jax.settings import NOT_NEGATIVE, POSITIVE, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,8 @@ class SamplingConfig:
     pad_id: int = 0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; expected >= 0 (0 is greedy)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; expected 0 < top_p <= 1 (1 is off)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; expected >= 0 (0 is off)")
+        rules = {"max_new_tokens": POSITIVE, "temperature": NOT_NEGATIVE}
+        check(self, DRAWING_RULES | rules)
 
 
 def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
