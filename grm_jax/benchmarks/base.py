@@ -160,7 +160,7 @@ def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
     ] or files
 
 
-def make_record(row: Row, **fields) -> Record:
+def make_record(row: Row, **fields: Any) -> Record:
     """Makes a validated record of a row; `best` or `rewards` as in the schema. Errors name it."""
     return record_from_dict(fields, row.where)
 

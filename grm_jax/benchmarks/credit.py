@@ -8,11 +8,12 @@ side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from grm_jax.evaluation.votes import auc
+from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index
 from grm_jax.judgment.voting import Verdict, expected_credit, strict_credit
 
@@ -119,7 +120,7 @@ def within_list_auc(lists: Sequence[tuple[Sequence[float | None], Sequence[bool]
 
 
 def grouped(
-    values: Mapping[str, float | None], records, key: Callable
+    values: Mapping[str, float | None], records: Iterable[Record], key: Callable
 ) -> dict[str, tuple[list[float | None], list[bool]]]:
     """Groups records of one response: {key: (scores, right)}."""
     found: dict[str, tuple[list, list]] = {}

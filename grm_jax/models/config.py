@@ -163,7 +163,7 @@ _HF_FIELDS = {
 }
 
 
-def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) -> Gemma2Config:
+def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: Any) -> Gemma2Config:
     """Reads the contents of a Hugging Face `config.json`.
 
     `overrides` set dtype, scan_layers, remat, attention. Raises ValueError, naming `where` and the
@@ -213,7 +213,7 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
     }
 
 
-def load_config(folder: str | pathlib.Path, **overrides) -> Gemma2Config:
+def load_config(folder: str | pathlib.Path, **overrides: Any) -> Gemma2Config:
     """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
 
     Raises FileNotFoundError where there is none.

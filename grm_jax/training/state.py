@@ -29,7 +29,7 @@ def init_state(
 ) -> TrainState:
     """State before the first step. `params` are copied, because the train step donates its state:
     the caller's arrays (a reference policy, say) stay valid. With `donate` they are taken over
-    instead, and deleted. `shardings`: of every leaf, `sharding.param_shardings(mesh,
+    instead, and deleted. `shardings`: of every leaf, `mesh.param_shardings(mesh,
     abstract_state(params, optimizer))`, which lays the optimizer's moments as their parameters;
     None for a single device.
     """
