@@ -21,6 +21,7 @@ from grm_jax.reward_models.description import model_folder
 from grm_jax.training.loop import begin, save_state
 from grm_jax.training.metrics import read_metrics
 from grm_jax.training.step import rft_loss
+from tests.evaluation import schema
 from tests.experiments import micro as micro_preset
 
 SYSTEMS, SPLITS, STEPS = ("base", "rft", "grm"), ("test", "hard", "wide", "single"), 5
@@ -63,10 +64,19 @@ def test_results_have_a_row_for_every_system_split_and_way_of_judging(finished):
         ("meta", 2, 1),
         ("meta", 2, 2),
     }
-    assert keys == {(system, split, *way) for system in SYSTEMS for split in SPLITS for way in ways}
+    assert keys == {
+        (system, benchmark, *way)
+        for system in SYSTEMS
+        for benchmark in (*SPLITS, "mean over benchmarks")
+        for way in ways
+    }
+    schema.check(results)
     for row in results["rows"]:
+        assert 0 <= row["value"] <= 1 and row["stderr"] >= 0
+        if row["metric"] == "parts":
+            continue
         assert row["items"] == 3 >= row["judged"] > 0
-        assert 0 <= row["strict"] <= 1 and 0 <= row["value"] <= 1 and row["stderr"] >= 0
+        assert 0 <= row["strict"] <= row["value"]
         assert 0 <= row["tie_rate"] <= 1 and 0 <= row["parse_failure_rate"] <= 1
         assert row["tokens_per_judgment"] > 1
     assert results["schema"] == 2 and results["seed"] == 0 and results["notes"] == []

@@ -174,3 +174,16 @@ def test_documented_sweeps_are_right(command, tmp_path, monkeypatch):
 
 def test_some_sweeps_are_documented():
     assert len(documented()) >= 3
+
+
+@pytest.mark.slow
+def test_a_sweep_of_whole_runs(tmp_path, capsys):
+    """Two seeds of the micro preset through every stage, and once more, when nothing is run."""
+    arguments = ["--config=tests/experiments/micro.py", f"--workdir={tmp_path}"]
+    assert sweep.main([*arguments, "--sweep.seed=0,1", "--config.note=Swept."]) == 0
+    merged = json.loads((tmp_path / "sweep.json").read_text())
+    assert merged["settings"][0]["seeds"] == [0, 1]
+    assert {row["system"] for row in merged["rows"]} == {"base", "rft", "grm"}
+    capsys.readouterr()
+    assert sweep.main([*arguments, "--sweep.seed=0,1"]) == 0
+    assert capsys.readouterr().out.count("done before") == 2, "a note is no other run"
