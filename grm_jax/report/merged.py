@@ -134,7 +134,7 @@ def _figure(row: Mapping) -> str:
         return "n/a"
     seeds = "" if row["seed_stderr"] is None else f" ± {100 * row['seed_stderr']:.1f}"
     items = "" if row["item_stderr"] is None else f" ({100 * row['item_stderr']:.1f})"
-    return f"{100 * row['mean']:.1f}{seeds}{items}"
+    return f"{round(100 * row['mean'], 1) + 0.0:.1f}{seeds}{items}"  # + 0.0: no -0.0
 
 
 def _share(value: float | None) -> str:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from experiments import sweep
+from tests.experiments import run_process
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 TINY = "experiments/configs/tiny.py"
@@ -177,8 +178,10 @@ def test_some_sweeps_are_documented():
 
 
 @pytest.mark.slow
-def test_a_sweep_of_whole_runs(tmp_path, capsys):
+def test_a_sweep_of_whole_runs(tmp_path, capsys, monkeypatch):
     """Two seeds of the micro preset through every stage, and once more, when nothing is run."""
+    for name, value in run_process.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     arguments = ["--config=tests/experiments/micro.py", f"--workdir={tmp_path}"]
     assert sweep.main([*arguments, "--sweep.seed=0,1", "--config.note=Swept."]) == 0
     merged = json.loads((tmp_path / "sweep.json").read_text())
