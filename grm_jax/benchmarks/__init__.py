@@ -1,15 +1,17 @@
-"""Published benchmarks as records and figures: `load_benchmark(spec)`. docs/benchmarks.md has each
-protocol, and what each reads.
+"""Reads benchmarks: `load_benchmark(spec)` gives records, and figures of their results.
 
-A spec is a plain dict (or ml_collections ConfigDict):
+docs/benchmarks.md has each protocol, and what each reads; docs/extend.md one of your own. A spec is
+a plain dict (or ml_collections ConfigDict):
 
-    kind      one of FAMILIES
+    kind      one of FAMILIES, or `package.module:function` for a function (name, place, **options)
+              that returns a `Benchmark`
     name      in tables and folders; the kind if absent
     path      a file or folder of the official data, as published
     hub       instead of a path: true for the official hub data set, or another data set of the same
-    fields revision  of the hub data set
+              fields
+    revision  of the hub data set
     prior (rewardbench), pairs (ppe_correctness), form and seed (gsm8k_solutions, zeroeval_gsm)
-    see docs/benchmarks.md
+              options of one kind: keyword arguments of its function
 
 What official files contain besides sound rows is kept where the published figures keep it (repeated
 and empty responses), left out where no response is the best (human ties), and counted in
@@ -35,6 +37,7 @@ from grm_jax.benchmarks import (
 )
 from grm_jax.benchmarks.base import Benchmark, Official, Place
 from grm_jax.benchmarks.credit import CREDIT, all_pairs_won, best_of_k, roc_auc
+from grm_jax.naming import own_settings, resolve
 
 __all__ = [
     "CREDIT",
@@ -49,19 +52,20 @@ __all__ = [
 
 
 class Family(NamedTuple):
-    """load(name, place, **options); hub: {part: (data set, config, split)}, {} where none is known;
-    source: where the files are published.
+    """Says how a kind of benchmark is read: load(name, place, **options), and where from.
+
+    source: where the files are published; "" for a function of the user's own, which may need none.
+    hub: {part: (data set, config, split)}, {} where none is known.
     """
 
     load: Callable[..., Benchmark]
     source: str
     hub: Mapping[str, tuple[str, str | None, str]] = {}
-    options: tuple[str, ...] = ()
 
 
 FAMILIES = {
     "rewardbench": Family(
-        rewardbench.load, "hub allenai/reward-bench, split filtered", rewardbench.HUB, ("prior",)
+        rewardbench.load, "hub allenai/reward-bench, split filtered", rewardbench.HUB
     ),
     "rewardbench2": Family(rewardbench2.load, "hub allenai/reward-bench-2", rewardbench2.HUB),
     "rewardbench2_ties": Family(
@@ -71,7 +75,7 @@ FAMILIES = {
         ppe.load_preference, "hub lmarena-ai/PPE-Human-Preference-V1", ppe.PREFERENCE_HUB
     ),
     "ppe_correctness": Family(
-        ppe.load_correctness, "hub lmarena-ai/PPE-<set>-Best-of-K", ppe.CORRECTNESS_HUB, ("pairs",)
+        ppe.load_correctness, "hub lmarena-ai/PPE-<set>-Best-of-K", ppe.CORRECTNESS_HUB
     ),
     "ppe_best_of_k": Family(
         ppe.load_best_of_k, "hub lmarena-ai/PPE-<set>-Best-of-K", ppe.CORRECTNESS_HUB
@@ -86,17 +90,11 @@ FAMILIES = {
     "rm_bench": Family(rm_bench.load, "github THU-KEG/RM-Bench, data/", rm_bench.HUB),
     "llmbar": Family(pairs.load_llmbar, "github princeton-nlp/LLMBar, Dataset/"),
     "gsm8k_solutions": Family(
-        gsm8k.load_solutions,
-        "github openai/grade-school-math, example_model_solutions.jsonl",
-        options=("form", "seed"),
+        gsm8k.load_solutions, "github openai/grade-school-math, example_model_solutions.jsonl"
     ),
-    "zeroeval_gsm": Family(
-        gsm8k.load_zeroeval, "github WildEval/ZeroEval, result_dirs/gsm/", options=("form", "seed")
-    ),
+    "zeroeval_gsm": Family(gsm8k.load_zeroeval, "github WildEval/ZeroEval, result_dirs/gsm/"),
     "hh_rlhf": Family(pairs.load_hh_rlhf, "github anthropics/hh-rlhf", pairs.HH_RLHF_HUB),
-    "records": Family(
-        pairs.load_records, "JSONL of the schema in grm_jax/judgment/records.py", options=("about",)
-    ),
+    "records": Family(pairs.load_records, "JSONL of the schema in grm_jax/judgment/records.py"),
 }
 
 
@@ -110,26 +108,50 @@ def load_benchmark(spec: Mapping[str, Any]) -> Benchmark:
         if value is not None
     }
     kind = spec.pop("kind", None)
-    if kind not in FAMILIES:
-        raise ValueError(f'benchmark: field "kind": {_expected(kind, tuple(FAMILIES))}')
-    family = FAMILIES[kind]
-    known = ("name", "path", "hub", "revision", *family.options)
+    family = _family(kind)
+    options = own_settings(family.load, 2)
+    known = ("name", "path", "hub", "revision", *(option for option in options if option))
     for field in spec:
-        if field not in known:
+        if field not in known and None not in options:
             raise ValueError(
                 f'benchmark {kind!r}: field "{field}": unknown; {_expected(field, known)}'
             )
-    name = spec.pop("name", kind)
-    return family.load(name, _place(name, family, spec), **spec)
+    name = spec.pop("name", kind.replace(":", "."))
+    place = _place(name, family, spec)
+    missing = [option for option, needed in options.items() if needed and option not in spec]
+    if missing:
+        raise ValueError(f'benchmark {name!r}: field "{missing[0]}": missing; {kind} needs it')
+    benchmark = family.load(name, place, **spec)
+    if not isinstance(benchmark, Benchmark):
+        raise TypeError(
+            f"benchmark {name!r}: expected {kind} to return a Benchmark (grm_jax.benchmarks.base."
+            f"finish makes one), got a {type(benchmark).__name__}"
+        )
+    return benchmark
+
+
+def _family(kind: Any) -> Family:
+    if isinstance(kind, str) and ":" in kind:
+        try:
+            return Family(resolve(kind, {}), "")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'benchmark: field "kind": {error}') from error
+    if kind not in FAMILIES:
+        raise ValueError(
+            f'benchmark: field "kind": {_expected(kind, tuple(FAMILIES))}, or write '
+            "package.module:function"
+        )
+    return FAMILIES[kind]
 
 
 def _place(name: str, family: Family, spec: dict[str, Any]) -> Place:
     """Takes path, hub and revision out of the spec."""
     path, hub, revision = (spec.pop(field, None) for field in ("path", "hub", "revision"))
+    if path is None and hub is None and not family.source:
+        return Place(name, None, {}, None)
     if (path is None) == (hub is None):
         raise ValueError(
-            f'benchmark {name!r}: expected one of the fields "path" and "hub"; the files are at '
-            f"{family.source}"
+            f'benchmark {name!r}: expected one of the fields "path" and "hub"{_published(family)}'
         )
     if path is not None:
         if revision is not None:
@@ -149,10 +171,14 @@ def _place(name: str, family: Family, spec: dict[str, Any]) -> Place:
         known = (
             f"true, for {', '.join(sorted(sets))}"
             if sets
-            else (f'a "path" instead, no hub data set is known; the files are at {family.source}')
+            else f'a "path" instead, no hub data set is known{_published(family)}'
         )
         raise ValueError(f'benchmark {name!r}: field "hub": expected {known}')
     return Place(name, None, family.hub, revision)
+
+
+def _published(family: Family) -> str:
+    return f"; the files are at {family.source}" if family.source else ""
 
 
 def _expected(given: Any, known: tuple[str, ...]) -> str:

@@ -117,7 +117,9 @@ class Reading:
         import datasets  # takes seconds, and most runs read plain files
 
         try:
-            table = datasets.load_dataset(name, config, split=split, revision=self.place.revision)
+            table: Any = datasets.load_dataset(
+                name, config, split=split, revision=self.place.revision
+            )
         except (OSError, ValueError) as error:  # no network, no such data set, gated, no such split
             raise FileNotFoundError(
                 f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub "
@@ -290,3 +292,11 @@ def named(prefix: str, figures: Mapping[str, float]) -> Figures:
 def with_overall(figures: Figures, overall: float | None, name: str = "overall") -> Figures:
     """Puts `name` before the figures, where it can be computed."""
     return figures if overall is None else {name: overall, **figures}
+
+
+def summarize_domains(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages over all items, and over each domain."""
+    subsets = named("subset", means(records, credit, lambda record: record.domain or None))
+    return with_overall(
+        subsets, sum(credit[record.id] for record in records) / len(records) if records else None
+    )

@@ -16,6 +16,7 @@ from grm_jax.benchmarks.base import (
     mean_of,
     means,
     named,
+    summarize_domains,
     with_overall,
 )
 from grm_jax.data.sources import FORMATS, row_text
@@ -158,14 +159,6 @@ def load_records(name: str, place: Place, about: str = "") -> Benchmark:
         )
     protocol = " ".join(f"{about} {NO_GOLD_PROTOCOL}".split())
     return benchmark._replace(metric="none", protocol=protocol, summarize=lambda values: {})
-
-
-def summarize_domains(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
-    """Averages over all items, and over each domain."""
-    subsets = named("subset", means(records, credit, lambda record: record.domain or None))
-    return with_overall(
-        subsets, sum(credit[record.id] for record in records) / len(records) if records else None
-    )
 
 
 def _of_format(

@@ -144,8 +144,9 @@ def summarize_ties(records: Sequence[Record], scores: Mapping[str, float | None]
         if None in values:
             gaps[kind][question], spread = -math.inf, math.inf
         else:
-            good = [value for value, label in zip(values, right) if label]
-            bad = [value for value, label in zip(values, right) if not label]
+            known = [(value, label) for value, label in zip(values, right) if value is not None]
+            good = [value for value, label in known if label]
+            bad = [value for value, label in known if not label]
             if not good or not bad:
                 continue  # a part of a question's answers
             gaps[kind][question], spread = min(good) - max(bad), max(good) - min(good)

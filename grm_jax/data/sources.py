@@ -1,17 +1,19 @@
-"""Preference records and instruction pairs from files and data sets.
+"""Reads preference records and instruction pairs from files and data sets.
 
 A source is a plain dict (or ml_collections ConfigDict) with one of
 
-    path     a file (.jsonl, .json, also .gz; .parquet, .csv) or a folder of such files, or what
-    `datasets` wrote with save_to_disk hub      a data set name for `datasets.load_dataset`
+    path          a file (.jsonl, .json, also .gz; .parquet, .csv) or a folder of such files, or
+                  what `datasets` wrote with save_to_disk
+    hub           a data set name for `datasets.load_dataset`
 
 and, where they are needed,
 
-    format   "records" (the schema of grm_jax.judgment.records), "rmb", "llmbar" or "hh_rlhf"; read
-    off the first row's fields if absent columns  instead of a format: which column holds which
-    field of a record, see `_from_columns` config, split        of a data set ("train" if absent)
+    format        a name in FORMATS, or `package.module:function` for a function Row -> dict of a
+                  record (docs/extend.md); read off the first row's fields if absent
+    columns       instead of a format: which column holds which field of a record (`_from_columns`)
+    config, split of a data set (split "train" if absent)
     shuffle_seed, limit  take the first `limit` records, in an order that is a function of
-    (shuffle_seed, id) if a seed is given
+                  (shuffle_seed, id) if a seed is given
 
 Every error names file, line or item, field, and what was expected.
 """
@@ -20,15 +22,17 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
+from grm_jax.naming import resolve
 
 SOURCE_KEYS = ("path", "hub", "format", "columns", "config", "split", "shuffle_seed", "limit")
 RECORD_COLUMNS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference")
@@ -67,7 +71,7 @@ def load_source(source: Mapping[str, Any]) -> list[Record]:
             d = _from_columns(row, columns)
         else:
             if convert is None:
-                convert = FORMATS[spec.get("format") or infer_format(row)]
+                convert = resolve(spec.get("format") or infer_format(row), FORMATS)
             d = convert(row)
         record = record_from_dict(d, row.where)
         if record.id in first_seen:
@@ -127,6 +131,10 @@ def infer_format(row: Row) -> str:
         return "llmbar"
     if {"chosen", "rejected"} <= fields and str(row.data["chosen"]).startswith("\n\nHuman:"):
         return "hh_rlhf"
+    if {"chosen", "rejected"} <= fields and (
+        fields & {"prompt", "messages"} or isinstance(row.data["chosen"], list)
+    ):
+        return "preference"
     raise ValueError(
         f"{row.where}: cannot tell the format from the fields {sorted(fields)}; give the "
         f"source a format ({', '.join(FORMATS)}) or columns"
@@ -224,11 +232,28 @@ def _from_hh_rlhf(row: Row) -> dict:
     }
 
 
+def _from_preference(row: Row) -> dict:
+    """Pairs as most preference sets have them: {"prompt", "chosen", "rejected"}, each a text or
+    turns; "messages" may stand for "prompt", and both may be left out where chosen and rejected are
+    whole dialogues (`_conversation`).
+    """
+    prompt = next((name for name in ("prompt", "messages") if row.data.get(name) is not None), None)
+    responses = [(name, row_value(row, name, (str, list))) for name in ("chosen", "rejected")]
+    conversation, texts = _conversation(row, prompt, responses)
+    return {
+        "id": f"preference/{row.name}/{row.index}",
+        "conversation": conversation,
+        "responses": texts,
+        "best": 0,
+    }
+
+
 FORMATS: dict[str, Callable[[Row], dict]] = {
     "records": _from_records,
     "rmb": _from_rmb,
     "llmbar": _from_llmbar,
     "hh_rlhf": _from_hh_rlhf,
+    "preference": _from_preference,
 }
 
 
@@ -237,10 +262,10 @@ def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
 
     conversation: a column of text (one user turn) or of [{"role", "content"}, ...]; may be left out
         if the responses are whole dialogues
-    responses:    a column of lists, or a list of columns; a response is a text or a dialogue
-        [{"role", "content"}, ...] that it ends
-    rewards:      a column of lists, or a list of columns;   best: an int (always that response) or
-        a column
+    responses: a column of lists, or a list of columns; a response is a text or a dialogue
+        [{"role", "content"}, ...] that it ends (`_conversation`)
+    rewards: a column of lists, or a list of columns; best: an int (always that response) or a
+        column
     id, domain, reference: a column
     """
     if "responses" not in columns:
@@ -249,40 +274,77 @@ def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
     for name in ("id", "domain", "reference"):
         if name in columns:
             d[name] = str(row_value(row, columns[name], (str, int)))
-    for name in ("responses", "rewards"):
-        if name in columns:
-            where = columns[name]
-            d[name] = (
-                list(row_value(row, where, list))
-                if isinstance(where, str)
-                else [row_value(row, column, object) for column in where]
-            )
+    cells = {
+        name: _cells(row, columns[name]) for name in ("responses", "rewards") if name in columns
+    }
+    if "rewards" in cells:
+        d["rewards"] = [reward for _, reward in cells["rewards"]]
     if "best" in columns:
         d["best"] = (
             columns["best"]
             if isinstance(columns["best"], int)
             else row_value(row, columns["best"], int)
         )
-    prefixes = []
-    for i, response in enumerate(d["responses"]):
-        if isinstance(response, list):
-            *prefix, last = _checked_turns(row, f"responses[{i}]", response)
-            prefixes.append(prefix)
-            d["responses"][i] = last["content"]
-    if "conversation" in columns:
-        d["conversation"] = row_turns(row, columns["conversation"])
-    elif (
-        prefixes
-        and len(prefixes) == len(d["responses"])
-        and all(prefix == prefixes[0] for prefix in prefixes)
-    ):
-        d["conversation"] = prefixes[0]
-    else:
-        raise ValueError(
-            f'{row.where}: columns: expected an entry "conversation", or responses that are '
-            "dialogues with the same beginning"
-        )
+    d["conversation"], d["responses"] = _conversation(
+        row, columns.get("conversation"), cells["responses"]
+    )
     return d
+
+
+def _cells(row: Row, columns: str | Sequence[str]) -> list[tuple[str, Any]]:
+    """(what errors call it, value) of the elements of a column of lists, or of several columns."""
+    if isinstance(columns, str):
+        elements = row_value(row, columns, list)
+        return [(f"{columns}[{i}]", element) for i, element in enumerate(elements)]
+    return [(column, row_value(row, column, object)) for column in columns]
+
+
+def _conversation(
+    row: Row, prompt: str | None, responses: Sequence[tuple[str, Any]]
+) -> tuple[list[dict[str, str]], list[Any]]:
+    """The turns that all of the responses answer, and their texts.
+
+    prompt: field of a text or of turns. responses: (field, a text, or turns of which the last, an
+    assistant's, is the response) of each. The turns before it are the conversation; they begin with
+    the prompt, before which a system turn may stand. ValueError, naming row and turn, where a
+    dialogue does not begin with the prompt, or two dialogues differ before their last turn.
+    """
+    asked = None if prompt is None else row_turns(row, prompt)
+    conversation, source, texts = asked, prompt, []
+    for field, response in responses:
+        turns = asked
+        if isinstance(response, list):
+            *before, answer = _checked_turns(row, field, response)
+            if answer["role"] != "assistant":
+                raise ValueError(
+                    f'{row.where}: field "{field}[{len(before)}]": expected the last turn to be '
+                    f"the assistant's, which is the response, got {answer['role']!r}"
+                )
+            if before and asked:
+                start = int(before[0]["role"] == "system" != asked[0]["role"])
+                begins = before[start : start + len(asked)]
+                _check_same(row, field, begins, prompt, asked, start)
+            turns, response = before or asked, answer["content"]
+        if not turns:
+            raise ValueError(
+                f'{row.where}: field "{field}": expected a dialogue, as no field of a prompt is '
+                "given that it answers"
+            )
+        if texts:
+            _check_same(row, field, turns, source, conversation)
+        conversation, source = turns, field
+        texts.append(response)
+    return conversation or [], texts
+
+
+def _check_same(row, field, turns, other, expected, start=0):
+    """`turns`, those of a field from `start` on, are the turns of another field."""
+    for i, (turn, wanted) in enumerate(itertools.zip_longest(turns, expected)):
+        if turn != wanted:
+            raise ValueError(
+                f'{row.where}: field "{field}[{start + i}]": expected turn {i} of "{other}", '
+                f"{str(wanted)[:60]}, got {str(turn)[:60]}"
+            )
 
 
 # ---- rows
@@ -472,11 +534,15 @@ def checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f'source: expected one of the fields "path" and "hub", got {", ".join(spec) or "none"}'
         )
-    if "format" in spec and ("columns" in spec or spec["format"] not in FORMATS):
-        raise ValueError(
-            f'source {_place(spec)}: field "format": expected one of {", ".join(FORMATS)}, and '
-            "no columns beside it"
-        )
+    if "format" in spec:
+        if "columns" in spec:
+            raise ValueError(
+                f'source {_place(spec)}: field "format": expected no "columns" beside it'
+            )
+        try:
+            resolve(spec["format"], FORMATS)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f'source {_place(spec)}: field "format": {error}') from error
     for name, least in (("limit", 1), ("shuffle_seed", 0)):
         if name in spec and (not isinstance(spec[name], int) or spec[name] < least):
             raise ValueError(

@@ -634,3 +634,54 @@ def test_repeated_and_empty_responses_stay_and_are_counted(tmp_path):
         "items with a repeated response": 1,
         "items with an empty response": 1,
     }
+
+
+OWN = """
+from grm_jax.benchmarks.base import Reading, finish, make_record, summarize_domains
+
+
+def load(name, place, shown, best=0):
+    reading = Reading(place)
+    records = [
+        make_record(row, id=f"{name}/{row.index}", responses=row.data[shown], best=best,
+                    conversation=[{"role": "user", "content": "q"}])
+        for _, row in reading.rows()
+    ]
+    return finish(name, reading, "As it comes.", records, "accuracy", summarize_domains)
+
+
+def from_nowhere(name, place):
+    from grm_jax.judgment.records import Record, Turn
+
+    records = [Record("r", (Turn("user", "q"),), ("a", "b"), (1.0, 0.0), "d")]
+    return finish(name, Reading(place), "Two.", records, "accuracy", summarize_domains)
+
+
+def records_alone(name, place):
+    return []
+"""
+
+
+def test_a_kind_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "own_kinds.py").write_text(OWN)
+    (tmp_path / "data.jsonl").write_text(json.dumps({"pair": ["a", "b"]}) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = {"kind": "own_kinds:load", "path": str(tmp_path / "data.jsonl"), "shown": "pair"}
+    benchmark = load_benchmark(spec)
+    assert benchmark.name == "own_kinds.load" and benchmark.version.startswith("sha256:")
+    assert benchmark.records[0].responses == ("a", "b")
+    assert benchmark.summarize({"own_kinds.load/0": 0.5}) == {"overall": 0.5}
+    assert load_benchmark(spec | {"name": "mine", "best": 1}).records[0].rewards == (0.0, 1.0)
+    without = load_benchmark({"kind": "own_kinds:from_nowhere"})
+    assert without.summarize({"r": 1.0}) == {"overall": 1.0, "subset/d": 1.0}
+    for wrong, message in (
+        ({"show": "pair"}, "field \"show\": unknown; did you mean 'shown'"),
+        ({"shown": None}, 'field "shown": missing; own_kinds:load needs it'),
+        ({"kind": "own_kinds:laod"}, "field \"kind\": .* has no 'laod'; did you mean load"),
+        ({"path": None, "hub": "a/b"}, 'field "hub": expected a "path" instead, .* is known$'),
+        ({"hub": "a/b"}, 'expected one of the fields "path" and "hub"$'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_benchmark(spec | wrong)
+    with pytest.raises(TypeError, match="records_alone to return a Benchmark .*, got a list"):
+        load_benchmark({"kind": "own_kinds:records_alone"})

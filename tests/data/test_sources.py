@@ -218,6 +218,133 @@ def test_load_dataset_by_name_and_parquet(tmp_path, monkeypatch):
     assert [record.responses for record in by_file] == [record.responses for record in by_name]
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASKED = (Turn("user", "q"),)
+TALK = (*ASKED, Turn("assistant", "a"), Turn("user", "more"))
+
+
+@pytest.mark.parametrize(
+    "prompt, chosen, rejected, conversation",
+    [
+        # texts, answers alone as turns, whole dialogues, and the two mixed
+        ({"prompt": "q"}, "good", "bad", ASKED),
+        ({"prompt": chat("q")}, "good", "bad", ASKED),
+        ({"prompt": chat("q", "a", "more")}, chat("", "good")[1:], chat("", "bad")[1:], TALK),
+        ({"messages": chat("q", "a", "more")}, chat("", "good")[1:], chat("", "bad")[1:], TALK),
+        ({"prompt": "q"}, chat("q", "good"), chat("q", "bad"), ASKED),
+        ({"prompt": "q"}, chat("q", "good"), "bad", ASKED),
+        ({}, chat("q", "good"), chat("q", "bad"), ASKED),
+        # the prompt is only the first question: the dialogue's turns count
+        ({"prompt": "q"}, chat("q", "a", "more", "good"), chat("q", "a", "more", "bad"), TALK),
+        # a system turn that the prompt does not have
+        (
+            {"prompt": "q"},
+            [SYSTEM, *chat("q", "good")],
+            [SYSTEM, *chat("q", "bad")],
+            (Turn("system", "Be brief."), *ASKED),
+        ),
+        # other fields are left out, messages that repeat the chosen dialogue among them
+        (
+            {"prompt": "q", "messages": chat("q", "good"), "score_chosen": 8.0},
+            chat("q", "good"),
+            chat("q", "bad"),
+            ASKED,
+        ),
+    ],
+)
+def test_preference_pairs_in_their_common_forms(tmp_path, prompt, chosen, rejected, conversation):
+    """Read as they are, and the same by columns."""
+    path = write_jsonl(
+        tmp_path / "pairs.jsonl", [{**prompt, "chosen": chosen, "rejected": rejected}]
+    )
+    (record,) = load_source({"path": path})
+    assert record.id == f"preference/{tmp_path.name}/pairs/0"
+    assert record.conversation == conversation and record.responses == ("good", "bad")
+    assert record.rewards == (1.0, 0.0)
+    columns = {"responses": ["chosen", "rejected"], "best": 0}
+    columns |= {"conversation": next(iter(prompt))} if prompt else {}
+    (by_columns,) = load_source({"path": path, "columns": columns})
+    assert (by_columns.conversation, by_columns.responses) == (conversation, record.responses)
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (
+            {"prompt": "other", "chosen": chat("q", "good"), "rejected": chat("q", "bad")},
+            r'"chosen\[0\]": expected turn 0 of "prompt", .*other.*, got .*q',
+        ),
+        (
+            {"prompt": chat("q", "a", "more"), "chosen": chat("q", "good"), "rejected": "bad"},
+            r'"chosen\[1\]": expected turn 1 of "prompt", .*, got None',
+        ),
+        (
+            {"prompt": [SYSTEM, *chat("q")], "chosen": chat("q", "good"), "rejected": "bad"},
+            r'"chosen\[0\]": expected turn 0 of "prompt", .*Be brief',
+        ),
+        (
+            {
+                "prompt": "q",
+                "chosen": chat("q", "a", "more", "good"),
+                "rejected": chat("q", "b", "more", "bad"),
+            },
+            r'"rejected\[1\]": expected turn 1 of "chosen", .*a.*, got .*b',
+        ),
+        (
+            {"prompt": "q", "chosen": chat("q", "a", "more", "good"), "rejected": chat("q", "bad")},
+            r'"rejected\[1\]": expected turn 1 of "chosen", .*, got None',
+        ),
+        (
+            {"prompt": "q", "chosen": "good", "rejected": chat("q", "a", "more", "bad")},
+            r'"rejected\[1\]": expected turn 1 of "chosen", None, got',
+        ),
+        (
+            {"prompt": "q", "chosen": chat("q", "good", "more"), "rejected": chat("q", "bad")},
+            r"\"chosen\[2\]\": expected the last turn to be the assistant's, .*, got 'user'",
+        ),
+        (
+            {
+                "prompt": "q",
+                "chosen": [*chat("q"), {"role": "tool", "content": "4"}],
+                "rejected": chat("q", "bad"),
+            },
+            r"\"chosen\[1\]\": expected the last turn to be the assistant's, .*, got 'tool'",
+        ),
+        (
+            {"chosen": chat("q", "good"), "rejected": chat("", "bad")[1:]},
+            '"rejected": expected a dialogue, as no field of a prompt is given',
+        ),
+        ({"prompt": "q", "chosen": "good", "rejected": None}, '"rejected": expected str or list'),
+    ],
+)
+def test_a_prompt_and_dialogues_that_do_not_agree_are_named(tmp_path, row, message):
+    good = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    path = write_jsonl(tmp_path / "pairs.jsonl", [good, row])
+    with pytest.raises(ValueError, match=rf"pairs.jsonl:2: field {message}"):
+        load_source({"path": path})
+
+
+def test_a_format_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_format.py").write_text(
+        "def swapped(row):\n"
+        "    turn = {'role': 'user', 'content': row.data['q']}\n"
+        "    responses = [row.data['b'], row.data['a']]\n"
+        "    return {'id': row.name + str(row.index), 'conversation': [turn],\n"
+        "            'responses': responses, 'bets': 0}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write_jsonl(tmp_path / "data.jsonl", [{"q": "q", "a": "good", "b": "bad"}])
+    source = {"path": path, "format": "my_format:swapped"}
+    with pytest.raises(
+        ValueError, match=r"data.jsonl:1: field \"bets\": unknown; did you mean 'best'"
+    ):
+        load_source(source)
+    text = (tmp_path / "my_format.py").read_text()
+    (tmp_path / "my_mended_format.py").write_text(text.replace("'bets'", "'best'"))
+    (record,) = load_source(source | {"format": "my_mended_format:swapped"})
+    assert record.id == f"{tmp_path.name}/data0" and record.responses == ("bad", "good")
+
+
 def test_instructions_from_messages(tmp_path):
     path = write_jsonl(
         tmp_path / "general.jsonl",
@@ -260,7 +387,15 @@ def test_instructions_from_messages(tmp_path):
         ({"path": "x", "hub": "y"}, 'expected one of the fields "path" and "hub", got path, hub'),
         (
             {"path": "x", "format": "rbm"},
-            'source x: field "format": expected one of records, rmb, llmbar, hh_rlhf',
+            "source x: field \"format\": unknown name 'rbm'; did you mean rmb",
+        ),
+        (
+            {"path": "x", "format": "rmb", "columns": {"responses": "a"}},
+            'source x: field "format": expected no "columns" beside it',
+        ),
+        (
+            {"path": "x", "format": "no_module:f"},
+            "source x: field \"format\": 'no_module:f': no module",
         ),
         ({"path": "x", "limit": 0}, 'source x: field "limit": expected an integer >= 1, got 0'),
         (
