@@ -119,7 +119,7 @@ class Reading:
             f"{name}@{'+'.join(sorted(commits)) or self.place.revision or 'unpinned'}"
         )
         for index, data in enumerate(table):
-            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, data)
+            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, dict(data))
 
     def version(self) -> str:
         if self.place.path is None:
@@ -146,7 +146,7 @@ def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
     ] or files
 
 
-def make_record(row: Row, **fields) -> Record:
+def make_record(row: Row, **fields: Any) -> Record:
     """Makes a validated record of a row; `best` or `rewards` as in the schema. Errors name it."""
     return record_from_dict(fields, row.where)
 
