@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 
 REQUIRES = [
     "jax>=0.8.1",
-    "flax>=0.11.0",
+    "flax>=0.12.2",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
     "transformers>=4.53.0",

@@ -197,9 +197,13 @@ def _take_free_field(config, field):
     becomes a tuple of sources, and the loss has what settings it has.
     """
     section, _, name = field.rpartition(".")
-    if not _has(config, section):
+    node = config
+    for step in section.split("."):
+        if not isinstance(node, ml_collections.ConfigDict) or step not in node:
+            return
+        node = node[step]
+    if not isinstance(node, ml_collections.ConfigDict):
         return
-    node = _get(config, section)
     with config.ignore_type(), config.unlocked():
         if section == "rl.loss_args" and name not in node:
             node[name] = config_dict.placeholder(object)
@@ -208,15 +212,6 @@ def _take_free_field(config, field):
 
 
 _SOURCES = (("data", "train"), ("data", "general"), ("data", "critiques"))
-
-
-def _has(config, section):
-    node = config
-    for name in section.split("."):
-        if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-            return False
-        node = node[name]
-    return True
 
 
 def _require_field(config, field):
@@ -251,7 +246,7 @@ def script_of(config: Mapping) -> str:
 def section(config: ml_collections.ConfigDict, name: str) -> Any:
     """The settings of a section, as the dataclass that experiments/stages/settings.py names for it.
 
-    Raises SettingsError, which names every wrong field.
+    Raises ValueError, which names every wrong field.
     """
     return _settings(config, name)[0]
 
@@ -363,14 +358,13 @@ def _problems(config, files) -> Iterator[str]:
         yield from (f"evaluate.{problem}" for problem in _problems(config.evaluate, files))
         return
     from experiments.stages.settings import SECTIONS
-    from grm_jax.settings import SettingsError
 
     right = {}  # the settings that are, by section
     for name in SECTIONS[script]:
         try:
             right[name] = _settings(config, name)
-        except SettingsError as error:
-            yield from (f"{name}.{problem}".lstrip(".") for problem in error.problems)
+        except ValueError as error:
+            yield from getattr(error, "problems", (str(error),))
     yield from _problems_between(right)
     if files:
         yield from _template_problems(right)
@@ -385,21 +379,26 @@ def _settings(config, name: str) -> list[Any]:
     from grm_jax.settings import SettingsError, build
 
     sections = SECTIONS[script_of(config)]
-    values = config.to_dict() if name else {k: v for k, v in config.items() if k not in sections}
-    values = values.get(name) if name else values
-    if not isinstance(values, dict):
-        raise SettingsError(name, [f": expected a section of this name, got {values!r}"])
-    settings, problems, classes = [], [], sections[name]
+    values = config.to_dict()
+    if name and not isinstance(values.get(name), dict):
+        raise ValueError(f"{name}: expected a section of this name, got {values.get(name)!r}")
+    values = values[name] if name else {k: v for k, v in values.items() if k not in sections}
+    settings, classes = [], sections[name]
     fields = [{field.name for field in dataclasses.fields(cls)} for cls in classes]
     known = set().union(*fields)
-    for i, cls in enumerate(classes):
-        own = {k: v for k, v in values.items() if k in fields[i] or i == 0 and k not in known}
+    beside = set() if name else sections.keys()  # names that a misspelt one may stand for
+    problems = [
+        f"{field}: no such field; nearest: {', '.join(_nearest(field, sorted(known | beside)))}"
+        for field in values
+        if field not in known
+    ]
+    for cls, own in zip(classes, fields):
         try:
-            settings.append(build(cls, own))
+            settings.append(build(cls, {k: v for k, v in values.items() if k in own}))
         except SettingsError as error:
             problems += error.problems
     if problems:
-        raise SettingsError(name, problems)
+        raise SettingsError(name, [f"{name}.{problem}".lstrip(".") for problem in problems])
     return settings
 
 
@@ -522,9 +521,3 @@ def _source_problems(source, worlds) -> Iterator[str]:
         yield f"world: expected one of {', '.join(worlds)}, got {source['world']!r}"
     elif worlds is not SPLITS and "items" not in source:
         yield f"expected items, how many, got {source}"
-
-
-def _get(config, field):
-    for name in field.split("."):
-        config = config[name]
-    return config

@@ -21,7 +21,8 @@ def text(preset: pathlib.Path, config: ml_collections.ConfigDict) -> str:
     """What --help prints: what the script does, its flags, and the fields of a preset."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for flag in _flags():
-        lines += ["", f"  --{flag.name}" + (f"={flag.default}" if flag.default is not None else "")]
+        name = f"  --{'[no]' * flag.boolean}{flag.name}"
+        lines += ["", name + (f"={flag.default}" if flag.default is not None else "")]
         lines += _wrapped(flag.help, "      ")
     # where a preset is silent, the one that explains every field speaks
     about = comments(preset_path(REFERENCE)) | comments(preset)

@@ -27,12 +27,13 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     config = config_flags.load(CONFIG)
     from experiments.stages import evaluation
-    from experiments.stages.workdir import start_processes
+    from experiments.stages.workdir import hold, start_processes
     from grm_jax.parallel import processes
 
     start_processes()
     workdir = pathlib.Path(WORKDIR.value)
     try:
+        hold(workdir)
         benchmarks = evaluation.benchmarks(config, workdir / "records")
         settings = config_flags.section(config, "eval")
         evaluation.evaluate(evaluation.systems(config), benchmarks, workdir, settings, config)

@@ -89,7 +89,7 @@ class _Tracker:
 
     def text(self, shown):
         now = time.monotonic()
-        (since, already) = self.first
+        since, already = self.first or (now, self.done)
         parts = [
             f"{self.done:,}/{self.total:,} {self.unit}",
             f"{_clock(now - self.started)} elapsed",

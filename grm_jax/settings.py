@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -167,7 +168,7 @@ def _parts(annotation) -> Iterator[Any]:
 
 
 def _is_of(value: Any, annotation: Any) -> bool:
-    """Whether a value is of a type: an integer is a number, True is neither."""
+    """Whether a value is of a type. An integer is a number; True and what is not finite are not."""
     for part in _parts(annotation):
         kind, inner = typing.get_origin(part) or part, typing.get_args(part)
         if kind is Any:
@@ -178,8 +179,8 @@ def _is_of(value: Any, annotation: Any) -> bool:
             ):
                 return True
         elif kind in (int, float):
-            numbers = (int, float) if kind is float else int
-            if isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value):
+            numeric = numbers.Real if kind is float else numbers.Integral
+            if isinstance(value, numeric) and not isinstance(value, bool) and math.isfinite(value):
                 return True
         elif isinstance(value, kind):
             return True

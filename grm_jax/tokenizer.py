@@ -233,13 +233,13 @@ def _tokenizer(
     """Wraps a library's encode and decode. `special`: bos, eos, pad, unk; `control`: further
     strings that text must not become, with ids.
     """
-    for name in ("bos", "eos"):
-        if special[name] is None:
-            raise ValueError(
-                f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
-                f"SentencePiece {name}_id"
-            )
-    unk_id = special["unk"]
+    bos_id, eos_id, unk_id = special["bos"], special["eos"], special["unk"]
+    if bos_id is None or eos_id is None:
+        name = "bos" if bos_id is None else "eos"
+        raise ValueError(
+            f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
+            f"SentencePiece {name}_id"
+        )
     turns = {text: id_of(text) for text in (START_OF_TURN, END_OF_TURN) if id_of(text) is not None}
     # without byte fallback, text may be <unk>
     control = {text: i for text, i in {**control, **turns}.items() if i != unk_id}
@@ -253,7 +253,7 @@ def _tokenizer(
             f"{path}: control token {single[0]!r} has fewer than two characters, so text cannot "
             "be kept apart from it"
         )
-    pad_id = next(i for i in (special["pad"], unk_id, special["eos"]) if i is not None)
+    pad_id = next(i for i in (special["pad"], unk_id, eos_id) if i is not None)
     inside = re.compile("(?=" + "|".join(map(re.escape, control)) + ")") if control else None
 
     def encode_text(text: str) -> list[int]:
@@ -277,8 +277,8 @@ def _tokenizer(
     return Tokenizer(
         vocab_size=vocab_size,
         pad_id=pad_id,
-        bos_id=special["bos"],
-        eos_id=special["eos"],
+        bos_id=bos_id,
+        eos_id=eos_id,
         start_of_turn_id=turns.get(START_OF_TURN),
         end_of_turn_id=turns.get(END_OF_TURN),
         text_prefix=text_prefix,

@@ -1,5 +1,6 @@
-"""Test session setup: 8 virtual CPU devices, and a thread pool large enough that queued collectives
-cannot starve on few cores.
+"""Sets up a test session: 8 virtual CPU devices, and a thread pool large enough for them.
+
+Queued collectives cannot starve in it on few cores.
 """
 
 import os

@@ -1,13 +1,15 @@
 """Settings check themselves: each wrong field is named, with what was expected and what it is."""
 
 import dataclasses
+import math
 
+import numpy as np
 import pytest
 
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.models.config import Numerics
 from grm_jax.sampling.settings import Lengths, Sampling
-from grm_jax.settings import POSITIVE, SettingsError, check, function_in, one_of, some_of
+from grm_jax.settings import POSITIVE, SettingsError, build, check, function_in, one_of, some_of
 
 TABLE = {"mean": sum}
 
@@ -44,6 +46,7 @@ class Example:
         ({"count": 2.0}, "count: expected a positive integer, got 2.0"),
         ({"count": None}, "count: expected a positive integer, got None"),
         ({"rate": "0.5"}, "rate: expected a number, got '0.5'"),
+        ({"rate": math.inf}, "rate: expected a number, got inf"),
         ({"switch": 1}, "switch: expected True or False, got 1"),
         ({"kind": "z"}, "kind: expected one of x, y, got 'z'"),
         ({"kind": 3}, "kind: expected one of x, y, or None, got 3"),
@@ -75,8 +78,22 @@ def test_all_wrong_fields_are_in_one_error():
     )
 
 
+def test_settings_are_built_from_a_mapping():
+    assert build(Example, {"count": 2, "parts": ["a", "b"]}) == Example(2, parts=("a", "b"))
+    with pytest.raises(SettingsError) as error:
+        build(Lengths, {"prompt": 8, "buckets": [8], "sequenecs": [], "completion": 0})
+    assert error.value.problems == (
+        "sequenecs: no such field; nearest: sequences",
+        "completion: expected a positive integer, got 0",
+    )
+    with pytest.raises(SettingsError) as error:
+        build(Lengths, {"prompt": 8, "buckets": (8,)})
+    assert error.value.problems == ("completion: expected an integer, got nothing",)
+
+
 def test_right_values_pass():
     Example()
+    Example(rate=np.float32(0.5), count=np.int64(2))
     Example(rate=1, kind="x", name="grm_jax.naming:resolve", parts=("b", "a"), batch=6, count=3)
 
 

@@ -24,10 +24,6 @@ from absl import app, flags, logging
 
 from experiments import config_flags
 from experiments.configs import tiny
-from experiments.paper import document, miniature
-from experiments.stages import evaluation
-from experiments.stages.workdir import start_processes
-from grm_jax.parallel import processes
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.paper")
 OUT = flags.DEFINE_string(
@@ -46,6 +42,10 @@ FAST = {
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
+    from experiments.paper import document, miniature
+    from experiments.stages.workdir import start_processes
+    from grm_jax.parallel import processes
+
     start_processes()
     if processes.count() > 1:
         raise ValueError(
@@ -170,6 +170,8 @@ GROUPS = {
 
 def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> dict:
     """Judge the splits with the systems of a group; what its results.json holds."""
+    from experiments.stages import evaluation
+
     evaluate = ml_collections.ConfigDict(config.evaluate.to_dict())
     evaluate.systems = tuple(
         GROUPS[group](

@@ -140,11 +140,15 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         if name not in one["groups"]
     }
 
+    errors = f", {critical(len(seeds)):.2f} standard errors with {len(seeds)} seeds"
+    bound = errors if len(seeds) > 1 else ""
+
     lines = [
         "# The paper in miniature",
         "",
         "Made by `python -m experiments.paper "
-        f"--config=experiments/configs/tiny_paper.py{' --config.fast=True' if config.fast else ''}` "
+        "--config=experiments/configs/tiny_paper.py"
+        f"{' --config.fast=True' if config.fast else ''}` "
         f"at commit {', '.join(sorted({group['commit'] for group in made}))}; "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(str(one['seed']) for one in seeds)}; "
         f"{config.records} items of each split, drawn with world seed {config.world_seed}; "
@@ -174,8 +178,7 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         "## Claims",
         "",
         "Each claim of the paper is one difference. *shows*: above 0 by a one-sided t-test "
-        "over seeds at 5 %"
-        f"{f', {critical(len(seeds)):.2f} standard errors with {len(seeds)} seeds' if len(seeds) > 1 else ''}.",
+        f"over seeds at 5 %{bound}.",
         "",
         *claims_table(found),
         "## Main table",

@@ -9,17 +9,18 @@ import ml_collections
 from experiments import config_flags
 from experiments.stages.workdir import Run, about_stages, system
 from grm_jax.benchmarks import Benchmark, load_benchmark
+from grm_jax.data.world import describe as describe_world
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
-from grm_jax.evaluation.comparison import compare_systems
+from grm_jax.evaluation.comparisons import compare_systems
 from grm_jax.evaluation.judging import judge_all
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import write_records
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.report.comparison_report import write_report
-from grm_jax.report.comparison_table import markdown
+from grm_jax.report.headline import markdown
+from grm_jax.report.report import write_report
 from grm_jax.reward_models.load import Asking, System, describe
 
 SCHEMA = 2
@@ -43,7 +44,12 @@ def evaluate(
     if not processes.is_main():
         return {}
     figures = compare_systems(
-        benchmarks, judged, settings.ks, draws=settings.bootstrap, seed=settings.seeds[0]
+        benchmarks,
+        judged,
+        settings.ks,
+        draws=settings.bootstrap,
+        seed=settings.seeds[0],
+        min_coverage=settings.min_coverage,
     )
     about = {"timings_s": {}, "notes": [], "funnel": {}} | dict(about or {})
     head = {"schema": SCHEMA, "config": config.to_dict(), "seed": config.get("seed")}
@@ -118,7 +124,8 @@ def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[
                 f"records {path.stem}",
                 lambda path=path, records=records: write_records(path, records),
             )
-            spec = {"kind": "records", "path": str(path), "name": path.stem}
+            about = describe_world(spec["split"])
+            spec = {"kind": "records", "path": str(path), "name": path.stem, "about": about}
         benchmark = load_benchmark(spec)
         names = [other.name for other in loaded]
         if benchmark.name in names or not NAME.fullmatch(benchmark.name):

@@ -13,7 +13,7 @@ from grm_jax.data.pipeline import bucket_length, make_batches
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import REWARDS, is_too_easy
-from grm_jax.losses import ADVANTAGES, kl_penalty, objective_mask, policy_loss
+from grm_jax.losses import ADVANTAGES, kl_penalty, objective_mask
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import place_batch
@@ -22,8 +22,9 @@ from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.reward_models.load import samplers
 from grm_jax.training.loop import begin, finish, leave, save_state
 from grm_jax.training.metrics import LateMetrics, MetricsLog
+from grm_jax.training.objectives import rl_objective
 from grm_jax.training.rollouts import rewards_of, rollout_batch, rollout_metrics, sampler_gap
-from grm_jax.training.step import make_logprob_fn, rl_loss
+from grm_jax.training.step import make_logprob_fn
 
 # what the console shows beside the step: {name there: metric}
 SHOWN = {"reward": "reward/mean", "kl": "kl", "entropy": "entropy"}
@@ -42,9 +43,7 @@ def train(run: Run) -> None:
         seed=run.config.seed,
     )
     reward, advantage = (resolve(settings.reward, REWARDS), resolve(settings.advantage, ADVANTAGES))
-    loss_cfg = settings.loss_config(run.asking.lengths.completion)
-    loss_fn = policy_loss(settings.loss, settings.loss_args)
-    loss = rl_loss(run.model_cfg, loss_fn, loss_cfg, settings.temperature)
+    loss, loss_cfg = rl_objective(settings, run.model_cfg, run.asking.lengths.completion)
 
     # the RFT policy is where training starts; where the KL needs it, it stays as the reference
     policy = load_policy(run, "rft")

@@ -21,6 +21,7 @@ from grm_jax.settings import (
     one_of,
     some_of,
 )
+from grm_jax.training.metrics import check_sinks
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, FitConfig, RlConfig
 
@@ -182,7 +183,8 @@ class LogConfig:
     sinks: tuple[str, ...] = ("jsonl", "tensorboard")
 
     def __post_init__(self):
-        check(self, {"example_every": POSITIVE})
+        known: Rule = ("names of sinks", lambda sinks: check_sinks(sinks) is None)
+        check(self, {"example_every": POSITIVE, "sinks": known})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The work folder of a run: what is set up for all stages, which stages are done, and where things
 lie.
 
+    .lock                  who runs here
     config.json            the resolved config, and digests of what the run reads: of no other run
     records/*.jsonl        the records that are used: train, every split, left_out.json
     trajectories/          judgments that are trained on (grm_jax/evaluation/store.py):
@@ -19,41 +20,36 @@ them: the folder is one that all see.
 """
 
 import dataclasses
-import hashlib
+import fcntl
 import json
 import os
 import pathlib
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import IO
 
 import jax
 import ml_collections
 
 from experiments import config_flags
+from experiments.stages import inputs as inputs_module
+from experiments.stages.inputs import digest, load_inputs, write_inputs
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.compile_cache import enable_compile_cache
-from grm_jax.data.examples import best_responses
-from grm_jax.data.sources import load_instructions, load_source
-from grm_jax.data.world import make_instructions, make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
-from grm_jax.judgment.records import Record, write_records
+from grm_jax.judgment.records import Record
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import from_sizes, load_config
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings, shares
-from grm_jax.reward_models.description import (
-    Description,
-    content_digest,
-    template_digest,
-    write_description,
-)
-from grm_jax.reward_models.grm import Prompter, split_by_length
+from grm_jax.reward_models.description import Description, write_description
+from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 from grm_jax.training.loop import Trained, TrainSetup
@@ -113,6 +109,8 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     Raises ValueError, before any compute, for what cannot be right, and for a work folder that
     holds a run of another config or of other inputs.
     """
+    processes.on_main("config", lambda: _refuse_other_config(workdir, config))
+    hold(workdir)
     # the model, and how it is asked
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     templates = {name: load_template(template) for name, template in config.templates.items()}
@@ -135,31 +133,13 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         templates=templates,
         templates_win=True,
     )
-    # the records, those of the test splits kept apart from training
-    records, left_out = {}, {}
-    sources = {"train": config.data.train}
-    sources |= {split: config.data.eval[split] for split in config.eval.splits}
-    for split, source in sources.items():
-        records[split], left_out[split] = _load_split(config, prompter, split, source)
-    _refuse_leaks(records)
-    general = [
-        row
-        for source in config_flags.sources(config.data.general)
-        for row in _load_general(source, config, records["train"])
-    ]
-    # what the run reads, by content: a run goes on with nothing else
-    base = workdir / "models" / "base"
-    if config.model.random_init is None:
-        base = config_flags.model_folder(config)
-    inputs = _inputs(config, templates, records["train"], general)
-    digest = config_flags.config_digest(config)
-    processes.on_main("config", lambda: _claim(workdir, config, digest, inputs))
+    # the records, those of the test splits kept apart from training; a run goes on with no others
+    inputs = load_inputs(config, prompter)
+    digests = inputs_module.digests(config, templates, inputs)
+    processes.on_main("inputs", lambda: _claim(workdir, config, digests))
     if processes.is_main():
-        for split in records:
-            path = workdir / "records" / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_records(path, records[split])
-        store.write_json(workdir / "records" / "left_out.json", left_out)
+        write_inputs(workdir / "records", inputs)
+    base = config_flags.model_folder(config) or workdir / "models" / "base"
     train_setup = TrainSetup(
         folder=workdir,
         mesh=mesh,
@@ -170,12 +150,13 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         sequence_buckets=lengths.sequence_buckets,
         every=config.checkpoint.every,
         keep=config.checkpoint.keep,
-        digest=_digest({"config": digest, "inputs": inputs}),
+        digest=digest({"config": config_flags.config_digest(config), "inputs": digests}),
         sinks=tuple(config.log.sinks),
     )
-    evaluation = {split: records[split] for split in config.eval.splits}
+    evaluation = dict(inputs.records)
+    train = evaluation.pop("train")
     run = Run(
-        config, workdir, base, asking, train_setup, prompter, records["train"], evaluation, general
+        config, workdir, base, asking, train_setup, prompter, train, evaluation, inputs.general
     )
     if config.model.random_init is not None and not (base / "config.json").is_file():
         params = jax.jit(
@@ -314,116 +295,62 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> Gemma2Config:
     return model_cfg
 
 
-# ---- records
+# ---- whose the folder is
 
 
-def _load_split(config, prompter, split, source) -> tuple[list[Record], list[tuple[str, int]]]:
-    """(records of a split whose prompt fits, [(id, prompt tokens)] of the others)."""
-    found = [record for one in config_flags.sources(source) for record in _load(one, config, split)]
-    missing = next((record.id for record in found if record.rewards is None), None)
-    if missing is not None and split == "train":
+_held: dict[pathlib.Path, IO[str]] = {}
+
+
+def hold(workdir: pathlib.Path) -> None:
+    """Keep the folder for this process until it ends. ValueError, saying who has it, if another
+    does.
+    """
+    place = workdir.absolute()
+    if not processes.is_main() or place in _held:
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / ".lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
         raise ValueError(
-            f"data for {split!r}: record {missing!r} has no gold; expected rewards or best"
-        )
-    kept, left_out = split_by_length(prompter, found, config.lengths.prompt)
-    longer = ", ".join(f"{name} ({tokens})" for name, tokens in left_out[:5])
-    longer += ", ..." if len(left_out) > 5 else ""
-    print(
-        f"data {split}: {len(kept)} records; {len(left_out)} longer than {config.lengths.prompt} "
-        "tokens are left out" + (f": {longer}; all in records/left_out.json" if longer else ""),
-        flush=True,
-    )
-    if not kept:
-        shortest = min(tokens for _, tokens in left_out) if left_out else "none"
-        raise ValueError(
-            f"data for {split!r}: no record is left; the shortest prompt over the limit has "
-            f"{shortest} tokens"
-        )
-    share, most = len(left_out) / len(found), config.data.max_left_out
-    if share > most:
-        raise ValueError(
-            f"data for {split!r}: {len(left_out)} of {len(found)} records are longer than "
-            f"lengths.prompt = {config.lengths.prompt} tokens, more than data.max_left_out = "
-            f"{most:g} allows; raise one of the two"
-        )
-    limit = config.eval.records if split != "train" else 0
-    return kept[:limit] if limit else kept, left_out
+            f"{workdir} is in use: {file.read().strip() or 'by another process'}. Wait for it, or "
+            "choose another --workdir."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
+    file.flush()
+    _held[place] = file
 
 
-def _load(source, config, split) -> list[Record]:
-    if "world" in source:
-        # the same test records whatever the seed of the run
-        seed = config.seed if split == "train" else source.get("seed", 0)
-        return make_records(source["world"], source.get("items", config.eval.records), seed)
-    return load_source(source)
-
-
-def _load_general(source, config, train: Sequence[Record]) -> list[dict]:
-    if "world" in source:
-        return make_instructions(source["items"], config.seed)
-    if "records" in source:
-        return best_responses(train)
-    return load_instructions(source)
-
-
-def _refuse_leaks(records: Mapping[str, Sequence[Record]]) -> None:
-    """No test record may be a training record, in whatever order its responses stand."""
-
-    def content(record):
-        return tuple(t.content for t in record.conversation), tuple(sorted(record.responses))
-
-    seen = {content(record): record.id for record in records["train"]}
-    for split in records:
-        for record in records[split] if split != "train" else ():
-            if content(record) in seen:
-                raise ValueError(
-                    f"record {record.id!r} of {split!r} is also the training record "
-                    f"{seen[content(record)]!r}"
-                )
-
-
-# ---- identity
-
-
-def _inputs(config, templates, train: Sequence[Record], general: Sequence[dict]) -> dict:
-    """Digests of what training reads, by content, whatever the files are called."""
-    folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
-    return {
-        "data.train": _digest([store.record_digest(record) for record in train]),
-        "data.general": _digest(list(general)),
-        "templates": {name: template_digest(template) for name, template in templates.items()},
-        # a model that is drawn at random is a function of the config
-        "model": {} if folder is None else content_digest(folder),
-        "tokenizer": content_digest(tokenizer),
-    }
-
-
-def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _claim(workdir: pathlib.Path, config, digest: str, inputs: dict) -> None:
-    """Make the folder this run's; ValueError if it holds a run of another config or other inputs.
-    What is there stays as it is."""
+def _refuse_other_config(workdir: pathlib.Path, config) -> None:
+    """ValueError if the folder holds a run of another config."""
     path = workdir / "config.json"
-    plain = json.loads(json.dumps(config.to_dict()))
-    if path.is_file():
-        old = json.loads(path.read_text())
+    old = json.loads(path.read_text()) if path.is_file() else None
+    if old and old["digest"] != config_flags.config_digest(config):
+        plain = json.loads(json.dumps(config.to_dict()))
         changed = store.differing(
             config_flags.of_results(old["config"]), config_flags.of_results(plain)
         )
-        if old["digest"] != digest:
-            raise ValueError(
-                f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
-                "Choose another --workdir."
-            )
-        changed = store.differing(old.get("inputs", {}), inputs)
-        if changed:
-            raise ValueError(
-                f"{workdir} holds a run of other inputs; what was read then for "
-                f"{', '.join(changed)} had another content. Bring it back, or choose another "
-                "--workdir."
-            )
+        raise ValueError(
+            f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
+            "Choose another --workdir."
+        )
+
+
+def _claim(workdir: pathlib.Path, config, inputs: dict) -> None:
+    """Make the folder this run's; ValueError if it holds a run that read something else."""
+    path = workdir / "config.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    changed = store.differing(old.get("inputs", inputs), inputs)
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run of other inputs; what was read then for "
+            f"{', '.join(changed)} had another content. Bring it back, or choose another "
+            "--workdir."
+        )
     workdir.mkdir(parents=True, exist_ok=True)
+    digest = config_flags.config_digest(config)
+    plain = json.loads(json.dumps(config.to_dict()))
     store.write_json(path, {"digest": digest, "inputs": inputs, "config": plain})

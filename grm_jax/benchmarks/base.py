@@ -29,6 +29,15 @@ class Official(NamedTuple):
     orders: str | None = None
 
 
+class Part(NamedTuple):
+    """A benchmark whose overall figure is a part of a figure that others make with it: the sum of
+    weight times figure over benchmarks of one `whole`, whose weights add up to 1.
+    """
+
+    whole: str
+    weight: float
+
+
 class Benchmark(NamedTuple):
     """Holds a benchmark: records, and how their results are summed up.
 
@@ -37,11 +46,12 @@ class Benchmark(NamedTuple):
     protocol: what counts, the tie rule, how subsets are averaged, where the paper and the official
         runner differ.
     records: ids unique, and the same on every reading; `domain` is the subset; every record has
-        gold.
+        gold, or none has.
     metric: what `summarize` takes for each item, by id. "accuracy": its credit in 0..1 (1/t for a
         tie of t, see `credit.CREDIT`). "roc_auc": the score of its single response, any float, or
-        None where no judgment of it parsed. Figures of accuracy are weighted means of the credits,
-        so arrays of credits give arrays of figures.
+        None where no judgment of it parsed. "none": the records have no gold; they are judged, and
+        there is nothing to sum up. Figures of accuracy are weighted means of the credits, so arrays
+        of credits give arrays of figures.
     summarize: figures by name, shares in 0..1: "overall", "section/<name>", "subset/<name>". Items
         without an entry are left out, as are figures that need a section without items; an id of
         another benchmark is a ValueError.
@@ -49,6 +59,7 @@ class Benchmark(NamedTuple):
         accuracy.
     counts: rows read, items, rows left out by reason, items with a repeated or an empty response
         (these stay in).
+    part: of a figure that several benchmarks make together; None for most.
     """
 
     name: str
@@ -59,6 +70,7 @@ class Benchmark(NamedTuple):
     summarize: Callable[[Mapping[str, Any]], Figures]
     official: Official | None
     counts: dict[str, int]
+    part: Part | None = None
 
 
 class Place(NamedTuple):
@@ -105,7 +117,9 @@ class Reading:
         import datasets  # takes seconds, and most runs read plain files
 
         try:
-            table = datasets.load_dataset(name, config, split=split, revision=self.place.revision)
+            table: Any = datasets.load_dataset(
+                name, config, split=split, revision=self.place.revision
+            )
         except (OSError, ValueError) as error:  # no network, no such data set, gated, no such split
             raise FileNotFoundError(
                 f"benchmark {self.place.benchmark!r}: cannot read split {split!r} of the hub "
@@ -192,6 +206,7 @@ def finish(
     *,
     official: Official | None = None,
     counted: Mapping[str, int] | None = None,
+    part: Part | None = None,
 ) -> Benchmark:
     """Makes the benchmark of `records`.
 
@@ -241,6 +256,7 @@ def finish(
         figures,
         official,
         counts,
+        part,
     )
 
 

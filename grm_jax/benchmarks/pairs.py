@@ -51,9 +51,13 @@ HH_PROTOCOL = """Dialogues that differ from some assistant turn on; humans prefe
 The conversation is what the two share. overall is the accuracy over all pairs, subsets are the
 folders. A tie counts 1/2 in expectation. There is no official runner."""
 
-RECORDS_PROTOCOL = """Records of the schema in grm_jax/judgment/records.py. overall is the mean
-credit of all items, subsets are the records' domains. A tie of t that includes the best response
-counts 1/t in expectation; a single response scored 0 or 1 is right when the score is its reward."""
+RECORDS_PROTOCOL = """The figure is the mean credit of all items; subsets are the records' domains.
+A tie of t that includes the best response counts 1/t in expectation; a single response scored 0 or
+1 is right when the score is its reward."""
+
+NO_GOLD_PROTOCOL = """The records have no gold: they are judged, and verdicts, ties, failures and
+agreement of both orders are counted. No figure says how often a verdict is right, for there is
+nothing to compare it with."""
 
 
 def load_judgebench(name: str, place: Place) -> Benchmark:
@@ -131,20 +135,29 @@ def load_hh_rlhf(name: str, place: Place) -> Benchmark:
     )
 
 
-def load_records(name: str, place: Place) -> Benchmark:
+def load_records(name: str, place: Place, about: str = "") -> Benchmark:
+    """Reads records of our own schema, with gold or, all of them, without. `about` opens the
+    protocol: what these records are.
+    """
     benchmark = _of_format(
         name,
         place,
         "records",
         ("id", "conversation", "responses"),
-        RECORDS_PROTOCOL,
+        f"{about} {RECORDS_PROTOCOL}",
         summarize_domains,
         None,
     )
-    bare = next((record.id for record in benchmark.records if record.rewards is None), None)
-    if bare is not None:
-        raise ValueError(f'benchmark {name!r}: record {bare!r}: expected gold, "rewards" or "best"')
-    return benchmark
+    bare = [record.id for record in benchmark.records if record.rewards is None]
+    if not bare:
+        return benchmark
+    if len(bare) < len(benchmark.records):
+        raise ValueError(
+            f"benchmark {name!r}: {len(bare)} of {len(benchmark.records)} records, such as "
+            f'{bare[0]!r}, have no gold ("rewards" or "best"); expected all or none with gold'
+        )
+    protocol = " ".join(f"{about} {NO_GOLD_PROTOCOL}".split())
+    return benchmark._replace(metric="none", protocol=protocol, summarize=lambda values: {})
 
 
 def _of_format(

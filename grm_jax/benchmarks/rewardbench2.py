@@ -12,6 +12,7 @@ from grm_jax.benchmarks.base import (
     Benchmark,
     Figures,
     Official,
+    Part,
     Place,
     Reading,
     choice,
@@ -31,11 +32,13 @@ from grm_jax.judgment.records import Record
 HUB = {"test": ("allenai/reward-bench-2", None, "test")}
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
 TIES = "Ties"
+WHOLE = "rewardbench2 official"  # (5 x overall + Ties) / 6
 
 PROTOCOL = """Lists of four responses, one of them right. Accuracy of each subset; overall is the
 plain mean of Factuality, Precise IF, Math, Safety and Focus. The leaderboard's score is the mean of
 six subsets: the sixth, Ties, needs scores of single responses and is the benchmark
-rewardbench2_ties, so it is (5 x overall + Ties) / 6. A tie of t counts 1/t in expectation, and so
+rewardbench2_ties, so it is (5 x overall + Ties) / 6: the
+figure "rewardbench2 official", where both are judged. A tie of t counts 1/t in expectation, and so
 it does in the official runner, for scalar models and ratings; a judge's reply without a verdict
 counts 1/4 in both."""
 
@@ -75,6 +78,7 @@ def load(name: str, place: Place) -> Benchmark:
         "accuracy",
         summarize,
         official=Official("expected", "expected"),
+        part=Part(WHOLE, 5 / 6),
         counted={"rows of Ties (see rewardbench2_ties)": ties},
     )
 
@@ -113,6 +117,7 @@ def load_ties(name: str, place: Place) -> Benchmark:
         "roc_auc",
         summarize_ties,
         counted={"rows of other subsets (see rewardbench2)": others},
+        part=Part(WHOLE, 1 / 6),
     )
 
 

@@ -1,5 +1,6 @@
-"""Hugging Face Gemma-2 folders in and out: `config.json`, one `model.safetensors` or several with
-an index, tokenizer files. No torch.
+"""Reads and writes Hugging Face Gemma-2 folders: config, safetensors, tokenizer files. No torch.
+
+`config.json`, one `model.safetensors` or several with an index, tokenizer files.
 
 Reading is lazy: each device's shard is filled from the slices of the files that it covers, and a
 slice that several devices of this process hold is read once. The layers of a stacked parameter are
@@ -26,7 +27,6 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
@@ -38,12 +38,15 @@ from grm_jax.models.table import (
     SCALAR,
     abstract_params,
     find_row,
+    flatten,
     hf_names,
     hf_shape,
     hf_slice,
     is_stacked,
     to_hf,
+    unflatten,
 )
+from grm_jax.parallel.mesh import Device
 from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.progress import byte_progress
 from grm_jax.tokenizer import load_tokenizer
@@ -76,15 +79,16 @@ def load_params(
     dtype: str = "float32",
     architecture: str = CAUSAL_LM,
 ) -> dict:
-    """Parameters of a Hugging Face folder as a nested dict of jax arrays. Each process reads what
-    its own devices hold.
+    """Reads the parameters of a Hugging Face folder as a nested dict of jax arrays.
+
+    Each process reads what its own devices hold.
 
     Args:
       folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files
-          it names.
+        it names.
       cfg: architecture; from `load_config(folder)`, with overrides if wanted.
-      shardings: tree of the same structure with a Sharding per parameter
-          (`sharding.param_shardings`), or None: one device.
+      shardings: tree of the same structure with a Sharding per parameter (`mesh.param_shardings`),
+        or None: one device.
       dtype: of the result, whatever the files hold (float32, bfloat16 or float16).
       architecture: CAUSAL_LM, or SCALAR for {"backbone", "score"}.
 
@@ -92,8 +96,8 @@ def load_params(
     unexpected or mis-shaped tensor.
     """
     folder = pathlib.Path(folder)
-    expected = flatten_dict(abstract_params(cfg, architecture), sep="/")
-    shardings = {} if shardings is None else flatten_dict(shardings, sep="/")
+    expected = flatten(abstract_params(cfg, architecture))
+    shardings = {} if shardings is None else flatten(shardings)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shards = {
         path: _local_shards(leaf.shape, shardings.get(path, one_device))
@@ -115,7 +119,7 @@ def load_params(
             params[path] = jax.make_array_from_single_device_arrays(
                 leaf.shape, shardings.get(path, one_device), arrays
             )
-        return jax.block_until_ready(unflatten_dict(params, sep="/"))
+        return jax.block_until_ready(unflatten(params))
 
 
 Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
@@ -123,20 +127,19 @@ Part = tuple[tuple[int, int], ...]  # (start, stop) along each axis
 
 def _local_shards(
     shape: tuple[int, ...], sharding: jax.sharding.Sharding
-) -> dict[Part, list[jax.Device]]:
+) -> dict[Part, list[Device]]:
     """The different parts of an array that this process holds, each with the devices that hold
     it.
     """
     shards = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        shards.setdefault(
-            tuple(piece.indices(size)[:2] for piece, size in zip(index, shape)), []
-        ).append(device)
+        part = tuple(piece.indices(size)[:2] for piece, size in zip(index or (), shape))
+        shards.setdefault(part, []).append(device)
     return shards
 
 
 def _fill(
-    shards: dict[Part, list[jax.Device]],
+    shards: dict[Part, list[Device]],
     read: Callable[[Part], np.ndarray],
     itemsize: int,
     advance: Callable[[int], None],
@@ -178,7 +181,7 @@ def _fill(
 
 
 @functools.cache
-def _row_writer(devices: tuple[jax.Device, ...]) -> tuple[NamedSharding, Callable]:
+def _row_writer(devices: tuple[Device, ...]) -> tuple[NamedSharding, Callable]:
     """(leading axis over these devices, function that writes a piece of rows into each device's
     part of an array, in place).
     """
@@ -195,8 +198,9 @@ def _row_writer(devices: tuple[jax.Device, ...]) -> tuple[NamedSharding, Callabl
 
 
 def open_safetensors(path: pathlib.Path) -> Any:
-    """`safe_open` whose errors name the file; FileNotFoundError, or ValueError where it is cut off
-    or something else.
+    """Opens a file as `safe_open` does, with errors that name it.
+
+    Raises FileNotFoundError, or ValueError where it is cut off or something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -311,6 +315,14 @@ def _reader(
     return read
 
 
+def write_safetensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes a file that transformers reads, with an ordinary mode; save_file gives 0600."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
+
+
 def save_folder(
     folder: str | os.PathLike,
     params: dict,
@@ -320,8 +332,9 @@ def save_folder(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 2**30,
 ) -> None:
-    """Writes a folder that `transformers` and `load_params` read: all of it or nothing (written
-    aside, then renamed).
+    """Writes a folder that `transformers` and `load_params` read: all of it or nothing.
+
+    It is written aside, then renamed.
 
     Args:
       folder: absent, empty, or a model folder (has config.json), which is replaced.
@@ -329,15 +342,12 @@ def save_folder(
         several processes, all of them call this: tensor after tensor is gathered, and process 0
         writes. The others come back earlier: `processes.barrier` before they read.
       tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids
-          are stated in config.json.
+        are stated in config.json.
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: a larger model goes into several files with an index; one tensor is never
         split. The host holds one such file and one tensor.
     """
-    flat, wanted = (
-        flatten_dict(params, sep="/"),
-        flatten_dict(abstract_params(cfg, architecture), sep="/"),
-    )
+    flat, wanted = flatten(params), flatten(abstract_params(cfg, architecture))
     if {path: leaf.shape for path, leaf in flat.items()} != {
         path: leaf.shape for path, leaf in wanted.items()
     }:
@@ -452,7 +462,7 @@ def _write_tensors(
                 weight_map[name] = file
                 advance(n_bytes)
                 del array
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            write_safetensors(tensors, folder / file)
             del tensors
     if len(shards) > 1:
         index = {

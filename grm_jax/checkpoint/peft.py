@@ -1,5 +1,6 @@
-"""LoRA adapters as a folder of the peft library: adapter_config.json and adapter_model.safetensors.
-No torch, no peft.
+"""Reads and writes LoRA adapters as a folder of the peft library. No torch, no peft.
+
+adapter_config.json and adapter_model.safetensors.
 """
 
 import json
@@ -8,13 +9,11 @@ import pathlib
 import shutil
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
 
-from grm_jax.checkpoint.huggingface import open_safetensors
+from grm_jax.checkpoint.huggingface import open_safetensors, write_safetensors
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
-from grm_jax.models.table import find_row, hf_names
+from grm_jax.models.table import find_row, flatten, hf_names, unflatten
 from grm_jax.parallel.processes import is_main, to_host
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -28,13 +27,13 @@ def save_adapters(
     lora: LoraConfig,
     base: str | os.PathLike,
 ) -> None:
-    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`: all of
-    it or nothing. An adapter folder is replaced.
+    """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`.
 
-    Of several processes all call this, and process 0 writes.
+    All of it or nothing. An adapter folder is replaced. Of several processes all call this, and
+    process 0 writes.
     """
     tensors = {}
-    for path, leaf in flatten_dict(adapters, sep="/").items():
+    for path, leaf in flatten(adapters).items():
         weight, matrix = path.rsplit("/", 1)
         for block, name in enumerate(_names(weight, matrix, cfg)):
             array = to_host(leaf[block]).astype(np.float32)
@@ -75,14 +74,14 @@ def save_adapters(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(tensors, partial / TENSORS, metadata={"format": "pt"})
+    write_safetensors(tensors, partial / TENSORS)
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
 def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, LoraConfig]:
-    """(adapters, config) of such a folder, as numpy arrays.
+    """Reads such a folder: (adapters as numpy arrays, config).
 
     Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is
     missing, left over, or of another shape.
@@ -90,7 +89,7 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
     folder = pathlib.Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text())
-        config["r"], config["lora_alpha"], config["target_modules"]
+        rank, alpha, modules = config["r"], config["lora_alpha"], config["target_modules"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / CONFIG}: expected JSON with r, lora_alpha and target_modules: {error!r}"
@@ -100,11 +99,7 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
         for path in adapted_paths(cfg, LoraConfig(1))
     }
     # a name, or "all-linear"
-    targets = (
-        config["target_modules"]
-        if isinstance(config["target_modules"], list)
-        else [config["target_modules"]]
-    )
+    targets = modules if isinstance(modules, list) else [modules]
     unknown = (
         [name for name in targets if name not in short]
         or config.get("rank_pattern")
@@ -121,7 +116,7 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
             f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, one rank and "
             f"alpha for all, without bias, DoRA or rsLoRA; got {config}"
         )
-    lora = LoraConfig(config["r"], config["lora_alpha"], tuple(short[name] for name in targets))
+    lora = LoraConfig(rank, alpha, tuple(short[name] for name in targets))
     flat, used = {}, set()
     with open_safetensors(folder / TENSORS) as file:
         there = set(file.keys())
@@ -150,7 +145,7 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
             f"{folder / TENSORS}: {len(left)} tensors that this model has no place for, the "
             f"first is {left[0]}"
         )
-    return unflatten_dict(flat, sep="/"), lora
+    return unflatten(flat), lora
 
 
 def _names(weight: str, matrix: str, cfg: Gemma2Config) -> list[str]:

@@ -1,9 +1,9 @@
-"""Checkpoints of a training stage: Orbax for the arrays, JSON for the rest, and checks that what
-comes back is what went in.
+"""Keeps checkpoints of a training stage, and checks that what comes back is what went in.
 
-One folder per stage and in it one folder per step. Orbax writes a step under a temporary name and
-renames it when it is complete, so a run killed while writing leaves the previous checkpoint in
-force. The v0 `CheckpointManager` is used: the names of Orbax v1 still move.
+Orbax for the arrays, JSON for the rest. One folder per stage and in it one folder per step. Orbax
+writes a step under a temporary name and renames it when it is complete, so a run killed while
+writing leaves the previous checkpoint in force. The v0 `CheckpointManager` is used: the names of
+Orbax v1 still move.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ log = logging.getLogger(__name__)
 
 
 class UnreadableCheckpoints(RuntimeError):
-    """A folder holds checkpoints, and none of them can be restored."""
+    """Says that a folder holds checkpoints, and none of them can be restored."""
 
 
 class NotWhatWasSaved(RuntimeError):
-    """A checkpoint was read without error, and its step or checksum is not the one recorded when it
-    was saved.
-    """
+    """Says that a checkpoint was read without error, but not with the step or checksum it had."""
 
 
 def config_digest(config: dict[str, Any]) -> str:
-    """16 hex digits that change when any value of a (nested, JSON-able) config does; the order of
-    keys does not matter.
+    """Returns 16 hex digits that change when any value of a (nested, JSON-able) config does.
+
+    The order of keys does not matter.
     """
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
-    """Manager of one stage's checkpoints, made where missing, which keeps the last `keep` >= 1.
-    Close it at the end of the stage.
+    """Opens a stage's checkpoints, made where missing; the last `keep` >= 1 are kept.
 
-    Removes, with a warning, what a killed run had begun to write. Keep several: one that turns out
-    damaged is stepped over. Of several processes each writes its own shards, and all must open,
-    save, restore and close in step.
+    Close the manager at the end of the stage. Removes, with a warning, what a killed run had begun
+    to write. Keep several: one that turns out damaged is stepped over. Of several processes each
+    writes its own shards, and all must open, save, restore and close in step.
     """
     folder = pathlib.Path(folder).absolute()
     for torn in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
@@ -65,13 +63,15 @@ def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointMana
 def save(
     manager: ocp.CheckpointManager, step: int, state: Any, extra: dict[str, Any], digest: str
 ) -> None:
-    """Write the checkpoint of `step`. Returns once the arrays are copied from the device;
-    `manager.wait_until_finished()` waits for the disk, as do the next save and `close`.
+    """Writes the checkpoint of `step`. Returns once the arrays are copied from the device.
 
-    state: pytree of arrays whose attribute `step` equals `step`. extra: whatever else the run needs
-        to go on, JSON-able: stage, seed,
-    position of the data iterator. digest: `config_digest` of the run. Raises ValueError if the
-    steps differ, or if a checkpoint as late is already on disk.
+    state: pytree of arrays whose attribute `step` equals `step`.
+    extra: whatever else the run needs to go on, JSON-able: stage, seed, position of the data
+        iterator.
+    digest: `config_digest` of the run.
+
+    `manager.wait_until_finished()` waits for the disk, as do the next save and `close`. Raises
+    ValueError if the steps differ, or if a checkpoint as late is already on disk.
     """
     if int(state.step) != step:
         raise ValueError(
@@ -96,10 +96,10 @@ def save(
 def restore_latest(
     manager: ocp.CheckpointManager, abstract_state: Any, digest: str
 ) -> tuple[Any, dict[str, Any]] | None:
-    """(state, extra) of the newest checkpoint that is whole, or None where there is none.
+    """Restores (state, extra) of the newest checkpoint that is whole, or None where there is none.
 
     abstract_state: tree of `jax.ShapeDtypeStruct`, each with the sharding to restore it to (None:
-    the first device). It need not be the sharding, nor the mesh, of the run that saved.
+        the first device). It need not be the sharding, nor the mesh, of the run that saved.
 
     A checkpoint that cannot be read (torn while it was written: a file is cut or missing) is passed
     over with a warning. Once one before it is restored, it is renamed to <step>.damaged, so that
@@ -107,11 +107,11 @@ def restore_latest(
 
     Raises:
       ValueError: the checkpoint was written under another config, or its shapes or dtypes differ
-          from `abstract_state`.
+        from `abstract_state`.
       NotWhatWasSaved: step or checksum of what was read differ from those recorded. No torn file
-          looks like that, so a person decides.
+        looks like that, so a person decides.
       UnreadableCheckpoints: there are checkpoints, but all are damaged. To start again in silence
-          would hide that.
+        would hide that.
     """
     damaged = []
     for step in processes.on_main(
@@ -162,7 +162,7 @@ def restore_latest(
 
 
 def checksum(tree: Any) -> str:
-    """16 hex digits of the exact bits of every array in a tree, the same on every mesh.
+    """Returns 16 hex digits of the exact bits of every array in a tree, the same on every mesh.
 
     Integer sums wrap, and so do not depend on their order: sharded arrays are summed where they
     lie. Each element is weighted by an odd number made from its index, so changed and moved

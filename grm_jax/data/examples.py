@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, gold
 from grm_jax.judgment.rules import best_index
 from grm_jax.tokenizer import Tokenizer
 
@@ -41,12 +41,12 @@ def best_responses(records: Iterable[Record]) -> list[dict[str, str]]:
     """
     rows = []
     for record in records:
-        if len(record.responses) > 1 or record.rewards[0] == 1:
+        if len(record.responses) > 1 or gold(record)[0] == 1:
             turns = [
                 turn.content if len(record.conversation) == 1 else f"{turn.role}: {turn.content}"
                 for turn in record.conversation
             ]
-            completion = record.responses[best_index(record.rewards)]
+            completion = record.responses[best_index(gold(record))]
             rows.append({"id": record.id, "prompt": "\n\n".join(turns), "completion": completion})
     return rows
 

@@ -77,6 +77,20 @@ def interval(draws_B: np.ndarray) -> tuple[float | None, float | None]:
     return float(low), float(high)
 
 
+def stderr(draws_B: np.ndarray) -> float | None:
+    """The standard deviation of the draws: the figure's standard error, with items of one prompt
+    drawn together; None where there are none, 0 for one.
+    """
+    draws_B = draws_B[np.isfinite(draws_B)]
+    return float(draws_B.std(ddof=1 if len(draws_B) > 1 else 0)) if len(draws_B) else None
+
+
+def spread(draws_B: np.ndarray) -> dict[str, float | None]:
+    """{"stderr", "ci_low", "ci_high"} of the draws, as fields of results.json."""
+    low, high = interval(draws_B)
+    return {"stderr": stderr(draws_B), "ci_low": low, "ci_high": high}
+
+
 def sign_share(draws_B: np.ndarray) -> float | None:
     """Twice the share of the draws on the smaller side of 0 (a draw of 0 is on both), at most 1:
     small where a difference keeps its sign.

@@ -1,5 +1,5 @@
 """What stands beside a system's accuracy on a benchmark: position bias, costs, failures by name,
-and how far its margins can be trusted.
+the scores that it gives, and how far its margins can be trusted.
 
 Letters: I items, N responses.
 """
@@ -9,20 +9,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grm_jax.evaluation import scaling
-from grm_jax.evaluation.compare import Field, Judged, make_pools
+from grm_jax.evaluation import votes
+from grm_jax.evaluation.figures import Field, Judged, make_pools
+from grm_jax.evaluation.votes import Pool
 
 # at most so many bins of a calibration curve, of at least about so many items
 BINS, BIN_ITEMS = 8, 20
+SCORES = 20  # the highest score of a histogram
 
 
 def position_swap(field: Field, judged: Judged) -> dict | None:
-    """Greedy with the responses in their order and in the reverse of it. None where there is
-    nothing to compare.
+    """Compares greedy with the responses in their order and in the reverse of it. None where there
+    is nothing to compare.
 
     "consistent": share of the items, among those where both parsed, with the same winner or tied
-    winners; "both_right": share of the same items with the best response alone on top both times;
-    "unparsed": items where one of the two failed.
+    winners; "both_right": share of the same items with the best response alone on top both times,
+    None without gold; "unparsed": items where one of the two failed.
     """
     same, right, unparsed = [], [], 0
     for one, other in zip(
@@ -39,7 +41,8 @@ def position_swap(field: Field, judged: Judged) -> dict | None:
                 for scores_N in (one.scores_IKN[i, 0], other.scores_IKN[j, 0])
             ]
             same.append(bool((tops[0] == tops[1]).all()))
-            right.append(all(top[other.gold_I[j]] and top.sum() == 1 for top in tops))
+            if other.gold_I[j] >= 0:
+                right.append(all(top[other.gold_I[j]] and top.sum() == 1 for top in tops))
     if not same and not unparsed:
         return None
     consistent, both_right = (
@@ -54,18 +57,18 @@ def position_swap(field: Field, judged: Judged) -> dict | None:
 
 
 def costs(judged: Judged) -> dict:
-    """Failures by name over all rows of the system here, and means per judgment: seconds of wall
-    time, prompt tokens and cost where rows tell.
+    """Counts failures by name over all judgments of the system here; means per judgment: seconds of
+    wall time, prompt tokens and cost where judgments tell.
     """
-    rows = [row for kinds in judged.rows.values() for one in kinds for row in one.values()]
+    judgments = [j for kinds in judged.rows.values() for rows in kinds for j in rows.values()]
 
-    def mean(name):
-        values = [row[name] for row in rows if row[name] is not None]
+    def mean(name: str) -> float | None:
+        values = [j[name] for j in judgments if j[name] is not None]
         return sum(values) / len(values) if values else None
 
-    failures = collections.Counter(row["failure"] for row in rows if row["failure"] is not None)
+    failures = collections.Counter(j["failure"] for j in judgments if j["failure"] is not None)
     return {
-        "judgments": len(rows),
+        "judgments": len(judgments),
         "failures": dict(failures.most_common()),
         "seconds_per_judgment": mean("seconds"),
         "prompt_tokens_per_judgment": mean("prompt_tokens"),
@@ -73,21 +76,60 @@ def costs(judged: Judged) -> dict:
     }
 
 
+def score_counts(field: Field, judged: Judged, ks: Sequence[int]) -> dict | None:
+    """Counts the scores that the sampled judgments give (the greedy ones of a system that does not
+    sample): {"best" | "others": {score: count}}. None without gold, and for scores that are no
+    whole numbers of 0..SCORES.
+
+    A single response counts as best where its reward is 1.
+    """
+    kind, samples = ("sampled", max(ks)) if judged.sampled else ("greedy", 1)
+    counts: dict[str, collections.Counter] = {}
+    for pool in make_pools(field, judged, kind, samples):
+        of_pool = _pool_score_counts(pool)
+        if of_pool is None:
+            return None
+        for side, counter in of_pool.items():
+            counts.setdefault(side, collections.Counter()).update(counter)
+    if not any(counts.values()):
+        return None
+    return {side: {str(s): counter[s] for s in sorted(counter)} for side, counter in counts.items()}
+
+
+def _pool_score_counts(pool: Pool) -> dict[str, dict[int, int]] | None:
+    real_IN = np.arange(pool.scores_IKN.shape[-1]) < pool.n_I[:, None]
+    used_IKN = pool.valid_IK[:, :, None] & real_IN[:, None]
+    scores = pool.scores_IKN[used_IKN]
+    if (pool.gold_I < 0).any() or not np.isin(scores, np.arange(SCORES + 1)).all():
+        return None
+    best_IN = np.where(
+        (pool.n_I == 1)[:, None],
+        pool.gold_I[:, None] == 1,
+        np.arange(pool.scores_IKN.shape[-1]) == pool.gold_I[:, None],
+    )
+    best = np.broadcast_to(best_IN[:, None], used_IKN.shape)[used_IKN]
+    sides = {"best": scores[best], "others": scores[~best]}
+    return {
+        side: {int(s): int(n) for s, n in zip(*np.unique(values, return_counts=True))}
+        for side, values in sides.items()
+    }
+
+
 def calibration(field: Field, judged: Judged, ks: Sequence[int]) -> list[dict]:
-    """How accurate a verdict is, by its margin: the best total less the second, per judgment that
-    parsed. Bins hold about equally many items.
+    """Tells how accurate a verdict is by its margin: the best total less the second, per judgment
+    that parsed. Bins hold about equally many items; [] without gold.
     """
     kind, k = ("sampled", max(ks)) if judged.sampled else ("greedy", 1)
     margins, credits = [], []
     for pool in make_pools(field, judged, kind, k):
-        credit_I = scaling.estimate(pool, judged.name, field.benchmark.name, k).credit_I
+        credit_I = votes.estimate(pool, k).credit_I
         total_IN = np.where(
             np.arange(pool.scores_IKN.shape[-1]) < pool.n_I[:, None],
             pool.scores_IKN.sum(axis=1),
             -np.inf,
         )
         valid_I = pool.valid_IK.sum(axis=1)
-        used_I = (pool.n_I > 1) & (valid_I > 0)
+        used_I = (pool.n_I > 1) & (valid_I > 0) & (pool.gold_I >= 0)
         if used_I.any():
             top_I2 = np.sort(total_IN[used_I], axis=1)[:, :-3:-1]
             margins.append((top_I2[:, 0] - top_I2[:, 1]) / valid_I[used_I])
@@ -98,17 +140,17 @@ def calibration(field: Field, judged: Judged, ks: Sequence[int]) -> list[dict]:
     bins = max(1, min(BINS, len(margin_I) // BIN_ITEMS))
     edges = np.unique(np.quantile(margin_I, np.linspace(0, 1, bins + 1)[1:-1]))
     bin_I = np.searchsorted(edges, margin_I, side="left")
-    found = []
+    rows = []
     for b in np.unique(bin_I):
         credit_J, margin_J = credit_I[bin_I == b], margin_I[bin_I == b]
-        found.append(
+        rows.append(
             {
                 "low": float(margin_J.min()),
                 "high": float(margin_J.max()),
                 "margin": float(margin_J.mean()),
                 "items": len(credit_J),
                 "accuracy": float(credit_J.mean()),
-                "stderr": scaling.item_stderr(credit_J),
+                "stderr": votes.item_stderr(credit_J),
             }
         )
-    return found
+    return rows

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grm_jax.evaluation import bootstrap, compare
-from grm_jax.evaluation.compare import OVERALL, Field, Figure, Judged, Way
+from grm_jax.evaluation import bootstrap, figures
+from grm_jax.evaluation.figures import OVERALL, Field, Figure, Judged, Way
 from grm_jax.judgment.voting import default_k_meta
 
 ALL_BENCHMARKS = "mean over benchmarks"
+FOCUS_K = 8  # the k of the paper's tables; the largest k where an evaluation has no 8
 
 
 class Difference(NamedTuple):
@@ -29,30 +30,30 @@ class Difference(NamedTuple):
 
 
 def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
-    """The difference of the benchmark's overall figure; None where the shared items, or all
-    resamples of them, do not give one.
+    """Figure a less figure b, the benchmark's overall ones; None where the shared items, or all
+    resamples of them, do not give them.
     """
-    shared_I = a.judged_I & b.judged_I
+    shared_I = a.used_I & b.used_I
     if not shared_I.any():
         return None
     if a.score_IV is None:
         gap_I = np.where(shared_I, a.credit_I - b.credit_I, np.nan)
-        value = compare.summarize(field, gap_I, shared_I).get(OVERALL)
+        value = figures.summarize(field, gap_I, shared_I).get(OVERALL)
         draws_B = (
-            None if value is None else compare.figure_draws(field, OVERALL, gap_I, shared_I, value)
+            None if value is None else figures.figure_draws(field, OVERALL, gap_I, shared_I, value)
         )
     else:
         sides = [
             dataclasses.replace(one, failed_I=np.where(shared_I, one.failed_I, np.nan))
             for one in (a, b)
         ]
-        values = [compare.values_of(field, one).get(OVERALL) for one in sides]
+        values = [figures.values_of(field, one).get(OVERALL) for one in sides]
         value = None if None in values else values[0] - values[1]
         draws_B = (
             None
             if value is None
             else np.subtract(
-                *(compare.draws_of(field, one, OVERALL, v) for one, v in zip(sides, values))
+                *(figures.draws_of(field, one, OVERALL, v) for one, v in zip(sides, values))
             )
         )
     if value is None or not np.isfinite(draws_B).any():
@@ -69,39 +70,35 @@ def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
 
 
 def wanted_pairs(
-    found: Mapping[str, Mapping[Way, Figure]], ks: Sequence[int]
+    systems: Mapping[str, Mapping[Way, Figure]], ks: Sequence[int]
 ) -> list[tuple[tuple[str, Way], tuple[str, Way]]]:
-    """Which figures to compare: every two systems, greedy and by their votes of the largest k; then
-    what its samples and Meta RM add to each.
+    """Lists which figures to compare: every two systems, greedy and by their votes of the largest
+    k; then what more samples add to each, and the Meta RM at every k.
     """
     most = max(ks)
-    greedy, one, vote, meta = (
-        ("greedy", 1, None),
-        ("vote", 1, None),
-        ("vote", most, None),
-        ("meta", most, default_k_meta(most)),
-    )
+    focus = FOCUS_K if FOCUS_K in ks else most
+    greedy, one, vote = ("greedy", 1, None), ("vote", 1, None), ("vote", most, None)
+    middle, meta = ("vote", focus, None), ("meta", most, default_k_meta(most))
     pairs = [
         ((a, way), (b, way))
         for way in (greedy, vote, meta)
-        for a, b in itertools.combinations(found, 2)
+        for a, b in itertools.combinations(systems, 2)
     ]
-    for name in found:
-        pairs += [
-            ((name, x), (name, y))
-            for x, y in ((vote, one), (vote, greedy), (meta, one), (meta, vote), (meta, greedy))
-            if x != y
-        ]
+    gains = [(middle, one), (vote, middle), (vote, one), (vote, greedy), (meta, one)]
+    gains += [(("meta", k, default_k_meta(k)), ("vote", k, None)) for k in ks if k > 1]
+    gains += [(meta, greedy)]
+    for name in systems:
+        pairs += [((name, x), (name, y)) for x, y in dict.fromkeys(gains) if x != y]
     return pairs
 
 
 def over_benchmarks(differences: Sequence[Difference]) -> list[Difference]:
-    """The mean over benchmarks of each difference that two or more of them have; benchmarks are
-    resampled apart, so their draws add up.
+    """Averages each difference that two or more benchmarks have; benchmarks are resampled apart, so
+    their draws add up.
     """
     groups: dict[tuple, list[Difference]] = {}
-    for one in differences:
-        groups.setdefault((one.a, one.b), []).append(one)
+    for difference in differences:
+        groups.setdefault((difference.a, difference.b), []).append(difference)
     return [
         Difference(
             a,
@@ -125,22 +122,20 @@ def _mean_draws(many: Sequence[Difference]) -> np.ndarray:
     return np.mean([d.draws_B[:draws] for d in many], axis=0)
 
 
-def difference_row(one: Difference) -> dict:
-    """A flat row of results.json. "sign_share": see `bootstrap.sign_share`."""
-    low, high = bootstrap.interval(one.draws_B)
+def difference_row(difference: Difference) -> dict:
+    """Makes a flat row of results.json. "sign_share": see `bootstrap.sign_share`."""
     sides = {
         f"{side}_{name}": value
-        for side, (system, way) in (("a", one.a), ("b", one.b))
+        for side, (system, way) in (("a", difference.a), ("b", difference.b))
         for name, value in zip(("system", "aggregation", "k", "k_meta"), (system, *way))
     }
     return sides | {
-        "benchmark": one.benchmark,
-        "metric": one.metric,
-        "items": one.items,
-        "difference": one.value,
-        "ci_low": low,
-        "ci_high": high,
-        "sign_share": bootstrap.sign_share(one.draws_B),
+        "benchmark": difference.benchmark,
+        "metric": difference.metric,
+        "items": difference.items,
+        "difference": difference.value,
+        **bootstrap.spread(difference.draws_B),
+        "sign_share": bootstrap.sign_share(difference.draws_B),
     }
 
 
@@ -157,31 +152,31 @@ def capability(
     differences: Sequence[Difference],
     ks: Sequence[int],
 ) -> dict:
-    """What the system did here: verdicts on items of one, two and many responses, and accuracy at
-    the largest k less accuracy at k = 1.
+    """Says what the system did here: verdicts on items of one, two and many responses, and accuracy
+    at the largest k less accuracy at k = 1.
 
     "one", "two", "many": {"items", "accepted", "verdicts"}: of the benchmarks' items, those that it
-        accepts and those on which some
-    judgment gave scores. "input_flexible": it gave verdicts on all three sizes; None while a size
-        that it accepts was not among the items.
+        accepts and those on which some judgment gave scores.
+    "input_flexible": it gave verdicts on all three sizes; None while a size that it accepts was not
+        among the items.
     "scalable": whether the 95 % interval of the gain, mean over benchmarks, lies above 0; the gain
         of the guided vote stands apart.
     """
     sizes = {size: {"items": 0, "accepted": 0, "verdicts": 0} for size in SIZES}
     sampled = False
-    for field, one in judged.values():
-        sampled |= one.sampled
+    for field, of_benchmark in judged.values():
+        sampled |= of_benchmark.sampled
         parsed = {
             item
-            for kinds in one.rows.values()
+            for kinds in of_benchmark.rows.values()
             for rows in kinds
-            for (item, _), row in rows.items()
-            if row["scores"] is not None
+            for (item, _), judgment in rows.items()
+            if judgment["scores"] is not None
         }
         for record in field.records:
             size = sizes[size_of(len(record.responses))]
             size["items"] += 1
-            size["accepted"] += record.id in one.accepted
+            size["accepted"] += record.id in of_benchmark.accepted
             size["verdicts"] += record.id in parsed
     shown = {name: size["verdicts"] > 0 if size["items"] else None for name, size in sizes.items()}
     flexible = False if False in shown.values() else None if None in shown.values() else True

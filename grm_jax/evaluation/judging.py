@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from grm_jax.benchmarks import Benchmark
 from grm_jax.evaluation import store
-from grm_jax.evaluation.compare import Judged
+from grm_jax.evaluation.figures import Judged
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.evaluation.store import Rows, View
 from grm_jax.judgment.records import Record

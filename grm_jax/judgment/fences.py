@@ -58,7 +58,7 @@ def fenced(text: str) -> str:
     folded, origin = _fold(text)
     cuts = set()  # positions in `folded` before which a backslash goes, inside the mark
     for match in _MARKS.finditer(folded):
-        kind = match.lastgroup
+        kind = match.lastgroup or ""  # one of the groups always takes part
         cuts.add(
             origin[match.start(kind)] + 1
             if kind in ("bracket", "role")

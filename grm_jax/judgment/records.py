@@ -194,6 +194,13 @@ def response_order(seed: int, record_id: str, sample: int, n: int) -> tuple[int,
     )
 
 
+def gold(record: Record) -> tuple[float, ...]:
+    """Returns the gold rewards of a record. Raises ValueError where it has none."""
+    if record.rewards is None:
+        raise ValueError(f'record {record.id!r}: no gold; expected "rewards" or "best"')
+    return record.rewards
+
+
 def to_record_order(scores: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
     """Puts n scores in prompt order into record order. Raises ValueError when lengths differ."""
     in_record_order = dict(zip(order, scores, strict=True))

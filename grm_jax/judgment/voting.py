@@ -137,7 +137,7 @@ def select_by_meta(
 
 
 def _votes_for_one(verdict: Verdict) -> int:
-    (total,) = verdict.totals
+    total = sum(verdict.totals or ())  # of one response
     if not 0 <= total <= verdict.valid:
         raise ValueError(
             f"a vote on one response needs scores 0 or 1, got a total of {total} from "

@@ -108,7 +108,7 @@ def attend(
         )
         sizes.append(S)
     probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
-    out_BTNH, start = 0.0, 0
+    out_BTNH, start = jnp.zeros((), q_BTNH.dtype), 0
     for segment, S in zip(segments, sizes):
         b, K = segment["v"].shape[0], segment["v"].shape[2]
         fold = B // b

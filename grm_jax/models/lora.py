@@ -16,11 +16,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
-from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row
+from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row, flatten, unflatten
 from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -47,7 +46,7 @@ class LoraConfig:
 
 def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {"/"-joined path: shape and dtype} of the parameters that get an adapter."""
-    flat = flatten_dict(abstract_params(cfg, CAUSAL_LM), sep="/")
+    flat = flatten(abstract_params(cfg, CAUSAL_LM))
     return {
         path: leaf
         for path, leaf in flat.items()
@@ -65,7 +64,7 @@ def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
             jax.random.fold_in(key, number), (*blocks, *ins, lora.rank), jnp.float32
         )
         flat[f"{path}/{B}"] = jnp.zeros((*blocks, lora.rank, *outs), jnp.float32)
-    return unflatten_dict(flat, sep="/")
+    return unflatten(flat)
 
 
 def start_adapters(cfg: Gemma2Config, lora: LoraConfig, params: dict, key: jax.Array) -> dict:
@@ -82,7 +81,7 @@ def merge(params: dict, adapters: dict, scale: float) -> dict:
 
     What the adapters' tree holds beside adapters (a head) takes the parameter's place.
     """
-    flat, low = flatten_dict(params, sep="/"), flatten_dict(adapters, sep="/")
+    flat, low = flatten(params), flatten(adapters)
     flat |= {path: leaf for path, leaf in low.items() if not path.endswith((A, B))}
     for path in {path.rsplit("/", 1)[0] for path in low if path.endswith(A)}:
         weight, a, b = flat[path], low[f"{path}/{A}"], low[f"{path}/{B}"]
@@ -91,7 +90,7 @@ def merge(params: dict, adapters: dict, scale: float) -> dict:
         flat[path] = (weight.astype(jnp.float32) + scale * product.reshape(weight.shape)).astype(
             weight.dtype
         )
-    return unflatten_dict(flat, sep="/")
+    return unflatten(flat)
 
 
 def adapter_spec(path: str) -> P:

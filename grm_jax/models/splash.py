@@ -5,6 +5,7 @@ also does what is not here: decoding, and keys of a shared prefix.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def splash_attend(
         k_BTKH, v_BTKH = (jnp.repeat(x, math.lcm(K, tensor) // K, axis=2) for x in (k_BTKH, v_BTKH))
     spec = P(rows, None, heads)
     return jax.shard_map(
-        lambda *arrays: _attend(*arrays, window, cap, interpret),
+        lambda q, k, v, pos: _attend(q, k, v, pos, window, cap, interpret),
         mesh=mesh,
         in_specs=(spec, spec, spec, P(rows)),
         out_specs=spec,
@@ -87,9 +88,9 @@ def _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret):
     )
     # tokens see tokens, padding sees padding
     real_BT = jnp.pad((pos_BT >= 0).astype(jnp.int32), [(0, 0), (0, padded - T)])
-    return jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(real_BT, real_BT)).swapaxes(
-        1, 2
-    )[:, :T]
+    segments = kernels.SegmentIds(real_BT, real_BT)
+    out_BNTH: Any = jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, segments)
+    return out_BNTH.swapaxes(1, 2)[:, :T]
 
 
 def block_size(length: int) -> int:

@@ -20,10 +20,11 @@ leading axis of blocks stays whole: the scan walks along it.
 import functools
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
@@ -168,6 +169,16 @@ def hf_slice(index: tuple[slice, ...], shape: tuple[int, ...], inputs: int) -> t
 
 
 # tracing the model takes as long as a small stage's work, and one run asks dozens of times
+def flatten(tree: dict) -> dict[str, Any]:
+    """Returns {"/"-joined path: leaf} of nested dicts."""
+    return flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """Inverts `flatten`."""
+    return unflatten_dict(flat, sep="/")
+
+
 @functools.cache
 def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
     """Returns shapes and dtypes (float32) of all parameters; allocates nothing (`jax.eval_shape`).

@@ -22,6 +22,7 @@ from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import find_row
 from grm_jax.settings import Rule, check
 
+Device = Any  # a jax.Device, which type checkers take for a variable
 AXES = ("replica", "fsdp", "tensor")
 BATCH = P(DATA_AXES)
 
@@ -44,7 +45,7 @@ class MeshConfig:
 
 
 def make_mesh(
-    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    replica: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[Device] | None = None
 ) -> Mesh:
     """Makes a mesh over all devices (or those given). One size may be -1: whatever remains.
 

@@ -52,8 +52,8 @@ class Processes(NamedTuple):
         nothing was started.
     """
 
-    index: int
-    count: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     coordinator: str | None
     launcher: str
 
@@ -111,9 +111,9 @@ def initialize(
     heartbeat_s = heartbeat_s or _integer(
         "GRM_JAX_HEARTBEAT_S", os.environ.get("GRM_JAX_HEARTBEAT_S", "100")
     )
-    if "cpu" in (jax.config.jax_platforms or ""):
+    if "cpu" in _platforms():
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    times = {
+    times: dict[str, Any] = {
         "initialization_timeout": timeout_s,
         "heartbeat_timeout_seconds": heartbeat_s,
         "shutdown_timeout_seconds": SHUTDOWN_S,
@@ -315,7 +315,11 @@ def _by_process(client, folder: str) -> dict[int, str]:
     return {int(key.rpartition("/")[2]): value for key, value in client.key_value_dir_get(folder)}
 
 
-def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict]:
+def _platforms() -> str:
+    return jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict[str, Any]]:
     """What started this process, and what to tell `jax.distributed.initialize`; "none" for one
     process.
     """
@@ -335,7 +339,7 @@ def _launcher(coordinator, num_processes, process_id) -> tuple[str, dict]:
             "cluster_detection_method": "slurm",
             "local_device_ids": _local_devices(tasks_per_node, int(env["SLURM_LOCALID"])),
         }
-    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (jax.config.jax_platforms or "tpu"):
+    if cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" in (_platforms() or "tpu"):
         return "tpu", {}  # how many hosts the slice has is for JAX to find out
     if env.get("GRM_JAX_COORDINATOR"):
         return _explicit("environment", {name: env.get(name) or None for name in VARIABLES})

@@ -27,7 +27,7 @@ class Collective(NamedTuple):
 
     kind: str
     axes: tuple[str, ...]
-    count: float
+    count: float  # pyright: ignore[reportIncompatibleMethodOverride]
     bytes: float
 
 
@@ -111,9 +111,10 @@ def _groups(instruction: Instruction, devices: int) -> np.ndarray | None:
     iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     if iota:
         shape, dims, order = (
-            tuple(int(i) for i in part.split(",")) if part else None for part in iota.groups()
+            tuple(int(i) for i in part.split(",")) if part else () for part in iota.groups()
         )
-        return np.arange(np.prod(dims)).reshape(dims).transpose(order).reshape(shape[0], -1)
+        placed = np.arange(np.prod(dims)).reshape(dims).transpose(order or None)
+        return placed.reshape(*shape[:1], -1)
     named = re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\))? "
         r"\{([^}]*)\}",

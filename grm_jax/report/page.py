@@ -1,8 +1,8 @@
-"""What the report pages share: one self-contained HTML file from a Jinja template, its script, its
+"""How a report page is made: one self-contained HTML file from a Jinja template, its script, its
 data and how it prints figures.
 
-A page may load nothing from elsewhere, and its content security policy allows its own script alone.
-Texts enter it escaped, or as JSON that the script puts into the page as text.
+The page may load nothing from elsewhere, and its content security policy allows its own script
+alone. Texts enter it escaped, or as JSON that the script puts into the page as text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
 
 
 def _points(value: float) -> str:
@@ -71,6 +71,8 @@ def _duration(seconds: float) -> str:
 
 
 def _figure(value: float) -> str:
+    if value == round(value):
+        return f"{value:,.0f}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

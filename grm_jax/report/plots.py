@@ -1,4 +1,5 @@
-"""The report's figures as inline SVG text. Each function takes plain data and returns one `<svg>`
+"""The plots of a report as inline SVG text: k-curves, accuracy against tokens, k_meta, calibration
+of margins, domains, scores, training curves. Each function takes plain data and returns one `<svg>`
 element.
 """
 
@@ -7,18 +8,17 @@ from __future__ import annotations
 import fnmatch
 import io
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
-SYSTEM_COLORS = {"base": "#7f8894", "rft": "#2b6cb0", "grm": "#c2541b"}
-MORE_COLORS = ("#2f855a", "#805ad5", "#b7791f", "#97266d", "#285e61")
-INK, GRID = "#2d3748", "#e2e8f0"
+INK, GRID, SOFT = "#2d3748", "#e2e8f0", "#718096"
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -40,7 +40,7 @@ STYLE = {
     "lines.linewidth": 1.6,
     "text.parse_math": False,  # names come from data: a "$" is a dollar
 }
-CURVE_COLORS = (
+COLORS = (
     "#2b6cb0",
     "#c2541b",
     "#2f855a",
@@ -52,6 +52,8 @@ CURVE_COLORS = (
     "#d53f8c",
     "#68a982",
 )
+MARKERS = "osDv^<>pP*Xh"
+META_DASH, FLAT_DASH = (0, (4, 1.5)), (0, (1, 1.6))
 # panels of the training curves in reading order, metrics by name or pattern; a metric no panel
 # names gets one of its own, below
 PANELS = {
@@ -82,12 +84,10 @@ PANELS = {
 }
 
 
-def colors(systems: Sequence[str]) -> dict[str, str]:
-    """A fixed color per known system; others take the next free one."""
-    unknown = [system for system in systems if system not in SYSTEM_COLORS]
+def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """(color, marker) of each system; together they stay apart beyond the ten colors."""
     return {
-        **SYSTEM_COLORS,
-        **{system: MORE_COLORS[i % len(MORE_COLORS)] for i, system in enumerate(unknown)},
+        name: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
     }
 
 
@@ -117,7 +117,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
 
 
 def grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure, list]:
-    """A figure with `panels` axes in rows of `columns`; sizes in inches per panel."""
+    """Makes a figure with `panels` axes in rows of `columns`; sizes in inches per panel."""
     columns = min(columns, panels)
     lines = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
@@ -127,129 +127,290 @@ def grid(panels: int, columns: int, width: float, height: float) -> tuple[Figure
     return figure, list(axes[:panels])
 
 
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Writes the legend above the panels, in as many columns as the width has room for."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    room = int(figure.get_figwidth() / (0.6 + 0.075 * longest))
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=max(1, min(6, room, len(handles)))
+    )
+
+
+def system_handles(systems: Sequence[str]) -> list[Line2D]:
+    return [
+        Line2D([], [], color=color, marker=marker, linewidth=2.5, markersize=5, label=name)
+        for name, (color, marker) in looks(systems).items()
+    ]
+
+
 def percent_axis(axis) -> None:
+    """Labels shares in percent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %"))
 
 
+def number_axis(axis, ticks: int) -> None:
+    """Labels numbers with as many digits as tell them apart: no offset, no mathematics."""
+    axis.set_major_locator(MaxNLocator(ticks))
+    formatter = ScalarFormatter(useOffset=False, useMathText=False)
+    formatter.set_powerlimits((-5, 6))
+    axis.set_major_formatter(formatter)
+
+
+def log_axis(axis, ticks: Sequence[float]) -> None:
+    """Labels the ticks of a logarithmic axis with plain numbers, and no others."""
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(list(ticks), [f"{tick:,g}" if tick < 1e6 else f"{tick:.0e}" for tick in ticks])
+
+
 def k_axis(axes, ks: Sequence[int], label: str) -> None:
+    """A logarithmic axis of votes with a tick at every k."""
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(list(ks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(list(ks), [str(k) for k in ks])
+    log_axis(axes.xaxis, ks)
     axes.set_xlabel(label)
 
 
-def curve(axes, rows: list[dict], x: str, color: str, **style) -> None:
-    """Accuracy against row[x] with a band of one standard error."""
-    rows = sorted(rows, key=lambda row: row[x])
-    xs, ys, errors = (
-        np.array([row[name] for row in rows], float) for name in (x, "accuracy", "stderr")
-    )
-    axes.fill_between(xs, ys - errors, ys + errors, color=color, alpha=0.13, linewidth=0)
-    axes.plot(xs, ys, color=color, markersize=4.5, **style)
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones, at most 7: 1, 2, 5 of a decade, fewer where the
+    range is long, and evenly spaced ones where it is short.
+    """
+    low_end, high_end = low / 1.05, high * 1.05
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for parts in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [float(f"{part}e{e}") for e in decades for part in parts]
+        ticks = [tick for tick in ticks if low_end <= tick <= high_end]
+        if len(ticks) <= 7:
+            break
+    if len(ticks) < 2 and high > 1.01 * low:
+        spaced = MaxNLocator(5, integer=high - low >= 3).tick_values(low, high)
+        ticks = [float(f"{tick:.6g}") for tick in spaced if low_end <= tick <= high_end]
+    return ticks[:: -(-len(ticks) // 7)] if ticks else [float(f"{low:.4g}")]
 
 
-def scaling_curves(rows: list[dict], splits: Sequence[str], systems: Sequence[str]) -> str:
-    """Accuracy against k, one panel per split: votes, guided votes, greedy and chance."""
-    color = colors(systems)
+def curves(
+    rows: list[dict],
+    benchmarks: Sequence[str],
+    systems: Sequence[str],
+    x: str,
+    name: str,
+    label: str,
+) -> str:
+    """Plots the figure's value against `x`, "k" or "tokens_per_item", a panel for each benchmark;
+    bands are 95 % intervals.
+
+    rows: of votes and, of guided votes, one for each k. A system that does not sample is a level
+    line over k, one point over tokens, and left out of the latter where it generates nothing.
+    """
+    look = looks(systems)
     with matplotlib.rc_context(STYLE):
-        figure, axes = grid(len(splits), 2, 5.6, 3.5)
-        for panel, split in zip(axes, splits):
-            mine = [row for row in rows if row["split"] == split]
-            for system in systems:
-                for aggregation, style in (
-                    ("vote", {"marker": "o"}),
-                    ("meta", {"marker": "^", "linestyle": (0, (4, 1.5))}),
-                ):
-                    chosen = [
-                        row
-                        for row in mine
-                        if row["system"] == system and row["aggregation"] == aggregation
-                    ]
-                    if chosen:
-                        curve(panel, chosen, "k", color[system], **style)
-                for row in mine:
-                    if row["system"] == system and row["aggregation"] == "greedy":
-                        panel.axhline(
-                            row["accuracy"],
-                            color=color[system],
-                            linestyle=(0, (1, 1.6)),
-                            linewidth=1.4,
-                        )
-            chance = [row["chance"] for row in mine if row.get("chance") is not None]
-            if chance:
-                panel.axhline(chance[0], color="#a0aec0", linewidth=1)
-                panel.annotate(
-                    f"chance {100 * chance[0]:.0f} %",
-                    (1, chance[0]),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(-2, 2),
-                    textcoords="offset points",
-                    ha="right",
-                    va="bottom",
-                    fontsize=8,
-                    color="#718096",
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-                )
-            panel.set_title(split)
-            percent_axis(panel.yaxis)
-            ks = sorted({row["k"] for row in mine if row["aggregation"] != "greedy"})
-            if ks:
-                k_axis(panel, ks, "k, judgments voted")
-        shown = {row["aggregation"] for row in rows}
-        kinds = {
-            "vote": Line2D([], [], color=INK, marker="o", markersize=4.5, label="vote"),
-            "meta": Line2D(
-                [],
-                [],
-                color=INK,
-                marker="^",
-                markersize=4.5,
-                linestyle=(0, (4, 1.5)),
-                label="Meta RM guided vote",
-            ),
-            "greedy": Line2D(
-                [],
-                [],
-                color=INK,
-                linestyle=(0, (1, 1.6)),
-                linewidth=1.4,
-                label="greedy, one judgment",
-            ),
-        }
-        handles = [
-            Line2D([], [], color=color[system], linewidth=4, label=system) for system in systems
-        ]
-        handles += [handle for kind, handle in kinds.items() if kind in shown]
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-        return svg(figure, "scaling", "Accuracy against the number of judgments voted")
-
-
-def k_meta_curves(sweep: list[dict], splits: Sequence[str], systems: Sequence[str]) -> str:
-    """Accuracy of the guided vote at the largest k against k_meta."""
-    color = colors(systems)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = grid(len(splits), 4, 2.8, 2.5)
-        for panel, split in zip(axes, splits):
-            for system in systems:
-                chosen = [row for row in sweep if row["split"] == split and row["system"] == system]
+        figure, axes = grid(len(benchmarks), 2, 5.6, 3.5)
+        for panel, benchmark in zip(axes, benchmarks):
+            mine = [r for r in rows if r["benchmark"] == benchmark and r["value"] is not None]
+            for system, aggregation in itertools.product(systems, ("vote", "meta")):
+                key = (system, aggregation)
+                chosen = [r for r in mine if (r["system"], r["aggregation"]) == key and r[x]]
                 if chosen:
-                    curve(panel, chosen, "k_meta", color[system], marker="^")
-            panel.set_title(split)
+                    _curve(panel, sorted(chosen, key=lambda row: row[x]), x, look[system])
+            _chance_line(panel, mine)
+            area = bool(mine) and mine[0]["metric"] == "roc_auc"
+            panel.set_title(benchmark + " (ROC area)" * area)
             percent_axis(panel.yaxis)
-            k_axis(
-                panel,
-                sorted({row["k_meta"] for row in sweep if row["split"] == split}),
-                "k_meta, judgments kept",
-            )
-        figure.legend(
-            handles=[
-                Line2D([], [], color=color[system], linewidth=4, label=system) for system in systems
-            ],
-            loc="outside upper left",
-            ncols=len(systems),
+            if x == "k":
+                k_axis(panel, sorted({row["k"] for row in mine} or {1}), "k, judgments voted")
+            else:
+                panel.set_xlabel("generated tokens for an item")
+                if shown := [row[x] for row in mine if row[x]]:
+                    panel.set_xscale("log")
+                    log_axis(panel.xaxis, log_ticks(min(shown), max(shown)))
+        kinds = {"flat" if row["flat_by_construction"] else row["aggregation"] for row in rows} - (
+            set() if x == "k" else {"flat"}
         )
+        named = {
+            "vote": Line2D([], [], color=INK, label="vote"),
+            "meta": Line2D([], [], color=INK, linestyle=META_DASH, label="Meta RM guided vote"),
+            "flat": Line2D([], [], color=INK, linestyle=FLAT_DASH, label="flat by construction"),
+        }
+        handles = [handle for kind, handle in named.items() if kind in kinds]
+        legend(figure, system_handles(systems) + handles)
+        return svg(figure, name, label)
+
+
+def _curve(panel, rows: Sequence[Mapping], x: str, look: tuple[str, str]) -> None:
+    color, marker = look
+    xs, ys, low, high = (
+        np.array([row[field] for row in rows], float) for field in (x, "value", "ci_low", "ci_high")
+    )
+    flat, meta = rows[0]["flat_by_construction"], rows[0]["aggregation"] == "meta"
+    if not flat:
+        panel.fill_between(xs, low, high, color=color, alpha=0.1, linewidth=0)
+    panel.plot(
+        xs,
+        ys,
+        color=color,
+        marker="" if flat and x == "k" else marker,
+        markersize=4.5,
+        linestyle=FLAT_DASH if flat else META_DASH if meta else "-",
+    )
+
+
+def _chance_line(panel, rows: Sequence[Mapping]) -> None:
+    chance = next((row["chance"] for row in rows if row["chance"] is not None), None)
+    if chance is None:
+        return
+    panel.axhline(chance, color="#a0aec0", linewidth=1)
+    panel.annotate(
+        f"chance {100 * chance:.0f} %",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 2),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=SOFT,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+    )
+
+
+def k_meta_curves(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[str]) -> str:
+    """Plots the guided vote of one k against k_meta, a panel for each benchmark."""
+    look = looks(systems)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(len(benchmarks), 4 if len(benchmarks) == 4 else 3, 3.0, 2.5)
+        for panel, benchmark in zip(axes, benchmarks):
+            mine = [r for r in rows if r["benchmark"] == benchmark and r["value"] is not None]
+            for system in systems:
+                chosen = [row for row in mine if row["system"] == system]
+                if chosen:
+                    chosen.sort(key=lambda row: row["k_meta"])
+                    _curve(panel, chosen, "k_meta", look[system])
+            panel.set_title(benchmark)
+            percent_axis(panel.yaxis)
+            kept = sorted({row["k_meta"] for row in mine} or {1})
+            k_axis(panel, kept, "k_meta, judgments kept")
+        shown = {row["system"] for row in rows}
+        legend(figure, [h for h in system_handles(systems) if h.get_label() in shown])
         return svg(figure, "kmeta", "Accuracy of the guided vote against k_meta")
+
+
+def calibration(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[str]) -> str:
+    """Plots accuracy against the margin of the verdict, a panel for each system, a line for each
+    benchmark; bars are one standard error.
+    """
+    benchmarks = [name for name in benchmarks if any(row["benchmark"] == name for row in rows)]
+    systems = [name for name in systems if any(row["system"] == name for row in rows)]
+    look = looks(benchmarks)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(len(systems), 3, 3.8, 2.9)
+        for panel, system in zip(axes, systems):
+            for benchmark, (color, marker) in look.items():
+                place = (system, benchmark)
+                mine = [row for row in rows if (row["system"], row["benchmark"]) == place]
+                if not mine:
+                    continue
+                xs, ys, errors = (
+                    np.array([row[field] for row in mine], float)
+                    for field in ("margin", "accuracy", "stderr")
+                )
+                style = {"color": color, "marker": marker, "markersize": 4, "elinewidth": 1}
+                panel.errorbar(xs, ys, yerr=errors, **style)
+            panel.set_title(system, fontsize=9)
+            panel.set_ylim(-0.04, 1.06)
+            percent_axis(panel.yaxis)
+            number_axis(panel.xaxis, 5)
+            panel.set_xlabel("margin for each judgment", fontsize=8)
+            panel.tick_params(labelsize=8)
+        legend(figure, system_handles(benchmarks))
+        return svg(figure, "calibration", "Accuracy against the margin of the verdict")
+
+
+def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[str]) -> str:
+    """Plots accuracy by domain, a panel for each benchmark: a filled dot for the vote of the
+    largest k (bar: 95 % interval), a ring for greedy.
+    """
+    look = looks(systems)
+    names = {b: sorted({r["domain"] for r in rows if r["benchmark"] == b}) for b in benchmarks}
+    longest = max(len(names[benchmark]) for benchmark in benchmarks)
+    step = 0.16 + 0.06 * len(systems)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(len(benchmarks), 2, 5.6, 0.8 + step * longest)
+        lowest = min((row["value"] for row in rows), default=0.0)
+        for panel, benchmark in zip(axes, benchmarks):
+            domains = names[benchmark]
+            for y in range(0, len(domains), 2):
+                panel.axhspan(y - 0.5, y + 0.5, color="#f4f6f9", linewidth=0, zorder=0)
+            panel.grid(axis="y", visible=False)
+            items = dict.fromkeys(domains, 0)
+            for row in rows:
+                if row["benchmark"] != benchmark or row["aggregation"] == "meta":
+                    continue
+                i, y = systems.index(row["system"]), domains.index(row["domain"])
+                items[row["domain"]] = max(items[row["domain"]], row["items"])
+                at = y + 0.7 * ((i + 0.5) / len(systems) - 0.5)
+                color = look[row["system"]][0]
+                if row["aggregation"] == "vote":
+                    ends = np.array(
+                        [[row["value"] - row["ci_low"]], [row["ci_high"] - row["value"]]]
+                    )
+                    bars = {"xerr": np.maximum(ends, 0), "elinewidth": 1, "markersize": 4.5}
+                    panel.errorbar(row["value"], at, fmt="o", color=color, **bars)
+                else:
+                    ring = {"markerfacecolor": "white", "markeredgewidth": 1.2, "markersize": 4.5}
+                    panel.plot(row["value"], at, "o", color=color, **ring)
+            labels = [f"{name or '(none)'} ({items[name]})" for name in domains]
+            panel.set_yticks(range(len(domains)), labels)
+            panel.set_ylim(len(domains) - 0.5, -0.5)
+            panel.set_xlim(max(-0.02, np.floor(10 * lowest - 0.5) / 10), 1.02)
+            percent_axis(panel.xaxis)
+            panel.set_title(benchmark)
+        handles = [
+            Line2D([], [], color=look[system][0], linewidth=4, label=system) for system in systems
+        ]
+        dot = {"color": INK, "marker": "o", "linestyle": ""}
+        handles += [
+            Line2D([], [], label="vote of the largest k", **dot),
+            Line2D([], [], label="greedy", markerfacecolor="white", **dot),
+        ]
+        legend(figure, handles)
+        return svg(figure, "domains-svg", "Accuracy by domain")
+
+
+def score_histograms(
+    counts: Mapping[tuple[str, str], Mapping[str, Mapping[str, int]]],
+    benchmarks: Sequence[str],
+    systems: Sequence[str],
+) -> str:
+    """Plots the share of each score, for the best response and for the others; a row per benchmark,
+    a column per system. counts: {(system, benchmark): as diagnostics.score_counts}.
+    """
+    look = looks(systems)
+    systems = [name for name in systems if any(system == name for system, _ in counts)]
+    benchmarks = [name for name in benchmarks if any(of == name for _, of in counts)]
+    with matplotlib.rc_context(STYLE):
+        size = (3.7 * len(systems), 1.55 * len(benchmarks) + 0.3)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(benchmarks), len(systems), squeeze=False)
+        for line, benchmark in zip(axes, benchmarks):
+            for panel, system in zip(line, systems):
+                sides = counts.get((system, benchmark))
+                panel.set_title(f"{benchmark}, {system}", fontsize=9)
+                panel.grid(axis="x", visible=False)
+                if sides is None:
+                    place = {"transform": panel.transAxes, "ha": "center", "color": SOFT}
+                    panel.text(0.5, 0.5, "no whole scores", **place)
+                    panel.set_axis_off()
+                    continue
+                given = sorted({int(score) for of in sides.values() for score in of})
+                scores = np.arange(given[0], given[-1] + 1)
+                fills = {"best": look[system][0], "others": "#cbd5e0"}
+                for at, (side, fill) in zip((-0.2, 0.2), fills.items()):
+                    numbers = np.array([sides.get(side, {}).get(str(s), 0) for s in scores])
+                    share = numbers / max(1, numbers.sum())
+                    panel.bar(scores + at, share, width=0.4, color=fill)
+                panel.set_xticks(scores)
+                percent_axis(panel.yaxis)
+                panel.yaxis.set_major_locator(MaxNLocator(4))
+                panel.tick_params(labelsize=8)
+        return svg(figure, "scores-svg", "Histogram of scores")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -261,173 +422,48 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (sums[right] - sums[left]) / (right - left)
 
 
-def split_metrics(curves: dict) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def split_metrics(of_metric: Mapping) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """(named panels, one panel for each other metric) that these curves fill: {title: [metric]}."""
     named = {
-        title: [name for pattern in patterns for name in fnmatch.filter(curves, pattern)]
+        title: [name for pattern in patterns for name in fnmatch.filter(of_metric, pattern)]
         for title, patterns in PANELS.items()
     }
     taken = {name for names in named.values() for name in names}
     return {title: names for title, names in named.items() if names}, {
-        name: [name] for name in curves if name not in taken
+        name: [name] for name in of_metric if name not in taken
     }
 
 
 def training_curves(
-    curves: dict[str, tuple[np.ndarray, np.ndarray]], panels: dict[str, list[str]], name: str
+    of_metric: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    panels: Mapping[str, Sequence[str]],
+    name: str,
 ) -> str:
-    """Small multiples against the step: each value faint, their moving mean strong."""
+    """Plots small multiples against the step: each value faint, their moving mean strong."""
     with matplotlib.rc_context(STYLE):
         figure, axes = grid(len(panels), 4, 2.8, 1.95)
         for panel, (title, metrics) in zip(axes, panels.items()):
-            for metric, color in zip(metrics, itertools.cycle(CURVE_COLORS)):
-                steps, values = curves[metric]
+            groups = {metric.rpartition("/")[0] for metric in metrics}
+            prefix = f"{groups.pop()}/" if len(metrics) > 1 and len(groups) == 1 else ""
+            for metric, color in zip(metrics, itertools.cycle(COLORS)):
+                steps, values = of_metric[metric]
                 if len(values) > 20:
                     panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.9)
                     values = _smooth(values)
-                panel.plot(
-                    steps,
-                    values,
-                    color=color,
-                    marker="o" if len(values) == 1 else None,
-                    label=metric,
-                )
+                marker = "o" if len(values) == 1 else None
+                label = metric.removeprefix(prefix)
+                panel.plot(steps, values, color=color, marker=marker, label=label)
             panel.set_title(title, fontsize=9)
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            panel.yaxis.set_major_locator(MaxNLocator(5))
-            panel.yaxis.set_major_formatter(
-                FuncFormatter(
-                    lambda value, _: (
-                        f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 12):.3g}"
-                    )
-                )
-            )
-            flat = {value for metric in metrics for value in curves[metric][1]}
-            if max(flat) - min(flat) < 1e-6 * abs(max(flat)):
-                panel.set_ylim(sorted((0.0, 2 * max(flat))))
+            number_axis(panel.yaxis, 5)
+            flat = {value for metric in metrics for value in of_metric[metric][1]}
+            if max(flat) - min(flat) <= 1e-6 * abs(max(flat)):
+                panel.set_ylim(sorted((0.0, 2 * max(flat) or 1.0)))
             panel.tick_params(labelsize=8)
-            if len(metrics) > 1:
-                panel.legend(fontsize=7, handlelength=1.2, borderpad=0.1, labelspacing=0.2)
+            panel.yaxis.get_offset_text().set_fontsize(8)
+            if len(metrics) > 1:  # above the curves
+                low, high = panel.get_ylim()
+                panel.set_ylim(low, high + 0.13 * len(metrics) * (high - low))
+                look = {"fontsize": 7, "handlelength": 1.2, "borderpad": 0.1, "labelspacing": 0.2}
+                panel.legend(loc="upper left", **look)
         return svg(figure, name, "Training curves against the step")
-
-
-def domain_dots(
-    domains: dict[tuple[str, str], dict[str, dict]], splits: Sequence[str], systems: Sequence[str]
-) -> str:
-    """Accuracy by domain: a filled dot for the vote over the pool (bar: one standard error), a ring
-    for greedy.
-    """
-    color = colors(systems)
-    names = {
-        split: sorted(
-            {name for (_, where), cells in domains.items() if where == split for name in cells}
-        )
-        for split in splits
-    }
-    longest = max(len(names[split]) for split in splits)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = grid(len(splits), 2, 5.6, 0.8 + 0.3 * longest)
-        lowest = min(
-            (
-                cell[kind]
-                for cells in domains.values()
-                for cell in cells.values()
-                for kind in ("greedy", "vote")
-                if cell[kind] is not None
-            ),
-            default=0,
-        )
-        for panel, split in zip(axes, splits):
-            for y in range(0, len(names[split]), 2):
-                panel.axhspan(y - 0.5, y + 0.5, color="#f4f6f9", linewidth=0, zorder=0)
-            panel.grid(axis="y", visible=False)
-            for i, system in enumerate(systems):
-                cells = domains.get((system, split), {})
-                for y, name in enumerate(names[split]):
-                    at = y + 0.2 * (i - (len(systems) - 1) / 2)
-                    cell = cells.get(name)
-                    if cell and cell["vote"] is not None:
-                        panel.errorbar(
-                            cell["vote"],
-                            at,
-                            xerr=cell["stderr"],
-                            fmt="o",
-                            color=color[system],
-                            markersize=5,
-                            elinewidth=1,
-                        )
-                    if cell and cell["greedy"] is not None:
-                        panel.plot(
-                            cell["greedy"],
-                            at,
-                            "o",
-                            color=color[system],
-                            markersize=5,
-                            markerfacecolor="white",
-                            markeredgewidth=1.2,
-                        )
-            items = {
-                name: next(
-                    cells[name]["items"]
-                    for (_, where), cells in domains.items()
-                    if where == split and name in cells
-                )
-                for name in names[split]
-            }
-            panel.set_yticks(
-                range(len(names[split])),
-                [f"{name or '(none)'} ({items[name]})" for name in names[split]],
-            )
-            panel.set_ylim(len(names[split]) - 0.5, -0.5)
-            panel.set_xlim(max(-0.02, np.floor(10 * lowest - 0.5) / 10), 1.02)
-            percent_axis(panel.xaxis)
-            panel.set_title(split)
-        handles = [
-            Line2D([], [], color=color[system], linewidth=4, label=system) for system in systems
-        ]
-        handles += [
-            Line2D([], [], color=INK, marker="o", linestyle="", label="vote over the whole pool"),
-            Line2D(
-                [], [], color=INK, marker="o", linestyle="", markerfacecolor="white", label="greedy"
-            ),
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
-        return svg(figure, "domains", "Accuracy by domain")
-
-
-def score_histograms(
-    histograms: dict[tuple[str, str], dict[str, np.ndarray]],
-    splits: Sequence[str],
-    systems: Sequence[str],
-) -> str:
-    """Share of each score, for the best response and for the others; a row per split, a column per
-    system.
-    """
-    color = colors(systems)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(3.7 * len(systems), 1.55 * len(splits) + 0.3), layout="constrained"
-        )
-        axes = figure.subplots(len(splits), len(systems), squeeze=False)
-        for line, split in zip(axes, splits):
-            for panel, system in zip(line, systems):
-                counts = histograms.get((system, split))
-                panel.set_title(f"{split}, {system}", fontsize=9)
-                panel.grid(axis="x", visible=False)
-                if counts is None:
-                    panel.text(
-                        0.5, 0.5, "not run", transform=panel.transAxes, ha="center", color="#718096"
-                    )
-                    continue
-                scores = np.arange(len(counts["best"]))
-                keep = scores >= (0 if len(scores) <= 2 else 1)
-                for side, (name, fill) in enumerate(
-                    (("best", color[system]), ("others", "#cbd5e0"))
-                ):
-                    share = counts[name] / max(1, counts[name].sum())
-                    panel.bar(scores[keep] + 0.4 * side - 0.2, share[keep], width=0.4, color=fill)
-                panel.set_xticks(scores[keep])
-                percent_axis(panel.yaxis)
-                panel.yaxis.set_major_locator(MaxNLocator(4))
-                panel.tick_params(labelsize=8)
-        return svg(figure, "scores", "Histogram of scores")

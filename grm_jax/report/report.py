@@ -1,247 +1,300 @@
-"""report.html: one self-contained page of a work folder, for a reader who has only the file. No
-network, no server, no framework.
+"""report.html: the one self-contained page of an evaluation and, where a run has it, of its
+training: tables, curves, and single items with every system's judgments to read.
 """
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from grm_jax.evaluation.results import FOCUS_K
-from grm_jax.report import page, plots, report_data
-
-REASONS = (
-    "no_box",
-    "empty_box",
-    "wrong_count",
-    "not_a_number",
-    "not_an_integer",
-    "out_of_range",
-    "truncated",
+from grm_jax.benchmarks import Benchmark
+from grm_jax.evaluation.comparisons import without_judgments
+from grm_jax.evaluation.differences import ALL_BENCHMARKS
+from grm_jax.evaluation.figures import Judged
+from grm_jax.judgment.voting import default_k_meta
+from grm_jax.report import page, plots, training
+from grm_jax.report.examples import examples
+from grm_jax.report.headline import (
+    LOW,
+    absent_text,
+    coverage_text,
+    headline,
+    is_low,
+    scalable_text,
+    size_text,
+    way_text,
+    yes_no,
 )
-STAGE_TITLES = {"rft": "Rejective fine-tuning (RFT)", "rl": "Online RL", "meta": "Meta RM"}
 
 
-def write_report(workdir: str | os.PathLike) -> Path:
-    """Writes <workdir>/report.html from what the folder holds and returns its path; a part whose
-    data are absent says "not run".
-
-    Raises ValueError (naming file and line) where a file is there but broken.
+def write_report(
+    workdir: Path,
+    results: Mapping,
+    benchmarks: Sequence[Benchmark],
+    judged: Mapping[str, Mapping[str, Judged]],
+    items: int,
+) -> Path:
+    """Writes <workdir>/report.html and returns its path. `results`: what results.json holds; of
+    "config", "seed", "timings_s", "notes" and "funnel" any may be absent. Training curves come from
+    <workdir>/metrics.jsonl, if it is there. `items`: at most so many of each benchmark can be read
+    in the page.
     """
-    folder = Path(workdir)
-    return page.write(folder / "report.html", render(folder))
+    workdir = Path(workdir)
+    curves = training.read_curves(workdir / "metrics.jsonl")
+    name = workdir.resolve().name
+    text = render(name, results, benchmarks, judged, items, curves)
+    return page.write(workdir / "report.html", text)
 
 
-def render(folder: Path) -> str:
-    """The page as text."""
-    results_path = folder / "results.json"
-    results = json.loads(results_path.read_text(encoding="utf-8")) if results_path.is_file() else {}
-    judgments = report_data.read_judgments(folder / "judgments")
-    shown = report_data.examples(judgments, folder / "records")
-
-    config = results.get("config") or {}
-    notes = [*([config["note"]] if config.get("note") else []), *results.get("notes", [])]
+def render(
+    name: str,
+    results: Mapping,
+    benchmarks: Sequence[Benchmark],
+    judged: Mapping[str, Mapping[str, Judged]],
+    items: int,
+    curves: Mapping[str, training.Curves],
+) -> str:
+    """The page as text. curves: as `training.read_curves` gives them."""
+    names, systems, most = [b.name for b in benchmarks], results["systems"], max(results["ks"])
+    shown = examples(benchmarks, judged, most, items)
+    lines = headline(results)
+    cells = [row for line in lines for row in line["cells"].values()]
     return page.render(
         "report.html.jinja",
-        name=folder.resolve().name,
+        name=name,
+        names=names,
+        systems=systems,
+        most=most,
+        # head, and how to read
         seed=results.get("seed"),
-        notes=notes,
-        config=json.dumps(config, indent=2, ensure_ascii=False, default=str) if config else None,
-        timings=_bars(results.get("timings_s") or {}),
-        stages=_training(report_data.read_metrics(folder / "metrics.jsonl")),
-        funnel={
-            hinted: _bars(dict(counter.most_common()))
-            for hinted, counter in sorted(judgments.funnel.items())
-        },
-        **_results(results),
-        **_diagnostics(judgments, results),
+        notes=_notes(results),
+        silent=without_judgments(results),
+        least=results["min_coverage"],
+        low=LOW,
+        # results
+        benchmarks=results["benchmarks"],
+        headline=lines,
+        some_items=any(row["not_applicable"] for row in cells),
+        some_coverage=any(row["coverage"] not in (1, None) for row in cells),
+        figures=_figures(results, systems),
+        rows=results["rows"],
+        main=_main_rows(results),
+        capabilities=_capabilities(results),
+        **_comparisons(results, names, systems),
+        domains=_domains(results, names, systems),
+        diagnostics=results["diagnostics"],
+        failures=_failures(results),
+        meta_rm=results["meta_rm"],
+        **_plots(results, names, systems),
+        # the run
+        stages=training.sections(curves),
+        funnel=training.funnel(results.get("funnel") or {}),
+        timings=training.bars(results.get("timings_s") or {}),
+        config=json.dumps(results.get("config"), indent=2, ensure_ascii=False, default=str),
+        # how figures are written
+        way_text=way_text,
+        absent_text=absent_text,
+        coverage_text=coverage_text,
+        is_low=is_low,
+        # items to read
         examples=shown,
         examples_json=page.script_json(shown["items"]),
     )
 
 
-def _bars(values: dict[str, float]) -> dict:
-    """{"total", "bars": [(name, value, share of the total, share of the largest)]}."""
-    total, largest = sum(values.values()), max(values.values(), default=0)
+def _notes(results: Mapping) -> list[str]:
+    note = (results.get("config") or {}).get("note")
+    return list(dict.fromkeys([*([note] if note else []), *(results.get("notes") or [])]))
+
+
+def _plots(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict:
+    """{name of a plot: svg, or None where nothing is to be drawn}."""
+    rows, most = results["rows"], max(results["ks"])
+    gold = [
+        b["name"] for b in results["benchmarks"] if b["name"] in names and b["metric"] != "none"
+    ]
+    votes = [
+        row
+        for row in rows
+        if row["aggregation"] != "greedy" and row["k_meta"] in (None, default_k_meta(row["k"]))
+    ]
+    sweep = [row for row in rows if row["aggregation"] == "meta" and row["k"] == most > 1]
+    scores = {
+        (row["system"], row["benchmark"]): row["scores"]
+        for row in results["diagnostics"]
+        if row["scores"] is not None
+    }
+    swept = [name for name in gold if any(row["benchmark"] == name for row in sweep)]
+    dotted = [name for name in gold if any(r["benchmark"] == name for r in results["domains"])]
+    k_label = "Accuracy against the number of judgments voted"
+    token_label = "Accuracy against generated tokens"
+    drawn = {
+        "k_svg": votes and gold and plots.curves(votes, gold, systems, "k", "curves-k", k_label),
+        "token_svg": votes
+        and gold
+        and any(row["tokens_per_item"] for row in votes)
+        and plots.curves(votes, gold, systems, "tokens_per_item", "curves-tokens", token_label),
+        "k_meta_svg": swept and plots.k_meta_curves(sweep, swept, systems),
+        "calibration_svg": results["calibration"]
+        and plots.calibration(results["calibration"], names, systems),
+        "domains_svg": dotted and plots.domain_dots(results["domains"], dotted, systems),
+        "scores_svg": scores and plots.score_histograms(scores, names, systems),
+    }
+    return {name: Markup(text) if text else None for name, text in drawn.items()}
+
+
+def _main_rows(results: Mapping) -> dict[tuple[str, str], dict]:
+    """{(system, benchmark): row} of the vote of the largest k, or of greedy where nothing is
+    sampled.
+    """
     return {
-        "total": total,
-        "bars": [
-            (name, value, value / total if total else 0, value / largest if largest else 0)
-            for name, value in values.items()
+        (row["system"], row["benchmark"]): row
+        for row in results["rows"]
+        if (row["aggregation"], row["k"]) == ("vote", max(results["ks"]))
+    }
+
+
+def _capabilities(results: Mapping) -> list[dict]:
+    return [
+        can
+        | {
+            "sizes": [size_text(can[size]) for size in ("one", "two", "many")],
+            "flexible": yes_no(can["input_flexible"]),
+            "scales": scalable_text(can),
+        }
+        for can in results["capabilities"]
+    ]
+
+
+def _comparisons(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict:
+    """Differences between systems as matrices, those of ways of one system as lines, and how many
+    there are: "compared", of which the interval leaves out 0, "apart".
+    """
+    flat = {row["system"] for row in results["rows"] if row["flat_by_construction"]}
+    # a system that does not sample differs from itself by 0, by construction
+    told = [
+        row
+        for row in results["paired"]
+        if row["a_system"] != row["b_system"] or row["a_system"] not in flat
+    ]
+    apart = [row for row in told if row["ci_low"] > 0 or row["ci_high"] < 0]
+    return {
+        "compared": len(told),
+        "apart": len(apart),
+        "matrices": _matrices([r for r in told if r["a_system"] != r["b_system"]], names, systems),
+        "gains": _gains([r for r in told if r["a_system"] == r["b_system"]], names, systems),
+    }
+
+
+def _matrices(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[str]) -> list[dict]:
+    """[{"benchmark", "how", "systems", "cells": {(a, b): difference row, a less b}}]; the mean over
+    benchmarks first.
+    """
+    of_place: dict[tuple, dict] = {}
+    for row in rows:
+        how = way_text(row["a_aggregation"], row["a_k"])
+        cells = of_place.setdefault((row["benchmark"], how), {})
+        cells[row["a_system"], row["b_system"]] = row
+        cells[row["b_system"], row["a_system"]] = row | {
+            "difference": -row["difference"],
+            "ci_low": -row["ci_high"],
+            "ci_high": -row["ci_low"],
+        }
+    order = [ALL_BENCHMARKS, *names]
+    places = sorted(
+        of_place, key=lambda place: (order.index(place[0]), place[1] != "greedy", place[1])
+    )
+    return [
+        {
+            "benchmark": place[0],
+            "how": place[1],
+            "cells": of_place[place],
+            "systems": [s for s in systems if any(s == a for a, _ in of_place[place])],
+        }
+        for place in places
+    ]
+
+
+def _gains(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[str]) -> dict:
+    """{"columns": benchmarks, "lines": [{"system", "label", "cells": {benchmark: difference
+    row}}]}: what k and the Meta RM add to a system.
+    """
+    of_line: dict[tuple, dict] = {}
+    for row in rows:
+        label = (
+            f"{way_text(row['a_aggregation'], row['a_k'])} − "
+            f"{way_text(row['b_aggregation'], row['b_k'])}"
+        )
+        of_line.setdefault((row["a_system"], label), {})[row["benchmark"]] = row
+    columns = [
+        name
+        for name in (ALL_BENCHMARKS, *names)
+        if any(name in cells for cells in of_line.values())
+    ]
+    return {
+        "columns": columns,
+        "lines": [
+            {"system": system, "label": label, "cells": cells}
+            for system in systems
+            for (of, label), cells in of_line.items()
+            if of == system
         ],
     }
 
 
-def _results(results: dict) -> dict:
-    """Everything that is drawn from results.json alone."""
-    rows = results.get("rows") or []
-    splits = list(dict.fromkeys(row["split"] for row in rows))
-    systems = list(dict.fromkeys(row["system"] for row in rows))
-    sweep = results.get("k_meta_sweep") or []
-    sweep_splits = [split for split in splits if any(row["split"] == split for row in sweep)]
-    paired = results.get("paired") or []
-    meta_gains = [
-        row
-        for row in paired
-        if row["a"]["aggregation"] == "meta" and row["b"]["aggregation"] == "vote"
-    ]
-    return {
-        "splits": splits,
-        "systems": systems,
-        "rows": rows,
-        "items": {
-            split: max(row["items"] for row in rows if row["split"] == split) for split in splits
-        },
-        "chance": {
-            split: next(
-                (row["chance"] for row in rows if row["split"] == split and "chance" in row), None
-            )
-            for split in splits
-        },
-        "headline": _headline(rows, splits, systems),
-        "summary": _summary(rows, splits, systems),
-        "claims": _by_claim([row for row in paired if row not in meta_gains]),
-        "meta_gains": {
-            (row["split"], row["a"]["system"], row["a"]["k"]): row for row in meta_gains
-        },
-        "meta_ks": sorted({row["a"]["k"] for row in meta_gains}),
-        "auc": (results.get("meta_rm") or {}).get("auc") or [],
-        "scaling_svg": Markup(plots.scaling_curves(rows, splits, systems)) if rows else None,
-        "k_meta_svg": Markup(plots.k_meta_curves(sweep, sweep_splits, systems)) if sweep else None,
-        "sweep_k": max((row["k"] for row in sweep), default=None),
-    }
-
-
-def _headline(rows: list[dict], splits: list[str], systems: list[str]) -> list[dict]:
-    """[{"system", "label", "cells": {split: row}, "best": splits where no line is above it}] in
-    reading order.
+def _domains(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict[str, dict]:
+    """{benchmark: {"domains", "items": {domain: count}, "cells": {(domain, system): row},
+    "systems"}}, by the largest vote, or greedy without one.
     """
-    ks = sorted({row["k"] for row in rows if row["aggregation"] != "greedy"})
-    wanted = [("greedy", 1), ("vote", 1)]
-    for k in sorted({FOCUS_K if FOCUS_K in ks else ks[-1], ks[-1]} - {1}) if ks else []:
-        wanted += [("vote", k), ("meta", k)]
-    found = {(row["system"], row["aggregation"], row["k"], row["split"]): row for row in rows}
-    lines = []
-    for system in systems:
-        for how, k in wanted:
-            cells = {
-                split: found[system, how, k, split]
-                for split in splits
-                if (system, how, k, split) in found
+    tables = {}
+    for benchmark in names:
+        cells, items = {}, {}
+        # greedy comes before the vote of the same system, which then replaces it
+        for row in results["domains"]:
+            if row["benchmark"] == benchmark and row["aggregation"] != "meta":
+                cells[row["domain"], row["system"]] = row
+                items[row["domain"]] = max(items.get(row["domain"], 0), row["items"])
+        if cells:
+            tables[benchmark] = {
+                "domains": sorted(items),
+                "items": items,
+                "cells": cells,
+                "systems": [s for s in systems if any(s == system for _, system in cells)],
             }
-            if cells:
-                label = {"greedy": "greedy", "vote": f"vote @{k}", "meta": f"Meta RM @{k}"}[how]
-                lines.append({"system": system, "label": label, "cells": cells})
-    for split in splits:
-        top = max(line["cells"][split]["accuracy"] for line in lines if split in line["cells"])
-        for line in lines:
-            line.setdefault("best", set())
-            if split in line["cells"] and line["cells"][split]["accuracy"] == top:
-                line["best"].add(split)
-    return lines
+    return tables
 
 
-def _summary(rows: list[dict], splits: list[str], systems: list[str]) -> list[dict]:
-    """One tile per split: greedy through the stages, then the last system's best-known ways of
-    voting.
+def _figures(results: Mapping, systems: Sequence[str]) -> dict[str, dict]:
+    """{benchmark: {"lines": [(figure, credit)], "cells": {(figure, credit, system): row}}}: what
+    the benchmark itself reports.
     """
-    tiles = []
-    for split in splits:
-        mine = [row for row in rows if row["split"] == split]
-        steps = [
-            (f"{row['system']} greedy", row["accuracy"])
-            for system in systems
-            for row in mine
-            if row["system"] == system and row["aggregation"] == "greedy"
-        ]
-        for how, label in (("vote", "vote"), ("meta", "Meta RM")):
-            voted = [
-                row for row in mine if row["system"] == systems[-1] and row["aggregation"] == how
-            ]
-            if voted:
-                most = max(voted, key=lambda row: row["k"])
-                steps.append((f"{systems[-1]} {label} @{most['k']}", most["accuracy"]))
-        tiles.append({"split": split, "steps": steps})
-    return tiles
-
-
-def _by_claim(paired: list[dict]) -> dict[str, dict[str, dict]]:
-    """{claim: {split: row}} in order."""
-    found: dict[str, dict[str, dict]] = {}
-    for row in paired:
-        found.setdefault(row["claim"], {})[row["split"]] = row
-    return found
-
-
-def _training(curves: dict) -> dict[str, dict]:
-    """{stage: {"title", "steps", "named": svg or None, "other": svg or None, "others"}}; where a
-    stage has no metrics "steps" is None.
-    """
-    found: dict[str, dict] = {}
-    for stage in (*STAGE_TITLES, *(stage for stage in curves if stage not in STAGE_TITLES)):
-        if not curves.get(stage):
-            found[stage] = {"title": STAGE_TITLES[stage], "steps": None}
-            continue
-        named, other = plots.split_metrics(curves[stage])
-        found[stage] = {
-            "title": STAGE_TITLES.get(stage, stage),
-            "steps": max(int(steps[-1]) for steps, _ in curves[stage].values()),
-            "named": Markup(plots.training_curves(curves[stage], named, f"train-{stage}"))
-            if named
-            else None,
-            "other": Markup(plots.training_curves(curves[stage], other, f"other-{stage}"))
-            if other
-            else None,
-            "others": len(other),
-        }
-    return found
-
-
-def _diagnostics(judgments: report_data.Judgments, results: dict) -> dict:
-    """Domains, scores and failures, from the judgments."""
-    where = list(judgments.pools)
-    systems, splits = (list(dict.fromkeys(names)) for names in (zip(*where) if where else ((), ())))
-    histograms = {
-        place: report_data.score_histogram(kinds.get("sampled", kinds.get("greedy")))
-        for place, kinds in judgments.pools.items()
-    }
-    ties = {
-        (row["system"], row["split"], row["k"]): row
-        for row in results.get("rows") or []
-        if row["aggregation"] == "vote"
-    }
-    most = max((k for _, _, k in ties), default=None)
-    failures = []
-    for split in splits:
-        for system in systems:
-            counter = judgments.failures.get((system, split))
-            if counter:
-                failures.append(
-                    {
-                        "split": split,
-                        "system": system,
-                        "judgments": counter.total(),
-                        "failed": counter.total() - counter[""],
-                        "reasons": counter,
-                        "one": ties.get((system, split, 1)),
-                        "most": ties.get((system, split, most)),
-                    }
-                )
-    seen = {reason for line in failures for reason in line["reasons"] if reason}
+    tables: dict[str, dict] = {}
+    for row in results["figures"]:
+        if row["aggregation"] != "meta":
+            table = tables.setdefault(row["benchmark"], {"lines": {}, "cells": {}})
+            line = (row["figure"], row["credit"])
+            table["lines"][line] = None
+            table["cells"][*line, row["system"]] = row
     return {
-        "counts": judgments.counts,
-        "failures": failures,
-        "reasons": [reason for reason in REASONS if reason in seen] + sorted(seen - set(REASONS)),
-        "most_k": most,
-        "domains_svg": Markup(
-            plots.domain_dots(report_data.by_domain(judgments.pools), splits, systems)
-        )
-        if where
-        else None,
-        "scores_svg": Markup(plots.score_histograms(histograms, splits, systems))
-        if where
-        else None,
+        name: {
+            "lines": list(table["lines"]),
+            "cells": table["cells"],
+            "systems": [s for s in systems if any(key[2] == s for key in table["cells"])],
+        }
+        for name, table in tables.items()
+    }
+
+
+def _failures(results: Mapping) -> dict:
+    """{"reasons": names, the most frequent first, "lines": [diagnostics row with its failures]}."""
+    totals: dict[str, int] = {}
+    for row in results["diagnostics"]:
+        for reason, count in row["failures"].items():
+            totals[reason] = totals.get(reason, 0) + count
+    return {
+        "reasons": sorted(totals, key=lambda reason: (-totals[reason], reason)),
+        "lines": [row for row in results["diagnostics"] if row["judgments"]],
     }

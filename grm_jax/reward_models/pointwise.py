@@ -8,7 +8,7 @@ Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit besi
 from collections.abc import Callable, Iterator, Sequence
 
 from grm_jax.judgment.records import Record
-from grm_jax.reward_models.grm import Ask, Prompter, judge
+from grm_jax.reward_models.grm import Ask, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
 
 
@@ -59,8 +59,8 @@ def pointwise_grm(
             for record in records
             for start in starts
         ]
-        fits = [prompt_fits(prompter, ask, max(buckets)) for ask in asks]
-        unfit = [ask for ask, fit in zip(asks, fits) if not fit]
+        asks = with_prompts(prompter, asks)
+        unfit = [ask for ask in asks if len(ask.prompt_ids) > max(buckets)]
         if unfit:
             yield [
                 row(
@@ -77,14 +77,9 @@ def pointwise_grm(
                 for sample in ask.samples
                 if sample in samples
             ]
-        fitting = [ask for ask, fit in zip(asks, fits) if fit]
+        fitting = [ask for ask in asks if len(ask.prompt_ids) <= max(buckets)]
         settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):
             yield [one.row for one in drawn if one.row["sample"] in samples]
 
     return RewardModel(name, judge_records, sampled=True, accepts=lambda n: n >= 1)
-
-
-def prompt_fits(prompter: Prompter, ask: Ask, limit: int) -> bool:
-    """Whether the prompt of an ask has at most `limit` tokens."""
-    return len(prompter.ids(ask.record, ask.order, ask.hinted)) <= limit

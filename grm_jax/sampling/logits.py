@@ -1,5 +1,4 @@
-"""From the logits of one position to one token per row: greedy, or temperature then top-k then
-top-p.
+"""Chooses one token per row from its logits: greedy, or temperature then top-k then top-p.
 
 The log-probability that goes with a token is taken under softmax(logits / temperature) over the
 WHOLE vocabulary, before top-k and top-p cut it: the distribution the trainer scores, so ratios of a
@@ -14,14 +13,15 @@ import jax.numpy as jnp
 
 
 def keep_top_k(scaled_BV: jax.Array, top_k: int) -> jax.Array:
-    """-inf everywhere but at the top_k largest logits of each row; ties with the k-th stay in."""
+    """Sets all but the top_k largest logits of each row to -inf; ties with the k-th stay in."""
     kth_B1 = jax.lax.top_k(scaled_BV, top_k)[0][:, -1:]
     return jnp.where(scaled_BV >= kth_B1, scaled_BV, -jnp.inf)
 
 
 def keep_top_p(scaled_BV: jax.Array, top_p: float) -> jax.Array:
-    """-inf outside the nucleus: the fewest most likely tokens whose probabilities sum to >= top_p;
-    ties stay in.
+    """Sets logits outside the nucleus to -inf; ties stay in.
+
+    The nucleus: the fewest most likely tokens whose probabilities sum to >= top_p.
     """
     sorted_BV = -jnp.sort(-scaled_BV, axis=-1)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
@@ -31,12 +31,11 @@ def keep_top_p(scaled_BV: jax.Array, top_p: float) -> jax.Array:
 
 
 def inverse_cdf(probs_BV: jax.Array, uniform_B: jax.Array) -> jax.Array:
-    """The token at which the cumulated probabilities pass uniform_B (in [0, 1)): one random number
-    a row, not V.
+    """Returns the token at which the cumulated probabilities pass uniform_B (in [0, 1)).
 
-    Cumulated in two levels, sqrt(V) blocks and the tokens of one block, so that no sum runs over
-    the whole vocabulary in order: fast, and as exact in float32 for V = 256,000 as for a small V. A
-    token of probability 0 is never returned.
+    One random number a row, not V. Cumulated in two levels, sqrt(V) blocks and the tokens of one
+    block, so that no sum runs over the whole vocabulary in order: fast, and as exact in float32 for
+    V = 256,000 as for a small V. A token of probability 0 is never returned.
     """
     B, V = probs_BV.shape
     size = math.isqrt(V - 1) + 1
@@ -71,15 +70,16 @@ def choose_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """One token per row.
+    """Chooses one token per row.
 
     Args:
       logits_BV: float32 logits, final softcap included.
       keys_B2: uint32 raw threefry key of each row; the draw uses fold_in(key, step), so it depends
-          on nothing else.
+        on nothing else.
       step: int32, scalar or per row: index of the token within the completion.
       temperature: 0 is greedy (keys unused).
-      top_k: 0 is off. top_p: 1.0 is off. Both: top-k first, then the nucleus of what is left.
+      top_k: 0 is off.
+      top_p: 1.0 is off. Both: top-k first, then the nucleus of what is left.
 
     Returns:
       token_B int32 and logp_B float32 (see the module docstring).

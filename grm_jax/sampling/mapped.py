@@ -1,10 +1,9 @@
-"""The sampler on one device, on replicas with `jax.pmap`, and over a mesh with `jax.shard_map` or
-GSPMD: same tokens.
+"""Runs the sampler on one device, on replicas with `jax.pmap`, or over a mesh: same tokens.
 
-Prompts (with all their samples) are split over devices; the number of prompts is padded to a
-multiple with dummy rows. Weights are cast to cfg.dtype before they are gathered or copied to other
-devices. Where the mesh goes over several processes, all of them make the same calls with the same
-prompts, and get all completions.
+Over a mesh with `jax.shard_map` or GSPMD. Prompts (with all their samples) are split over devices;
+the number of prompts is padded to a multiple with dummy rows. Weights are cast to cfg.dtype before
+they are gathered or copied to other devices. Where the mesh goes over several processes, all of
+them make the same calls with the same prompts, and get all completions.
 """
 
 import functools
@@ -27,8 +26,9 @@ from grm_jax.sampling.sampler import SamplingConfig, sample
 def make_sampler(
     cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None
 ) -> Callable:
-    """`fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`, arguments and result as in
-    `grm_jax.sampling.sampler.sample`.
+    """Returns `fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`.
+
+    Arguments and result as in `grm_jax.sampling.sampler.sample`.
 
     mode:
       "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and
@@ -77,7 +77,7 @@ def make_sampler(
     jitted = jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows)
     return _padded(
         lambda params, *arrays: jitted(
-            params, *place_batch(mesh, dict(enumerate(arrays))).values()
+            params, *place_batch(mesh, {str(i): array for i, array in enumerate(arrays)}).values()
         ),
         shares(mesh),
     )
@@ -86,8 +86,10 @@ def make_sampler(
 def map_rows(
     fn: Callable, cfg: Gemma2Config, mesh: Mesh, in_specs: tuple, out_specs: Any
 ) -> Callable:
-    """`jax.shard_map` of fn(params, *arrays) over the data axes. Parameters are cast to cfg.dtype
-    where they lie, then gathered over these axes; the tensor axis stays with GSPMD.
+    """Maps fn(params, *arrays) over the data axes with `jax.shard_map`.
+
+    Parameters are cast to cfg.dtype where they lie, then gathered over these axes; the tensor axis
+    stays with GSPMD.
     """
     mapped = jax.shard_map(
         fn,

@@ -1,4 +1,4 @@
-"""Host side of sampling: many prompts of mixed length through programs of a few fixed shapes.
+"""Samples from the host: many prompts of mixed length through programs of a few fixed shapes.
 
 `plan` sorts requests into batches as a pure function of the request list, so a run that was stopped
 after some batches draws exactly the missing ones, in the same shapes, with the same tokens.
@@ -14,9 +14,7 @@ from grm_jax.sampling.sampler import sample_key
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Draw one completion of `prompt_ids` for every index in `samples`; they share the prompt's
-    keys and values.
-    """
+    """Asks for a completion of `prompt_ids` for every index in `samples`, all upon one prefix."""
 
     prompt_ids: Sequence[int]
     item_id: str
@@ -25,8 +23,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One drawn completion: ids int32[n] with the stop token if `finished`, and their
-    log-probabilities float32[n].
+    """Holds one completion: ids int32[n] and their log-probabilities float32[n].
+
+    The stop token is included if `finished`.
     """
 
     item_id: str
@@ -38,15 +37,16 @@ class Completion:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One call of the sampler: the requests (indices into the list) that share a prompt width."""
+    """Holds one call of the sampler: requests (indices into the list) that share a prompt width."""
 
     width: int
     requests: tuple[int, ...]
 
 
 def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list[Batch]:
-    """Batches of `rows // k` requests (k samples each), narrow prompts first; inside a bucket
-    sorted by prompt length.
+    """Sorts requests into batches of `rows // k` (k samples each), narrow prompts first.
+
+    Inside a bucket they are sorted by prompt length.
 
     Args:
       requests: all with the same number of samples k.
@@ -55,7 +55,7 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
 
     Raises:
       ValueError: a prompt is empty or longer than the widest bucket, or the requests differ in k,
-          or k > rows.
+        or k > rows.
     """
     if not requests:
         return []
@@ -94,24 +94,19 @@ def generate(
     seed: int,
     buckets: Sequence[int],
     rows: int,
-    first_batch: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[list[int], list[Completion]]]:
-    """Draw all completions, one batch of `plan(requests, buckets, rows)` at a time.
+    """Draws all completions, one batch of `plan(requests, buckets, rows)` at a time.
 
     Args:
       sampler: from `grm_jax.sampling.mapped.make_sampler`.
       seed: with (item id, sample index) it fixes every completion, whatever the batch around it.
-      first_batch: batches before this one are left out (they were drawn before an interruption).
-      progress: called with (batches done, batches in all) after each batch.
 
     Yields:
       The indices of the batch's requests, and their completions, request by request and sample by
       sample.
     """
-    batches = plan(requests, buckets, rows)
     k = len(requests[0].samples) if requests else 1
-    for number, batch in enumerate(batches[first_batch:], start=first_batch):
+    for batch in plan(requests, buckets, rows):
         prompts_PT = np.zeros((rows // k, batch.width), np.int32)
         # 0: dummy row that fills the last batch of a bucket
         lengths_P = np.zeros(rows // k, np.int32)
@@ -139,5 +134,3 @@ def generate(
                     )
                 )
         yield list(batch.requests), completions
-        if progress is not None:
-            progress(number + 1, len(batches))

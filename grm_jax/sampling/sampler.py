@@ -1,4 +1,4 @@
-"""Prefill, one decode step, and the loop over them: pure functions of (parameters, arrays).
+"""Prefills, decodes one step, and loops over steps: pure functions of (parameters, arrays).
 
 The k samples of a prompt share its prefix keys and values, computed and stored once; each has its
 own suffix cache. Local layers keep the last `sliding_window` prompt positions of each row and a
@@ -8,6 +8,7 @@ alone: see `sample_key` and `choose_tokens`.
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,15 @@ import numpy as np
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.sampling.logits import choose_tokens
+from grm_jax.sampling.settings import DRAWING_RULES
+from grm_jax.settings import NOT_NEGATIVE, POSITIVE, check
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off; any id of
-    stop_ids ends a row.
+    """Says how completions are drawn.
+
+    temperature 0 is greedy; top_k 0 and top_p 1.0 are off; any id of stop_ids ends a row.
     """
 
     max_new_tokens: int
@@ -32,19 +36,14 @@ class SamplingConfig:
     pad_id: int = 0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; expected >= 0 (0 is greedy)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; expected 0 < top_p <= 1 (1 is off)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; expected >= 0 (0 is off)")
+        rules = {"max_new_tokens": POSITIVE, "temperature": NOT_NEGATIVE}
+        check(self, DRAWING_RULES | rules)
 
 
 def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
-    """uint32[2] threefry key of one sample, from a stable hash (no device call; the same on every
-    Python version).
+    """Returns the uint32[2] threefry key of one sample, from a stable hash.
+
+    No device call; the same on every Python version.
     """
     digest = hashlib.blake2b(f"{seed}\0{item_id}\0{sample}".encode(), digest_size=8).digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
@@ -53,11 +52,11 @@ def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
 def prefill(
     params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: jax.Array
 ) -> tuple[dict, jax.Array]:
-    """Run right-padded prompts once. Returns their key/value prefix and the float32 logits_PV after
-    the last token.
+    """Runs right-padded prompts once.
 
-    Global layers keep all T positions, local layers the last min(T, window) of each row. A prompt
-    of length 0 is a dummy row: its logits are meaningless.
+    Returns their key/value prefix and the float32 logits_PV after the last token. Global layers
+    keep all T positions, local layers the last min(T, window) of each row. A prompt of length 0 is
+    a dummy row: its logits are meaningless.
     """
     T = prompts_PT.shape[1]
     pos_PT = jnp.where(jnp.arange(T) < lengths_P[:, None], jnp.arange(T), -1)
@@ -86,8 +85,9 @@ def prefill(
 
 
 def cache_sizes(steps: int) -> list[int]:
-    """Slots of the suffix cache while `steps` tokens are drawn: it doubles up to three times, so
-    early steps read little.
+    """Returns the slots of the suffix cache while `steps` tokens are drawn.
+
+    It doubles up to three times, so early steps read little.
     """
     sizes = [steps]
     while sizes[0] >= 32 and len(sizes) < 4:
@@ -96,11 +96,10 @@ def cache_sizes(steps: int) -> list[int]:
 
 
 def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
-    """The cache with room for `steps` new tokens of each row: rings of min(steps, window) slots in
-    local layers.
+    """Makes room for `steps` new tokens of each row: local layers have min(steps, window) slots.
 
-    No ring has wrapped before it is full, so slots keep their index; new ones are empty (position
-    -1).
+    Those are rings, and none has wrapped before it is full, so slots keep their index; new ones are
+    empty (position -1).
     """
 
     def pad(x, slots, value):
@@ -121,8 +120,9 @@ def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
 
 
 def empty_suffix(cfg: Gemma2Config, rows: int) -> dict:
-    """A suffix cache without slots; see `grow_suffix`. Leaves k, v are [n_blocks, rows, slots,
-    n_kv_heads, head_dim].
+    """Makes a suffix cache without slots, for `grow_suffix`.
+
+    Leaves k, v are [n_blocks, rows, slots, n_kv_heads, head_dim].
     """
     kv = jnp.zeros((cfg.n_blocks, rows, 0, cfg.n_kv_heads, cfg.head_dim), jnp.dtype(cfg.dtype))
     pos = jnp.zeros((cfg.n_blocks, rows, 0), jnp.int32)
@@ -154,9 +154,10 @@ def start(
     prompts_PT: jax.Array,
     lengths_P: jax.Array,
     keys_Pk2: jax.Array,
-) -> tuple[dict, dict]:
-    """Prefill and choose the first token of every row. Returns (prefix, state); row p * k + j is
-    sample j of prompt p.
+) -> tuple[dict, dict[str, Any]]:
+    """Prefills and chooses the first token of every row.
+
+    Returns (prefix, state); row p * k + j is sample j of prompt p.
     """
     P, k = keys_Pk2.shape[:2]
     B, C = P * k, scfg.max_new_tokens
@@ -180,8 +181,9 @@ def start(
 def decode_step(
     params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: dict, state: dict
 ) -> dict:
-    """Feed the token chosen last, choose the next one. Rows that are done run along and write
-    padding.
+    """Feeds the token chosen last, and chooses the next one.
+
+    Rows that are done run along and write padding.
     """
     slot_B = jnp.full_like(state["prompt_length"], state["step"] - 1)
     pos_B1 = (state["prompt_length"] + slot_B)[:, None]
@@ -213,7 +215,7 @@ def sample(
     keys_Pk2: jax.Array,
     together: tuple[str, ...] = (),
 ) -> dict[str, jax.Array]:
-    """k completions of each prompt.
+    """Draws k completions of each prompt.
 
     Args:
       params: Gemma2 parameters.
@@ -221,12 +223,12 @@ def sample(
       lengths_P: int32 prompt lengths; 0 marks a dummy row, which returns length 0.
       keys_Pk2: uint32, `sample_key` of every sample.
       together: axes of an enclosing `jax.shard_map` whose devices all decode until the last row of
-          all of them is done.
+        all of them is done.
 
     Returns:
       tokens int32 [P, k, C] with C = max_new_tokens: the stop token is included, pad_id after it.
       logp float32 [P, k, C]: log-probability of each token (grm_jax.sampling.logits), 0 after the
-          stop token.
+        stop token.
       length int32 [P, k]: tokens written, stop token included.
       finished bool [P, k]: a stop token was seen (else the row was cut at max_new_tokens).
     """
@@ -239,10 +241,9 @@ def sample(
 
     unfinished = _unfinished(state, together)
     for size in cache_sizes(scfg.max_new_tokens):
+        state["suffix"] = grow_suffix(cfg, state["suffix"], size)
         state, unfinished = jax.lax.while_loop(
-            lambda carry, size=size: (carry[0]["step"] < size) & carry[1],
-            step,
-            (state | {"suffix": grow_suffix(cfg, state["suffix"], size)}, unfinished),
+            lambda carry, size=size: (carry[0]["step"] < size) & carry[1], step, (state, unfinished)
         )
     P, k = keys_Pk2.shape[:2]
     return {

@@ -2,7 +2,13 @@
 
 import dataclasses
 
-from grm_jax.settings import NOT_NEGATIVE, POSITIVE, check, growing, one_of
+from grm_jax.settings import NOT_NEGATIVE, POSITIVE, Rule, check, growing, one_of
+
+SAMPLERS = ("jit", "pmap", "shard_map")
+DRAWING_RULES: dict[str, Rule] = {
+    "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
+    "top_k": NOT_NEGATIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +67,4 @@ class Sampling:
     sampler: str = "jit"
 
     def __post_init__(self):
-        check(
-            self,
-            {
-                "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
-                "top_k": NOT_NEGATIVE,
-                "rows": POSITIVE,
-                "sampler": one_of(("jit", "pmap", "shard_map")),
-            },
-        )
+        check(self, DRAWING_RULES | {"rows": POSITIVE, "sampler": one_of(SAMPLERS)})

@@ -86,7 +86,12 @@ class Trained(NamedTuple):
 
 
 def make_step(
-    setup: TrainSetup, params: dict, loss_fn: LossFn, settings: StageSettings, updates: int
+    mesh: Mesh,
+    optimizer_config: OptimizerConfig,
+    params: dict,
+    loss_fn: LossFn,
+    settings: StageSettings,
+    updates: int,
 ) -> tuple[Callable, optax.Schedule, optax.GradientTransformation, TrainState]:
     """Make (jitted step, learning-rate schedule, optimizer, state as ShapeDtypeStructs laid over
     the mesh) of a training stage.
@@ -94,9 +99,9 @@ def make_step(
     `params` may be arrays or ShapeDtypeStructs: nothing is computed, so what is planned
     (planning/programs.py) is what is run.
     """
-    optimizer, schedule = make_optimizer(setup.optimizer, settings.learning_rate, updates)
+    optimizer, schedule = make_optimizer(optimizer_config, settings.learning_rate, updates)
     abstract = abstract_state(params, optimizer)
-    shardings = param_shardings(setup.mesh, abstract)
+    shardings = param_shardings(mesh, abstract)
     parts = settings.batch_size // settings.micro_batch
     step = make_train_step(loss_fn, optimizer, parts, shardings)
     placed = jax.tree.map(
@@ -137,7 +142,9 @@ def begin(
     def params_of(state: TrainState) -> dict:
         return state.params if merged is None else merged(frozen, state.params)
 
-    step, schedule, optimizer, placed = make_step(setup, params, loss_fn, settings, updates)
+    step, schedule, optimizer, placed = make_step(
+        setup.mesh, setup.optimizer, params, loss_fn, settings, updates
+    )
     step = functools.partial(step, frozen=frozen)
     # where this stage was
     checkpoints = open_checkpoints(setup.folder / "checkpoints" / stage, setup.keep)

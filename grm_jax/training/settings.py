@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig
+from grm_jax.judgment.rules import REWARDS
+from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, policy_loss
 from grm_jax.settings import (
     ABOVE_ZERO,
     POSITIVE,
@@ -97,6 +98,7 @@ class RlConfig(FitConfig):
             | {
                 "group_size": ("an integer of at least 2", lambda x: x >= 2),
                 "loss": function_in(LOSSES),
+                "reward": function_in(REWARDS),
                 "advantage": function_in(ADVANTAGES),
                 "old_logp": one_of(("trainer", "sampler")),
                 "updates_per_rollout": POSITIVE,
@@ -109,6 +111,7 @@ class RlConfig(FitConfig):
                     "a multiple of group_size = {group_size}, as it counts rollouts",
                     lambda batch, group: batch % group == 0,
                 ),
+                ("loss_args loss", "", lambda args, loss: bool(policy_loss(loss, args))),
             ],
         )
         # what the loss reads is checked by its own settings, where it has the right type

@@ -1,5 +1,6 @@
-"""Small files in each benchmark's official format: `WRITERS[kind](folder)` writes them and returns
-the spec for `load_benchmark`.
+"""Writes small files in each benchmark's official format.
+
+`WRITERS[kind](folder)` writes them and returns the spec for `load_benchmark`.
 """
 
 import gzip

@@ -564,7 +564,11 @@ ZERO = {"id": "g-#1", "question": "q", "answer": "# 18", "output": ["17"], "gene
             [ZERO, {**ZERO, "question": "other"}],
             "field \"question\": 'g-#1' is another question in",
         ),
-        ("records", [MINE], 'record \'1\': expected gold, "rewards" or "best"'),
+        (
+            "records",
+            [MINE, {**MINE, "id": "2", "best": 0}],
+            "1 of 2 records, such as '1', have no gold .*; expected all or none with gold",
+        ),
         ("hh_rlhf", [MINE], 'field "chosen": missing; expected a row with chosen, rejected'),
     ],
 )
@@ -601,6 +605,19 @@ def test_wrong_values_across_fields_and_files(tmp_path):
     with pytest.raises(ValueError, match="benchmark 'llmbar' has no item 'x'"):
         benchmark.summarize({"x": 1.0})
     assert benchmark.summarize({}) == {}
+
+
+def test_records_without_gold_have_no_figures_and_say_what_they_are(tmp_path):
+    path = files.lines(tmp_path / "mine.jsonl", [MINE, {**MINE, "id": "2"}])
+    spec = {"kind": "records", "path": str(path), "about": "Questions of last week."}
+    benchmark = load_benchmark(spec)
+    assert (benchmark.metric, len(benchmark.records)) == ("none", 2)
+    assert benchmark.summarize({record.id: 1.0 for record in benchmark.records}) == {}
+    assert benchmark.protocol.startswith("Questions of last week. The records have no gold")
+    gold = [{**MINE, "best": 0}]
+    benchmark = load_benchmark(spec | {"path": str(files.lines(tmp_path / "gold.jsonl", gold))})
+    assert benchmark.protocol.startswith("Questions of last week. The figure is the mean credit")
+    assert benchmark.metric == "accuracy"
 
 
 def test_repeated_and_empty_responses_stay_and_are_counted(tmp_path):

@@ -1,5 +1,8 @@
-"""A small training run that checkpoints every step and goes on from where it was: `python
-save_loop.py FOLDER STEPS`.
+"""Trains a little, checkpoints every step, and goes on from where it was.
+
+    python -m tests.checkpoint.save_loop FOLDER STEPS
+
+Tests kill it.
 """
 
 import sys
@@ -25,8 +28,9 @@ def loss_fn(params, batch):
 
 
 def run(folder, steps):
-    """Final (state, checksum). The data come from a NumPy generator whose state is in the
-    checkpoint.
+    """Returns the final (state, checksum).
+
+    The data come from a NumPy generator whose state is in the checkpoint.
     """
     rng, params = np.random.default_rng(0), {"w": jnp.zeros(SIZE), "b": jnp.ones((3, 5))}
     manager = open_checkpoints(folder, keep=2)

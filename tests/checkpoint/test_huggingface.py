@@ -5,6 +5,7 @@ broken folder is named.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 
 import jax
@@ -271,6 +272,17 @@ def test_a_folder_that_is_no_model_is_never_replaced(tmp_path):
     with pytest.raises(FileExistsError, match="no config.json"):
         save_folder(tmp_path, random_params(), CFG)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_mode_of_any_file_written_here(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_folder(tmp_path / "model", random_params(), CFG)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(("config.json", "model.safetensors"), 0o666 & ~umask)
 
 
 def test_a_failed_save_leaves_the_old_folder_and_the_next_one_cleans_up(folder, monkeypatch):

@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from grm_jax.data.world import corpus, judge, make_instructions, make_records, records, tasks
+from grm_jax.data.world import (
+    corpus,
+    describe,
+    judge,
+    make_instructions,
+    make_records,
+    records,
+    tasks,
+)
 from grm_jax.judgment.parsing import Judgment, ParseFailure, parse_judgment
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import read_records, write_records
@@ -16,6 +24,14 @@ COUNT = 400
 
 def content(record):
     return record.conversation[0].content, tuple(sorted(record.responses))
+
+
+def test_every_split_is_described_with_its_domains():
+    for split in records.SPLITS:
+        text = describe(split)
+        domains = {record.domain for record in make_records(split, 60)}
+        assert f"split {split}" in text and all(f"{domain}: " in text for domain in domains)
+    assert len({describe(split) for split in records.SPLITS}) == len(records.SPLITS)
 
 
 @pytest.mark.parametrize("split", records.SPLITS)

@@ -1,16 +1,19 @@
-"""Fabricated runs for the tests of the evaluation: invented judgments with the shape of a real run,
-never measured by a model.
+"""Fabricated evaluations for tests: invented judgments with the shape of a real run's, never given
+by a model.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 from pathlib import Path
 
-from grm_jax.evaluation.results import summarize
-from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_correct
+from grm_jax.benchmarks import Benchmark, load_benchmark
+from grm_jax.evaluation.comparisons import compare_systems
+from grm_jax.evaluation.figures import Judged
+from grm_jax.judgment.rules import is_correct
 
 # log-odds that a judgment puts the best response on top, before the item's own ease
 SKILL = {"base": 0.15, "rft": 0.9, "grm": 1.7}
@@ -74,25 +77,19 @@ def judgment(
     sample: int,
     temperature: float,
     rng: random.Random,
-    stage: str = "eval",
     logits: bool = True,
-    hinted: bool = False,
 ) -> dict:
-    """One invented judgment row of the record."""
+    """One invented judgment of the record."""
     rewards = record["rewards"]
     n = len(rewards)
     ease = random.Random(record["id"]).gauss(0, 1.2) - (
         0.9 * {"base": 1, "rft": 0.6, "grm": 0}[system] if split == "hard" else 0
     )
-    chance = 1 / (
-        1
-        + math.exp(
-            -(SKILL[system] * (1.3 if temperature == 0 else 1) + ease - 0.35 * max(0, n - 2))
-        )
-    )
+    sharpness = 1.3 if temperature == 0 else 1
+    log_odds = SKILL[system] * sharpness + ease - 0.35 * max(0, n - 2)
     failure = rng.choice(REASONS) if rng.random() < FAILURE[system] else None
     best = max(range(n), key=rewards.__getitem__)
-    right = rng.random() < chance
+    right = rng.random() < 1 / (1 + math.exp(-log_odds))
     if n == 1:
         scores = [int(rewards[0]) if right else 1 - int(rewards[0])]
     else:
@@ -103,85 +100,76 @@ def judgment(
     principles = [["Correct result", 60.0], ["Follows the request", 30.0], ["Length", None]][
         : rng.randint(1, 3)
     ]
-    critique = " ".join(
-        f"Response {p + 1} "
-        f"{rng.choice(['gives the right letters', 'drops a letter', 'is confident but unchecked'])}."
-        for p in range(n)
-    )
+    says = ("gives the right letters", "drops a letter", "is confident but unchecked")
+    critique = " ".join(f"Response {p + 1} {rng.choice(says)}." for p in range(n))
+    criteria = "; ".join(f"{name} ({weight})" for name, weight in principles)
     boxed = ", ".join(str(scores[r]) for r in order)
-    text = (
-        "Specific Criteria: "
-        + "; ".join(f"{name} ({weight})" for name, weight in principles)
-        + (f"\nAnalysis: {critique}\nScores: \\boxed{{{boxed}}}")
-    )
+    text = f"Specific Criteria: {criteria}\nAnalysis: {critique}\nScores: \\boxed{{{boxed}}}"
     correct = is_correct(None if failure else scores, rewards)
-    row = {
+    return {
         "id": record["id"],
         "domain": record["domain"],
-        "split": split,
-        "system": system,
-        "stage": stage,
         "sample": sample,
         "order": order,
-        "hinted": hinted,
         "temperature": temperature,
         "text": text[: len(text) // 2] if failure == "truncated" else text,
-        "finish": "length" if failure == "truncated" else "stop",
         "tokens": 30 + 7 * n + rng.randrange(12),
         "scores": None if failure else scores,
         "failure": failure,
         "principles": [] if failure else principles,
         "critique": "" if failure else critique,
         "rewards": rewards,
-        "correct": correct,
         "meta_logit": rng.gauss(1.1 if correct else -0.6, 1.3) if logits and temperature else None,
+        "seconds": 0.01,
+        "prompt_tokens": 40,
+        "cost": None,
     }
-    return row
 
 
-def eval_rows(
+def evaluation(
+    folder: Path,
     splits=SPLITS,
     systems=tuple(SKILL),
     items: int = 12,
     samples: int = 8,
     seed: int = 0,
     logits: bool = True,
-) -> list[dict]:
-    """Greedy and sampled evaluation rows of every system on every split."""
-    found = []
+) -> tuple[list[Benchmark], dict[str, dict[str, Judged]]]:
+    """(benchmarks, judged) of a fabricated evaluation, its records and judgments on file."""
+    benchmarks, judged = [], {system: {} for system in systems}
     for split in splits:
-        for record in records(split, items, seed):
-            for system in systems:
+        path = folder / "records" / f"{split}.jsonl"
+        write_jsonl(path, records(split, items, seed))
+        benchmarks.append(load_benchmark({"kind": "records", "name": split, "path": str(path)}))
+        for system in systems:
+            of_kind = {"greedy": [], "sampled": []}
+            for record in records(split, items, seed):
                 rng = random.Random(f"{seed}{record['id']}{system}")
-                found.append(judgment(record, system, split, 0, 0.0, rng, logits=logits))
-                found += [
-                    judgment(record, system, split, sample, 1.0, rng, logits=logits)
-                    for sample in range(samples)
-                ]
-    return found
+                asked = {"greedy": range(1), "sampled": range(samples)}
+                for kind, at in asked.items():
+                    of_kind[kind] += [
+                        judgment(record, system, split, s, float(kind == "sampled"), rng, logits)
+                        for s in at
+                    ]
+            judged[system][split] = on_file(folder / "judgments" / system / split, system, of_kind)
+    return benchmarks, judged
 
 
-def rft_rows(items: int) -> list[dict]:
-    """Rejective-sampling rows with their accept and reject reasons."""
-    found = []
-    for record in records("train", items):
-        rng = random.Random(record["id"])
-        tried = [
-            judgment(record, "base", "train", s, 1.0, rng, "rft_sample", False) for s in range(3)
+def on_file(folder: Path, system: str, of_kind: dict[str, list[dict]]) -> Judged:
+    """The hand-over of judgments to the figures, with the files that hold them."""
+    rows, paths = {}, {}
+    for kind, judgments in of_kind.items():
+        path = folder / f"{kind}-seed0.jsonl"
+        offsets = write_jsonl(path, judgments)
+        rows[kind] = [
+            {
+                (j["id"], j["sample"]): j | {"offset": offset}
+                for j, offset in zip(judgments, offsets)
+            }
         ]
-        tried.append(
-            judgment(record, "base", "train", 3, 1.0, rng, "rft_sample", False, hinted=True)
-        )
-        verdicts = accept_unhinted(
-            [row["correct"] for row in tried[:3]], [row["failure"] for row in tried[:3]]
-        )
-        verdicts.append(
-            accept_hinted(
-                tried[3]["correct"], tried[3]["failure"], too_easy=verdicts[0].reason == "too_easy"
-            )
-        )
-        found += [row | verdict._asdict() for row, verdict in zip(tried, verdicts)]
-    return found
+        paths[kind] = [path]
+    ids = frozenset(item for of_seed in rows.values() for item, _ in of_seed[0])
+    return Judged(system, True, ids, rows, paths)
 
 
 def metrics(rl_steps: int = 60) -> list[dict]:
@@ -243,46 +231,35 @@ def metrics(rl_steps: int = 60) -> list[dict]:
     return found
 
 
-def write_jsonl(path: Path, rows: list[dict]) -> None:
+def write_jsonl(path: Path, rows: list[dict]) -> list[int]:
+    """Writes a file, and says where each line of it begins, in bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    path.write_bytes(b"".join(lines))
+    return [0, *itertools.accumulate(map(len, lines))][: len(lines)]
 
 
-def workdir(path: Path, items: int = 12, samples: int = 8, ks=(1, 2, 4, 8), note: str = "") -> Path:
-    """A whole fabricated work folder, results.json made from its rows."""
-    rows = eval_rows(items=items, samples=samples)
-    for split in SPLITS:
-        write_jsonl(path / "records" / f"{split}.jsonl", records(split, items))
-    write_jsonl(
-        path / "records" / "general.jsonl",
-        [{"prompt": "not a record", "response": "instruction data"}],
-    )
-    for system in SKILL:
-        write_jsonl(
-            path / "judgments" / f"eval_{system}.jsonl",
-            [row for row in rows if row["system"] == system],
-        )
-    write_jsonl(path / "judgments" / "rft.jsonl", rft_rows(10 * items))
-    write_jsonl(path / "metrics.jsonl", metrics())
+FUNNEL = {
+    "unhinted": {"accepted": 120, "incorrect": 200, "too_easy": 31, "parse_failure:no_box": 9},
+    "hinted": {"accepted": 60, "hinted_too_easy": 10, "incorrect": 50},
+}
+TIMINGS = {"rft_sample": 41.0, "rft": 35.5, "rl": 301.2, "meta": 88.0, "eval_grm_test": 140.7}
+
+
+def results_of(
+    benchmarks, judged, ks=(1, 2, 4, 8), note: str = "", draws: int = 200, **about
+) -> dict:
+    """What results.json of such an evaluation holds, as spct_rl writes it."""
     config = {
         "seed": 0,
         "note": note,
-        "model": {"path": "assets/tiny_base", "dtype": "float32"},
+        "model": {"path": "tiny_base", "dtype": "float32"},
         "eval": {"ks": list(ks), "temperature": 1.0},
         "rl": {"loss": "grpo", "beta": 0.02, "group_size": 4, "custom": "<b>not markup</b>"},
     }
-    results = {
-        "config": config,
-        "seed": 0,
-        "timings_s": {
-            "rft_sample": 41.0,
-            "rft": 35.5,
-            "rl": 301.2,
-            "meta_sample": 22.4,
-            "meta": 88.0,
-            "eval": 140.7,
-        },
-        **summarize(rows, ks),
+    notes = [note] if note else []
+    return {
+        **{"config": config, "seed": 0, "timings_s": TIMINGS, "notes": notes, "funnel": FUNNEL},
+        **about,
+        **compare_systems(benchmarks, judged, ks, draws=draws, seed=0),
     }
-    (path / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    return path

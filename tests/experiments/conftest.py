@@ -1,6 +1,4 @@
-"""One whole run of the micro preset, shared by the tests that look at what a run leaves and by
-those that kill runs.
-"""
+"""Runs the micro preset once, for the tests that look at what a run leaves and that kill runs."""
 
 import os
 
@@ -11,8 +9,9 @@ from tests.experiments import run_process
 
 @pytest.fixture(scope="session")
 def processes():
-    """`run_process`, its server started with the environment of a run: one device and a compilation
-    cache of this session.
+    """Returns `run_process`, its server started with the environment of a run.
+
+    One device and a compilation cache of this session.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in run_process.ENVIRONMENT.items():
@@ -28,8 +27,9 @@ def micro(processes):
 
 @pytest.fixture(scope="session")
 def finished(processes, micro, tmp_path_factory):
-    """(work folder, output) of an uninterrupted run. Read only: copy it before running in it
-    again.
+    """Returns (work folder, output) of an uninterrupted run.
+
+    Read only: copy it before running in it again.
     """
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     return workdir, processes.run(micro, workdir)

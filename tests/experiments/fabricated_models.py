@@ -1,5 +1,6 @@
-"""Reward models that tests of the evaluator name as "tests.experiments.fabricated_models:NAME". ASKED holds every
-(system, id, sample, temperature, swapped).
+"""Reward models that tests of the evaluator name as "tests.experiments.fabricated_models:NAME".
+
+ASKED holds every (system, id, sample, temperature, swapped).
 """
 
 import random

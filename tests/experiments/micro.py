@@ -1,5 +1,6 @@
-"""The tiny preset at its smallest: every stage with the shipped base model, a few steps of a few
-records, in programs that compile fast.
+"""The tiny preset is at its smallest here: every stage, a few steps of a few records.
+
+With the shipped base model, in programs that compile fast.
 """
 
 from experiments.configs import tiny

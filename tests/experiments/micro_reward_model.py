@@ -1,5 +1,6 @@
-"""The tiny preset of reward models at its smallest: a few steps of a few records, in programs that
-compile fast.
+"""The tiny preset of reward models is at its smallest here: a few steps of a few records.
+
+In programs that compile fast.
 """
 
 from experiments.configs import tiny_reward_model

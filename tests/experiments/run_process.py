@@ -1,5 +1,4 @@
-"""`python -m experiments.SCRIPT` in processes of their own: one server does the imports, and every
-run is forked from it.
+"""Runs `python -m experiments.SCRIPT` in processes of their own, forked from one that imported all.
 
 A run has its own process group, one CPU device, and writes its output to a file. All runs of a test
 session share a compilation cache; that pays for compiling with optimization, which most tests go
@@ -58,8 +57,9 @@ def start(
     environment: Mapping[str, str] = types.MappingProxyType({}),
     log: str = "log",
 ) -> multiprocessing.Process:
-    """A run under way, its output in <workdir>.<log>. Its pid is its process group. `environment`
-    is set upon that of all runs.
+    """Starts a run, its output in <workdir>.<log>. Its pid is its process group.
+
+    `environment` is set upon that of all runs.
     """
     arguments = [script, f"--config={config}", f"--workdir={workdir}", *overrides]
     log = pathlib.Path(f"{workdir}.{log}")
@@ -79,8 +79,9 @@ def start_job(
     *overrides: str,
     script: str = "spct_rl",
 ) -> list[multiprocessing.Process]:
-    """A job of `count` processes with `devices` devices each, the output of process i in
-    <workdir>.<i>.log.
+    """Starts a job of `count` processes with `devices` devices each.
+
+    The output of process i is in <workdir>.<i>.log.
     """
     with socket.socket() as listener:
         listener.bind(("localhost", 0))

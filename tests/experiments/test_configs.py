@@ -1,7 +1,9 @@
 """Presets, overrides and validation."""
 
+import dataclasses
 import importlib
 import importlib.metadata
+import json
 import os
 import pathlib
 import re
@@ -11,7 +13,13 @@ import sys
 import ml_collections
 import pytest
 
-from experiments import config_flags
+from experiments import config_flags, config_help
+from experiments.stages.settings import SECTIONS
+from grm_jax.data.sources import load_source
+from grm_jax.judgment.rules import best_index
+from grm_jax.models.config import Numerics
+from grm_jax.models.lora import LoraConfig
+from grm_jax.sampling.settings import Lengths, Sampling
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 PRESETS = sorted(path.stem for path in (REPO / "experiments/configs").glob("[a-z]*.py"))
@@ -48,13 +56,8 @@ def leaves(config, prefix="") -> dict:
 
 
 @pytest.fixture
-def runnable(tmp_path, monkeypatch) -> ml_collections.ConfigDict:
-    """The tiny preset with a model folder that holds what validation looks at."""
-    (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(config_flags, "TINY_BASE", tmp_path)
-    config = preset("tiny")
-    config.templates.update(pointwise="pointwise", single="single", meta="meta")
-    return config
+def runnable() -> ml_collections.ConfigDict:
+    return preset("tiny")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -148,14 +151,13 @@ def test_tiny_full_changes_only_the_evaluation():
 
 def test_real_text_takes_a_data_file_and_a_tokenizer(data_dir):
     config = preset("real_text").lock()
-    config.data.train = str(
-        data_dir / "rmb/RMB_dataset/BoN_set/Helpfulness/Open QA/Personal Opinion and Advice.json"
-    )
-    config.data.eval.test = str(data_dir / "llmbar/LLMBar/Natural/dataset.json")
+    rmb = "rmb/RMB_dataset/BoN_set/Helpfulness/Open QA/Personal Opinion and Advice.json"
+    config.data.train = (str(data_dir / rmb),)
+    config.data.eval.test = (str(data_dir / "llmbar/LLMBar/Natural/dataset.json"),)
     config.tokenizer.path = str(data_dir / "mistral_tokenizer/tokenizer.model.v1")
     done = config_flags.finish(config)
-    assert done.data.eval.test.to_dict() == {"path": config.data.eval.test}
-    assert done.data.train == ({"path": config.data.train},)
+    assert done.data.eval.test == ({"path": config.data.eval.test[0]},)
+    assert done.data.train == ({"path": config.data.train[0]},)
     config.data.eval.test = config.data.train
     with pytest.raises(
         ValueError,
@@ -165,9 +167,11 @@ def test_real_text_takes_a_data_file_and_a_tokenizer(data_dir):
         config_flags.finish(config)
 
 
-def parse(monkeypatch, *arguments):
+def parse(monkeypatch, *arguments, name="tiny", scripts=()):
+    """The names of the overrides are looked at, their values are not taken over."""
     monkeypatch.setattr(sys, "argv", ["spct_rl", *arguments])
-    return config_flags._Parser("config").parse(str(REPO / "experiments/configs/tiny.py"))
+    path = str(REPO / f"experiments/configs/{name}.py")
+    return config_flags.Parser("config", scripts).parse(path)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +242,9 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
         (
             "rl.batch_size",
             130,
-            "rl.batch_size: expected a multiple of rl.group_size "
-            "= 4, as it counts rollouts, got 130",
+            "rl.batch_size: expected a multiple of group_size = 4, as it counts rollouts, got 130",
         ),
-        ("rft.micro_batch", 5, "rft.batch_size: expected a multiple of rft.micro_batch = 5, got "),
+        ("rft.micro_batch", 5, "rft.batch_size: expected a multiple of micro_batch = 5, got 32"),
         ("rl.group_size", 1, "rl.group_size: expected an integer of at least 2, got 1"),
         ("rl.loss", "grop", "rl.loss: unknown name 'grop'; did you mean grpo"),
         ("rl.kl", "k4", "rl.kl: unknown name 'k4'"),
@@ -265,18 +268,22 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
         (
             "optimizer.warmup_steps",
             10**6,
-            "rl.steps: expected at least optimizer.warmup_steps = 1000000, got ",
+            "optimizer.warmup_steps: expected at most 70, the updates of rl, got 1000000",
         ),
         (
             "lengths.buckets",
             (32, 64),
-            "lengths.buckets: expected growing lengths that end in lengths.prompt = ",
+            "lengths.buckets: expected growing lengths that end in prompt = 80, got (32, 64)",
         ),
-        ("eval.ks", (8, 4), "eval.ks: expected growing positive integers, got (8, 4)"),
+        ("lengths.prompt", "80", "lengths.prompt: expected a positive integer, got '80'"),
+        ("lengths.prompt", None, "lengths.prompt: expected a positive integer, got None"),
+        ("eval.ks", (8, 4), "eval.ks: expected growing integers from 1, against which gains are "),
+        ("eval.swap", 1, "eval.swap: expected True or False, got 1"),
+        ("eval.seeds", (0, 0), "eval.seeds: expected different integers, got (0, 0)"),
         (
             "eval.samples_per_order",
             3,
-            "eval.samples_per_order: expected a divisor of the largest of eval.ks = 16, got 3",
+            "eval.samples_per_order: expected a divisor of the largest of ks = (1, 2, 4, 8, 16), ",
         ),
         (
             "sampling.rows",
@@ -290,12 +297,21 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
         ),
         ("eval.systems", (), "eval.systems: expected some of base, rft, grm, got none"),
         ("meta.policies", ("sft",), "meta.policies: expected some of base, rft, grm, got sft"),
-        ("mesh.tensor", -1, "mesh: expected at most one axis of -1"),
-        (
-            "model.path",
-            "nowhere",
-            "model.path: expected a Hugging Face folder with config.json, got nowhere",
-        ),
+        ("mesh.tensor", -1, "mesh.fsdp: expected at most one axis of -1"),
+        ("mesh.fsdp", 0, "mesh.fsdp: expected a positive integer, or -1 for all devices that are "),
+        ("model.path", "nowhere", "model.path: model 'nowhere': no such folder; expected 'tiny'"),
+        ("model.path", None, "model.path: expected a model to start from, or else "),
+        ("model.dtype", "float16", "model.dtype: expected one of float32, bfloat16, got 'float16'"),
+        ("data.max_left_out", 1.5, "data.max_left_out: expected a number in [0, 1], got 1.5"),
+        ("lora.targets", ("q", "w"), "lora.targets: expected some of q, k, v, o, gate, up, down, "),
+        ("answer", "ten", "answer: expected one of scores, index, got 'ten'"),
+        ("seed", "0", "seed: expected an integer, got '0'"),
+        ("rft.trajectories", ("x",), "rft.trajectories: expected some of unhinted, hinted, got x"),
+        ("rl.loss_args", {"delta": 1}, "rl.loss_args: grm_jax.losses.grpo:grpo has no setting "),
+        ("rl.reward", "rul", "rl.reward: unknown name 'rul'; did you mean rule?"),
+        ("log.sinks", ("jsonl", "csv"), "log.sinks: unknown name 'csv'"),
+        ("log.example_every", 0, "log.example_every: expected a positive integer, got 0"),
+        ("checkpoint.keep", 0, "checkpoint.keep: expected a positive integer, got 0"),
         (
             "tokenizer.path",
             "nowhere.model",
@@ -310,6 +326,12 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
             ({"world": "train", "limit": 3},),
             "data.train: expected a source with world, items, seed, got limit",
         ),
+        (
+            "data.train",
+            ({"path": "README.md", "limt": 3},),
+            "data.train: source: field \"limt\": unknown; did you mean 'limit'?",
+        ),
+        ("data.train", "[{", "data.train: expected a source, or several: expected JSON, got [{"),
         (
             "data.train",
             ({"hub": "a/b", "path": "README.md"},),
@@ -330,10 +352,229 @@ def test_all_wrong_values_are_named_at_once(runnable):
     config_flags.finish(runnable)
     runnable.rl.beta = -1.0
     runnable.eval.ks = ()
-    with pytest.raises(
-        ValueError, match="2 wrong fields in the config\n  rl.beta: .*\n  eval.ks: .*"
-    ):
+    runnable.lengths.buckets = ()
+    with pytest.raises(ValueError) as error:
         config_flags.finish(runnable)
+    head, *lines = str(error.value).splitlines()
+    assert head == "3 wrong fields in the config"
+    assert sorted(line.split(":")[0].strip() for line in lines) == [
+        "eval.ks",
+        "lengths.buckets",
+        "rl.beta",
+    ]
+
+
+def test_sizes_of_a_random_model_are_fields_of_its_config(runnable):
+    sizes = {"d_modle": 8, "n_layers": 2, "n_heads": 3, "n_kv_heads": 2, "head_dim": 4, "d_ff": 8}
+    with runnable.ignore_type():
+        runnable.model.update(path=None, random_init=ml_collections.ConfigDict(sizes))
+    with pytest.raises(ValueError) as error:
+        config_flags.finish(runnable, files=False)
+    assert str(error.value).splitlines()[1:] == [
+        "  model.random_init.d_modle: no such field; nearest: d_model",
+        "  model.random_init.d_model: expected an integer, got nothing",
+    ]
+
+
+def test_fields_and_sections_that_nobody_reads_are_named(runnable):
+    runnable.rl.bta = 0.1
+    runnable.eval.recrods = 3
+    runnable.optimiser = runnable.optimizer
+    del runnable.optimizer
+    with pytest.raises(ValueError) as error:
+        config_flags.finish(runnable)
+    text = str(error.value)
+    assert "\n  rl.bta: no such field; nearest: beta" in text
+    assert "\n  eval.recrods: no such field; nearest: records" in text
+    assert "\n  optimizer: expected a section of this name, got None" in text
+    assert "\n  optimiser: no such field; nearest: optimizer" in text
+
+
+def test_sections_are_given_as_dataclasses(runnable):
+    config = config_flags.finish(runnable)
+    assert config_flags.section(config, "lengths") == Lengths(
+        80, 128, (32, 48, 80), (48, 64, 96, 128)
+    )
+    assert config_flags.section(config, "sampling") == Sampling(rows=256, sampler="shard_map")
+    assert config_flags.section(config, "model") == Numerics(scan_layers=False)
+    assert config_flags.section(config, "eval").ks == (1, 2, 4, 8, 16)
+    assert config_flags.section(config, "lora") == LoraConfig(0)
+    assert config_flags.section(config, "rl").updates == 70
+    for name in SECTIONS["experiments.spct_rl"]:
+        assert dataclasses.is_dataclass(config_flags.section(config, name))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_right_but_for_its_files(name):
+    config_flags.finish(preset(name), files=False)
+
+
+def test_a_comparison_has_names_that_can_be_folders():
+    config = preset("tiny_evaluate")
+    for systems, message in (
+        ((), "systems: expected at least one description, a dict, got ()"),
+        (({"kind": "length"},), 'systems: [0]: field "name": expected a name of its own'),
+        (({"name": "a/b"},), 'systems: [0]: field "name": expected a name of its own'),
+        (({"name": "a"}, {"name": "a"}), 'systems: [1]: field "name": expected a name of its own'),
+    ):
+        config.systems = systems
+        with pytest.raises(ValueError) as error:
+            config_flags.finish(config)
+        assert f"\n  {message}" in str(error.value)
+
+
+def test_the_evaluation_inside_the_paper_is_checked():
+    config = preset("tiny_paper")
+    config.evaluate.eval.bootstrap = 1
+    with pytest.raises(ValueError, match="\n  evaluate.eval.bootstrap: expected at least 100"):
+        config_flags.finish(config)
+
+
+@pytest.mark.parametrize(
+    "name, script",
+    [
+        ("tiny", "experiments.spct_rl"),
+        ("real_text", "experiments.spct_rl"),
+        ("tiny_reward_model", "experiments.reward_model"),
+        ("evaluate", "experiments.evaluate"),
+        ("tiny_paper", "experiments.paper"),
+    ],
+)
+def test_a_preset_of_another_script_is_said_at_once(monkeypatch, name, script):
+    assert config_flags.script_of(preset(name)) == script
+    parse(monkeypatch, name=name, scripts=(script,))
+    other = "experiments.evaluate" if name == "tiny" else "experiments.spct_rl"
+    if other == script:
+        other = "experiments.reward_model"
+    with pytest.raises(ValueError) as error:
+        parse(monkeypatch, name=name, scripts=(other,))
+    assert str(error.value) == f"this is a preset of {script}; expected one of {other}"
+
+
+def test_what_is_no_preset_names_the_fields_of_presets(monkeypatch, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["spct_rl"])
+    with pytest.raises(ValueError, match=r"rft and rl and meta \(experiments.spct_rl\); kind and"):
+        config_flags.Parser("config").parse(str(path))
+
+
+COLUMNS = {"path": "a.jsonl", "columns": {"responses": ["chosen", "rejected"], "best": 0}}
+SHOW = """
+import json
+from absl import app
+from experiments import config_flags
+CONFIG = config_flags.define_preset()
+def main(_):
+    config = config_flags.finish(CONFIG.value, files=False)
+    fields = {name: config.data[name] for name in ("train", "general")}
+    fields |= config.data.eval.to_dict() | {"loss_args": config.rl.loss_args.to_dict()}
+    print(json.dumps(fields | {"ks": config.eval.ks}))
+app.run(main, flags_parser=config_flags.parse_flags)
+"""
+
+
+@pytest.mark.parametrize("name", ["tiny", "real_text"])
+def test_sources_on_the_command_line(name, tmp_path):
+    """A path, JSON of a source, JSON of several, repeated flags; whatever the preset has there."""
+    (tmp_path / "own_loss.py").write_text("def loss(inputs, cfg, delta, kind):\n    pass\n")
+    arguments = [
+        f"--config=experiments/configs/{name}.py",
+        f"--config.data.train={json.dumps(COLUMNS)}",
+        "--config.data.train=b.jsonl",
+        f"--config.data.general={json.dumps([COLUMNS, {'path': 'c.jsonl', 'limit': 3}])}",
+        "--config.data.eval.test={'path': 'd.jsonl'}",
+        "--config.eval.ks=[1, 2]",
+        "--config.rl.loss=own_loss:loss",
+        "--config.rl.loss_args.delta=0.5",
+        "--config.rl.loss_args.kind=abc",
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", SHOW, *arguments],
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    fields = json.loads(run.stdout)
+    assert fields["train"] == [COLUMNS, {"path": "b.jsonl"}]
+    assert fields["general"] == [COLUMNS, {"path": "c.jsonl", "limit": 3}]
+    assert fields["test"] == [{"path": "d.jsonl"}]
+    assert fields["ks"] == [1, 2] and fields["loss_args"] == {"delta": 0.5, "kind": "abc"}
+
+
+def test_the_page_shows_sources_that_are_read(tmp_path, monkeypatch):
+    """docs/config.md: the same columns on the command line and in a preset."""
+    page = (REPO / "docs/config.md").read_text()
+    (tmp_path / "pairs.csv").write_text("question,good,bad\nTwo and two?,four,five\n")
+    (tmp_path / "mine.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["spct_rl"])
+    config = config_flags.finish(config_flags.Parser("config").parse("mine.py"), files=False)
+    (on_command_line,) = config_flags.sources(re.search(r"data\.train='(.*)'", page)[1])
+    assert config.data.train[0] == on_command_line
+    (record,) = load_source(on_command_line)
+    assert (record.responses, best_index(record.rewards)) == (("four", "five"), 0)
+
+
+@pytest.mark.parametrize("name", ["tiny", "real_text"])
+def test_a_preset_of_ones_own_has_sources_as_dicts_in_a_tuple(monkeypatch, tmp_path, name):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from experiments.configs import {name}\n"
+        "def get_config():\n"
+        f"    config = {name}.get_config()\n"
+        f"    config.data.train = ({COLUMNS!r}, 'b.jsonl')\n"
+        f"    config.data.eval.test = ({COLUMNS!r},)\n"
+        "    return config\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["spct_rl"])
+    config = config_flags.finish(config_flags.Parser("config").parse(str(path)), files=False)
+    assert config.data.train == (COLUMNS, {"path": "b.jsonl"})
+    assert config.data.eval.test == (COLUMNS,)
+
+
+@pytest.mark.parametrize(
+    "script, arguments, shown",
+    [
+        ("spct_rl", (), ("--workdir", "  rl.beta = 0.08\n      C.1: most stable of 0.00, 0.01")),
+        ("spct_rl", ("--config=experiments/configs/tiny.py",), ("  rl.beta = 0.02\n      C.1: ",)),
+        ("reward_model", (), ('  kind = \'bradley_terry\'\n      or "pair_rm", "cloud"',)),
+        ("evaluate", (), ("  eval.bootstrap = 2000\n      resamples of each interval",)),
+        (
+            "plan",
+            (),
+            ("--topology", "slice to plan for", "  mesh.tensor = 4", "--[no]compile=True"),
+        ),
+    ],
+)
+def test_help_lists_flags_and_every_field_and_imports_no_jax(script, arguments, shown):
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"experiments.{script}", "--help", *arguments],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    for text in shown:
+        assert text in run.stdout
+    assert not re.search(r"\| +(jax|transformers|optax)$", run.stderr, flags=re.M)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_field_of_a_preset_is_explained(name):
+    """By a comment of its own, or by that of its section. Sections need none."""
+    about = config_help.comments(config_help.preset_path(config_help.REFERENCE))
+    about |= config_help.comments(config_help.preset_path(name))
+    if name != "tiny_paper":  # whose fields of `evaluate` are those of experiments.evaluate
+        for field in config_help.fields(preset(name)):
+            is_section = isinstance(get(preset(name), field), ml_collections.ConfigDict)
+            assert is_section or field in about or field.rpartition(".")[0] in about, field
 
 
 def test_losses_of_ones_own_are_accepted(runnable):
@@ -344,9 +585,10 @@ def test_losses_of_ones_own_are_accepted(runnable):
 
 
 def test_a_finished_config_is_locked_and_has_sources_as_dicts(runnable, tmp_path):
-    runnable.data.general = (str(tmp_path / "config.json"),)
+    (tmp_path / "a.jsonl").touch()
+    runnable.data.general = (str(tmp_path / "a.jsonl"),)
     done = config_flags.finish(runnable)
-    assert done.data.general == ({"path": str(tmp_path / "config.json")},)
+    assert done.data.general == ({"path": str(tmp_path / "a.jsonl")},)
     with pytest.raises((AttributeError, KeyError)):
         done.rl.bta = 0.1
 
@@ -358,11 +600,18 @@ def test_the_digest_follows_what_can_change_results():
     )
     same, other = preset("tiny"), preset("tiny")
     same.note, same.log.example_every, same.checkpoint.every, same.mesh.tensor = "again", 7, 3, 2
+    same.sampling.update(rows=32, sampler="jit")
+    same.eval.update(ks=(1, 2), records=7, temperature=0.5)
+    same.data.max_left_out = 0.9
     other.rl.beta += 0.01
     assert config_flags.config_digest(same) == digest != config_flags.config_digest(other)
+    other.rl.beta, other.seed = same.rl.beta, 1
+    assert config_flags.config_digest(other) != digest
+    other.seed, other.sampling.top_k = 0, 5
+    assert config_flags.config_digest(other) != digest
 
 
-def test_tiny_is_the_model_in_the_package():
+def test_tiny_base_is_the_model_in_the_package():
     config = preset("tiny")
     assert (
         config_flags.model_folder(config)
@@ -395,7 +644,7 @@ def test_documented_commands_name_fields_that_exist(monkeypatch, command):
     assert (REPO / path).is_file()
     monkeypatch.chdir(REPO)
     monkeypatch.setattr(sys, "argv", ["spct_rl", *re.findall(r"--(?:no)?config\.\S+", command)])
-    config_flags._Parser("config").parse(path)
+    config_flags.Parser("config").parse(path)
 
 
 def bash(command: str, **environment: str) -> subprocess.CompletedProcess:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from grm_jax.evaluation import store
 from grm_jax.parallel.processes import STOPPED
-from grm_jax.reward_models.grm import read_rows
 from grm_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def assert_close(
     workdir: pathlib.Path,
     other: pathlib.Path,
     stages=("rft", "rl", "meta"),
-    judgments="*",
+    judgments=("judgments", "trajectories"),
     steps: int = 5,
 ) -> None:
     """Every number of every step, the parameters, and every judgment. Adam divides a gradient that
@@ -105,13 +105,16 @@ def assert_close(
     assert_same_judgments(workdir, other, judgments)
 
 
-def assert_same_judgments(workdir: pathlib.Path, other: pathlib.Path, judgments="*") -> None:
-    """Row by row; the numbers in INEXACT to three decimals."""
-    paths = sorted((other / "judgments").rglob(f"{judgments}.jsonl"))
+def assert_same_judgments(
+    workdir: pathlib.Path, other: pathlib.Path, judgments=("judgments",)
+) -> None:
+    """Those of these folders and files, one by one; the numbers in INEXACT to three decimals."""
+    paths = [other / name for name in judgments if name.endswith(".jsonl")]
+    paths += [path for name in judgments for path in sorted((other / name).rglob("*.jsonl"))]
     assert paths
     for path in paths:
         mine, theirs = (
-            [rounded(row, False) for row in read_rows(folder / path.relative_to(other))]
+            [rounded(judgment, False) for judgment in store.read(folder / path.relative_to(other))]
             for folder in (workdir, other)
         )
         assert mine == theirs, path.name
@@ -134,14 +137,9 @@ def rounded(value, inexact: bool = True):
 
 def before_rl(whole: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """A work folder as that of `whole` was when RL began."""
-    for name in ("records", "models/rft", "checkpoints/rft"):
+    for name in ("records", "models/rft", "checkpoints/rft", "trajectories/base"):
         shutil.copytree(whole / name, workdir / name)
-    for name in (
-        "config.json",
-        "judgments/rft_sample.jsonl",
-        "stages/rft_sample.json",
-        "stages/rft.json",
-    ):
+    for name in ("config.json", "stages/rft_sample.json", "stages/rft.json"):
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(whole / name, workdir / name)
     (workdir / "metrics.jsonl").write_text(
@@ -187,7 +185,8 @@ def two(processes, micro, tmp_path_factory):
 
 def test_two_processes_do_what_one_does(one, two):
     assert_close(two, one)
-    for folder in (".", "records", "stages", "judgments", "models/grm", "checkpoints/rl"):
+    folders = (".", "records", "stages", "judgments/grm/test", "models/grm", "checkpoints/rl")
+    for folder in folders:
         assert {path.name for path in (two / folder).iterdir()} == {
             path.name for path in (one / folder).iterdir()
         }
@@ -229,11 +228,11 @@ def test_a_lost_process_is_named_and_the_job_goes_on(processes, micro, two, tmp_
     assert (workdir / "models/grm/model.safetensors").read_bytes() == (
         two / "models/grm/model.safetensors"
     ).read_bytes()
-    assert (workdir / "judgments/rl.jsonl").read_bytes() == (
-        two / "judgments/rl.jsonl"
+    assert (workdir / "trajectories/rl.jsonl").read_bytes() == (
+        two / "trajectories/rl.jsonl"
     ).read_bytes()
     stop_behind_rl(processes, micro, alone, 1, 2)
-    assert_close(alone, two, ("rft", "rl"), "r*")
+    assert_close(alone, two, ("rft", "rl"), ("trajectories/base", "trajectories/rl.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -262,10 +261,13 @@ def test_reward_models_of_two_processes_are_those_of_one(processes, tmp_path, ki
             script="reward_model",
         )
         assert wait(job) == [0] * count, logs(tmp_path / name)
-    assert_close(tmp_path / "two", tmp_path / "one", stages, steps=3)
-    assert json.loads((tmp_path / "two/held_out.json").read_text()) == json.loads(
-        (tmp_path / "one/held_out.json").read_text()
+    judgments = ("judgments", "trajectories") if kind == "cloud" else ("judgments",)
+    assert_close(tmp_path / "two", tmp_path / "one", stages, judgments, steps=3)
+    two, one = (
+        json.loads((tmp_path / name / "results.json").read_text())["rows"]
+        for name in ("two", "one")
     )
+    assert rounded(two) == rounded(one)
 
 
 def test_adapters_of_two_processes_are_those_of_one(processes, micro, tmp_path):
@@ -282,6 +284,9 @@ def test_adapters_of_two_processes_are_those_of_one(processes, micro, tmp_path):
 
 def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, tmp_path):
     """Models that generate, with a Meta RM and by token probabilities, and one that scores."""
+    # without the grm.json that says what it is for
+    scalar = shutil.copytree(one / "models/meta", tmp_path / "scalar")
+    (scalar / "grm.json").unlink()
     systems = (
         {
             "name": "grm",
@@ -290,7 +295,7 @@ def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, t
             "meta": str(one / "models/meta"),
         },
         {"name": "token_prob", "kind": "token_prob", "path": str(one / "models/rft")},
-        {"name": "meta", "kind": "scalar", "path": str(one / "models/meta")},
+        {"name": "scalar", "kind": "scalar", "path": str(scalar)},
     )
     config = tmp_path / "config.py"
     config.write_text(
@@ -298,10 +303,10 @@ def test_evaluate_of_two_and_four_processes_says_what_one_says(processes, one, t
         "tiny_evaluate.get_config()\n"
         f"    config.systems = {systems}\n    config.benchmarks = ({{'kind': 'world', "
         f"'split': 'test', 'items': 6}},)\n"
-        "    config.ks, config.bootstrap, config.report_items = (1, 2), 200, 3\n    "
-        "config.model.scan_layers = True\n"
+        "    config.eval.update(ks=(1, 2), bootstrap=200, report_items=3, samples_per_order=1)\n"
+        "    config.model.scan_layers = True\n"
         "    config.lengths.update(buckets=(80,), sequences=())\n    "
-        "config.sampling.update(rows=8, samples_per_order=1)\n    return config\n"
+        "config.sampling.rows = 8\n    return config\n"
     )
     for name, count, devices in (("alone", 1, 4), ("pair", 2, 2), ("quad", 4, 1)):
         job = processes.start_job(config, tmp_path / name, count, devices, *MESH, script="evaluate")

@@ -1,5 +1,6 @@
-"""Tiny Gemma-2 configs that each stress one part of the numerics, with weights and inputs from
-numpy seeds (no torch, no JAX random).
+"""Makes tiny Gemma-2 configs that each stress one part of the numerics, with weights and inputs.
+
+From numpy seeds (no torch, no JAX random).
 """
 
 import dataclasses
@@ -60,8 +61,9 @@ STRIDE = 4  # golden.npz keeps every fourth position
 
 
 def random_params(cfg: Gemma2Config, seed: int = 0, factor: float = 1.0) -> dict:
-    """Numpy float32 parameters: matrices with std fan_in**-0.5 (q, k and embedding times `factor`),
-    norms about w = 0 +- 0.3.
+    """Draws numpy float32 parameters.
+
+    Matrices with std fan_in**-0.5 (q, k and embedding times `factor`), norms about w = 0 +- 0.3.
     """
     rng = np.random.default_rng(seed)
 

@@ -1,10 +1,9 @@
-"""Writes golden.npz: logits of transformers' torch Gemma-2 for every case, so that machines without
-torch can compare.
+"""Writes golden.npz: logits of transformers' torch Gemma-2 for every case of gemma2_cases.py.
 
-    python tests/models/make_golden.py
+    python -m tests.models.make_golden
 
-Weights and tokens come from numpy seeds (gemma2_cases.py); only the reference results need torch.
-Run again after changing a case.
+Machines without torch compare with it. Weights and tokens come from numpy seeds; only the reference
+results need torch. Run it again after changing a case.
 """
 
 import pathlib

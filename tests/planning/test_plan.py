@@ -13,36 +13,35 @@ from rich.console import Console
 
 from experiments import config_flags
 from experiments.configs import spct_gemma2_9b, spct_gemma2_27b, tiny
-from experiments.stages.programs import NAMES, make_programs, planned_model
+from experiments.stages.planning import job_of
 from grm_jax.planning.hardware import TPUS
 from grm_jax.planning.measure import device_bytes, measure
+from grm_jax.planning.programs import NAMES, Job, make_programs
 from grm_jax.planning.report import markdown, show, tables
 from grm_jax.planning.topology import Topology
 from tests.conftest import REPO
 
 
-def preset(module, **changes):
+def job(module, **changes) -> Job:
     config = module.get_config()
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )
-    return config_flags.finish(config, files=False)
+    return job_of(config_flags.finish(config, files=False), "cpu")
 
 
 def test_a_preset_needs_neither_weights_nor_data():
-    config = preset(spct_gemma2_27b)
-    cfg = planned_model(config)
+    cfg = job(spct_gemma2_27b).model_cfg
     assert (cfg.d_model, cfg.n_layers, cfg.dtype, cfg.remat) == (4608, 46, "bfloat16", "full")
     with pytest.raises(ValueError, match="gemma-2-9b"):
-        planned_model(preset(spct_gemma2_27b, model__path="nowhere/gemma-3-9b"))
+        job(spct_gemma2_27b, model__path="nowhere/gemma-3-9b")
 
 
 def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     """Shapes alone, on 8 devices as fsdp 4 x tensor 2: 27.2e9 float32 parameters and two moments,
     cut in 8.
     """
-    config = preset(spct_gemma2_27b, mesh__tensor=2)
-    programs = make_programs(config, jax.devices())
+    programs = make_programs(job(spct_gemma2_27b, mesh__tensor=2), jax.devices())
     assert tuple(programs) == NAMES
     parameters = 27_227_128_320
     step = programs["rl_step"]
@@ -66,9 +65,9 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
 
 
 def test_adapters_leave_the_optimizer_small():
-    config = preset(spct_gemma2_9b, lora__rank=8)
-    step = make_programs(config, jax.devices(), ("rl_step",))["rl_step"]
-    whole = make_programs(preset(spct_gemma2_9b), jax.devices(), ("rl_step",))["rl_step"]
+    adapted = job(spct_gemma2_9b, lora__rank=8)
+    step = make_programs(adapted, jax.devices(), ("rl_step",))["rl_step"]
+    whole = make_programs(job(spct_gemma2_9b), jax.devices(), ("rl_step",))["rl_step"]
     assert (
         device_bytes(step.parts["optimizer"]) < 0.02 * device_bytes(whole.parts["optimizer"])
         and step.resident == {}
@@ -77,9 +76,9 @@ def test_adapters_leave_the_optimizer_small():
 
 def test_a_first_moment_in_bfloat16_takes_two_bytes_less():
     whole, half = (
-        make_programs(
-            preset(spct_gemma2_9b, optimizer__mu_dtype=dtype), jax.devices(), ("rl_step",)
-        )["rl_step"]
+        make_programs(job(spct_gemma2_9b, optimizer__mu_dtype=dtype), jax.devices(), ("rl_step",))[
+            "rl_step"
+        ]
         for dtype in ("float32", "bfloat16")
     )
     assert (
@@ -92,7 +91,7 @@ def test_a_micro_batch_that_the_mesh_cannot_cut_is_refused():
     with pytest.raises(
         ValueError, match="rl.micro_batch: expected a multiple of replica x fsdp = 8"
     ):
-        make_programs(preset(spct_gemma2_9b, rl__micro_batch=4), jax.devices(), ("rl_step",))
+        make_programs(job(spct_gemma2_9b, rl__micro_batch=4), jax.devices(), ("rl_step",))
 
 
 def test_tables_and_notes_of_a_plan(tmp_path):
@@ -172,9 +171,9 @@ def test_shapes_alone_bound_what_is_not_compiled():
     """A GPU that is not there: arguments and FLOPs, and a verdict only where arguments alone are
     too much.
     """
-    config = preset(tiny, rl__batch_size=32, rl__micro_batch=32)
+    planned = job(tiny, rl__batch_size=32, rl__micro_batch=32)
     topology = Topology("test:8", TPUS["v5e"], (2, 4), jax.devices(), False)
-    figures = measure(make_programs(config, jax.devices(), ("rl_step",))["rl_step"], topology, {})
+    figures = measure(make_programs(planned, jax.devices(), ("rl_step",))["rl_step"], topology, {})
     assert (
         figures["compiles"] is None and figures["fits"] is None and figures["times"]["ici"] is None
     )

@@ -1,5 +1,5 @@
-"""The report page: what it shows, what it says where data are absent, and that no text from outside
-becomes markup.
+"""The report page: what it shows, what it says where something is absent, and that no text from
+outside becomes markup.
 """
 
 import base64
@@ -14,11 +14,30 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from grm_jax.evaluation import scaling
-from grm_jax.report import plots, report, report_data
+from grm_jax.evaluation.comparisons import compare_systems
+from grm_jax.report import examples, plots, report, training
+from grm_jax.report.headline import coverage_text, headline, markdown
 from tests.evaluation import fabricated
 
 VOID = {"meta", "br", "input", "img", "link", "hr"}
+SECTIONS = (
+    "results",
+    "benchmarks",
+    "reading",
+    "scaling",
+    "meta-rm",
+    "capabilities",
+    "differences",
+    "domains",
+    "bias",
+    "calibration",
+    "training",
+    "run",
+    "examples",
+)
+needs_chromium = pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not installed"
+)
 
 
 class Page(HTMLParser):
@@ -26,7 +45,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.elements, self.scripts = [], [], []
+        self.open, self.elements, self.scripts, self.words = [], [], [], []
         self.feed(text)
         assert self.open == [], f"unclosed elements {self.open}"
 
@@ -46,52 +65,66 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.open and self.open[-1] == "script":
             self.scripts[-1][1] += data
+        elif "svg" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return fabricated.workdir(
-        tmp_path_factory.mktemp("runs") / "tiny",
-        items=7,
-        samples=4,
-        ks=(1, 2, 4),
-        note="Random <weights>: chance.",
+def evaluation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, *fabricated.evaluation(folder, items=7, samples=4)
+
+
+@pytest.fixture(scope="module")
+def results(evaluation):
+    _, benchmarks, judged = evaluation
+    return fabricated.results_of(
+        benchmarks, judged, (1, 2, 4), note="Random <weights>: chance.", draws=100
     )
 
 
 @pytest.fixture(scope="module")
-def page(folder):
-    path = report.write_report(folder)
+def page(evaluation, results):
+    folder, benchmarks, judged = evaluation
+    fabricated.write_jsonl(folder / "metrics.jsonl", fabricated.metrics())
+    path = report.write_report(folder, results, benchmarks, judged, 7)
     assert path == folder / "report.html" and not (folder / "report.html.partial").exists()
     return path.read_text(encoding="utf-8")
 
 
 def test_page_is_well_formed_self_contained_and_complete(page):
     parsed = Page(page)
-    assert "not run" not in page.lower(), "every part had data"
+    assert "Not there" not in page, "every part had data"
     for tag, attributes in parsed.elements:
         for name in ("src", "href", "xlink:href"):
             assert attributes.get(name, "#").startswith("#"), (
                 f"<{tag} {name}={attributes.get(name)!r}> reaches outside the file"
             )
-    for section in (
-        "results",
-        "scaling",
-        "meta-rm",
-        "training",
-        "domains",
-        "scores",
-        "run",
-        "examples",
-    ):
-        assert ("section", {"id": section}) in parsed.elements and (
-            "a",
-            {"href": f"#{section}"},
-        ) in parsed.elements
-    assert sum(tag == "svg" for tag, _ in parsed.elements) == 8
+    for section in SECTIONS:
+        assert ("section", {"id": section}) in parsed.elements
+        assert ("a", {"href": f"#{section}"}) in parsed.elements
+    drawn = [attributes["aria-label"] for tag, attributes in parsed.elements if tag == "svg"]
+    assert len(drawn) == 6 + 3 + 1, "of figures, of the stages, and more metrics of RL"
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids)), "ids of the figures must not collide in one page"
     assert "<metadata>" not in page and "@import" not in page and "url(http" not in page
+
+
+def test_a_reader_of_the_page_alone_finds_what_its_words_mean(page, results):
+    text = Page(page).text
+    for benchmark in results["benchmarks"]:
+        assert benchmark["protocol"] in text
+    for word in ("vote @k", "k_meta", "credit, strict", "coverage", "chance", "95 % interval"):
+        assert f" {word} " in text, f"{word} is not explained"
+    told = [
+        row for row in results["paired"] if row["ci_low"] > 0 or row["ci_high"] < 0
+    ]  # all of these systems sample
+    words = f"makes {len(results['paired'])} comparisons, and {len(told)} of them leave out 0"
+    assert words in text
 
 
 def test_note_config_and_domain_names_are_text_not_markup(page):
@@ -110,10 +143,8 @@ def test_examples_survive_in_json_that_cannot_leave_its_script_element(page):
     assert len(items) == 4 * 7
     hostile = next(item for item in items if item["id"] == "test-0000")
     assert hostile["conversation"] == [{"role": "user", "content": fabricated.HOSTILE}]
-    assert (
-        set(hostile["systems"]) == {"base", "rft", "grm"}
-        and len(hostile["systems"]["grm"]["samples"]) == 5
-    )
+    assert set(hostile["systems"]) == {"base", "rft", "grm"}
+    assert len(hostile["systems"]["grm"]["samples"]) == 5
     code = [text for attributes, text in parsed.scripts if "type" not in attributes]
     assert len(code) == 1 and "innerHTML" not in code[0]
     digest = base64.b64encode(hashlib.sha256(code[0].encode()).digest()).decode()
@@ -122,14 +153,22 @@ def test_examples_survive_in_json_that_cannot_leave_its_script_element(page):
     )
 
 
-def test_headline_figures_are_those_of_results_json(folder, page):
-    rows = json.loads((folder / "results.json").read_text())["rows"]
-    text = re.sub(r"\s+", " ", page)
-    for row in rows:
+def test_headline_figures_are_those_of_results_json(page, results):
+    text = Page(page).text
+    for row in results["rows"]:
         if row["k"] in (1, 4) and row["aggregation"] != "meta":
             assert (
-                f">{100 * row['accuracy']:.1f}</span> <small>± {100 * row['stderr']:.1f}</small>"
+                f"{100 * row['value']:.1f} {100 * row['ci_low']:.1f}–{100 * row['ci_high']:.1f} "
             ) in text
+    for benchmark in results["benchmarks"]:
+        assert f" {100 * benchmark['chance']:.1f} " in text
+
+
+def test_training_funnel_and_times_are_sections_of_the_page(page):
+    text = Page(page).text
+    assert "unhinted, 360 sampled" in text and "hinted too easy 10 8.3 %" in text
+    assert "Online RL, to step 59" in text and "Meta RM, to step 49" in text
+    assert "eval_grm_test 2.3 min 23.2 %" in text
 
 
 def test_figures_are_the_same_bytes_again():
@@ -142,128 +181,224 @@ def test_figures_are_the_same_bytes_again():
     assert ids[0] and not ids[0] & ids[1], "two figures of one page share no id"
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_browser_draws_the_examples_and_runs_nothing_of_theirs(folder, page, tmp_path):
-    command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--virtual-time-budget=3000",
-        f"--user-data-dir={tmp_path}",
-        "--dump-dom",
-        (folder / "report.html").as_uri(),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
-    assert ("<title>tiny: SPCT report</title>") in dom and "owned'</script>" not in dom.split(
-        'id="examples-data"'
-    )[0]
+def chromium(tmp_path, address, *flags):
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
+    command += ["--disable-background-networking", "--virtual-time-budget=4000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+
+
+@needs_chromium
+def test_browser_draws_the_examples_and_runs_nothing_of_theirs(evaluation, page, tmp_path):
+    dom = chromium(tmp_path, (evaluation[0] / "report.html").as_uri())
+    assert "<title>tiny: how well reward models judge</title>" in dom
+    assert "owned'</script>" not in dom.split('id="examples-data"')[0]
     shown = dom.split('class="detail"')[1]
     assert "&lt;/script&gt;&lt;script&gt;document.title='owned'" in shown and "{{ 7*7 }}" in shown
     assert dom.count("<li") > 28 and "28 items" in re.sub(r"<[^>]*>", "", dom)
 
 
-def test_empty_folder_says_what_was_not_run(tmp_path):
-    text = report.write_report(tmp_path).read_text(encoding="utf-8")
-    Page(text)
-    assert text.count('class="missing"') >= 10 and "<svg" not in text
-    for phrase in (
-        "results.json has no result rows",
-        "metrics.jsonl has no row of stage rl",
-        "no row of stage rft_sample",
-        "no evaluation judgments",
-    ):
-        assert phrase in text
-
-
-def test_a_run_with_votes_only_shows_them_and_names_the_rest(tmp_path):
-    rows = fabricated.eval_rows(("test",), ("base",), items=4, samples=2, logits=False)
-    fabricated.write_jsonl(tmp_path / "judgments" / "eval.jsonl", rows)
-    fabricated.write_jsonl(
-        tmp_path / "metrics.jsonl",
-        [
-            {
-                "stage": "sft",
-                "step": 0,
-                "time_s": 1.0,
-                "oddity": 3.0,
-                "comment": "text",
-                "flag": float("nan"),
-            }
-        ],
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_does_not_scroll_sideways(evaluation, page, tmp_path, width):
+    """Measured in a frame of that width, with everything that folds unfolded."""
+    address = (evaluation[0] / "report.html").as_uri()
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="{address}" style="border:0;width:{width}px;height:900px"></iframe>'
+        "<output>?</output><script>document.querySelector('iframe').onload = (event) => {"
+        "const inside = event.target.contentDocument;"
+        "inside.querySelectorAll('details').forEach((fold) => { fold.open = true; });"
+        "const root = inside.documentElement;"
+        "document.querySelector('output').textContent = root.scrollWidth - root.clientWidth; };"
+        "</script>"
     )
-    text = report.write_report(tmp_path).read_text(encoding="utf-8")
-    Page(text)
-    assert "no sampled judgment carries a Meta RM logit" in text and "oddity" in text
-    assert "<h3>sft" in text and "1 more metric</summary>" in text
+    dom = chromium(tmp_path, (tmp_path / "frame.html").as_uri(), "--allow-file-access-from-files")
+    assert "<output>0</output>" in dom
+
+
+def test_what_is_absent_is_said(tmp_path):
+    """One system with votes alone, no training, no times: parts say that they are not there."""
+    benchmarks, judged = fabricated.evaluation(
+        tmp_path, ("test",), ("base",), items=4, samples=2, logits=False
+    )
+    results = compare_systems(benchmarks, judged, (1, 2), draws=100, seed=0)
+    text = Page(report.render("alone", results, benchmarks, judged, 4, {})).text
+    for phrase in (
+        "sampled judgments on records with gold that a Meta RM has scored",
+        "two systems that judge the same items",
+        "no metrics.jsonl",
+    ):
+        assert f"Not there: {phrase}" in text.replace("this folder has ", "")
     assert (
-        "conversation"
-        not in json.loads(re.search(r'id="examples-data">(.*?)</script>', text)[1])[0]
-    ), "no records on file"
+        "mean over benchmarks"
+        not in Page(report.render("alone", results, benchmarks, judged, 4, {})).text.split(
+            "What is judged"
+        )[0]
+    )
 
 
-def test_broken_judgment_line_is_named(tmp_path):
-    (tmp_path / "judgments").mkdir()
-    (tmp_path / "judgments" / "eval.jsonl").write_text('{"stage": "rl"}\n{"stage": \n')
-    with pytest.raises(ValueError, match=r"eval.jsonl:2: not a JSON object"):
-        report.write_report(tmp_path)
+def without_scores(judged):
+    """The same system, had no judgment of it given scores."""
+    failed = {"scores": None, "failure": "request_failed:429", "meta_logit": None}
+    return {
+        name: of._replace(
+            name="silent",
+            rows={
+                kind: [{at: j | failed for at, j in rows.items()} for rows in of_seed]
+                for kind, of_seed in of.rows.items()
+            },
+        )
+        for name, of in judged.items()
+    }
+
+
+def without_gold(benchmarks):
+    return [
+        b._replace(
+            metric="none",
+            summarize=lambda values: {},
+            records=tuple(
+                type(r)(r.id, r.conversation, r.responses, None, r.domain) for r in b.records
+            ),
+        )
+        for b in benchmarks
+    ]
+
+
+def test_a_judge_that_never_answered_is_a_word_and_not_a_figure(evaluation):
+    _, benchmarks, judged = evaluation
+    judged = {"grm": judged["grm"], "silent": without_scores(judged["base"])}
+    results = compare_systems(benchmarks, judged, (1, 4), draws=100, seed=0)
+    line = next(line for line in headline(results) if line["system"] == "silent")
+    assert {row["value"] for row in line["cells"].values()} == {None} and line["best"] == set()
+    (row,) = [t for t in markdown(results).splitlines() if t.startswith("| silent | greedy")]
+    assert row == "| silent | greedy |" + " not judged |" * 5 + " 100.00 |"
+    text = Page(report.render("silent", results, benchmarks, judged, 2, {})).text
+    assert "No judgment of silent on test gave scores: it has no figure here." in text
+    assert "not judged" in text and "request failed:429" in text
+    json.dumps(results, allow_nan=False)
+
+
+def test_records_without_gold_have_a_page_with_judgments_and_no_figures(evaluation):
+    _, benchmarks, judged = evaluation
+    benchmarks = without_gold(benchmarks)
+    results = compare_systems(benchmarks, judged, (1, 4), draws=100, seed=0)
+    text = report.render("no gold", results, benchmarks, judged, 3, {})
+    words = Page(text).text
+    assert "no gold, judged 7 of 7" in words and "no gold, so no chance" in words
+    assert "| no gold, judged 7 of 7 |" in markdown(results)
+    items = json.loads(re.search(r'id="examples-data">(.*?)</script>', text)[1])
+    assert len(items) == 12 and all(item["rewards"] is None for item in items)
+    assert items[0]["systems"]["grm"]["vote"]["credit"] is None
+    assert items[0]["systems"]["grm"]["vote"]["totals"] is not None
+
+
+@pytest.fixture
+def three_systems(evaluation):
+    """A good one, a better one that fails on one item of seven, and a random judge with luck."""
+    _, benchmarks, judged = evaluation
+    test = [b for b in benchmarks if b.name == "test"]
+    greedy = judged["grm"]["test"].rows["greedy"][0]
+
+    def system(name, first):
+        rows = {at: j | {"scores": j["rewards"], "failure": None} for at, j in greedy.items()}
+        rows["test-0000", 0] |= first
+        of = judged["grm"]["test"]._replace(name=name, sampled=False, rows={"greedy": [rows]})
+        return {"test": of}
+
+    wrong = [-reward for reward in greedy["test-0000", 0]["rewards"]]
+    of = {
+        "good": system("good", {"scores": wrong}),
+        "fails": system("fails", {"scores": None, "failure": "no_box"}),
+        "random": system("random", {}),
+    }
+    config = {"systems": [{"name": "random", "kind": "random"}, {"name": "good", "kind": "length"}]}
+    results = {"config": config} | compare_systems(test, of, (1,), draws=200, seed=0)
+    return results, test, of
+
+
+def test_bold_is_the_best_figure_that_can_be_believed(three_systems):
+    results, benchmarks, judged = three_systems
+    values = {
+        row["system"]: row["value"] for row in results["rows"] if not row["flat_by_construction"]
+    }
+    assert values["random"] == 1 > values["fails"] > values["good"]
+    best = {line["system"]: line["best"] for line in headline(results)}
+    assert best == {"good": {"test"}, "fails": set(), "random": set()}, (
+        "a random judge is never bold, nor is a figure of low coverage"
+    )
+    table = markdown(results)
+    assert re.search(r"\| good \| one judgment \| \*\*\d", table)
+    assert re.search(r"\| fails \| one judgment \| \d\d\.\d \[.*\] \(coverage 85.7 % ⚠\)", table)
+    assert "| chance | |" in table
+    text = Page(report.render("r", results, benchmarks, judged, 2, {})).text
+    assert "⚠ coverage 85.7 %" in text
+    assert headline(results | {"min_coverage": 0.5})[1]["best"] == {"test"}
+
+
+def test_a_figure_at_chance_is_not_bold(three_systems):
+    results, *_ = three_systems
+    rows = [row | {"ci_low": 0.1} for row in results["rows"]]
+    assert [line["best"] for line in headline(results | {"rows": rows})] == [set()] * 3
+
+
+def test_coverage_that_is_not_whole_never_reads_100():
+    assert coverage_text({"coverage": 0.9999}) == "99.9 %"
+    assert (
+        coverage_text({"coverage": 1.0}) == "100 %" and coverage_text({"coverage": None}) == "n/a"
+    )
 
 
 def test_metrics_keep_the_later_row_of_a_step_written_twice(tmp_path):
     rows = [
-        {"stage": "rl", "step": step, "time_s": 0.0, "loss": float(loss)}
-        for step, loss in ((0, 5), (1, 4), (1, 3), (2, 2))
+        {"stage": "rl", "step": step, "time_s": 0.0, "loss": loss}
+        for step, loss in ((0, 5.0), (1, 4.0), (1, 3.0), (2, 2.0), (3, None))
     ]
     fabricated.write_jsonl(tmp_path / "metrics.jsonl", rows)
-    steps, values = report_data.read_metrics(tmp_path / "metrics.jsonl")["rl"]["loss"]
-    assert list(steps) == [0, 1, 2] and list(values) == [5, 3, 2]
+    steps, values = training.read_curves(tmp_path / "metrics.jsonl")["rl"]["loss"]
+    assert list(steps) == [0, 1, 2] and list(values) == [5, 3, 2], "null is no number"
+    assert training.read_curves(tmp_path / "absent.jsonl") == {}
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "rl"\n')
+    with pytest.raises(ValueError, match="metrics.jsonl:1: expected a JSON object"):
+        training.read_curves(tmp_path / "metrics.jsonl")
 
 
-def test_score_histogram_counts_best_and_others():
+def test_a_reason_that_occurred_at_one_step_is_0_at_the_others(tmp_path):
     rows = [
-        {"id": "a", "sample": s, "scores": scores, "rewards": [0, 1, 0], "tokens": 1}
-        for s, scores in enumerate(([1, 9, 1], [2, 9, 1], None))
+        {
+            "stage": "rl",
+            "step": 0,
+            "parse_failure_rate": 0.0,
+            "score_share/3": 1.0,
+            "tie_rate": 0.5,
+        },
+        {"stage": "rl", "step": 1, "parse_failure_rate": 0.1, "parse_failure/no_box": 0.1},
+        {"stage": "rl", "step": 2, "parse_failure_rate": 0.0, "score_share/4": 1.0},
+        {"stage": "rl", "step": 3, "loss": 1.0},
     ]
-    rows += [
-        {"id": "b", "sample": s, "scores": [10, 3], "rewards": [1, 0], "tokens": 1}
-        for s in range(3)
-    ]
-    counts = report_data.score_histogram(scaling.make_pool(rows))
-    assert counts["best"][9] == 2 and counts["best"][10] == 3 and counts["best"].sum() == 5
-    assert list(counts["others"][:4]) == [0, 3, 1, 3] and counts["others"].sum() == 7
-    single = [
-        {"id": i, "sample": 0, "scores": [s], "rewards": [r], "tokens": 1}
-        for i, s, r in (("a", 1, 1), ("b", 0, 1), ("c", 1, 0))
-    ]
-    counts = report_data.score_histogram(scaling.make_pool(single))
-    assert list(counts["best"]) == [1, 1] and list(counts["others"]) == [0, 1]
+    fabricated.write_jsonl(tmp_path / "metrics.jsonl", rows)
+    curves = training.read_curves(tmp_path / "metrics.jsonl")["rl"]
+    assert list(curves["parse_failure/no_box"][0]) == [0, 1, 2], "step 3 counted no failures"
+    assert list(curves["parse_failure/no_box"][1]) == [0, 0.1, 0]
+    assert [list(axis) for axis in curves["score_share/3"]] == [[0, 2], [1, 0]], (
+        "a step without scores has no share of them"
+    )
+    assert list(curves["tie_rate"][0]) == [0], "what a step did not measure is not 0"
 
 
-def test_examples_are_bounded_and_mix_right_with_wrong(folder, monkeypatch):
-    judgments = report_data.read_judgments(folder / "judgments")
-    monkeypatch.setattr(report_data, "EXAMPLES_PER_SPLIT", 2)
-    shown = report_data.examples(judgments, folder / "absent")
+def test_examples_are_bounded_and_half_are_ones_on_which_systems_differ(evaluation, monkeypatch):
+    _, benchmarks, judged = evaluation
+    shown = examples.examples(benchmarks, judged, 4, 2)
     assert len(shown["items"]) == 8 and shown["total"] == 28
-    hard = [
-        item["systems"]["grm"]["vote"]["credit"]
-        for item in shown["items"]
-        if item["split"] == "wide"
-    ]
-    assert min(hard) < 1 <= max(hard)
-    monkeypatch.setattr(report_data, "EXAMPLE_CHARACTERS", 20_000)
-    assert 0 < len(report_data.examples(judgments, folder / "absent")["items"]) < 8
-
-
-def test_domain_accuracy_weighs_to_the_split_accuracy(folder):
-    judgments = report_data.read_judgments(folder / "judgments")
-    cells = report_data.by_domain(judgments.pools)["grm", "hard"].values()
-    whole = scaling.estimate(
-        judgments.pools["grm", "hard"]["sampled"], "grm", "hard", 4
-    ).credit_I.mean()
-    assert sum(cell["items"] * cell["vote"] for cell in cells) / sum(
-        cell["items"] for cell in cells
-    ) == pytest.approx(whole)
+    for name in ("test", "hard", "wide", "single"):
+        credits = [
+            {of["vote"]["credit"] for of in item["systems"].values()}
+            for item in shown["items"]
+            if item["benchmark"] == name
+        ]
+        assert any(len(of_item) > 1 for of_item in credits)
+    monkeypatch.setattr(examples, "CHARACTERS", 20_000)
+    assert 0 < len(examples.examples(benchmarks, judged, 4, 7)["items"]) < 8
 
 
 def test_moving_mean_keeps_ends_and_level():
@@ -271,3 +406,36 @@ def test_moving_mean_keeps_ends_and_level():
     smooth = plots._smooth(values)
     np.testing.assert_allclose(smooth[2:-2], values[2:-2])
     assert smooth[0] == 1.0 and len(smooth) == 40
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (20, 900, [20, 50, 100, 200, 500]),
+        (3, 40_000, [10, 100, 1000, 10_000]),
+        (22, 25, [22, 23, 24, 25]),
+        (30, 30, [30]),
+        (1, 1e12, [1, 1e2, 1e4, 1e6, 1e8, 1e10, 1e12]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_round_few_and_within_it(low, high, expected):
+    ticks = plots.log_ticks(low, high)
+    assert [t for t in ticks if low / 1.05 <= t <= high * 1.05] == pytest.approx(expected)
+
+
+def tick_labels(svg):
+    """Texts of a figure, tick labels among them."""
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+
+
+def test_axis_labels_are_plain_and_tell_their_ticks_apart(results):
+    rows = [row for row in results["rows"] if row["aggregation"] == "vote"]
+    svg = plots.curves(rows, ["test"], ["base", "rft"], "tokens_per_item", "t", "tokens")
+    assert "mathdefault" not in svg and "$" not in svg and "50" in tick_labels(svg)
+    ratio = {"ratio_max": (np.arange(9), 1 + 1e-6 * np.arange(9.0))}
+    svg = plots.training_curves(ratio, {"Ratio": ["ratio_max"]}, "ratio")
+    labels = [text for text in tick_labels(svg) if text.startswith("1.")]
+    assert len(labels) == len(set(labels)) >= 3
+    small = {"lr": (np.arange(9), 3e-9 * np.arange(9.0))}
+    svg = plots.training_curves(small, {"Rate": ["lr"]}, "rate")
+    assert "mathdefault" not in svg and "1e−8" in tick_labels(svg)

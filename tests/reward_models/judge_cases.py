@@ -1,14 +1,12 @@
-"""A tokenizer of single characters, records whose worth is written in their responses, and samplers
-that read it there.
-"""
+"""Makes a tokenizer of characters, records that state their worth, and samplers that read it."""
 
 import re
 
 import numpy as np
 
 from grm_jax.judgment.prompts import load_template
-from grm_jax.judgment.records import record_from_dict
-from grm_jax.reward_models.grm import Prompter
+from grm_jax.judgment.records import record_from_dict, response_order
+from grm_jax.reward_models.grm import Ask, Prompter
 from grm_jax.tokenizer import Tokenizer
 
 PAD, EOS, BOS, FIRST = 0, 1, 2, 3
@@ -29,8 +27,9 @@ PROMPTER = Prompter(TOKENIZER, load_template("tiny_pointwise"), load_template("t
 
 
 def record(name: str, worths, gold: bool = True, words: int = 3):
-    """Response i is worth worths[i]; the gold rewards are the same numbers, or 0/1 for a single
-    response.
+    """Makes a record whose response i is worth worths[i].
+
+    The gold rewards are the same numbers, or 0/1 for a single response.
     """
     rewards = {"rewards": [float(w) for w in worths]} if gold else {}
     return record_from_dict(
@@ -53,8 +52,9 @@ def judgment(scores, note: str = "") -> str:
 
 
 def honest(prompt: str, key) -> tuple[str, bool]:
-    """(text, finished): the worths in the order in which the prompt shows them. The note makes
-    samples differ, as their keys do.
+    """Answers (text, finished): the worths in the order in which the prompt shows them.
+
+    The note makes samples differ, as their keys do.
     """
     return judgment(
         re.findall(r"I am worth (\d+)\.", prompt), note=f" [{key[0] % 1000}, {key[1] % 1000}]"
@@ -71,8 +71,9 @@ def choose(prompt: str, key) -> tuple[str, bool]:
 
 
 class FakeSampler:
-    """What `make_sampler` returns, with `answer(prompt, key) -> (text, finished)` for a model.
-    Counts its calls.
+    """Stands in for what `make_sampler` returns, and counts its calls.
+
+    `answer(prompt, key) -> (text, finished)` is the model.
     """
 
     def __init__(self, answer=honest):
@@ -99,3 +100,12 @@ class FakeSampler:
                 )
                 out["logp"][p, j, : len(ids)] = -np.arange(1, len(ids) + 1) / 8
         return out
+
+
+def shuffled_asks(records, samples: int, seed: int) -> list[Ask]:
+    """`samples` judgments of every record, each with an order of the responses of its own."""
+    return [
+        Ask(one, response_order(seed, one.id, sample, len(one.responses)), (sample,), one.id)
+        for one in records
+        for sample in range(samples)
+    ]

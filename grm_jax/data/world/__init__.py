@@ -6,6 +6,6 @@ model imitates, `corpus` the text that the base is pretrained on.
 """
 
 from grm_jax.data.world.critiques import make_critiques
-from grm_jax.data.world.records import make_instructions, make_records
+from grm_jax.data.world.records import describe, make_instructions, make_records
 
-__all__ = ["make_critiques", "make_instructions", "make_records"]
+__all__ = ["describe", "make_critiques", "make_instructions", "make_records"]

@@ -131,7 +131,7 @@ def judgment_text(
         quality = [q + weight * ok / 10 for q, ok in zip(quality, verdicts)]
     obeys = hint is not None and rng.random() >= slips.hint_ignored
     if len(responses) == 1:
-        scores = [int(quality[0] > 0.75)] if not obeys else [hint]
+        scores = [hint if obeys and hint is not None else int(quality[0] > 0.75)]
     else:
         scores = [2 + round(7 * q) for q in quality]
         if obeys:

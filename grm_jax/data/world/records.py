@@ -25,6 +25,27 @@ _SIZES = {  # number of responses -> probability
     "single": {1: 1.0},
     "heldout": {2: 0.6, 3: 0.25, 4: 0.15},
 }
+_ABOUT = {  # of a split, for readers of figures
+    "train": "1 to 4 responses, from the side of the world that is trained on.",
+    "test": "2 to 4 responses, drawn as the training records are; no record is in both.",
+    "hard": "2 to 4 responses; every wrong one carries a distractor (a filler phrase, a word of "
+    "certainty, asterisks), the right one none.",
+    "wide": "5 or 6 responses, more than in training.",
+    "single": "One response, which is right half of the time; a judge scores it 0 or 1.",
+    "heldout": "2 to 4 responses to tasks that no training record has.",
+}
+_TASKS = {
+    "copy": "repeat the list",
+    "reverse": "turn it round",
+    "sort": "put it in alphabetical order",
+    "next": "replace each animal by the next one of the alphabet of eight",
+    "rotate": "move the first to the end",
+    "limit": "name at most so many animals",
+    "avoid": "name animals, but never a certain one",
+    "swap": "exchange first and last",
+    "drop": "leave out the last",
+    "start": "name animals, a certain one first",
+}
 P_DISTRACTOR = 0.25  # of each distractor on each response, right or wrong, outside the hard split
 
 
@@ -172,6 +193,18 @@ def make_records(split: str, count: int, seed: int = 0) -> list[Record]:
         item.record(f"world/{split}/{seed}/{i}", split)
         for i, item in enumerate(make_items(split, count, seed))
     ]
+
+
+def describe(split: str) -> str:
+    """Says in words what the records of a split are, for a reader of figures on them."""
+    families = tasks.HELDOUT_FAMILIES if split == "heldout" else tasks.REWARD_FAMILIES
+    named = "; ".join(f"{family}: {_TASKS[family]}" for family in families)
+    return (
+        f"The checkable world, split {split}. A query asks for something to be done with a "
+        "numbered list of animals, three in ten also for thanks; which response does it is "
+        "computed. "
+        f"{_ABOUT[split]} The domain is what is asked for ({named})."
+    )
 
 
 def make_instructions(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ has one, is met.
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 
 # alphabetical: `sort` and `next` rely on it
 ANIMALS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen")
@@ -31,7 +32,7 @@ class Query:
     family: str
     text: str
     solution: Items | None
-    argument: int | str | None
+    argument: Any
     thanks: bool
     source: Items
 
@@ -39,7 +40,7 @@ class Query:
 @dataclasses.dataclass(frozen=True)
 class Family:
     principle: str
-    make_query: Callable[[random.Random], tuple[str, Items | None, int | str | None, Items]]
+    make_query: Callable[[random.Random], tuple[str, Items | None, Any, Items]]
     # (query, index from 0, item) -> the item breaks the principle
     is_wrong: Callable[[Query, int, str], bool]
     heldout: bool = False  # never in reward data: only pretraining knows it
@@ -64,7 +65,8 @@ def _transform(instruction: str, solve: Callable[[Items], Items]):
 
 
 def _off_solution(query: Query, i: int, item: str) -> bool:
-    return i >= len(query.solution) or query.solution[i] != item
+    solution = query.solution or ()
+    return i >= len(solution) or solution[i] != item
 
 
 def _successor(item: str) -> str:

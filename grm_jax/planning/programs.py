@@ -4,37 +4,32 @@ in the placement they run them in.
 
 import dataclasses
 import functools
+import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import config_flags
-from experiments.stages import rl
-from experiments.stages.train import lora_config, make_step
-from grm_jax.models.config import (
-    GEMMA2_2B,
-    GEMMA2_9B,
-    GEMMA2_27B,
-    Gemma2Config,
-    alternating,
-    load_config,
-)
+from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config, load_config
 from grm_jax.models.gemma2 import cast_weights
-from grm_jax.models.lora import start_adapters
+from grm_jax.models.lora import LoraConfig, start_adapters
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import SCALAR, abstract_params
-from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings, shares
+from grm_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, param_shardings, shares
 from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program
 from grm_jax.sampling.mapped import map_rows
 from grm_jax.sampling.sampler import SamplingConfig, decode_step, empty_suffix, grow_suffix, start
-from grm_jax.tokenizer import load_tokenizer
+from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.training.loop import make_step
+from grm_jax.training.objectives import rl_objective
+from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.settings import FitConfig, RlConfig
 from grm_jax.training.step import adapted, make_logprob_fn, meta_loss, rft_loss
 
 PUBLISHED = {"gemma-2-2b": GEMMA2_2B, "gemma-2-9b": GEMMA2_9B, "gemma-2-27b": GEMMA2_27B}
@@ -49,21 +44,45 @@ NAMES = (
     "judge_decode",
 )
 ONE_HOST = 8  # devices of the largest host
+# judgments that the sampling stages' rows of the table are for: their number depends on the data
+SAMPLED = 10_000
 
 
-def planned_model(config: ml_collections.ConfigDict, platform: str = "tpu") -> Gemma2Config:
-    """The model of a config on a platform: from its folder, or where that is not there, the
-    published size that the folder is named after.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What the programs of a run of SPCT follow from. stop_ids: of the tokenizer."""
+
+    model_cfg: Gemma2Config
+    mesh: MeshConfig
+    lengths: Lengths
+    sampling: Sampling
+    optimizer: OptimizerConfig
+    lora: LoraConfig
+    rft: FitConfig
+    rl: RlConfig
+    meta: FitConfig
+    stop_ids: tuple[int, ...] = (1, 107)  # Gemma's <eos>, <end_of_turn>
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest training sequence."""
+        return self.lengths.prompt + self.lengths.completion
+
+    def mesh_sizes(self, devices: int) -> dict[str, int]:
+        """The mesh with its -1 worked out."""
+        sizes = dataclasses.asdict(self.mesh)
+        known = math.prod(size for size in sizes.values() if size != -1)
+        return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
+
+
+def planned_model(folder: str | os.PathLike, **numerics) -> Gemma2Config:
+    """Find the model of a folder, or where that is not there, the published size that the folder is
+    named after.
+
+    numerics: fields of `Gemma2Config` that are not in config.json. Raises ValueError for another
+    name.
     """
-    numerics = config_flags.numerics(config, platform)
-    if config.model.random_init is not None:
-        sizes = config.model.random_init.to_dict()
-        vocab_size = load_tokenizer(config_flags.tokenizer_path(config)).vocab_size
-        return Gemma2Config(
-            vocab_size=vocab_size, layer_types=alternating(sizes["n_layers"]), **sizes, **numerics
-        )
-    folder = config_flags.model_folder(config)
-    if (folder / "config.json").is_file():
+    if (pathlib.Path(folder) / "config.json").is_file():
         return load_config(folder, **numerics)
     name = pathlib.Path(folder).name.removesuffix("-it")
     if name not in PUBLISHED:
@@ -74,16 +93,12 @@ def planned_model(config: ml_collections.ConfigDict, platform: str = "tpu") -> G
     return dataclasses.replace(PUBLISHED[name], **numerics)
 
 
-def make_programs(
-    config: ml_collections.ConfigDict, devices: list, names: tuple[str, ...] = NAMES
-) -> dict[str, Program]:
-    """{name: Program} at the widest shapes of the config: every sequence as long as lengths allow.
-    ValueError where a shape cannot be.
+def make_programs(job: Job, devices: list, names: tuple[str, ...] = NAMES) -> dict[str, Program]:
+    """Make {name: Program} at the widest shapes of a job: every sequence as long as lengths allow.
+
+    Raises ValueError where a shape cannot be.
     """
-    cfg, mesh = (
-        planned_model(config, devices[0].platform),
-        make_mesh(**config.mesh, devices=devices),
-    )
+    mesh = make_mesh(**dataclasses.asdict(job.mesh), devices=devices)
     makers = {
         "rft_step": functools.partial(_train_step, "rft"),
         "rl_step": functools.partial(_train_step, "rl"),
@@ -94,12 +109,7 @@ def make_programs(
         name: functools.partial(_sampler_program, name)
         for name in ("prefill", "decode", "judge_prefill", "judge_decode")
     }
-    return {name: makers[name](config, cfg, mesh) for name in names}
-
-
-def width(config: ml_collections.ConfigDict) -> int:
-    """Tokens of the longest training sequence."""
-    return config.lengths.prompt + config.lengths.completion
+    return {name: makers[name](job, mesh) for name in names}
 
 
 def placed(tree: Any, shardings: Any) -> Any:
@@ -122,14 +132,14 @@ def _batch(mesh, rows, length, **more) -> dict:
     }
 
 
-def _train_step(stage, config, cfg, mesh) -> Program:
-    """A step as `experiments.stages.train.begin` makes it. Beside it lies RL's reference, where
+def _train_step(stage, job, mesh) -> Program:
+    """A step as `training.loop.begin` makes it. Beside it lies RL's reference, where
     beta asks for one; the other stages hand over what they start from. With adapters the frozen
     weights are an argument, and RL's reference.
     """
-    settings = config[stage]
-    config_flags.check_micro_batch(config, stage, shares(mesh))
-    params, updates = abstract_params(cfg), settings.steps
+    settings, cfg = getattr(job, stage), job.model_cfg
+    settings.check_shares(stage, shares(mesh))
+    params = abstract_params(cfg)
     if stage == "rft":
         loss, fields = rft_loss(cfg), {}
     elif stage == "meta":
@@ -139,24 +149,20 @@ def _train_step(stage, config, cfg, mesh) -> Program:
             abstract_params(cfg, SCALAR),
         )
     else:
-        loss, fields, updates = (
-            rl.objective(config, cfg)[0],
-            {"old_logp": 2, "advantages": 1} | ({"ref_logp": 2} if settings.beta else {}),
-            updates * settings.updates_per_rollout,
-        )
+        loss, _ = rl_objective(job.rl, cfg, job.lengths.completion)
+        fields = {"old_logp": 2, "advantages": 1} | ({"ref_logp": 2} if job.rl.beta else {})
     whole = placed(params, param_shardings(mesh, params))
     frozen = None
-    if config.lora.rank:
-        lora, frozen = lora_config(config), whole
-        params, loss = (
-            jax.eval_shape(lambda p: start_adapters(cfg, lora, p, jax.random.key(0)), params),
-            adapted(loss, lora.scale),
+    if job.lora.rank:
+        params = jax.eval_shape(
+            lambda p: start_adapters(cfg, job.lora, p, jax.random.key(0)), params
         )
-    step, _, _, state = make_step(config, mesh, params, loss, settings, updates)
-    B, T = settings.batch_size, width(config)
+        loss, frozen = adapted(loss, job.lora.scale), whole
+    step, _, _, state = make_step(mesh, job.optimizer, params, loss, settings, settings.updates)
+    B, T = settings.batch_size, job.width
     batch = _batch(mesh, B, T, **fields)
-    kept = stage == "rl" and settings.beta and not config.lora.rank
-    resident = {"reference": whole} if kept else {}
+    has_reference = stage == "rl" and job.rl.beta > 0
+    resident = {"reference": whole} if has_reference and not job.lora.rank else {}
     return Program(
         f"{stage}_step",
         step,
@@ -169,19 +175,19 @@ def _train_step(stage, config, cfg, mesh) -> Program:
     )
 
 
-def _logprobs(config, cfg, mesh) -> Program:
+def _logprobs(job, mesh) -> Program:
     """Of the reference, for a whole batch of rollouts, as experiments/stages/rl.py calls it; the
     policy's train state lies beside it.
     """
-    params, beside = _rl_arrays(config, cfg, mesh)
-    B, T = config.rl.batch_size, width(config)
+    params, beside = _rl_arrays(job, mesh)
+    cfg, B, T = job.model_cfg, job.rl.batch_size, job.width
     batch = _batch(mesh, B, T)
     beside = {name: arrays for name, arrays in beside.items() if name != "reference"} | {
         "policy": params
     }
     return Program(
         "logprobs",
-        make_logprob_fn(cfg, config.rl.temperature, B // config.rl.micro_batch),
+        make_logprob_fn(cfg, job.rl.temperature, B // job.rl.micro_batch),
         (params, batch["tokens"], batch["positions"]),
         mesh,
         {"params": params, "batch": (batch["tokens"], batch["positions"])},
@@ -191,79 +197,129 @@ def _logprobs(config, cfg, mesh) -> Program:
     )
 
 
-def _rl_arrays(config, cfg, mesh) -> tuple[Any, dict]:
+def _rl_arrays(job, mesh) -> tuple[Any, dict]:
     """(the policy's parameters, what else the RL stage keeps on the devices while it samples)."""
-    step = _train_step("rl", config, cfg, mesh)
+    step = _train_step("rl", job, mesh)
     state, _, frozen = step.args
     params = state.params if frozen is None else frozen  # adapters are merged into a copy
-    beside = {"optimizer": state.opt_state} | ({"reference": params} if config.rl.beta else {})
+    beside = {"optimizer": state.opt_state} | ({"reference": params} if job.rl.beta else {})
     return params, beside if frozen is None else beside | {"adapters": state.params}
 
 
 def sampler_call(
-    config: ml_collections.ConfigDict, mesh_shape: Mapping[str, int], judging: bool = False
+    job: Job, mesh_shape: Mapping[str, int], judging: bool = False
 ) -> tuple[int, int, int]:
-    """(prompts of one call of the sampler, the same with the dummies that fill the devices, samples
-    of each prompt).
+    """Cut (prompts of one call of the sampler, the same with the dummies that fill the devices,
+    samples of each prompt).
 
-    As `rl.roll_out` and `sampling.rollout.generate` cut them: RL draws a group from each prompt;
+    As the RL stage and `sampling.rollout.generate` cut them: RL draws a group from each prompt;
     judgments for RFT, the Meta RM and evaluation (`judging`) each have an order of responses, and
     so a prompt, of their own.
     """
-    G = 1 if judging else config.rl.group_size
-    rows = config.sampling.rows if judging else min(config.rl.batch_size, config.sampling.rows)
+    G = 1 if judging else job.rl.group_size
+    rows = job.sampling.rows if judging else min(job.rl.batch_size, job.sampling.rows)
     prompts = rows // G
     parts = (
         mesh_shape["replica"]
         * mesh_shape["fsdp"]
-        * (mesh_shape["tensor"] if config.sampling.sampler == "pmap" else 1)
+        * (mesh_shape["tensor"] if job.sampling.sampler == "pmap" else 1)
     )
     return prompts, -(-prompts // parts) * parts, G
 
 
-def _sampling(config) -> SamplingConfig:
-    path = config_flags.tokenizer_path(config)
-    # Gemma's <eos>, <end_of_turn>
-    stop_ids = load_tokenizer(path).stop_ids if path is not None and path.exists() else (1, 107)
+def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: int) -> list[dict]:
+    """Add up the time of every stage from its programs' "seconds"; None where one has none.
+
+    Every sequence is taken to be as long as the lengths allow, and every call of the sampler to run
+    until lengths.completion.
+    """
+    seconds = {name: programs.get(name, {}).get("seconds") for name in NAMES}
+    sizes, rl = job.mesh_sizes(devices), job.rl
+    prompts, _, G = sampler_call(job, sizes)
+    judged, _, _ = sampler_call(job, sizes, judging=True)
+    calls = math.ceil(rl.batch_size / G / prompts)
+    # of the reference, and of the policy before the update
+    passes, steps = (rl.beta > 0) + (rl.old_logp == "trainer"), job.lengths.completion - 1
+
+    def total(**parts):
+        return (
+            None
+            if any(seconds[name] is None for name in parts)
+            else sum(seconds[name] * times for name, times in parts.items())
+        )
+
+    def row(stage, what, step, times):
+        hours = None if step is None else step * times / 3600
+        return {
+            "stage": stage,
+            "what": what,
+            "seconds": step,
+            "per_day": None if step is None else 86400 / step,
+            "hours": hours,
+            "chip_hours": None if hours is None else hours * chips,
+        }
+
+    rollout = total(prefill=calls, decode=calls * steps)
+    sample = total(judge_prefill=1, judge_decode=steps)
+    rl_step = None if rollout is None else total(logprobs=passes, rl_step=rl.updates_per_rollout)
+    return [
+        row(
+            "rft_sample, meta_sample",
+            f"{SAMPLED:,} judgments, {judged} at once (judge_prefill + {steps} x judge_decode)",
+            sample,
+            math.ceil(SAMPLED / judged),
+        ),
+        row("rft", f"{job.rft.steps} x rft_step", seconds["rft_step"], job.rft.steps),
+        row(
+            "rl",
+            f"{rl.steps} x ({calls} x (prefill + {steps} x decode) + {passes} x logprobs + "
+            f"{rl.updates_per_rollout} x rl_step)",
+            None if rl_step is None else rollout + rl_step,
+            rl.steps,
+        ),
+        row(
+            "  its rollouts",
+            f"{rl.steps} x {calls} x (prefill + {steps} x decode)",
+            rollout,
+            rl.steps,
+        ),
+        row("meta", f"{job.meta.steps} x meta_step", seconds["meta_step"], job.meta.steps),
+    ]
+
+
+def _sampling(job) -> SamplingConfig:
     return SamplingConfig(
-        config.lengths.completion,
-        temperature=config.rl.temperature,
-        top_p=config.sampling.top_p,
-        top_k=config.sampling.top_k,
-        stop_ids=stop_ids,
+        job.lengths.completion,
+        temperature=job.rl.temperature,
+        top_p=job.sampling.top_p,
+        top_k=job.sampling.top_k,
+        stop_ids=job.stop_ids,
     )
 
 
-def _sampler_program(name, config, cfg, mesh) -> Program:
+def _sampler_program(name, job, mesh) -> Program:
     """ "prefill" and "decode": RL's rollouts. "judge_prefill" and "judge_decode": judgments, with
     nothing but the policy on the devices.
     """
-    if config.sampling.sampler == "pmap" and mesh.size > ONE_HOST:
+    if job.sampling.sampler == "pmap" and mesh.size > ONE_HOST:
         raise ValueError(
             f"sampling.sampler=pmap runs on the devices of one process, at most {ONE_HOST}, not "
             f"on {mesh.size}; take shard_map"
         )
     judging = name.startswith("judge_")
-    params, beside = _rl_arrays(config, cfg, mesh)
+    params, beside = _rl_arrays(job, mesh)
     make = _prefill if name.endswith("prefill") else _decode
-    return make(
-        name,
-        config,
-        cfg,
-        mesh,
-        params,
-        {} if judging else beside,
-        sampler_call(config, mesh.shape, judging),
-    )
+    call = sampler_call(job, mesh.shape, judging)
+    return make(name, job, mesh, params, {} if judging else beside, call)
 
 
-def _prefill(name, config, cfg, mesh, params, beside, call) -> Program:
+def _prefill(name, job, mesh, params, beside, call) -> Program:
     """`sampler.start` on the widest bucket, from the parameters as the job hands them over:
     "shard_map" gathers them over fsdp here.
     """
-    scfg = _sampling(config)
-    (asked, prompts, G), T, parts = call, config.lengths.buckets[-1], mesh.size
-    policy, (mapped, mesh, params, prompts) = params, _mapping(config, cfg, mesh, params, prompts)
+    cfg, scfg = job.model_cfg, _sampling(job)
+    (asked, prompts, G), T, parts = call, job.lengths.buckets[-1], mesh.size
+    policy, (mapped, mesh, params, prompts) = params, _mapping(job, mesh, params, prompts)
     real = asked * mesh.size / parts  # without dummies; on these devices
     data = P(DATA_AXES)
 
@@ -286,28 +342,28 @@ def _prefill(name, config, cfg, mesh, params, beside, call) -> Program:
         (params, *args),
         mesh,
         {"params": params, "batch": args},
-        beside | ({"policy": policy} if config.sampling.sampler == "pmap" else {}),
+        beside | ({"policy": policy} if job.sampling.sampler == "pmap" else {}),
         real * forward_flops(cfg, T, logits=1),
         round(real * T),
     )
 
 
-def _decode(name, config, cfg, mesh, params, beside, call) -> Program:
+def _decode(name, job, mesh, params, beside, call) -> Program:
     """One `sampler.decode_step` with the longest caches, from parameters as they lie inside the
     loop: cast, and with "shard_map" whole over fsdp. The policy that they were made from lies
     beside them.
     """
-    scfg = _sampling(config)
+    cfg, scfg = job.model_cfg, _sampling(job)
     (asked, prompts, G), T, C, parts = (
         call,
-        config.lengths.buckets[-1],
-        config.lengths.completion,
+        job.lengths.buckets[-1],
+        job.lengths.completion,
         mesh.size,
     )
-    policy, (mapped, mesh, params, prompts) = params, _mapping(config, cfg, mesh, params, prompts)
+    policy, (mapped, mesh, params, prompts) = params, _mapping(job, mesh, params, prompts)
     real = asked * mesh.size / parts
     params = _cast(cfg, params)
-    if config.sampling.sampler == "shard_map":
+    if job.sampling.sampler == "shard_map":
         whole = jax.tree.map(
             lambda x: NamedSharding(
                 mesh, P(*(axis if axis == "tensor" else None for axis in x.sharding.spec))
@@ -358,11 +414,11 @@ def _cast(cfg, params) -> Any:
     )
 
 
-def _mapping(config, cfg, mesh, params, prompts):
+def _mapping(job, mesh, params, prompts):
     """(how to jit a function of the sampler, its mesh, its parameters, its prompts), as
     `sampling.mapped.make_sampler` maps it.
     """
-    mode = config.sampling.sampler
+    cfg, mode = job.model_cfg, job.sampling.sampler
     if mode == "pmap":  # one device's share, with the whole model on it
         alone = Mesh(
             mesh.devices.reshape(-1)[:1].reshape(1, 1, 1),

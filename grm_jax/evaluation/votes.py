@@ -1,5 +1,5 @@
-"""Inference-time scaling: how accurate is a vote over k of the K judgments sampled for an item (Eq
-14), plain or guided by the Meta RM.
+"""Votes over k of the K judgments sampled for an item (Eq 14 of arXiv 2504.02495), plain or guided
+by the Meta RM: how accurate they are, how often they tie or have no verdict.
 
 Every item has a pool of K samples. A vote over k < K of them is estimated on many subsets of the
 pool: each item's pool is shuffled several times, and every shuffle gives K // k disjoint subsets.
@@ -16,27 +16,28 @@ Letters: I items, K samples in a pool, N responses (padded to the longest list),
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from grm_jax.benchmarks.credit import auc
+from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Judgments of one system on one split, K per item; items sorted by id, samples by index.
+    """Judgments of one system on one benchmark, K per item; items sorted by id, samples by index.
 
     n_I: int, responses of the item. gold_I: int, index of the best response; where n = 1, the 0/1
-        reward itself.
+        reward itself; -1 where the record has no gold.
     scores_IKN: float, in record order, 0 where the judgment failed or the item has no such
         response. valid_IK: bool.
     meta_IK: float, Meta RM logit, NaN where absent. tokens_IK: int, generated tokens.
     """
 
     ids: tuple[str, ...]
-    domains: tuple[str, ...]
     n_I: np.ndarray
     gold_I: np.ndarray
     scores_IKN: np.ndarray
@@ -59,12 +60,12 @@ class Estimate:
     """Per-item means, over the subsets of the pool, of everything that is known about one way of
     judging.
 
-    credit_I: expected 1/t credit. strict_I: a tie is wrong. tie_I: a top shared by several
-    responses. lost_I: every judgment of the vote failed, worth the guess of `Pool.chance_I`.
+    credit_I: expected 1/t credit. strict_I: a tie is wrong. Both are NaN without gold.
+    tie_I: a top shared by several responses. lost_I: every judgment of the vote failed, worth the
+        guess of `Pool.chance_I`.
     failed_I: share of judgments that did not parse. tokens_I: per judgment.
     """
 
-    key: dict  # system, split, aggregation (greedy, vote, meta), k, k_meta (None unless meta)
     ids: tuple[str, ...]
     credit_I: np.ndarray
     strict_I: np.ndarray
@@ -75,73 +76,73 @@ class Estimate:
     chance_I: np.ndarray
 
 
-def make_pool(rows: Iterable[dict], binary: bool = True) -> Pool:
-    """The judgment rows of one system, split and temperature as arrays. `binary`: a single response
-    is scored 0 or 1, as accuracy needs.
+def make_pool(records: Iterable[Record], judgments: Iterable[Mapping]) -> Pool:
+    """The judgments of one system, kind and seed as arrays, over the records that they judge.
 
     Raises ValueError naming the item where samples repeat, counts differ between items (an
-    evaluation cut short), rewards are absent, scores do not fit the responses, or the gold is not
-    one maximum (n >= 2) or 0/1 (n = 1).
+    evaluation cut short), scores do not fit the responses, or the gold is not one maximum (n >= 2)
+    or 0/1 (n = 1).
     """
-    by_item: dict[str, list[dict]] = {}
-    for row in rows:
-        by_item.setdefault(row["id"], []).append(row)
-    if not by_item:
+    by_item: dict[str, list[Mapping]] = {}
+    for judgment in judgments:
+        by_item.setdefault(judgment["id"], []).append(judgment)
+    items = sorted((r for r in records if r.id in by_item), key=lambda record: record.id)
+    if not items:
         raise ValueError("no judgments: a pool needs at least one item")
-    ids = tuple(sorted(by_item))
-    samples = len(by_item[ids[0]])
-    firsts = [by_item[item][0] for item in ids]
-    n_I, gold_I = (np.array(column) for column in zip(*(_gold(row) for row in firsts)))
-    shape = (len(ids), samples)
+    samples = len(by_item[items[0].id])
+    n_I = np.array([len(record.responses) for record in items])
+    gold_I = np.array([_gold(record) for record in items])
+    shape = (len(items), samples)
     scores_IKN = np.zeros((*shape, n_I.max()))
-    valid_IK, meta_IK, tokens_IK = (
-        np.zeros(shape, bool),
-        np.full(shape, np.nan),
-        np.zeros(shape, np.int64),
-    )
-    for i, item in enumerate(ids):
-        group = sorted(by_item[item], key=lambda row: row["sample"])
+    valid_IK, meta_IK = np.zeros(shape, bool), np.full(shape, np.nan)
+    tokens_IK = np.zeros(shape, np.int64)
+    for i, record in enumerate(items):
+        group = sorted(by_item[record.id], key=lambda judgment: judgment["sample"])
         if len(group) != samples:
             raise ValueError(
-                f"item {item!r} has {len(group)} judgments, item {ids[0]!r} has {samples}: every "
-                "item needs the same number"
+                f"item {record.id!r} has {len(group)} judgments, item {items[0].id!r} has "
+                f"{samples}: every item needs the same number"
             )
-        for j, row in enumerate(group):
-            if j and row["sample"] == group[j - 1]["sample"]:
-                raise ValueError(f"item {item!r} has sample {row['sample']} twice")
-            if row["scores"] is not None:
-                if len(row["scores"]) != n_I[i] or (
-                    binary and n_I[i] == 1 and row["scores"][0] not in (0, 1)
-                ):
+        for j, judgment in enumerate(group):
+            if j and judgment["sample"] == group[j - 1]["sample"]:
+                raise ValueError(f"item {record.id!r} has sample {judgment['sample']} twice")
+            if (scores := judgment["scores"]) is not None:
+                if len(scores) != n_I[i]:
                     raise ValueError(
-                        f"item {item!r}, sample {row['sample']}: scores {row['scores']} for "
-                        f"{n_I[i]} response(s); one response is scored 0 or 1"
+                        f"item {record.id!r}, sample {judgment['sample']}: scores {scores} for "
+                        f"{n_I[i]} response(s)"
                     )
-                scores_IKN[i, j, : n_I[i]] = row["scores"]
+                scores_IKN[i, j, : n_I[i]] = scores
                 valid_IK[i, j] = True
-            if row.get("meta_logit") is not None:
-                meta_IK[i, j] = row["meta_logit"]
-            tokens_IK[i, j] = row["tokens"]
-    domains = tuple(row.get("domain", "") for row in firsts)
-    return Pool(ids, domains, n_I, gold_I, scores_IKN, valid_IK, meta_IK, tokens_IK)
+            if judgment.get("meta_logit") is not None:
+                meta_IK[i, j] = judgment["meta_logit"]
+            tokens_IK[i, j] = judgment["tokens"]
+    ids = tuple(record.id for record in items)
+    return Pool(ids, n_I, gold_I, scores_IKN, valid_IK, meta_IK, tokens_IK)
 
 
-def _gold(row: dict) -> tuple[int, int]:
-    """(n, gold): the index of the one best response, or the 0/1 reward of a single response."""
-    rewards = row.get("rewards")
-    if not rewards:
-        raise ValueError(f"item {row['id']!r} has no rewards: accuracy needs gold")
-    if len(rewards) == 1:
-        if rewards[0] not in (0, 1):
+def _gold(record: Record) -> int:
+    """Index of the one best response, or the 0/1 reward of a single response; -1 without gold."""
+    if record.rewards is None:
+        return -1
+    if len(record.rewards) == 1:
+        if record.rewards[0] not in (0, 1):
             raise ValueError(
-                f"item {row['id']!r}: the reward of a single response must be 0 or 1, not "
-                f"{rewards[0]}"
+                f"item {record.id!r}: the reward of a single response must be 0 or 1, not "
+                f"{record.rewards[0]}"
             )
-        return 1, int(rewards[0])
+        return int(record.rewards[0])
     try:
-        return len(rewards), best_index(rewards)
+        return best_index(record.rewards)
     except ValueError as error:
-        raise ValueError(f"item {row['id']!r}: {error}") from None
+        raise ValueError(f"item {record.id!r}: {error}") from None
+
+
+def has_logits(pool: Pool) -> bool:
+    """Says whether the Meta RM has scored this pool; one scored in part is an error that the vote
+    raises.
+    """
+    return bool((pool.valid_IK & np.isfinite(pool.meta_IK)).any())
 
 
 def subsets(ids: Sequence[str], samples: int, k: int, shuffles: int, seed: int) -> np.ndarray:
@@ -194,7 +195,7 @@ def _gather(values_IK: np.ndarray, index_IVk: np.ndarray) -> np.ndarray:
 def _votes(
     pool: Pool, index_IVk: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(credit, strict, tie, lost), each float (I, V), of the vote of every subset."""
+    """(credit, strict, tie, lost) of the vote of every subset, each (I, V), float or bool."""
     items, votes, k = index_IVk.shape
     scores_IXN = np.take_along_axis(pool.scores_IKN, index_IVk.reshape(items, votes * k, 1), axis=1)
     totals_IVN = scores_IXN.reshape(items, votes, k, -1).sum(axis=2)
@@ -204,9 +205,8 @@ def _votes(
     totals_IVN = np.where(responses_N < pool.n_I[:, None, None], totals_IVN, -np.inf)
     top_IVN = totals_IVN == totals_IVN.max(axis=-1, keepdims=True)
     tied_IV = top_IVN.sum(axis=-1)
-    hit_IV = np.take_along_axis(
-        top_IVN, np.where(pool.n_I == 1, 0, pool.gold_I)[:, None, None], axis=-1
-    )[..., 0]
+    place_I = np.where(pool.n_I == 1, 0, np.maximum(pool.gold_I, 0))
+    hit_IV = np.take_along_axis(top_IVN, place_I[:, None, None], axis=-1)[..., 0]
 
     # one response: the majority of the 0/1 scores against the 0/1 reward
     single_I1 = (pool.n_I == 1)[:, None]
@@ -217,7 +217,13 @@ def _votes(
     lost_IV = valid_IV == 0
     credit_IV = np.where(lost_IV, pool.chance_I[:, None], hit_IV / tied_IV)
     strict_IV = hit_IV & (tied_IV == 1) & ~lost_IV
-    return credit_IV, strict_IV, (tied_IV > 1) & ~lost_IV, lost_IV
+    gold_I1 = (pool.gold_I >= 0)[:, None]
+    return (
+        np.where(gold_I1, credit_IV, np.nan),
+        np.where(gold_I1, strict_IV, np.nan),
+        (tied_IV > 1) & ~lost_IV,
+        lost_IV,
+    )
 
 
 def _subsets_voted(
@@ -233,29 +239,15 @@ def _subsets_voted(
 
 
 def estimate(
-    pool: Pool,
-    system: str,
-    split: str,
-    k: int,
-    k_meta: int | None = None,
-    *,
-    greedy: bool = False,
-    shuffles: int = 8,
-    seed: int = 0,
+    pool: Pool, k: int, k_meta: int | None = None, *, shuffles: int = 8, seed: int = 0
 ) -> Estimate:
-    """Judge with k samples; with `k_meta`, only the k_meta best of each k by the Meta RM vote.
-    `greedy` only names the row.
-    """
+    """Judges with k samples; with `k_meta`, only the k_meta best of each k by the Meta RM vote."""
     index_IVk, chosen = _subsets_voted(pool, k, k_meta, shuffles, seed)
     credit_I, strict_I, tie_I, lost_I = (values.mean(axis=1) for values in _votes(pool, chosen))
     # all k were generated and paid for
     failed_I = 1.0 - _gather(pool.valid_IK, index_IVk).mean(axis=(1, 2))
     tokens_I = _gather(pool.tokens_IK, index_IVk).mean(axis=(1, 2))
-    aggregation = "greedy" if greedy else "vote" if k_meta is None else "meta"
-    key = {"system": system, "split": split, "aggregation": aggregation, "k": k, "k_meta": k_meta}
-    return Estimate(
-        key, pool.ids, credit_I, strict_I, tie_I, lost_I, failed_I, tokens_I, pool.chance_I
-    )
+    return Estimate(pool.ids, credit_I, strict_I, tie_I, lost_I, failed_I, tokens_I, pool.chance_I)
 
 
 def single_scores(
@@ -278,66 +270,15 @@ def item_stderr(values_I: np.ndarray) -> float:
     return float(values_I.std(ddof=1) / np.sqrt(len(values_I))) if len(values_I) > 1 else 0.0
 
 
-def result_row(e: Estimate) -> dict:
-    """One row of results.json. Rates and accuracies are shares in 0..1."""
-    return {
-        **e.key,
-        "items": len(e.ids),
-        "accuracy": float(e.credit_I.mean()),
-        "stderr": item_stderr(e.credit_I),
-        "strict_accuracy": float(e.strict_I.mean()),
-        "tie_rate": float(e.tie_I.mean()),
-        "parse_failure_rate": float(e.failed_I.mean()),
-        "all_failed_rate": float(e.lost_I.mean()),
-        "tokens_per_judgment": float(e.tokens_I.mean()),
-        "chance": float(e.chance_I.mean()),
-    }
-
-
-def paired(a: Estimate, b: Estimate, claim: str) -> dict:
-    """Accuracy of a minus accuracy of b over the same items, with the standard error of the mean
-    per-item difference.
-    """
-    if a.ids != b.ids:
-        raise ValueError(
-            f"{claim!r} on {a.key['split']!r}: the two sides were judged on different items"
-        )
-    difference_I = a.credit_I - b.credit_I
-    return {
-        "claim": claim,
-        "split": a.key["split"],
-        "a": a.key,
-        "b": b.key,
-        "items": len(a.ids),
-        "difference": float(difference_I.mean()),
-        "stderr": item_stderr(difference_I),
-    }
-
-
-def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the ROC curve, float in 0..1; a tie counts 0.5; None where only one class is
-    present.
-    """
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    if not positives or not negatives:
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    midranks = np.cumsum(counts) - (counts - 1) / 2
-    return float(
-        (midranks[inverse][labels].sum() - positives * (positives + 1) / 2)
-        / (positives * negatives)
-    )
-
-
 def meta_auc(pool: Pool) -> dict:
-    """How well the logits tell right judgments from wrong ones (Eq 10), among those that parsed.
+    """Measures how well the logits tell right judgments from wrong ones (Eq 10), among those that
+    parsed; every item needs gold.
 
     "auc": over all judgments of the split. "auc_within_item": mean over the items that have both,
     with its standard error; only this one can help a vote, which compares judgments of one item.
     """
     used_IK = pool.valid_IK & np.isfinite(pool.meta_IK)
-    strict_IV = _votes(pool, subsets(pool.ids, pool.samples, 1, 1, 0))[1]
+    strict_IV = _votes(pool, subsets(pool.ids, pool.samples, 1, 1, 0))[1].astype(bool)
     within = [auc(pool.meta_IK[i, used], strict_IV[i, used]) for i, used in enumerate(used_IK)]
     within = np.array([value for value in within if value is not None])
     return {

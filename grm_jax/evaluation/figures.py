@@ -4,7 +4,8 @@ vote that a Meta RM guides).
 All systems of a benchmark are laid out over the same items and resampled alike, so that
 `grm_jax.evaluation.differences` may pair any two. An item that a system cannot judge (a list, or a
 single response, that it does not accept) is not applicable: NaN in every array, no part of any
-mean, and counted.
+mean, and counted. An item whose judgments all failed is worth a guess, and its share is said beside
+the figure; where no item has a judgment with scores there is no figure at all.
 
 A benchmark says how its figures come of its items (`Benchmark.summarize`): a mean over sections,
 say, whose means weigh subsets. In accuracy that is a weighted mean of the items; `weights` finds
@@ -22,27 +23,27 @@ from typing import NamedTuple
 import numpy as np
 
 from grm_jax.benchmarks.base import Benchmark
-from grm_jax.evaluation import bootstrap, scaling
-from grm_jax.evaluation.results import has_logits
-from grm_jax.evaluation.scaling import Estimate, Pool
+from grm_jax.evaluation import bootstrap, votes
 from grm_jax.evaluation.store import Rows
+from grm_jax.evaluation.votes import Estimate, Pool
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import default_k_meta
 
 SHUFFLES = 8  # of an item's pool, for votes of k < K
 AREA_VOTES = 8  # at most so many votes of an item enter a ROC area's mean
 HALVES = 100  # resamples of a figure that is no weighted mean: each computes it anew
+GUESSES = 10  # pairs of opposite random judges, whose mean is the chance of such a figure
 WEIGHTS_AT_ONCE = 512
 OVERALL = "overall"
 Way = tuple[str, int, int | None]  # (aggregation, k, k_meta); aggregation: greedy, vote, meta
 
 
 class Judged(NamedTuple):
-    """All rows of one system on one benchmark, {"greedy" | "swapped" | "sampled": [Rows of each
-    seed]}, and the files they lie in.
+    """All judgments of one system on one benchmark, {"greedy" | "swapped" | "sampled": [Rows of
+    each seed]}, and the files they lie in.
 
-    sampled: `RewardModel.sampled`; where it is False there are greedy rows only, and a vote of any
-        k is the greedy verdict.
+    sampled: `RewardModel.sampled`; where it is False there are greedy judgments only, and a vote of
+        any k is the greedy verdict.
     accepted: ids of the records that the system can judge.
     """
 
@@ -65,9 +66,9 @@ class Field:
     count_BI: np.ndarray
     half_BI: np.ndarray
     longest_I: np.ndarray
-    # what `weights` found, by the items that are judged
-    weights: dict[bytes, dict[str, np.ndarray]]
-    areas: dict[tuple, dict[str, np.ndarray]]  # what `area_draws` found, by first votes and items
+    weights: dict[bytes, dict[str, np.ndarray]]  # of `weights`, by the items in a figure
+    areas: dict[tuple, dict[str, np.ndarray]]  # of `area_draws`, by first votes and items
+    chances: dict[bytes, float | None]  # of `area_chance`, by items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Figure:
     benchmark's items, NaN where not applicable.
 
     flat: the greedy figure of a system that does not sample, at some k. The meaning of the arrays
-        is that of `scaling.Estimate`.
+        is that of `votes.Estimate`.
+    applicable_I, parsed_I: bool, items that the system can judge, and those of them with a judgment
+        that gave scores, among all that the figure draws from.
     credit_I, strict_I, tie_I: NaN as well for a single response with scores other than 0 and 1,
         which have no threshold.
     score_IV: what votes give to the single response of an item (NaN where a vote has none), only
@@ -88,6 +91,8 @@ class Figure:
     system: str
     way: Way
     flat: bool
+    applicable_I: np.ndarray
+    parsed_I: np.ndarray
     credit_I: np.ndarray
     strict_I: np.ndarray
     tie_I: np.ndarray
@@ -100,8 +105,10 @@ class Figure:
     score_IV: np.ndarray | None
 
     @property
-    def judged_I(self) -> np.ndarray:
-        return np.isfinite(self.credit_I if self.score_IV is None else self.failed_I)
+    def used_I(self) -> np.ndarray:
+        """Items that the figure is over, bool; none where no judgment gave scores."""
+        known_I = np.isfinite(self.credit_I if self.score_IV is None else self.failed_I)
+        return known_I & self.parsed_I.any()
 
 
 ITEM_ARRAYS = (
@@ -117,8 +124,8 @@ ITEM_ARRAYS = (
 
 
 def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
-    """The benchmark with `draws` resamples that are a function of (seed, name, number of items)
-    alone.
+    """Lays out a benchmark, with `draws` resamples that are a function of (seed, name, number of
+    items) alone.
     """
     records = tuple(sorted(benchmark.records, key=lambda record: record.id))
     longest = []
@@ -145,105 +152,107 @@ def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
         np.array(longest),
         {},
         {},
+        {},
     )
 
 
 def make_pools(field: Field, judged: Judged, kind: str, samples: int) -> list[Pool]:
-    """One pool a seed, of the first `samples` samples; [] where the system was not asked in this
-    way, or accepts no item of the benchmark.
+    """Collects one pool a seed, of the first `samples` samples; [] where the system was not asked
+    in this way, or accepts no item of the benchmark.
     """
     pools = []
     for rows in judged.rows.get(kind, ()):
-        used = [
+        judgments = [
             rows[item, s]
             for item in field.ids
             if item in judged.accepted
             for s in range(samples)
             if (item, s) in rows
         ]
-        if used:
-            pools.append(scaling.make_pool(used, binary=False))
+        if judgments:
+            pools.append(votes.make_pool(field.records, judgments))
     return pools
 
 
 def figures(field: Field, judged: Judged, ks: Sequence[int], seed: int) -> dict[Way, Figure]:
-    """Every way of judging that the rows allow. A system without sampling has its greedy figure at
-    every k, marked `flat`.
+    """Makes the figure of every way of judging that the judgments allow. A system without sampling
+    has its greedy figure at every k, marked `flat`.
 
     The Meta RM keeps the half of k; of the largest k also an eighth, a quarter, one and all.
     """
-    greedy = make_pools(field, judged, "greedy", 1)
-    found: dict[Way, Figure] = {}
-    if greedy:
-        found["greedy", 1, None] = _figure(field, judged.name, greedy, ("greedy", 1, None), seed)
+    of_way: dict[Way, Figure] = {}
+    if pools := make_pools(field, judged, "greedy", 1):
+        greedy = _figure(field, judged, pools, ("greedy", 1, None), seed)
+        of_way[greedy.way] = greedy
         if not judged.sampled:
             for k in ks:
-                found["vote", k, None] = dataclasses.replace(
-                    found["greedy", 1, None], way=("vote", k, None), flat=True
-                )
+                way = ("vote", k, None)
+                of_way[way] = dataclasses.replace(greedy, way=way, flat=True)
     if judged.sampled and (pools := make_pools(field, judged, "sampled", max(ks))):
         for k in ks:
-            ways = [("vote", k, None)]
-            if all(map(has_logits, pools)):
+            ways: list[Way] = [("vote", k, None)]
+            if all(map(votes.has_logits, pools)):
                 kept = {default_k_meta(k)} | (
                     {1, *(max(1, k // part) for part in (8, 4, 1))} if k == max(ks) else set()
                 )
                 ways += [("meta", k, k_meta) for k_meta in sorted(kept)]
             for way in ways:
-                found[way] = _figure(field, judged.name, pools, way, seed)
-    return found
+                of_way[way] = _figure(field, judged, pools, way, seed)
+    return of_way
 
 
-def _figure(field: Field, system: str, pools: list[Pool], way: Way, seed: int) -> Figure:
+def _figure(field: Field, judged: Judged, pools: list[Pool], way: Way, seed: int) -> Figure:
     _, k, k_meta = way
     how = {"shuffles": SHUFFLES, "seed": seed}
     arrays, scores = collections.defaultdict(list), []
+    applicable_I = np.isin(field.ids, list(judged.accepted))
+    parsed_I = np.zeros(len(field.ids), bool)
     for pool in pools:
-        one = scaling.estimate(pool, system, field.benchmark.name, k, k_meta, **how)
+        estimate = votes.estimate(pool, k, k_meta, **how)
         at_J = np.searchsorted(field.ids, pool.ids)  # both are sorted by id
         # a failure stands as 0
         binary_J = (pool.n_I > 1) | np.isin(pool.scores_IKN[..., 0], (0, 1)).all(axis=1)
-        agree_J = _agreement(pool, one, field.longest_I[at_J], way, how)
+        parsed_I[at_J] |= pool.valid_IK.any(axis=1)
+        if field.benchmark.metric == "accuracy":
+            applicable_I[at_J[~binary_J]] = False
+        agree_J = _agreement(pool, estimate, field.longest_I[at_J], way, how)
         for name in ITEM_ARRAYS:
             values_I = np.full(len(field.ids), np.nan)
-            values_I[at_J] = agree_J if name == "agree_I" else getattr(one, name)
+            values_I[at_J] = agree_J if name == "agree_I" else getattr(estimate, name)
             if name in ("credit_I", "strict_I", "tie_I"):
                 values_I[at_J[~binary_J]] = np.nan
             arrays[name].append(values_I)
         if field.benchmark.metric == "roc_auc":
-            score_IV = np.full(
-                (
-                    len(field.ids),
-                    min(
-                        AREA_VOTES, pool.samples // k * (1 if k in (1, pool.samples) else SHUFFLES)
-                    ),
-                ),
-                np.nan,
-            )
-            score_IV[at_J] = scaling.single_scores(pool, k, k_meta, **how)[:, : score_IV.shape[1]]
+            shuffles = 1 if k in (1, pool.samples) else SHUFFLES
+            shown = min(AREA_VOTES, pool.samples // k * shuffles)
+            score_IV = np.full((len(field.ids), shown), np.nan)
+            score_IV[at_J] = votes.single_scores(pool, k, k_meta, **how)[:, :shown]
             scores.append(score_IV)
     mean = {name: np.mean(values, axis=0) for name, values in arrays.items()}
-    seeds = tuple(_mean(values_I) for values_I in arrays["credit_I"])
     return Figure(
-        system,
+        judged.name,
         way,
         False,
+        applicable_I,
+        parsed_I,
         **mean,
-        seeds=seeds,
+        seeds=tuple(_mean(values_I) for values_I in arrays["credit_I"]),
         score_IV=np.concatenate(scores, axis=1) if scores else None,
     )
 
 
-def _agreement(pool: Pool, one: Estimate, longest_J: np.ndarray, way: Way, how: dict) -> np.ndarray:
+def _agreement(
+    pool: Pool, estimate: Estimate, longest_J: np.ndarray, way: Way, how: dict
+) -> np.ndarray:
     """Credit against the longest response in place of the gold, among votes that are not lost; NaN
     where there is no longest response.
     """
     other = dataclasses.replace(pool, gold_I=np.maximum(longest_J, 0))
-    credit_J = scaling.estimate(other, "", "", way[1], way[2], **how).credit_I
-    there_J = (longest_J >= 0) & (one.lost_I < 1)
+    credit_J = votes.estimate(other, way[1], way[2], **how).credit_I
+    there_J = (longest_J >= 0) & (estimate.lost_I < 1)
     return np.divide(
-        credit_J - one.lost_I * one.chance_I,
-        1 - one.lost_I,
+        credit_J - estimate.lost_I * estimate.chance_I,
+        1 - estimate.lost_I,
         out=np.full(len(credit_J), np.nan),
         where=there_J,
     )
@@ -254,44 +263,44 @@ def _mean(values_I: np.ndarray) -> float | None:
     return float(values_I.mean()) if len(values_I) else None
 
 
-def summarize(field: Field, values_I: np.ndarray, judged_I: np.ndarray) -> dict[str, float]:
-    """The benchmark's figures over the judged items; a NaN among their values is a score that no
+def summarize(field: Field, values_I: np.ndarray, used_I: np.ndarray) -> dict[str, float]:
+    """The benchmark's figures over the items used; a NaN among their values is a score that no
     judgment gave.
     """
     values = {
         field.ids[i]: None if np.isnan(values_I[i]) else float(values_I[i])
-        for i in np.flatnonzero(judged_I)
+        for i in np.flatnonzero(used_I)
     }
     return field.benchmark.summarize(values) if values else {}
 
 
-def weights(field: Field, judged_I: np.ndarray) -> dict[str, np.ndarray]:
+def weights(field: Field, used_I: np.ndarray) -> dict[str, np.ndarray]:
     """{figure: weight_I}: what the credit of each item adds to each figure of a benchmark of
     accuracy.
 
     Its figures are weighted means, so `summarize` gives the weights when, in place of credits, it
     gets the columns of an identity matrix.
     """
-    key = judged_I.tobytes()
+    key = used_I.tobytes()
     if key not in field.weights:
-        items = np.flatnonzero(judged_I)
-        found = collections.defaultdict(lambda: np.zeros(len(field.ids)))
+        items = np.flatnonzero(used_I)
+        of_figure = collections.defaultdict(lambda: np.zeros(len(field.ids)))
         for start in range(0, len(items), WEIGHTS_AT_ONCE):
             chunk = items[start : start + WEIGHTS_AT_ONCE]
             values = dict.fromkeys((field.ids[i] for i in items), np.zeros(len(chunk)))
             values |= {field.ids[i]: unit for i, unit in zip(chunk, np.eye(len(chunk)))}
             for name, weight in field.benchmark.summarize(values).items():
-                found[name][chunk] = weight
-        field.weights[key] = dict(found)
+                of_figure[name][chunk] = weight
+        field.weights[key] = dict(of_figure)
     return field.weights[key]
 
 
 def figure_draws(
-    field: Field, name: str, values_I: np.ndarray, judged_I: np.ndarray, value: float
+    field: Field, name: str, values_I: np.ndarray, used_I: np.ndarray, value: float
 ) -> np.ndarray:
     """Resamples (B,) of a figure of accuracy whose value is `value`."""
-    weight_I = weights(field, judged_I)[name]
-    total = weight_I[judged_I] @ values_I[judged_I]
+    weight_I = weights(field, used_I)[name]
+    total = weight_I[used_I] @ values_I[used_I]
     if not np.isclose(total, value, atol=1e-6):
         raise ValueError(
             f"benchmark {field.benchmark.name!r}: figure {name!r} is {value}, but {total} as a "
@@ -304,10 +313,10 @@ def area_draws(field: Field, figure: Figure) -> dict[str, np.ndarray]:
     """Every figure on random halves of the prompts, by the first vote of each item, (HALVES,), less
     the figure on all of them; NaN where a half lacks it.
     """
-    key = (figure.score_IV[:, 0].tobytes(), figure.judged_I.tobytes())
+    key = (figure.score_IV[:, 0].tobytes(), figure.used_I.tobytes())
     if key not in field.areas:
         whole, *parts = (
-            summarize(field, figure.score_IV[:, 0], figure.judged_I & inside_I)
+            summarize(field, figure.score_IV[:, 0], figure.used_I & inside_I)
             for inside_I in (np.array(True), *field.half_BI)
         )
         field.areas[key] = {
@@ -337,8 +346,8 @@ def values_of(field: Field, figure: Figure, credit: str = "expected") -> dict[st
     accuracy.
     """
     if figure.score_IV is None:
-        return summarize(field, credit_values(field, figure, credit), figure.judged_I)
-    of_votes = [summarize(field, score_I, figure.judged_I) for score_I in figure.score_IV.T]
+        return summarize(field, credit_values(field, figure, credit), figure.used_I)
+    of_votes = [summarize(field, score_I, figure.used_I) for score_I in figure.score_IV.T]
     return {name: float(np.mean([values[name] for values in of_votes])) for name in of_votes[0]}
 
 
@@ -349,14 +358,37 @@ def draws_of(
     accuracy, else HALVES.
     """
     if figure.score_IV is None:
-        return figure_draws(
-            field, name, credit_values(field, figure, credit), figure.judged_I, value
-        )
+        return figure_draws(field, name, credit_values(field, figure, credit), figure.used_I, value)
     return area_draws(field, figure)[name] + value
 
 
-def _interval(draws_B: np.ndarray) -> dict:
-    return dict(zip(("ci_low", "ci_high"), bootstrap.interval(draws_B)))
+def chance_of(field: Field, used_I: np.ndarray) -> float | None:
+    """The overall figure of a guess on these items; None where there is none."""
+    if field.benchmark.metric == "roc_auc":
+        return area_chance(field, used_I)
+    n_I = np.array([len(record.responses) for record in field.records])
+    chance_I = np.where(n_I == 1, 0.5, 1 / n_I)
+    return summarize(field, chance_I, used_I & field_gold(field)).get(OVERALL)
+
+
+def field_gold(field: Field) -> np.ndarray:
+    """Which records have gold, bool (I,)."""
+    return np.array([record.rewards is not None for record in field.records])
+
+
+def area_chance(field: Field, used_I: np.ndarray) -> float | None:
+    """The overall figure, mean over random judges of single responses: each comes with the judge
+    that gives the opposite scores, so that the chance of a ROC area is one half exactly.
+    """
+    key = used_I.tobytes()
+    if key not in field.chances:
+        rng = np.random.default_rng(0)
+        guesses = rng.random((GUESSES, len(field.ids)))
+        values = [
+            summarize(field, score_I, used_I).get(OVERALL) for score_I in (*guesses, *-guesses)
+        ]
+        field.chances[key] = None if None in values else float(np.mean(values))
+    return field.chances[key]
 
 
 def official_credit(benchmark: Benchmark, judged: Judged) -> str | None:
@@ -375,7 +407,7 @@ def official_credit(benchmark: Benchmark, judged: Judged) -> str | None:
 def both_orders(field: Field, judged: Judged) -> float | None:
     """The overall figure by the official rule for a judge that is asked in both orders
     (`Official.orders`), from greedy verdicts; mean over seeds. None where the rule does not hold
-    for this system, or where it was not asked in both.
+    for this system, where it was not asked in both, or where no judgment gave scores.
     """
     official = field.benchmark.official
     if official is None or official.orders is None or not judged.sampled:
@@ -384,6 +416,8 @@ def both_orders(field: Field, judged: Judged) -> float | None:
     for pools in zip(
         make_pools(field, judged, "greedy", 1), make_pools(field, judged, "swapped", 1)
     ):
+        if not any(pool.valid_IK.any() for pool in pools):
+            return None
         one, other = (
             {item: _verdict(pool, i) for i, item in enumerate(pool.ids)} for pool in pools
         )
@@ -411,17 +445,26 @@ def _verdict(pool: Pool, i: int) -> int:
 
 
 def row_of(field: Field, figure: Figure, official: str | None) -> dict:
-    """One flat row of results.json; shares in 0..1. `value` is the benchmark's overall figure, None
-    where it cannot be had of the judged items.
+    """Makes one flat row of results.json, shares in 0..1; docs/evaluation.md has its fields.
+
+    "value" is the benchmark's overall figure. Where no judgment gave scores, or the benchmark has
+    no gold, every figure of the row is None; what was asked and what failed is counted still.
+    "stderr" is the standard error of the value over prompts: the standard deviation of its
+    resamples, which draw items that share a prompt together (see bootstrap.py). Over items of
+    prompts of their own it is that of a mean, standard deviation / sqrt(items).
     """
     value = values_of(field, figure).get(OVERALL)
     aggregation, k, k_meta = figure.way
+    used_I, lists = figure.used_I, figure.score_IV is None
     tokens = _mean(figure.tokens_I)
-    domains = (
-        []
-        if figure.score_IV is not None
-        else [cell["value"] for cell in domain_rows(field, figure)]
-    )
+    domains = [cell["value"] for cell in domain_rows(field, figure)] if lists else []
+
+    def named(credit: str | None) -> float | None:
+        return values_of(field, figure, credit).get(OVERALL) if credit and lists else None
+
+    def mean(values_I: np.ndarray) -> float | None:
+        return _mean(values_I) if used_I.any() else None
+
     return {
         "system": figure.system,
         "benchmark": field.benchmark.name,
@@ -430,23 +473,23 @@ def row_of(field: Field, figure: Figure, official: str | None) -> dict:
         "k": k,
         "k_meta": k_meta,
         "flat_by_construction": figure.flat,
-        "items": int(figure.judged_I.sum()),
-        "not_applicable": int((~figure.judged_I).sum()),
+        "items": int(figure.applicable_I.sum()),
+        "judged": int((figure.parsed_I & figure.applicable_I).sum()),
+        "coverage": coverage(figure),
+        "not_applicable": int((~figure.applicable_I).sum()),
         "value": value,
-        **_interval(np.array([]) if value is None else draws_of(field, figure, OVERALL, value)),
+        **bootstrap.spread(
+            np.array([]) if value is None else draws_of(field, figure, OVERALL, value)
+        ),
+        "strict": named("strict"),
         "official_credit": official,
-        "official_value": values_of(field, figure, official).get(OVERALL)
-        if official and figure.score_IV is None
-        else None,
-        "item_mean": _mean(figure.credit_I),
-        "seed_means": list(figure.seeds),
-        "strict_item_mean": _mean(figure.strict_I),
-        "tie_rate": _mean(figure.tie_I),
+        "official_value": named(official),
+        "item_mean": mean(figure.credit_I),
+        "seed_means": list(figure.seeds) if used_I.any() else [],
+        "tie_rate": _mean(figure.tie_I) if figure.parsed_I.any() else None,
         "parse_failure_rate": _mean(figure.failed_I),
         "all_failed_rate": _mean(figure.lost_I),
-        "chance": 0.5
-        if figure.score_IV is not None
-        else summarize(field, figure.chance_I, figure.judged_I).get(OVERALL),
+        "chance": chance_of(field, figure.applicable_I),
         "length_agreement": _mean(figure.agree_I),
         "domains": len(domains),
         "domain_range": max(domains) - min(domains) if domains else None,
@@ -456,37 +499,94 @@ def row_of(field: Field, figure: Figure, official: str | None) -> dict:
     }
 
 
-def named_rows(field: Field, figure: Figure, official: str | None) -> list[dict]:
-    """Every figure of the benchmark by name: its sections and subsets, under the paper's credit
-    and, where it differs, the official one.
+def coverage(figure: Figure) -> float | None:
+    """The share of the applicable items whose verdict rests on a judgment that gave scores, mean
+    over the votes of an item; None without such items.
     """
-    found = []
-    for credit in dict.fromkeys(("expected", official or "expected")):
-        for name, value in values_of(field, figure, credit).items():
-            found.append(
-                {
-                    "figure": name,
-                    "credit": credit,
-                    "value": value,
-                    **_interval(draws_of(field, figure, name, value, credit)),
-                }
-            )
-    return found
+    if not figure.applicable_I.any():
+        return None
+    return float(np.nan_to_num(1 - figure.lost_I[figure.applicable_I]).mean())
+
+
+def whole_row(
+    whole: str, parts: Sequence[tuple[float, Field, Figure]], rows: Sequence[dict]
+) -> dict:
+    """Makes the row of a figure that several benchmarks make together (`Benchmark.part`) of one
+    system and way: the sum of weight times value. Benchmarks are resampled apart, so their draws
+    add up. rows: of the parts. What the parts do not tell is None.
+    """
+    values = [row["value"] for row in rows]
+    value, draws_B = None, np.array([])
+    if None not in values:
+        value = sum(weight * v for (weight, _, _), v in zip(parts, values))
+        draws = [
+            weight * draws_of(field, figure, OVERALL, v)
+            for (weight, field, figure), v in zip(parts, values)
+        ]
+        shortest = min(map(len, draws))
+        draws_B = np.sum([draws_B[:shortest] for draws_B in draws], axis=0)
+    items = sum(row["items"] for row in rows)
+    chances = [row["chance"] for row in rows]
+
+    def over_items(name: str) -> float | None:
+        known = [(row["items"], row[name]) for row in rows if row[name] is not None]
+        return sum(n * share for n, share in known) / items if items and known else None
+
+    first = rows[0]
+    same = ("system", "aggregation", "k", "k_meta", "flat_by_construction")
+    return {
+        **dict.fromkeys(first),
+        **{name: first[name] for name in same},
+        "benchmark": whole,
+        "metric": "parts",
+        "items": items,
+        "judged": sum(row["judged"] for row in rows),
+        "coverage": over_items("coverage"),
+        "not_applicable": sum(row["not_applicable"] for row in rows),
+        "value": value,
+        **bootstrap.spread(draws_B),
+        "seed_means": [],
+        "parse_failure_rate": over_items("parse_failure_rate"),
+        "all_failed_rate": over_items("all_failed_rate"),
+        "chance": None
+        if None in chances
+        else sum(weight * chance for (weight, _, _), chance in zip(parts, chances)),
+        "domains": 0,
+    }
+
+
+def named_rows(field: Field, figure: Figure, official: str | None) -> list[dict]:
+    """Lists every figure of the benchmark by name: its sections and subsets, under the paper's
+    credit and, where it differs, the official one.
+    """
+    return [
+        {
+            "figure": name,
+            "credit": credit,
+            "value": value,
+            **bootstrap.spread(draws_of(field, figure, name, value, credit)),
+        }
+        for credit in dict.fromkeys(("expected", official or "expected"))
+        for name, value in values_of(field, figure, credit).items()
+    ]
 
 
 def domain_rows(field: Field, figure: Figure) -> list[dict]:
-    """Accuracy by the records' domain, in the order of their names."""
+    """Lists the accuracy by the records' domain, in the order of their names; [] where no judgment
+    gave scores.
+    """
     domains_I = np.array([record.domain for record in field.records])
-    found = []
-    for domain in sorted(set(domains_I[np.isfinite(figure.credit_I)])):
-        weight_I = (np.isfinite(figure.credit_I) & (domains_I == domain)).astype(float)
+    known_I = figure.used_I & np.isfinite(figure.credit_I)
+    rows = []
+    for domain in sorted(set(domains_I[known_I])):
+        weight_I = (known_I & (domains_I == domain)).astype(float)
         draws_B = bootstrap.weighted_means(field.count_BI, figure.credit_I, weight_I)
-        found.append(
+        rows.append(
             {
                 "domain": str(domain),
                 "items": int(weight_I.sum()),
                 "value": _mean(figure.credit_I[weight_I > 0]),
-                **_interval(draws_B),
+                **bootstrap.spread(draws_B),
             }
         )
-    return found
+    return rows

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from grm_jax.benchmarks.base import Benchmark, Official
+from grm_jax.benchmarks import load_benchmark
+from grm_jax.benchmarks.base import Benchmark, Official, Part
 from grm_jax.benchmarks.pairs import summarize_domains
-from grm_jax.evaluation import compare
-from grm_jax.evaluation.comparison import compare_systems
+from grm_jax.evaluation import figures
+from grm_jax.evaluation.comparisons import compare_systems, without_judgments
 from grm_jax.judgment.records import Record, Turn
 
 
 def record(name, n=2, best=0, domain="d", lengths=None):
-    rewards = (float(best),) if n == 1 else tuple(float(i == best) for i in range(n))
+    rewards = (float(best or 0),) if n == 1 else tuple(float(i == best) for i in range(n))
+    rewards = None if best is None else rewards
     return Record(
         name,
         (Turn("user", f"prompt {name}"),),
@@ -21,7 +23,9 @@ def record(name, n=2, best=0, domain="d", lengths=None):
     )
 
 
-def benchmark(records, metric="accuracy", summarize=summarize_domains, official=None, name="toy"):
+def benchmark(
+    records, metric="accuracy", summarize=summarize_domains, official=None, name="toy", part=None
+):
     return Benchmark(
         name,
         "v1",
@@ -31,6 +35,7 @@ def benchmark(records, metric="accuracy", summarize=summarize_domains, official=
         lambda values: summarize([r for r in records if r.id in values], values),
         official,
         {},
+        part,
     )
 
 
@@ -40,7 +45,7 @@ def row(record, sample, scores, failure=None, meta=None, tokens=10):
         "domain": record.domain,
         "sample": sample,
         "scores": scores,
-        "rewards": list(record.rewards),
+        "rewards": None if record.rewards is None else list(record.rewards),
         "tokens": tokens,
         "meta_logit": meta,
         "failure": failure,
@@ -59,7 +64,7 @@ def judged(name, greedy=None, sampled=None, swapped=None, accepted=None):
         if given is not None
     }
     ids = accepted if accepted is not None else {item for of in rows.values() for item, _ in of[0]}
-    return compare.Judged(name, sampled is not None, frozenset(ids), rows, {})
+    return figures.Judged(name, sampled is not None, frozenset(ids), rows, {})
 
 
 def test_every_figure_of_a_small_benchmark_is_the_one_counted_by_hand():
@@ -86,7 +91,7 @@ def test_every_figure_of_a_small_benchmark_is_the_one_counted_by_hand():
     one, *votes = found["rows"]
     assert (
         one["value"] == one["item_mean"] == pytest.approx((1 + 0.5 + 0 + 1 / 3) / 4)
-        and one["strict_item_mean"] == 0.25
+        and one["strict"] == 0.25
     )
     assert one["official_credit"] == "strict" and one["official_value"] == 0.25, (
         "a system that does not sample is a scalar model"
@@ -101,7 +106,16 @@ def test_every_figure_of_a_small_benchmark_is_the_one_counted_by_hand():
         pytest.approx(0.75 - 1 / 6),
         pytest.approx((0.75 - 1 / 6) / 2),
     )
+    assert (one["items"], one["judged"], one["coverage"]) == (4, 3, 0.75), "d has no verdict"
     assert one["ci_low"] < one["value"] < one["ci_high"] and one["tokens_per_item"] == 10
+    credits = [1, 0.5, 0, 1 / 3]  # of four prompts drawn with replacement
+    assert one["stderr"] == pytest.approx(np.std(credits) / 2, rel=0.15)
+    (about,) = found["benchmarks"]
+    assert about["chance"] == one["chance"] and found["schema"] == 2
+    assert diagnostics_scores(found) == {
+        "best": {"3": 1, "5": 1, "2": 1},
+        "others": {"1": 3, "5": 1, "8": 1},
+    }
     assert [
         (v["k"], v["value"], v["flat_by_construction"], v["tokens_per_item"]) for v in votes
     ] == [(1, one["value"], True, 10), (4, one["value"], True, 10)]
@@ -123,6 +137,10 @@ def test_every_figure_of_a_small_benchmark_is_the_one_counted_by_hand():
         ("x", 0.75),
         ("y", pytest.approx(1 / 6)),
     ]
+
+
+def diagnostics_scores(results):
+    return results["diagnostics"][0]["scores"]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +207,9 @@ def test_a_vote_and_a_guided_vote_are_sums_and_the_k_curve_counts_its_tokens():
         (p["a_aggregation"], p["a_k"], p["b_aggregation"], p["b_k"]): p["difference"]
         for p in found["paired"]
     }
+    assert list(gain) == [("vote", 4, "vote", 1), ("meta", 4, "vote", 1), ("meta", 4, "vote", 4)], (
+        "the focus of ks without 8 is the largest; greedy was not asked"
+    )
     assert (
         gain["vote", 4, "vote", 1] == pytest.approx(0.75 - rows["vote", 1, None]["value"])
         and gain["meta", 4, "vote", 4] == 0.25
@@ -333,8 +354,8 @@ def test_a_section_weighted_figure_has_the_interval_of_its_own_weights():
     )
     one = found["rows"][0]
     assert one["value"] == 0.75 and one["item_mean"] == pytest.approx(0.55)
-    weights = compare.weights(
-        compare.make_field(benchmark(items, summarize=summarize), 2, 0), np.ones(100, bool)
+    weights = figures.weights(
+        figures.make_field(benchmark(items, summarize=summarize), 2, 0), np.ones(100, bool)
     )["overall"]
     assert weights[0] == pytest.approx(1 / 20) and weights[50] == pytest.approx(1 / 180)
     assert 0.04 < one["ci_high"] - one["value"] < 0.12
@@ -401,3 +422,196 @@ def test_roc_area_of_single_responses_counts_ties_half_and_has_an_interval():
         "good": True,
         "flat": False,
     }
+
+
+def systems(items, **rows_of):
+    return {name: {"toy": judged(name, rows)} for name, rows in rows_of.items()}
+
+
+def test_a_judge_that_never_answered_has_no_figure():
+    items = [record("a", domain="x"), record("b", n=3, domain="y"), record("c", n=1, best=1)]
+    silent = [row(r, 0, None, "request_failed:429") for r in items]
+    sampled = [row(r, s, None, "no_box") for r in items for s in range(2)]
+    found = compare_systems(
+        [benchmark(items, official=Official("parsed", "parsed", "verdicts"))],
+        {
+            "silent": {"toy": judged("silent", silent)},
+            "mute": {"toy": judged("mute", silent, sampled, silent)},
+            "well": {"toy": judged("well", [row(r, 0, list(r.rewards)) for r in items])},
+        },
+        (1, 2),
+        draws=200,
+        seed=0,
+    )
+    asked = [r for r in found["rows"] if r["system"] != "well"]
+    assert len(asked) == 6
+    for r in asked:
+        assert (r["items"], r["judged"], r["coverage"]) == (3, 0, 0)
+        assert r["parse_failure_rate"] == r["all_failed_rate"] == 1
+        assert r["chance"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3), (
+            "of a guess, if it made one"
+        )
+        figures_of_row = ("value", "stderr", "ci_low", "ci_high", "strict", "official_value")
+        figures_of_row += ("item_mean", "tie_rate", "length_agreement", "domain_range")
+        assert [r[name] for name in figures_of_row] == [None] * len(figures_of_row)
+        assert r["seed_means"] == [] and r["domains"] == 0
+    assert without_judgments(found) == ["silent on toy", "mute on toy"]
+    for table in ("figures", "domains", "calibration", "meta_rm"):
+        assert {r["system"] for r in found[table]} <= {"well"}
+    sides = {p[f"{side}_system"] for p in found["paired"] for side in "ab"}
+    assert sides == {"well"}, "there is no figure to set another against"
+    can = {c["system"]: c for c in found["capabilities"]}
+    assert can["silent"]["two"]["verdicts"] == 0 and can["mute"]["gain"] is None
+    assert can["mute"]["scalable"] is None
+
+
+def test_coverage_of_a_vote_is_the_share_of_votes_that_rest_on_a_judgment():
+    items = [record("a"), record("b"), record("c")]
+    scores = {"a": [[1, 0], None], "b": [None, None], "c": [[1, 0], [1, 0]]}
+    sampled = [
+        row(r, s, one, None if one else "no_box")
+        for r in items
+        for s, one in enumerate(scores[r.id])
+    ]
+    found = compare_systems(
+        [benchmark(items)], {"s": {"toy": judged("s", sampled=sampled)}}, (1, 2), draws=100, seed=0
+    )
+    one, two = found["rows"]
+    assert (one["items"], one["judged"], one["coverage"]) == (
+        3,
+        2,
+        pytest.approx((0.5 + 0 + 1) / 3),
+    )
+    assert (two["items"], two["judged"], two["coverage"]) == (3, 2, pytest.approx(2 / 3))
+    assert one["coverage"] == pytest.approx(1 - one["all_failed_rate"])
+    assert two["value"] == pytest.approx((1 + 0.5 + 1) / 3), "b is worth a guess, and is seen"
+    assert found["min_coverage"] == 0.9 and without_judgments(found) == []
+
+
+def test_records_without_gold_are_judged_and_counted_and_have_no_figure():
+    items = [record("a", best=None), record("b", n=3, best=None), record("c", n=1, best=None)]
+    greedy = [row(items[0], 0, [1, 2]), row(items[1], 0, [4, 4, 1]), row(items[2], 0, [1])]
+    swapped = [row(items[0], 0, [1, 2]), row(items[1], 0, [1, 4, 1])]
+    sampled = [row(r, s, None, "no_box") for r in items for s in range(2)]
+    sampled[0] |= {"scores": [3, 1], "failure": None, "meta_logit": 0.5}
+    other = systems(items, other=greedy)
+    found = compare_systems(
+        [benchmark(items, metric="none", summarize=lambda records, values: {})],
+        {"s": {"toy": judged("s", greedy, sampled, swapped)}} | other,
+        (1, 2),
+        draws=100,
+        seed=0,
+    )
+    rows = {(r["system"], r["aggregation"], r["k"]): r for r in found["rows"]}
+    one = rows["s", "greedy", 1]
+    assert (one["metric"], one["items"], one["judged"], one["coverage"]) == ("none", 3, 3, 1)
+    assert one["tie_rate"] == pytest.approx(1 / 3) and one["chance"] is None
+    assert one["length_agreement"] == pytest.approx((1 + 0) / 2)
+    for name in ("value", "stderr", "ci_low", "strict", "item_mean", "domain_range"):
+        assert one[name] is None
+    assert (rows["s", "vote", 2]["judged"], rows["s", "vote", 2]["items"]) == (1, 3)
+    swap = found["diagnostics"][0]["position_swap"]
+    assert (swap["consistent"], swap["both_right"]) == (0.5, None)
+    assert found["diagnostics"][0]["scores"] is None and found["diagnostics"][0]["judgments"] == 11
+    for table in ("figures", "domains", "calibration", "meta_rm", "paired"):
+        assert found[table] == []
+    assert found["benchmarks"][0]["chance"] is None and without_judgments(found) == []
+    assert found["capabilities"][0]["two"] == {"items": 1, "accepted": 1, "verdicts": 1}
+
+
+def test_strict_weighs_items_as_the_figure_itself_does():
+    """Two sections, of one item and of three, that count alike; the one item ties."""
+    items = [record("a", domain="x"), *(record(name, domain="y") for name in "bcd")]
+
+    def summarize(records, values):
+        parts = [[values[r.id] for r in records if r.domain == d] for d in "xy"]
+        return {"overall": sum(sum(p) / len(p) for p in parts) / 2} if all(parts) else {}
+
+    rows = [row(items[0], 0, [1, 1]), *(row(r, 0, [2, 1]) for r in items[1:])]
+    found = compare_systems(
+        [benchmark(items, summarize=summarize)],
+        {"s": {"toy": judged("s", rows)}},
+        (1,),
+        draws=100,
+        seed=0,
+    )
+    one = found["rows"][0]
+    assert (one["value"], one["strict"], one["item_mean"]) == (0.75, 0.5, (0.5 + 3) / 4)
+
+
+def test_parts_make_the_figure_of_their_leaderboard():
+    """(5 x overall + Ties) / 6, with the interval of both."""
+    lists = [record(f"{i:03d}", n=4, best=i % 4) for i in range(80)]
+    single = [record(f"{i:03d}", n=1, best=i % 2) for i in range(60)]
+
+    def area(records, values):
+        from grm_jax.benchmarks.credit import roc_auc
+
+        value = roc_auc([values[r.id] for r in records], [r.rewards[0] == 1 for r in records])
+        return {} if value is None else {"overall": value}
+
+    parts = [
+        benchmark(lists, name="five", part=Part("official", 5 / 6)),
+        benchmark(single, "roc_auc", area, name="ties", part=Part("official", 1 / 6)),
+        benchmark(lists, name="alone", part=Part("other", 1 / 3)),
+    ]
+    right = [list(r.rewards) if i % 4 else [0, 0, 0, 0] for i, r in enumerate(lists)]
+    scores = {  # three lists in four right; singles told apart but for noise
+        "five": [row(r, 0, given) for r, given in zip(lists, right)],
+        "ties": [row(r, 0, [r.rewards[0] + (i % 7) / 4]) for i, r in enumerate(single)],
+    }
+    scores["alone"] = scores["five"]
+    some = {name: judged("some", rows) for name, rows in scores.items()}
+    failed = {"scores": None, "failure": "no_box"}
+    none = {name: judged("none", [r | failed for r in rows]) for name, rows in scores.items()}
+    lists_only = {
+        name: judged("lists", rows if name != "ties" else []) for name, rows in scores.items()
+    }
+    found = compare_systems(
+        parts, {"some": some, "none": none, "lists": lists_only}, (1, 2), draws=1000, seed=0
+    )
+    about = {b["name"]: b for b in found["benchmarks"]}
+    assert list(about) == ["five", "ties", "alone", "official", "mean over benchmarks"], (
+        "weights of other are not whole"
+    )
+    assert about["official"]["parts"] == {"five": 5 / 6, "ties": 1 / 6}
+    assert about["official"]["chance"] == pytest.approx(5 / 6 * 0.25 + 1 / 6 * 0.5)
+    rows = {(r["system"], r["benchmark"], r["aggregation"], r["k"]): r for r in found["rows"]}
+    assert ("lists", "official", "greedy", 1) not in rows
+    whole, five, ties = (rows["some", name, "greedy", 1] for name in ("official", "five", "ties"))
+    assert whole["value"] == pytest.approx((5 * five["value"] + ties["value"]) / 6)
+    assert five["value"] == pytest.approx(0.75 + 0.25 / 4)
+    assert whole["stderr"] == pytest.approx(
+        np.hypot(5 / 6 * five["stderr"], 1 / 6 * ties["stderr"]), rel=0.2
+    ), "benchmarks are resampled apart"
+    assert whole["ci_low"] < whole["value"] < whole["ci_high"]
+    assert (whole["items"], whole["judged"], whole["coverage"]) == (140, 140, 1)
+    assert set(whole) == set(five), "a row like any other"
+    mean = rows["some", "mean over benchmarks", "greedy", 1]
+    assert mean["value"] == pytest.approx((2 * five["value"] + ties["value"]) / 3)
+    assert mean["ci_low"] < mean["value"] < mean["ci_high"]
+    assert ("lists", "mean over benchmarks", "greedy", 1) not in rows, "it has no figure on one"
+    assert rows["some", "official", "vote", 2]["value"] == whole["value"]
+    silent = rows["none", "official", "greedy", 1]
+    assert (silent["value"], silent["judged"], silent["coverage"]) == (None, 0, 0)
+    assert silent["all_failed_rate"] == 1
+
+
+def test_reward_bench_2_and_its_ties_are_parts_of_one_score(tmp_path):
+    from tests.benchmarks import official_files as files
+
+    both = [
+        load_benchmark(files.WRITERS[kind](tmp_path / kind))
+        for kind in ("rewardbench2", "rewardbench2_ties")
+    ]
+    perfect = {
+        b.name: judged("perfect", [row(r, 0, list(r.rewards)) for r in b.records]) for b in both
+    }
+    found = compare_systems(both, {"perfect": perfect}, (1,), draws=100, seed=0)
+    official = [r for r in found["rows"] if r["benchmark"] == "rewardbench2 official"]
+    assert [r["aggregation"] for r in official] == ["greedy", "vote"]
+    assert official[0]["value"] == pytest.approx((5 * 1 + 1.01) / 6), "margin goes beyond 1"
+    chance = {b["name"]: b["chance"] for b in found["benchmarks"]}
+    assert chance["rewardbench2"] == 0.25 and 0 < chance["rewardbench2_ties"] < 0.5, (
+        "a random judge seldom puts every right answer above every wrong one"
+    )

@@ -3,13 +3,12 @@ around them.
 """
 
 import random
-import time
 
 import numpy as np
 import pytest
 
-from grm_jax.evaluation import scaling
-from grm_jax.evaluation.results import eval_pools
+from grm_jax.evaluation import votes
+from grm_jax.judgment.records import Record, Turn
 from grm_jax.judgment.rules import is_correct
 from grm_jax.judgment.voting import expected_credit, is_tie, select_by_meta, strict_credit, vote
 from tests.evaluation import fabricated
@@ -29,6 +28,20 @@ def rows_of(system="base", split="wide", items=9, samples=8, seed=0, failures=0.
                 row["meta_logit"] = float(rng.randrange(3))
             rows.append(row)
     return rows
+
+
+def pool_of(rows):
+    """A pool of rows that carry their gold, as fabricated ones do."""
+    records = {
+        row["id"]: Record(
+            row["id"],
+            (Turn("user", "q"),),
+            ("r",) * len(row["rewards"] or row["scores"]),
+            row["rewards"] and tuple(row["rewards"]),
+        )
+        for row in reversed(rows)  # the first of an item says
+    }
+    return votes.make_pool(records.values(), rows)
 
 
 def slow_twin(rows, item, index_Vk, k_meta):
@@ -62,9 +75,9 @@ def slow_twin(rows, item, index_Vk, k_meta):
 )
 def test_votes_equal_the_slow_twin(split, k, k_meta):
     rows = rows_of(split=split, failures=0.45)
-    pool = scaling.make_pool(rows)
-    found = scaling.estimate(pool, "base", split, k, k_meta, shuffles=3, seed=5)
-    index_IVk = scaling.subsets(pool.ids, pool.samples, k, 3, 5)
+    pool = pool_of(rows)
+    found = votes.estimate(pool, k, k_meta, shuffles=3, seed=5)
+    index_IVk = votes.subsets(pool.ids, pool.samples, k, 3, 5)
     expected = np.array(
         [slow_twin(rows, item, index_IVk[i], k_meta) for i, item in enumerate(pool.ids)]
     )
@@ -94,38 +107,34 @@ def test_golden_example_of_the_paper_guided_vote():
             zip([(1, 5), (5, 6), (4, 8), (7, 6)], [2.0, -1.0, 1.0, -2.0])
         )
     ]
-    pool = scaling.make_pool(rows)
-    assert (
-        scaling.estimate(pool, "grm", "test", 4).credit_I == 1
-        and scaling.estimate(pool, "grm", "test", 4, 2).credit_I == 1
-    )
+    pool = pool_of(rows)
+    assert votes.estimate(pool, 4).credit_I == 1 and votes.estimate(pool, 4, 2).credit_I == 1
     rows[0]["rewards"] = [1, 0]
-    assert scaling.estimate(scaling.make_pool(rows), "grm", "test", 4, 2).credit_I == 0
+    assert votes.estimate(pool_of(rows), 4, 2).credit_I == 0
 
 
 def test_subsets_are_disjoint_seeded_and_depend_on_the_item_alone():
-    index_IVk = scaling.subsets(("a", "b"), 32, 8, 4, 1)
+    index_IVk = votes.subsets(("a", "b"), 32, 8, 4, 1)
     assert index_IVk.shape == (2, 16, 8)
     for shuffle in index_IVk[0].reshape(4, 32):
         assert sorted(shuffle) == list(range(32))
-    np.testing.assert_array_equal(scaling.subsets(("zz", "a"), 32, 8, 4, 1)[1], index_IVk[0])
-    assert (scaling.subsets(("a",), 32, 8, 4, 2) != index_IVk[0]).any()
-    assert scaling.subsets(("a",), 32, 1, 4, 1).shape == (1, 32, 1), "k = 1 uses every sample once"
-    assert scaling.subsets(("a",), 30, 8, 2, 1).shape == (1, 6, 8), (
+    np.testing.assert_array_equal(votes.subsets(("zz", "a"), 32, 8, 4, 1)[1], index_IVk[0])
+    assert (votes.subsets(("a",), 32, 8, 4, 2) != index_IVk[0]).any()
+    assert votes.subsets(("a",), 32, 1, 4, 1).shape == (1, 32, 1), "k = 1 uses every sample once"
+    assert votes.subsets(("a",), 30, 8, 2, 1).shape == (1, 6, 8), (
         "two samples of 30 stand aside in each shuffle"
     )
     with pytest.raises(ValueError, match="k = 9 judgments asked of a pool of 8"):
-        scaling.subsets(("a",), 8, 9, 1, 0)
+        votes.subsets(("a",), 8, 9, 1, 0)
 
 
 def test_order_of_rows_does_not_matter():
     rows = rows_of()
     shuffled = random.Random(1).sample(rows, len(rows))
-    a, b = (
-        scaling.result_row(scaling.estimate(scaling.make_pool(r), "base", "wide", 4, 2))
-        for r in (rows, shuffled)
-    )
-    assert a == b
+    a, b = (votes.estimate(pool_of(r), 4, 2) for r in (rows, shuffled))
+    assert a.ids == b.ids
+    for name in ("credit_I", "strict_I", "tie_I", "lost_I", "failed_I", "tokens_I", "chance_I"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 
 def test_accuracy_recovers_the_known_rate_of_an_independent_judge():
@@ -145,15 +154,14 @@ def test_accuracy_recovers_the_known_rate_of_an_independent_judge():
         for i in range(400)
         for s in range(32)
     ]
-    pool = scaling.make_pool(rows)
+    pool = pool_of(rows)
+    of_k = {k: votes.estimate(pool, k) for k in (1, 2, 3, 8)}
     for k, truth in ((1, 0.7), (2, 0.7), (3, 0.784), (8, 0.8740)):
-        row = scaling.result_row(scaling.estimate(pool, "grm", "test", k))
-        assert abs(row["accuracy"] - truth) < 4 * row["stderr"] and row["stderr"] < 0.012
-        assert row["chance"] == 0.5 and row["tokens_per_judgment"] == 10
-    one, eight = (scaling.estimate(pool, "grm", "test", k) for k in (1, 8))
-    gain = scaling.paired(eight, one, "vote@8 - vote@1")
-    assert gain["difference"] == pytest.approx(eight.credit_I.mean() - one.credit_I.mean())
-    assert gain["stderr"] < scaling.result_row(eight)["stderr"], (
+        credit_I, stderr = of_k[k].credit_I, votes.item_stderr(of_k[k].credit_I)
+        assert abs(credit_I.mean() - truth) < 4 * stderr and stderr < 0.012
+        assert set(of_k[k].chance_I) == {0.5} and set(of_k[k].tokens_I) == {10}
+    gain_I = of_k[8].credit_I - of_k[1].credit_I
+    assert votes.item_stderr(gain_I) < votes.item_stderr(of_k[8].credit_I), (
         "pairing removes the items' own difficulty"
     )
 
@@ -167,40 +175,50 @@ def test_failures_are_counted_over_everything_generated_and_lost_votes_apart():
         {"id": "b", "sample": s, "scores": [1, 9] if s else None, "rewards": [0, 1], "tokens": 7}
         for s in range(2)
     ]
-    row = scaling.result_row(scaling.estimate(scaling.make_pool(rows), "base", "test", 2))
-    assert (
-        row["parse_failure_rate"] == 0.75 and row["all_failed_rate"] == 0.5 and row["tie_rate"] == 0
-    )
-    assert (
-        row["accuracy"] == pytest.approx((1 / 3 + 1) / 2)
-        and row["strict_accuracy"] == 0.5
-        and row["tokens_per_judgment"] == 6
-    )
+    found = votes.estimate(pool_of(rows), 2)
+    assert list(found.failed_I) == [1, 0.5] and list(found.lost_I) == [1, 0]
+    assert list(found.credit_I) == [pytest.approx(1 / 3), 1] and list(found.strict_I) == [0, 1]
+    assert list(found.tie_I) == [0, 0] and list(found.tokens_I) == [5, 7]
+
+
+def test_without_gold_a_vote_ties_and_fails_and_is_neither_right_nor_wrong():
+    rows = [
+        {"id": i, "sample": 0, "scores": scores, "rewards": None, "tokens": 5}
+        for i, scores in (("a", [1, 9]), ("b", [5, 5]), ("c", [1]))
+    ]
+    records = [
+        Record(i, (Turn("user", "q"),), ("r",) * n) for i, n in (("a", 2), ("b", 2), ("c", 1))
+    ]
+    rows.append(rows[0] | {"id": "d", "scores": None})
+    records.append(Record("d", (Turn("user", "q"),), ("r", "r", "r")))
+    found = votes.estimate(votes.make_pool(records, rows), 1)
+    assert np.isnan(found.credit_I).all() and np.isnan(found.strict_I).all()
+    assert list(found.tie_I) == [0, 1, 0, 0] and list(found.lost_I) == [0, 0, 0, 1]
 
 
 def test_auc_counts_ties_half_and_needs_both_classes():
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, 5, 60), rng.random(60) < 0.4
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels] for b in scores[~labels]]
-    assert scaling.auc(scores, labels) == pytest.approx(np.mean(pairs))
-    assert scaling.auc(scores, np.ones(60, bool)) is None
+    assert votes.auc(scores, labels) == pytest.approx(np.mean(pairs))
+    assert votes.auc(scores, np.ones(60, bool)) is None
 
 
 def test_meta_auc_within_items_is_the_mean_over_items_with_both_classes():
     rows = rows_of(items=12, failures=0.2)
-    found = scaling.meta_auc(scaling.make_pool(rows))
+    found = votes.meta_auc(pool_of(rows))
     valid = [row for row in rows if row["scores"] is not None]
     labels = np.array([is_correct(row["scores"], row["rewards"]) for row in valid])
     assert found["judgments"] == len(valid) and found["correct_rate"] == pytest.approx(
         labels.mean()
     )
     assert found["auc"] == pytest.approx(
-        scaling.auc(np.array([row["meta_logit"] for row in valid]), labels)
+        votes.auc(np.array([row["meta_logit"] for row in valid]), labels)
     )
     within = []
     for item in sorted({row["id"] for row in valid}):
         mine = [i for i, row in enumerate(valid) if row["id"] == item]
-        within.append(scaling.auc(np.array([valid[i]["meta_logit"] for i in mine]), labels[mine]))
+        within.append(votes.auc(np.array([valid[i]["meta_logit"] for i in mine]), labels[mine]))
     within = [value for value in within if value is not None]
     assert found["items_with_both"] == len(within) and found["auc_within_item"] == pytest.approx(
         np.mean(within)
@@ -211,7 +229,6 @@ def test_meta_auc_within_items_is_the_mean_over_items_with_both_classes():
     "change,message",
     [
         ({"sample": 1}, "sample 1 twice"),
-        ({"rewards": None}, "no rewards"),
         ({"rewards": [1, 1]}, "exactly one largest reward"),
         ({"rewards": [3]}, "must be 0 or 1"),
         ({"scores": [1, 2, 3]}, r"scores \[1, 2, 3\] for 2"),
@@ -223,55 +240,15 @@ def test_bad_rows_are_named(change, message):
     ]
     rows[0] |= change
     with pytest.raises(ValueError, match="'a'.*" + message):
-        scaling.make_pool(rows)
+        pool_of(rows)
 
 
 def test_an_evaluation_cut_short_or_half_scored_is_refused():
     rows = rows_of()
     with pytest.raises(ValueError, match="every item needs the same number"):
-        scaling.make_pool(rows[:-1])
+        pool_of(rows[:-1])
+    with pytest.raises(ValueError, match="no judgments: a pool needs at least one item"):
+        pool_of([])
     next(row for row in rows if row["scores"])["meta_logit"] = None
     with pytest.raises(ValueError, match="without a finite Meta RM logit"):
-        scaling.estimate(scaling.make_pool(rows), "base", "wide", 4, 2)
-    other = scaling.estimate(scaling.make_pool(rows_of(items=4)), "base", "wide", 4)
-    with pytest.raises(ValueError, match="different items"):
-        scaling.paired(scaling.estimate(scaling.make_pool(rows), "base", "wide", 4), other, "claim")
-
-
-def test_a_thousand_items_take_a_second_not_minutes():
-    rng = np.random.default_rng(0)
-    items, samples, n = 1000, 32, 6
-    pool = scaling.Pool(
-        tuple(map(str, range(items))),
-        ("",) * items,
-        np.full(items, n),
-        rng.integers(0, n, items),
-        rng.integers(1, 11, (items, samples, n)),
-        rng.random((items, samples)) > 0.05,
-        rng.normal(size=(items, samples)),
-        np.full((items, samples), 40),
-    )
-    start = time.process_time()
-    for k in (1, 2, 4, 8, 16, 32):
-        (
-            scaling.estimate(pool, "grm", "wide", k),
-            scaling.estimate(pool, "grm", "wide", k, max(1, k // 2)),
-        )
-    # about 1 s on an idle core; a loop over votes takes minutes
-    assert time.process_time() - start < 8
-
-
-def test_pools_split_greedy_from_sampled_and_refuse_mixed_temperatures():
-    rows = fabricated.eval_rows(("hard", "test"), items=3, samples=4) + fabricated.rft_rows(3)
-    pools = eval_pools(rows)
-    assert list(pools) == [
-        (system, split) for system in ("base", "rft", "grm") for split in ("test", "hard")
-    ]
-    assert (
-        pools["grm", "test"]["greedy"].samples == 1 and pools["grm", "test"]["sampled"].samples == 4
-    )
-    next(row for row in rows if row["temperature"] == 1.0 and row["stage"] == "eval")[
-        "temperature"
-    ] = 0.5
-    with pytest.raises(ValueError, match="sampled at temperature"):
-        eval_pools(rows)
+        votes.estimate(pool_of(rows), 4, 2)

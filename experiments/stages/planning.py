@@ -1,0 +1,37 @@
+"""From a config to what is planned of its run (experiments/plan.py)."""
+
+import functools
+import pathlib
+
+import ml_collections
+
+from experiments import config_flags
+from grm_jax.models.config import from_sizes
+from grm_jax.planning.programs import Job, planned_model
+from grm_jax.reward_models.description import BUILT_IN, model_folder
+from grm_jax.tokenizer import load_tokenizer
+
+
+def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
+    """The job of a preset of experiments.spct_rl on a platform. Neither weights nor data need to be
+    there, and nothing is downloaded.
+
+    Raises ValueError for a model that is neither there nor of a published size.
+    """
+    section = functools.partial(config_flags.section, config)
+    numerics, path = section("model").resolve(platform), config.model.path
+    here = path is not None and (path in BUILT_IN or pathlib.Path(path).exists())
+    folder = model_folder(path) if here else path
+    tokenizer = folder if config.tokenizer.path is None else config.tokenizer.path
+    loaded = None
+    if tokenizer is not None and pathlib.Path(tokenizer).exists():
+        loaded = load_tokenizer(tokenizer)
+    if config.model.random_init is None:
+        model_cfg = planned_model(folder, **numerics)
+    elif loaded is None:
+        raise ValueError("tokenizer.path: expected a tokenizer, whose vocabulary the model takes")
+    else:
+        model_cfg = from_sizes(config.model.random_init, loaded.vocab_size, **numerics)
+    names = ("mesh", "lengths", "sampling", "optimizer", "lora", "rft", "rl", "meta")
+    stop_ids = {} if loaded is None else {"stop_ids": loaded.stop_ids}
+    return Job(model_cfg, **{name: section(name) for name in names}, **stop_ids)

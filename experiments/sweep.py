@@ -1,0 +1,231 @@
+"""Run a preset once for every combination of some fields, and put the figures into one table.
+
+    python -m experiments.sweep --config=experiments/configs/tiny.py --workdir=runs/sweep \\
+        --sweep.rl.beta=0.0,0.02,0.08 --sweep.seed=0,1
+
+    <workdir>/beta=0.02,seed=1/      the work folder of a run, named after what varies
+    <workdir>/beta=0.02,seed=1.log   what it printed
+    <workdir>/sweep.md, sweep.json, sweep.png   mean and standard error over seeds of each setting
+
+Any field of the preset can be swept; values are written as on the command line of a run, tuples in
+brackets. Overrides (--config.FIELD=VALUE) go to every run. Each run is a process of its own, one
+after the other; a run that is done is skipped, one that was stopped goes on, and where one fails
+the others still run: the table is made of those that are done. --dry_run prints the commands alone.
+
+    python -m experiments.sweep --workdir=runs/merged --merge runs/tiny_full_0 runs/tiny_full_1
+
+makes the same table from work folders that are there, as seeds of one setting. Their configs may
+differ in the seed, and in fields that are named: --by=rl.beta.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections.config_flags import config_flags as ml_config_flags
+
+from experiments import config_flags
+from grm_jax.evaluation.merge import merge, other_fields
+from grm_jax.report import merged as report
+
+TAIL = 20  # lines of a failed run's output that are shown
+config_flags.define_preset()  # which tells ml_collections how to read tuples and sections
+
+
+class Run(NamedTuple):
+    """One run of a sweep: its work folder, its command, and the config that it will have."""
+
+    folder: pathlib.Path
+    command: list[str]
+    config: dict
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what the command line asks for; the exit status, 1 where a run failed."""
+    options, swept, overrides = parse(arguments)
+    workdir = pathlib.Path(options.workdir)
+    if options.merge:
+        folders = [pathlib.Path(folder) for folder in options.merge]
+        write(workdir, folders, tuple(filter(None, options.by.split(","))))
+        return 0
+    runs = plan(options.config, workdir, swept, overrides)
+    if options.dry_run:
+        print("\n".join(shlex.join(run.command) for run in runs))
+        return 0
+    failed = run_all(runs)
+    done = [run.folder for run in runs if run.folder not in failed]
+    if done:
+        write(workdir, done, tuple(field for field in swept if field != "seed"))
+    for folder in failed:
+        print(f"failed: {folder}; its output is in {log_of(folder)}")
+    return 1 if failed else 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:
+    """(options, {swept field: its values as texts}, overrides of the command line)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="preset to run, e.g. experiments/configs/tiny.py")
+    parser.add_argument("--workdir", required=True, help="folder of the runs and of their table")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands alone")
+    parser.add_argument(
+        "--merge", nargs="+", metavar="FOLDER", help="make the table of finished work folders"
+    )
+    parser.add_argument(
+        "--by",
+        default="",
+        metavar="FIELD,...",
+        help="with --merge: fields that tell settings apart",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    swept, overrides = {}, []
+    for argument in rest:
+        if match := re.fullmatch(r"--sweep\.([\w.\[\]]+)=(.+)", argument, re.DOTALL):
+            if match[1] in swept:
+                parser.error(f"--sweep.{match[1]}: expected once, with all of its values")
+            swept[match[1]] = split_values(match[2])
+        elif re.match(r"--config\.[^=]+=", argument):
+            overrides.append(argument)
+        else:
+            parser.error(
+                f"{argument}: expected --sweep.FIELD=VALUE,... or --config.FIELD=VALUE, or an "
+                "option that --help shows"
+            )
+    if options.merge and (swept or overrides or options.config):
+        parser.error("--merge: expected work folders, --workdir and --by alone")
+    if not options.merge and not (options.config and swept):
+        parser.error("expected --config and at least one --sweep.FIELD=VALUE,..., or --merge")
+    return options, swept, overrides
+
+
+def split_values(text: str) -> list[str]:
+    """The values of a list, cut at commas outside of brackets and quotes."""
+    pieces = re.findall(r"""(?:[^,("'\[{]|\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""", text)
+    return [piece.strip() for piece in pieces]
+
+
+def plan(
+    preset: str,
+    workdir: pathlib.Path,
+    swept: Mapping[str, Sequence[str]],
+    overrides: Sequence[str] = (),
+) -> list[Run]:
+    """Every run of the sweep, its config checked: nothing is computed before all are right. Ends
+    the program with the message where one is wrong, or where a folder holds a run of another
+    config.
+    """
+    runs: list[Run] = []
+    names = report.short_names(list(swept))
+    for values in itertools.product(*swept.values()):
+        chosen = dict(zip(swept, values))
+        name = ",".join(f"{names[field]}={value}" for field, value in chosen.items())
+        folder = workdir / re.sub(r"[^\w.+=,@:()\[\]-]", "_", name)
+        if folder in [run.folder for run in runs]:
+            sys.exit(f"{name}: expected values that differ; this combination is there twice")
+        own = [*overrides, *(f"--config.{field}={value}" for field, value in chosen.items())]
+        script, config = resolve(preset, own)
+        command = [sys.executable, "-m", script, f"--config={preset}", f"--workdir={folder}", *own]
+        runs.append(Run(folder, command, config))
+        if results := read_results(folder):
+            if fields := other_fields(results["config"], config):
+                sys.exit(
+                    f"{folder} holds a run of another config; it differs in {', '.join(fields)}. "
+                    "Choose another --workdir"
+                )
+    return runs
+
+
+def resolve(preset: str, overrides: Sequence[str]) -> tuple[str, dict]:
+    """(the script of a preset, its config with overrides, as plain JSON). Ends the program with the
+    message where a field is wrong.
+    """
+    arguments, before = ["sweep", f"--config={preset}", *overrides], sys.argv
+    values = flags.FlagValues()  # of their own: parsing defines a flag for each override
+    ml_config_flags.DEFINE_config_file("config", flag_values=values)
+    values["config"].parser = config_flags.Parser("config")
+    try:
+        sys.argv = arguments  # where ml_collections looks for them
+        values(arguments)
+        config = config_flags.finish(values["config"].value)
+        script = config_flags.script_of(config)
+    except (ValueError, flags.Error) as error:
+        sys.exit(f"{preset} {' '.join(overrides)}: {error}")
+    finally:
+        sys.argv = before
+    return script, json.loads(json.dumps(config.to_dict()))
+
+
+def run_all(runs: Sequence[Run]) -> list[pathlib.Path]:
+    """Run what is not done, one after the other; the folders of those that failed."""
+    failed = []
+    for i, run in enumerate(runs, start=1):
+        label = f"[{i}/{len(runs)}] {run.folder.name}"
+        if read_results(run.folder):
+            print(f"{label}: done before", flush=True)
+            continue
+        print(f"{label}: {shlex.join(run.command)}", flush=True)
+        began, log = time.monotonic(), log_of(run.folder)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w") as file:
+            status = subprocess.run(run.command, stdout=file, stderr=subprocess.STDOUT).returncode
+        took = f"{(time.monotonic() - began) / 60:.1f} min"
+        if status == 0 and read_results(run.folder):
+            print(f"{label}: done in {took}", flush=True)
+            continue
+        failed.append(run.folder)
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
+        print(
+            f"{label}: failed after {took} with status {status}; the end of {log}:\n{end}",
+            flush=True,
+        )
+    return failed
+
+
+def log_of(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(f"{folder.name}.log")
+
+
+def read_results(folder: pathlib.Path) -> dict | None:
+    """What a finished run's results.json holds; None where there is none."""
+    path = folder / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write(workdir: pathlib.Path, folders: Sequence[pathlib.Path], swept: Sequence[str]) -> None:
+    """Write the table of finished runs. Ends the program with the message where they cannot be
+    merged.
+    """
+    runs = {}
+    for folder in folders:
+        results = read_results(folder)
+        if results is None:
+            sys.exit(f"{folder} has no results.json: expected the work folder of a finished run")
+        runs[str(folder)] = results
+    try:
+        merged = merge(runs, swept)
+    except ValueError as error:
+        sys.exit(str(error))
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = report.markdown(merged)
+    (workdir / "sweep.md").write_text(text + "\n")
+    (workdir / "sweep.json").write_text(json.dumps(merged, indent=1) + "\n")
+    report.plot(merged, workdir / "sweep.png")
+    print(text)
+    print(", ".join(str(workdir / f"sweep.{kind}") for kind in ("md", "json", "png")))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,199 @@
+"""Figures of several runs as one table: the mean over seeds of each setting, with its standard
+error. Runs whose configs differ in anything but the seed and the fields that were swept do not
+belong together, and are refused.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from grm_jax.evaluation.comparisons import SCHEMA
+from grm_jax.evaluation.store import differing
+
+# what changes no figure, but for rounding
+IGNORED = (
+    "note",
+    "checkpoint",
+    "log",
+    "mesh",
+    "sampling.rows",
+    "sampling.sampler",
+    "eval.retry",
+    "eval.report_items",
+)
+ROW_KEY = ("system", "benchmark", "aggregation", "k", "k_meta")
+PAIR_KEY = tuple(
+    f"{side}_{name}" for side in "ab" for name in ("system", "aggregation", "k", "k_meta")
+) + ("benchmark",)
+META_KEY = ("system", "benchmark", "pool")
+# of a row, beside its value: means over the runs
+MEANS = (
+    "strict",
+    "tie_rate",
+    "parse_failure_rate",
+    "all_failed_rate",
+    "coverage",
+    "chance",
+    "tokens_per_judgment",
+)
+
+
+def other_fields(a: Mapping, b: Mapping, but: Sequence[str] = ()) -> list[str]:
+    """Names the fields in which two configs differ so that their figures may: all but IGNORED and
+    `but`. A name stands for all that is below it too.
+    """
+    plain_a, plain_b = (json.loads(json.dumps(config)) for config in (a, b))
+    left_out = (*IGNORED, *but)
+    return [
+        field
+        for field in differing(plain_a, plain_b)
+        if not any(field == name or field.startswith(f"{name}.") for name in left_out)
+    ]
+
+
+def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
+    """Merges runs, {name: what its results.json holds}, of which those that agree in all swept
+    fields are seeds of one setting. docs/evaluation.md has what comes out.
+
+    Raises ValueError that names run and fields: where a config differs elsewhere, where two runs of
+    a setting have the same seed, where one lacks rows that another has, and for another schema.
+    """
+    if not runs:
+        raise ValueError("no runs to merge: expected at least one results.json")
+    _check(runs, swept)
+    settings: list[dict] = []
+    for name, run in runs.items():
+        values = {field: field_of(run["config"], field) for field in swept}
+        setting = next((s for s in settings if s["values"] == values), None)
+        if setting is None:
+            setting = {"values": values, "runs": [], "seeds": []}
+            settings.append(setting)
+        if run["seed"] in setting["seeds"]:
+            raise ValueError(
+                f"{name}: seed {run['seed']} twice among the runs of {values or 'one setting'} "
+                f"({', '.join(setting['runs'])}); expected seeds that differ"
+            )
+        setting["runs"].append(name)
+        setting["seeds"].append(run["seed"])
+    tables: dict[str, list] = {"rows": [], "paired": [], "meta_rm": []}
+    for setting in settings:
+        own = {name: runs[name] for name in setting["runs"]}
+        setting["same_items"] = len({_versions(run) for run in own.values()}) == 1
+        for table, rows in _merged_tables(own).items():
+            tables[table] += [{"setting": setting["values"]} | row for row in rows]
+    first = next(iter(runs.values()))
+    return {
+        "schema": SCHEMA,
+        "swept": list(swept),
+        "settings": settings,
+        "systems": list(dict.fromkeys(s for run in runs.values() for s in run["systems"])),
+        "benchmarks": [benchmark["name"] for benchmark in first["benchmarks"]],
+        **tables,
+    }
+
+
+def _check(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
+    first_name, first = next(iter(runs.items()))
+    for name, run in runs.items():
+        if run.get("schema") != SCHEMA:
+            raise ValueError(
+                f"{name}: results.json has schema {run.get('schema')}, expected {SCHEMA}: run the "
+                "evaluation again to make it anew"
+            )
+        for field in swept:
+            field_of(run["config"], field, name)
+        fields = other_fields(first["config"], run["config"], ("seed", *swept))
+        if fields:
+            raise ValueError(
+                f"{name} and {first_name} are runs of different configs; they differ in "
+                f"{', '.join(fields)}. Expected configs that differ in the seed alone"
+                + (f" and in {', '.join(swept)}" if swept else "")
+            )
+
+
+def field_of(config: Mapping, field: str, name: str = "config") -> Any:
+    """The value of a dotted field of a config. Raises ValueError naming the run without it."""
+    node: Any = config
+    for part in field.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise ValueError(f"{name}: its config has no field {field}")
+        node = node[part]
+    return node
+
+
+def _versions(run: Mapping) -> tuple:
+    return tuple((benchmark["name"], benchmark["version"]) for benchmark in run["benchmarks"])
+
+
+def _merged_tables(runs: Mapping[str, Mapping]) -> dict[str, list[dict]]:
+    """The rows of the runs of one setting, each with its mean over the runs."""
+    keys = {"rows": ROW_KEY, "paired": PAIR_KEY, "meta_rm": META_KEY}
+    return {
+        table: [
+            dict(zip(key, values)) | _merged(table, rows)
+            for values, rows in _aligned(runs, table, key)
+        ]
+        for table, key in keys.items()
+    }
+
+
+def _merged(table: str, rows: Sequence[Mapping]) -> dict:
+    if table == "meta_rm":
+        names = ("auc", "auc_within_item", "correct_rate")
+        return {name: _mean([row[name] for row in rows]) for name in names}
+    value = {"rows": "value", "paired": "difference"}[table]
+    merged = {
+        "items": [row["items"] for row in rows],
+        **spread([row[value] for row in rows], [row["stderr"] for row in rows]),
+    }
+    if table == "rows":
+        merged |= {
+            "flat_by_construction": all(row["flat_by_construction"] for row in rows),
+            "judged": [row["judged"] for row in rows],
+            **{name: _mean([row[name] for row in rows]) for name in MEANS},
+        }
+    return merged
+
+
+def spread(values: Sequence[float | None], errors: Sequence[float | None]) -> dict:
+    """{"mean", "seed_stderr", "item_stderr", "values"} of one figure over runs.
+
+    seed_stderr: standard deviation between the runs / sqrt(runs), None for one. item_stderr: the
+    mean of the runs' own errors: right where all judge the same items and agree on them, too large
+    where they do not. A figure that a run lacks leaves no mean.
+    """
+    seeds, mean = len(values), _mean(values)
+    deviation = None
+    if mean is not None and seeds > 1:
+        squares = sum((value - mean) ** 2 for value in values if value is not None)
+        deviation = math.sqrt(squares / (seeds - 1) / seeds)
+    return {
+        "mean": mean,
+        "seed_stderr": deviation,
+        "item_stderr": _mean(errors),
+        "values": list(values),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _aligned(
+    runs: Mapping[str, Mapping], table: str, key: Sequence[str]
+) -> list[tuple[tuple, list[Mapping]]]:
+    """[(key, the row of every run with that key)] in the order of the first run."""
+    indexed = {
+        name: {tuple(row[field] for field in key): row for row in run[table]}
+        for name, run in runs.items()
+    }
+    first_name, first = next(iter(indexed.items()))
+    for name, index in indexed.items():
+        if different := set(index) ^ set(first):
+            raise ValueError(
+                f"{name}: {table} differ from those of {first_name}, for example "
+                f"{sorted(different, key=str)[0]}"
+            )
+    return [(values, [index[values] for index in indexed.values()]) for values in first]

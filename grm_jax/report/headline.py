@@ -1,0 +1,202 @@
+"""The headline of an evaluation: lines of a system and a way to judge with it, columns of
+benchmarks; and its Markdown.
+"""
+
+import math
+from collections.abc import Mapping
+
+from grm_jax.evaluation.differences import FOCUS_K
+from grm_jax.judgment.voting import default_k_meta
+
+LOW = "⚠"
+
+
+def headline(results: Mapping) -> list[dict]:
+    """[{"system", "label", "cells": {benchmark: row}, "unparsed": share of judgments or None,
+    "best": benchmarks where the line has the highest figure}].
+
+    Greedy, one sample, and the votes of 8 and of the largest k, plain and guided; a system that
+    does not sample has one line. A figure is no "best" where its interval does not lie above
+    chance, where its coverage is low, and where the judge is a random one.
+    """
+    most = max(results["ks"])
+    focus = [k for k in dict.fromkeys((FOCUS_K, most)) if k in results["ks"] and k > 1]
+    ways = [("greedy", 1, None), ("vote", 1, None)] + [
+        way for k in focus for way in (("vote", k, None), ("meta", k, default_k_meta(k)))
+    ]
+    rows = [row for row in results["rows"] if not row["flat_by_construction"]]
+    of_place = {
+        (row["system"], row["aggregation"], row["k"], row["k_meta"], row["benchmark"]): row
+        for row in rows
+    }
+    names = [benchmark["name"] for benchmark in results["benchmarks"]]
+    sampled = {row["system"] for row in rows if row["aggregation"] == "vote"}
+    lines = []
+    for system in results["systems"]:
+        for way in ways:
+            places = {name: (system, *way, name) for name in names}
+            cells = {name: of_place[at] for name, at in places.items() if at in of_place}
+            if cells:
+                label = way_text(way[0], way[1]) if system in sampled else "one judgment"
+                unparsed = _unparsed(results, cells)
+                lines.append(
+                    {
+                        "system": system,
+                        "label": label,
+                        "cells": cells,
+                        "unparsed": unparsed,
+                        "best": set(),
+                    }
+                )
+    _mark_best(results, lines)
+    return lines
+
+
+def _unparsed(results: Mapping, cells: Mapping[str, Mapping]) -> float | None:
+    """The share of judgments without scores, over the items of all benchmarks."""
+    own = [b["name"] for b in results["benchmarks"] if b["parts"] is None and b["name"] in cells]
+    known = [cells[name] for name in own if cells[name]["parse_failure_rate"] is not None]
+    items = sum(row["items"] for row in known)
+    return sum(row["items"] * row["parse_failure_rate"] for row in known) / items if items else None
+
+
+def _mark_best(results: Mapping, lines: list[dict]) -> None:
+    specs = [s for s in results.get("config", {}).get("systems", ()) if isinstance(s, Mapping)]
+    random = {spec.get("name") for spec in specs if spec.get("kind") == "random"}
+    for benchmark in results["benchmarks"]:
+        name = benchmark["name"]
+        eligible = [
+            (line["cells"][name]["value"], line)
+            for line in lines
+            if name in line["cells"]
+            and line["system"] not in random
+            and above_chance(line["cells"][name])
+            and not is_low(line["cells"][name], results["min_coverage"])
+        ]
+        top = max((value for value, _ in eligible), default=None)
+        for value, line in eligible:
+            if value == top:
+                line["best"].add(name)
+
+
+def above_chance(row: Mapping) -> bool:
+    """Says whether the row's interval lies above what a guess gets."""
+    if row["value"] is None or row["ci_low"] is None:
+        return False
+    return row["ci_low"] > (row["chance"] or 0)
+
+
+def is_low(row: Mapping, min_coverage: float) -> bool:
+    """Says whether a figure rests on too few items, so that it carries a mark."""
+    return row["coverage"] is not None and row["coverage"] < min_coverage
+
+
+def absent_text(row: Mapping | None) -> str:
+    """Says why a cell has no figure."""
+    if row is None:
+        return "n/a"
+    if row["metric"] == "none":
+        return f"no gold, judged {row['judged']} of {row['items']}"
+    return "not judged" if row["judged"] == 0 and row["items"] else "n/a"
+
+
+def coverage_text(row: Mapping) -> str:
+    """The coverage in percent, rounded down: what is not whole does not read 100 %."""
+    return "n/a" if row["coverage"] is None else f"{math.floor(1000 * row['coverage']) / 10:g} %"
+
+
+def way_text(aggregation: str, k: int) -> str:
+    """The name of a way to judge, in tables."""
+    return {"greedy": "greedy", "vote": f"vote @{k}", "meta": f"Meta RM @{k}"}[aggregation]
+
+
+def markdown(results: Mapping) -> str:
+    """The headline and the capabilities, in percent, as Markdown tables."""
+    benchmarks = results["benchmarks"]
+    least = 100 * results["min_coverage"]
+    lines = [
+        "In %, with 95 % intervals by bootstrap over prompts. A tie of t responses that includes "
+        "the best counts 1/t. @k: a vote of k judgments; Meta RM @k: of the half of them that it "
+        "ranks highest. An item without any parsed judgment counts as a guess; the share of items "
+        f"with one, the coverage, stands in a cell where it is not 100 %, with {LOW} below "
+        f"{least:g} %. not judged: no judgment gave scores, so there is no figure. n/a: the system "
+        "does not accept such items, or has no right or wrong answer there. unparsed: judgments "
+        "without scores. Bold: the highest of its column, if its interval lies above chance.",
+        "",
+        "| system | judgment | "
+        + " | ".join(benchmark["name"] for benchmark in benchmarks)
+        + " | unparsed |",
+        "|---" * (len(benchmarks) + 3) + "|",
+    ]
+    for line in headline(results):
+        cells = [
+            _cell(line["cells"].get(b["name"]), b["name"] in line["best"], results["min_coverage"])
+            for b in benchmarks
+        ]
+        texts = [line["system"], line["label"], *cells, _percent(line["unparsed"], 2)]
+        lines.append("| " + " | ".join(texts) + " |")
+    chances = [_percent(b["chance"]) for b in benchmarks]
+    lines.append("| chance | | " + " | ".join(chances) + " | |")
+    lines += [
+        "",
+        "| system | n = 1 | n = 2 | n > 2 | input-flexible | scalable with k | gain of k, points |",
+        "|---" * 7 + "|",
+    ]
+    for can in results["capabilities"]:
+        sizes = [size_text(can[size]) for size in ("one", "two", "many")]
+        gain = (
+            "n/a"
+            if can["gain"] is None
+            else (
+                f"{100 * can['gain']:+.1f} [{100 * can['gain_low']:+.1f}, "
+                f"{100 * can['gain_high']:+.1f}]"
+            )
+        )
+        flexible, scalable = yes_no(can["input_flexible"]), scalable_text(can)
+        lines.append("| " + " | ".join([can["system"], *sizes, flexible, scalable, gain]) + " |")
+    return "\n".join([*lines, ""])
+
+
+def size_text(size: Mapping) -> str:
+    """What a system did with items of one size."""
+    if not size["items"]:
+        return "not tried"
+    return f"{size['verdicts']} of {size['items']}" if size["accepted"] else "does not accept"
+
+
+def yes_no(value: bool | None) -> str:
+    """A word for what was shown here, or not."""
+    return "not shown here" if value is None else "yes" if value else "no"
+
+
+def scalable_text(capability: Mapping) -> str:
+    """Whether more samples helped here, by the interval of the gain."""
+    if not capability["sampled"]:
+        return "no, flat by construction"
+    if capability["gain"] is None:
+        return "not shown here"
+    return (
+        "yes"
+        if capability["scalable"]
+        else "no, worse"
+        if capability["gain_high"] < 0
+        else "no, interval includes 0"
+    )
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "n/a" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _cell(row: Mapping | None, best: bool, min_coverage: float) -> str:
+    if row is None or row["value"] is None:
+        return absent_text(row)
+    value = f"**{_percent(row['value'])}**" if best else _percent(row["value"])
+    notes = [f"{row['items']} items"] if row["not_applicable"] else []
+    if row["coverage"] is not None and row["coverage"] < 1:
+        mark = f" {LOW}" if is_low(row, min_coverage) else ""
+        notes.append(f"coverage {coverage_text(row)}{mark}")
+    return (
+        f"{value} [{_percent(row['ci_low'])}, {_percent(row['ci_high'])}]"
+        + f" ({', '.join(notes)})" * bool(notes)
+    )

@@ -1,0 +1,222 @@
+"""The figures of several runs as Markdown tables and one plot: means over seeds, a line for each
+setting, system and way to judge.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from grm_jax.judgment.voting import default_k_meta
+from grm_jax.report.headline import way_text
+from grm_jax.report.plots import STYLE, grid, k_axis, legend, looks, percent_axis
+
+
+def short_names(fields: Sequence[str]) -> dict[str, str]:
+    """The last part of each dotted field, or all of it where two end alike."""
+    ends = [field.rpartition(".")[2] for field in fields]
+    return {f: end if ends.count(end) == 1 else f for f, end in zip(fields, ends)}
+
+
+def setting_text(values: Mapping) -> str:
+    """A setting in words, "beta=0.02"; "" where nothing was swept."""
+    names = short_names(list(values))
+    return ", ".join(f"{names[field]}={value}" for field, value in values.items())
+
+
+def markdown(merged: Mapping) -> str:
+    """The merged runs as Markdown tables by benchmark: accuracies, paired differences, k_meta, the
+    Meta RM's AUC, parse failures and ties.
+    """
+    counts = sorted({len(setting["runs"]) for setting in merged["settings"]})
+    seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    lines = [
+        f"Mean over {seeds} seed{'s' if counts != [1] else ''}, ± standard error over seeds (in "
+        "brackets: over items). n/a: a run has no such figure.",
+        "",
+    ]
+    if not all(setting["same_items"] for setting in merged["settings"]):
+        lines += ["Seeds judge items of their own: both errors hold what the items vary.", ""]
+    rows = [row for row in merged["rows"] if not row["flat_by_construction"]]
+    most = max((row["k"] for row in rows), default=1)
+    half = [r for r in rows if r["k_meta"] in (None, default_k_meta(r["k"]))]
+    sweep = [r for r in rows if r["aggregation"] == "meta" and r["k"] == most > 1]
+    ends = [
+        r
+        for r in rows
+        if r["aggregation"] == "greedy"
+        or (r["aggregation"], r["k"]) in (("vote", 1), ("vote", most))
+    ]
+    lines += _table(merged, "accuracy, %", half, _way, _figure)
+    # a system that does not sample differs from itself by 0, by construction
+    flat = {row["system"] for row in merged["rows"] if row["flat_by_construction"]}
+    told = [
+        r for r in merged["paired"] if r["a_system"] != r["b_system"] or r["a_system"] not in flat
+    ]
+    told = [_later_first(row) for row in told]
+    lines += _table(merged, "paired difference, points", told, _claim, _figure)
+    lines += _table(
+        merged,
+        f"guided vote of {most}, %",
+        sweep,
+        lambda row: (row["system"], f"k_meta = {row['k_meta']}"),
+        _figure,
+    )
+    lines += _table(
+        merged,
+        "AUC of the Meta RM, all (within an item)",
+        merged["meta_rm"],
+        lambda row: (row["system"], f"sampled, pool {row['pool']}"),
+        lambda row: f"{_share(row['auc'])} ({_share(row['auc_within_item'])})",
+    )
+    for title, name, digits in (
+        ("coverage, % of items", "coverage", 1),
+        ("unparsed, % of judgments", "parse_failure_rate", 2),
+        ("ties, % of verdicts", "tie_rate", 1),
+    ):
+        known = [row for row in ends if row[name] is not None]
+        text = f"{{:.{digits}f}}"
+        lines += _table(
+            merged, title, known, _way, lambda row, n=name, t=text: t.format(100 * row[n])
+        )
+    return "\n".join(lines)
+
+
+def _way(row: Mapping) -> tuple[str, str]:
+    return row["system"], way_text(row["aggregation"], row["k"])
+
+
+def _claim(row: Mapping) -> tuple[str, str]:
+    a, b = (way_text(row[f"{side}_aggregation"], row[f"{side}_k"]) for side in "ab")
+    if row["a_system"] == row["b_system"]:
+        return row["a_system"], f"{a} − {b}"
+    return f"{row['a_system']} − {row['b_system']}", a
+
+
+def _later_first(row: Mapping) -> Mapping:
+    """The difference of two systems as the later less the earlier one, in the order of systems:
+    what a stage of training adds to the one before.
+    """
+    if row["a_system"] == row["b_system"] or row["mean"] is None:
+        return row
+    sides = {"a_system": row["b_system"], "b_system": row["a_system"]}
+    return {**row, **sides, "mean": -row["mean"]}
+
+
+def _table(merged: Mapping, title: str, rows: Sequence[Mapping], label, cell) -> list[str]:
+    """A Markdown table: a line for each label and setting, a column for each benchmark that has any
+    of the rows; [] without rows.
+    """
+    if not rows:
+        return []
+    columns = [b for b in merged["benchmarks"] if any(row["benchmark"] == b for row in rows)]
+    swept = bool(merged["swept"])
+    head = ["system", title, *(["setting"] * swept), *columns]
+    cells: dict[tuple, dict[str, dict[str, str]]] = {}  # the settings of a label side by side
+    for row in rows:
+        of_setting = cells.setdefault(label(row), {})
+        of_setting.setdefault(setting_text(row["setting"]), {})[row["benchmark"]] = cell(row)
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for names, of_setting in cells.items():
+        for setting, of_benchmark in of_setting.items():
+            shown = [of_benchmark.get(benchmark, "") for benchmark in columns]
+            lines.append("| " + " | ".join([*names, *([setting] * swept), *shown]) + " |")
+    return [*lines, ""]
+
+
+def _figure(row: Mapping) -> str:
+    if row["mean"] is None:
+        return "n/a"
+    seeds = "" if row["seed_stderr"] is None else f" ± {100 * row['seed_stderr']:.1f}"
+    items = "" if row["item_stderr"] is None else f" ({100 * row['item_stderr']:.1f})"
+    return f"{100 * row['mean']:.1f}{seeds}{items}"
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def plot(merged: Mapping, path: pathlib.Path) -> None:
+    """Writes a PNG, a panel for each benchmark: means with standard errors over seeds as bars.
+
+    Against the settings, where there are several: of every system greedy and the vote of the
+    largest k. Else against k: every system's votes, plain and guided.
+    """
+    rows = [row for row in merged["rows"] if row["mean"] is not None]
+    names = [b for b in merged["benchmarks"] if any(row["benchmark"] == b for row in rows)]
+    systems = [s for s in merged["systems"] if any(row["system"] == s for row in rows)]
+    draw = _against_settings if len(merged["settings"]) > 1 else _against_k
+    with matplotlib.rc_context(STYLE):
+        figure: Figure
+        figure, panels = grid(max(1, len(names)), 2, 5.6, 3.6)
+        for panel, name in zip(panels, names):
+            draw(panel, merged, [row for row in rows if row["benchmark"] == name], systems)
+            panel.set_title(name)
+            percent_axis(panel.yaxis)
+        handles = [
+            Line2D([], [], color=color, marker=marker, label=system)
+            for system, (color, marker) in looks(systems).items()
+        ]
+        legend(figure, handles + _kinds(merged, rows))
+        figure.savefig(path, dpi=120)
+
+
+def _kinds(merged: Mapping, rows: Sequence[Mapping]) -> list[Line2D]:
+    most = max((row["k"] for row in rows), default=1)
+    styles = {"vote": "-", "greedy": ":", "meta": "--"}
+    texts = {"vote": f"vote @{most}", "greedy": "greedy", "meta": "Meta RM guided vote"}
+    if len(merged["settings"]) > 1:
+        shown = ("greedy", "vote")
+    else:
+        shown, texts["vote"] = ("vote", "meta"), "vote"
+    there = {row["aggregation"] for row in rows if not row["flat_by_construction"]}
+    return [
+        Line2D([], [], color="#2d3748", linestyle=styles[kind], label=texts[kind])
+        for kind in shown
+        if kind in there
+    ]
+
+
+def _against_settings(panel, merged, rows, systems) -> None:
+    settings = [setting["values"] for setting in merged["settings"]]
+    most = max((row["k"] for row in rows), default=1)
+    for i, (system, (color, marker)) in enumerate(looks(systems).items()):
+        for way, style in ((("greedy", 1), ":"), (("vote", most), "-")):
+            aside = 0.06 * (i - (len(systems) - 1) / 2) + 0.015 * (1 if style == "-" else -1)
+            chosen = {
+                settings.index(row["setting"]) + aside: row
+                for row in rows
+                if row["system"] == system and (row["aggregation"], row["k"]) == way
+            }
+            _bars(panel, sorted(chosen.items()), color, marker, style)
+    names = [setting_text(values) for values in settings]
+    turned = {"rotation": 30, "ha": "right"} if max(map(len, names)) > 12 else {}
+    panel.set_xticks(range(len(names)), names, **turned)
+    panel.set_xlim(-0.4, len(names) - 0.6)
+
+
+def _against_k(panel, merged, rows, systems) -> None:
+    for system, (color, marker) in looks(systems).items():
+        for kind, style in (("vote", "-"), ("meta", "--")):
+            chosen = {
+                row["k"]: row
+                for row in rows
+                if (row["system"], row["aggregation"]) == (system, kind)
+                and row["k_meta"] in (None, default_k_meta(row["k"]))
+            }
+            _bars(panel, sorted(chosen.items()), color, marker, style)
+    k_axis(panel, sorted({row["k"] for row in rows}), "k, judgments voted")
+
+
+def _bars(panel, points: Sequence[tuple[float, Mapping]], color, marker, style) -> None:
+    if points:
+        xs = [x for x, _ in points]
+        means = np.array([row["mean"] for _, row in points])
+        errors = np.array([row["seed_stderr"] or 0.0 for _, row in points])
+        look = {"color": color, "marker": marker, "linestyle": style, "markersize": 4}
+        panel.errorbar(xs, means, yerr=errors, capsize=2, elinewidth=1, **look)

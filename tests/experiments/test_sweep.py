@@ -1,0 +1,153 @@
+"""Sweeps: which runs they make, what they skip and survive, and their one table."""
+
+import json
+import shlex
+import sys
+
+import pytest
+
+from experiments import sweep
+
+TINY = "experiments/configs/tiny.py"
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("0.0,0.02,0.08", ["0.0", "0.02", "0.08"]),
+        ("grpo", ["grpo"]),
+        ("(1,2),(1,4)", ["(1,2)", "(1,4)"]),
+        ('[{"path": "a,b"}],{"world": "x"}', ['[{"path": "a,b"}]', '{"world": "x"}']),
+        ("'a,b', c", ["'a,b'", "c"]),
+    ],
+)
+def test_values_are_cut_at_commas_outside_of_brackets(text, values):
+    assert sweep.split_values(text) == values
+
+
+def test_a_dry_run_prints_the_command_of_every_combination(tmp_path, capsys):
+    arguments = [f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--config.rl.steps=9"]
+    assert sweep.main([*arguments, "--sweep.rl.beta=0.0,0.02", "--sweep.seed=0,1"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [command[5:] for command in commands] == [
+        ["--config.rl.steps=9", f"--config.rl.beta={beta}", f"--config.seed={seed}"]
+        for beta in ("0.0", "0.02")
+        for seed in (0, 1)
+    ]
+    assert commands[1][:5] == [
+        sys.executable,
+        "-m",
+        "experiments.spct_rl",
+        f"--config={TINY}",
+        f"--workdir={tmp_path / 'beta=0.0,seed=1'}",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_is_that_of_the_preset(tmp_path):
+    preset = "experiments/configs/tiny_reward_model.py"
+    (run,) = sweep.plan(preset, tmp_path, {"bradley_terry.steps": ["7"]}, ("--config.seed=3",))
+    assert run.command[2] == "experiments.reward_model" and run.folder.name == "steps=7"
+    assert (run.config["bradley_terry"]["steps"], run.config["seed"]) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--sweep.rl.betta=0.1"], "no such field rl.betta; nearest: rl.beta"),
+        (["--sweep.rl.beta=0.1,-1"], "expected a number >= 0, got -1"),
+        (["--sweep.rl.beta=0.1,0.1"], "beta=0.1: expected values that differ"),
+    ],
+)
+def test_a_sweep_that_cannot_be_right_is_refused_before_anything_runs(tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        sweep.main([f"--config={TINY}", f"--workdir={tmp_path}", *arguments])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([f"--config={TINY}", "--workdir=w"], "at least one --sweep.FIELD=VALUE"),
+        ([f"--config={TINY}", "--workdir=w", "--sweep.seed=0", "--bogus"], "--bogus: expected"),
+        (["--workdir=w", "--merge", "a", "--sweep.seed=0"], "expected work folders, --workdir"),
+        (
+            [f"--config={TINY}", "--workdir=w", "--sweep.seed=0", "--sweep.seed=1"],
+            "--sweep.seed: expected once, with all of its values",
+        ),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_expected(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        sweep.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Sweeps of a run that trains nothing, from a preset of two fields."""
+    preset = tmp_path / "preset.json"
+    preset.write_text('{"beta": 0.02, "seed": 0, "steps": 3}')
+
+    def resolve(preset, overrides):
+        config = json.loads(open(preset).read())
+        for override in overrides:
+            field, _, value = override.removeprefix("--config.").partition("=")
+            config[field] = json.loads(value)
+        return "tests.experiments.fabricated_run", config
+
+    monkeypatch.setattr(sweep, "resolve", resolve)
+    return [f"--config={preset}", f"--workdir={tmp_path / 'sweep'}"]
+
+
+def test_a_sweep_runs_what_is_missing_and_ends_in_one_table(fake, tmp_path, capsys):
+    """And work folders that are there are merged as they are."""
+    folder = tmp_path / "sweep"
+    assert sweep.main([*fake, "--sweep.beta=0.0,0.08", "--sweep.seed=0"]) == 0
+    before = (folder / "beta=0.0,seed=0/results.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert sweep.main([*fake, "--sweep.beta=0.0,0.08", "--sweep.seed=0,1"]) == 0
+    output = capsys.readouterr().out
+    assert (
+        "[1/4] beta=0.0,seed=0: done before" in output and "[2/4] beta=0.0,seed=1: done" in output
+    )
+    assert (folder / "beta=0.0,seed=0/results.json").stat().st_mtime_ns == before
+    merged = json.loads((folder / "sweep.json").read_text())
+    assert [(s["values"], s["seeds"]) for s in merged["settings"]] == [
+        ({"beta": beta}, [0, 1]) for beta in (0.0, 0.08)
+    ]
+    text = (folder / "sweep.md").read_text()
+    assert "Mean over 2 seeds" in text and "| grm | greedy | beta=0.08 | " in text
+    assert text.strip() in output and (folder / "sweep.png").is_file()
+    folders = [
+        str(folder / f"beta={beta},seed={seed}") for beta in ("0.0", "0.08") for seed in "01"
+    ]
+    out = tmp_path / "merged"
+    assert sweep.main([f"--workdir={out}", "--merge", *folders[:2]]) == 0
+    assert "| system | accuracy, % | test |" in (out / "sweep.md").read_text()
+    with pytest.raises(SystemExit, match="are runs of different configs; they differ in beta"):
+        sweep.main([f"--workdir={out}", "--merge", *folders])
+    assert sweep.main([f"--workdir={out}", "--by=beta", "--merge", *folders]) == 0
+    assert (out / "sweep.md").read_text() == text
+    with pytest.raises(SystemExit, match="nowhere has no results.json"):
+        sweep.main([f"--workdir={out}", "--merge", "nowhere"])
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(fake, tmp_path, capsys):
+    assert sweep.main([*fake, "--sweep.seed=0,9,1"]) == 1
+    output = capsys.readouterr().out
+    assert "seed=9: failed after" in output and "ValueError: no luck with nine" in output
+    assert f"failed: {tmp_path / 'sweep/seed=9'}; its output is in" in output
+    merged = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    assert merged["settings"][0]["seeds"] == [0, 1]
+    assert "seed 9" in (tmp_path / "sweep/seed=9.log").read_text()
+
+
+def test_a_folder_of_another_config_is_refused(fake, tmp_path):
+    folder = tmp_path / "sweep/seed=0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text('{"config": {"beta": 0.02, "seed": 0, "steps": 5}}')
+    with pytest.raises(
+        SystemExit, match="seed=0 holds a run of another config; it differs in steps"
+    ):
+        sweep.main([*fake, "--sweep.seed=0"])
