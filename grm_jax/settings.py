@@ -19,7 +19,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from grm_jax.naming import resolve
 
@@ -51,7 +51,7 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises SettingsError as `check`, and for fields that the class does not have (with the nearest
     that it has) or that are missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     problems = [
         f"{name}: no such field; nearest: {difflib.get_close_matches(name, fields, 1, 0.0)[0]}"
         for name in values

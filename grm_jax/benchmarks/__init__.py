@@ -104,7 +104,7 @@ def load_benchmark(spec: Mapping[str, Any]) -> Benchmark:
     """
     spec = {
         key: value
-        for key, value in (spec.to_dict() if hasattr(spec, "to_dict") else dict(spec)).items()
+        for key, value in getattr(spec, "to_dict", lambda: dict(spec))().items()
         if value is not None
     }
     kind = spec.pop("kind", None)

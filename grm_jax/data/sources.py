@@ -418,15 +418,15 @@ def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
     import datasets  # takes seconds, and most runs read plain files
 
     split = spec.get("split", "train")
+    table: Any
     if isinstance(place, str):
         table = datasets.load_dataset(place, spec.get("config"), split=split)
     elif place.is_dir():
         table = datasets.load_from_disk(str(place))
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
-                raise ValueError(
-                    f'{place}: field "split": expected one of {", ".join(table)}, got {split!r}'
-                )
+                splits = ", ".join(map(str, table))
+                raise ValueError(f'{place}: field "split": expected one of {splits}, got {split!r}')
             table = table[split]
     else:
         table = datasets.load_dataset(place.suffix[1:], data_files=str(place), split="train")
@@ -526,7 +526,7 @@ def checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
     """
     spec = {
         key: value
-        for key, value in (source.to_dict() if hasattr(source, "to_dict") else dict(source)).items()
+        for key, value in getattr(source, "to_dict", lambda: dict(source))().items()
         if value is not None
     }
     _check_names(spec, SOURCE_KEYS, "source")

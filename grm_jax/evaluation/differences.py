@@ -47,16 +47,14 @@ def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
             dataclasses.replace(one, failed_I=np.where(shared_I, one.failed_I, np.nan))
             for one in (a, b)
         ]
-        values = [figures.values_of(field, one).get(OVERALL) for one in sides]
-        value = None if None in values else values[0] - values[1]
-        draws_B = (
-            None
-            if value is None
-            else np.subtract(
-                *(figures.draws_of(field, one, OVERALL, v) for one, v in zip(sides, values))
+        of_a, of_b = (figures.values_of(field, one).get(OVERALL) for one in sides)
+        value = draws_B = None
+        if of_a is not None and of_b is not None:
+            value = of_a - of_b
+            draws_B = figures.draws_of(field, sides[0], OVERALL, of_a) - figures.draws_of(
+                field, sides[1], OVERALL, of_b
             )
-        )
-    if value is None or not np.isfinite(draws_B).any():
+    if value is None or draws_B is None or not np.isfinite(draws_B).any():
         return None
     return Difference(
         (a.system, a.way),
@@ -79,7 +77,7 @@ def wanted_pairs(
     focus = FOCUS_K if FOCUS_K in ks else most
     greedy, one, vote = ("greedy", 1, None), ("vote", 1, None), ("vote", most, None)
     middle, meta = ("vote", focus, None), ("meta", most, default_k_meta(most))
-    pairs = [
+    pairs: list[tuple[tuple[str, Way], tuple[str, Way]]] = [
         ((a, way), (b, way))
         for way in (greedy, vote, meta)
         for a, b in itertools.combinations(systems, 2)

@@ -387,7 +387,8 @@ def area_chance(field: Field, used_I: np.ndarray) -> float | None:
         values = [
             summarize(field, score_I, used_I).get(OVERALL) for score_I in (*guesses, *-guesses)
         ]
-        field.chances[key] = None if None in values else float(np.mean(values))
+        known = [value for value in values if value is not None]
+        field.chances[key] = float(np.mean(known)) if len(known) == len(values) else None
     return field.chances[key]
 
 

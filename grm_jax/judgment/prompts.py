@@ -28,6 +28,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jinja2.meta
@@ -97,7 +98,7 @@ def template_from_files(
     includes is left out. name: for messages; that of the first file where None. Raises ValueError
     as `load_template` does.
     """
-    pairs = tuple(files.items() if isinstance(files, Mapping) else map(tuple, files))
+    pairs: Any = tuple(files.items() if isinstance(files, Mapping) else map(tuple, files))
     if not pairs or not all(
         len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str) for pair in pairs
     ):

@@ -82,6 +82,7 @@ def kl_penalty(
     """
     if cfg.kl_in == "loss" or not cfg.beta:
         return jnp.zeros(mask_BC.shape[0], mask_BC.dtype)
+    assert ref_logp_BC is not None, "beta asks for a KL, so for a reference"
     return jax.lax.stop_gradient(
         cfg.beta * kl_per_token(old_logp_BC, ref_logp_BC, mask_BC, cfg).sum(axis=1)
     )

@@ -4,6 +4,7 @@ clipped surrogate, and the sum of policy term, KL and metrics.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -94,7 +95,9 @@ def objective(
             )
         fixed_logp_BC = jax.lax.stop_gradient(logp_BC)
         metrics["kl"] = token_mean(
-            kl_per_token(fixed_logp_BC, ref_logp_BC, mask_BC, cfg.replace(kl="k3")), mask_BC, cfg
+            kl_per_token(fixed_logp_BC, ref_logp_BC, mask_BC, dataclasses.replace(cfg, kl="k3")),
+            mask_BC,
+            cfg,
         )
     elif cfg.beta:
         raise ValueError(

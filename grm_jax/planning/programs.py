@@ -83,7 +83,7 @@ def planned_model(folder: str | os.PathLike, **numerics) -> Gemma2Config:
     name.
     """
     if (pathlib.Path(folder) / "config.json").is_file():
-        return load_config(folder, **numerics)
+        return load_config(pathlib.Path(folder), **numerics)
     name = pathlib.Path(folder).name.removesuffix("-it")
     if name not in PUBLISHED:
         raise ValueError(

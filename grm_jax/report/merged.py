@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -168,7 +169,7 @@ def plot(merged: Mapping, path: pathlib.Path) -> None:
 
 def _kinds(merged: Mapping, rows: Sequence[Mapping]) -> list[Line2D]:
     most = max((row["k"] for row in rows), default=1)
-    styles = {"vote": "-", "greedy": ":", "meta": "--"}
+    styles: dict[str, Any] = {"vote": "-", "greedy": ":", "meta": "--"}
     texts = {"vote": f"vote @{most}", "greedy": "greedy", "meta": "Meta RM guided vote"}
     if len(merged["settings"]) > 1:
         shown = ("greedy", "vote")

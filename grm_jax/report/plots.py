@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 INK, GRID, SOFT = "#2d3748", "#e2e8f0", "#718096"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -365,7 +366,7 @@ def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
         handles = [
             Line2D([], [], color=look[system][0], linewidth=4, label=system) for system in systems
         ]
-        dot = {"color": INK, "marker": "o", "linestyle": ""}
+        dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": ""}
         handles += [
             Line2D([], [], label="vote of the largest k", **dot),
             Line2D([], [], label="greedy", markerfacecolor="white", **dot),

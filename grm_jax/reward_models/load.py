@@ -233,7 +233,9 @@ def _pointwise(spec, asking) -> _Kind:
         "templates": _digests(pointwise=pointwise, single=single),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
-        "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
+        "meta": meta.identity | {"templates": _digests(meta=meta_template)}
+        if meta and meta_template
+        else None,
         **folder.identity,
         **_asked(asking),
     }
@@ -242,7 +244,11 @@ def _pointwise(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, rows: model
+        guide = (
+            _meta_guide(meta, meta_template, asking)
+            if meta and meta_template
+            else lambda model, rows: model
+        )
 
         def build(seed: int, rows: int) -> RewardModel:
             model = pointwise_grm(
@@ -369,7 +375,7 @@ def _remote(spec, asking) -> _Kind:
     """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
     answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
-    templates = {
+    templates: dict[str, Any] = {
         "template": _template(spec, asking, role),
         "single_template": _template(spec, asking, "single"),
     }

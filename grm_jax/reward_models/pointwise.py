@@ -6,6 +6,7 @@ Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit besi
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Prompter, judge
@@ -78,7 +79,8 @@ def pointwise_grm(
                 if sample in samples
             ]
         fitting = [ask for ask, fit in zip(asks, fits) if fit]
-        settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
+        settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
+        settings |= {"buckets": buckets, "rows": rows}
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):
             yield [one.row for one in drawn if one.row["sample"] in samples]
 

@@ -59,7 +59,11 @@ def token_logprobs(
 
 
 def token_logprobs_reference(
-    params, cfg, tokens_BT, pos_BT, temperature=1.0
+    params: dict,
+    cfg: Gemma2Config,
+    tokens_BT: jax.Array,
+    pos_BT: jax.Array,
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """The same from the textbook formulas, with logits_BTV held whole. For tests and small
     models.
@@ -75,7 +79,7 @@ def token_logprobs_reference(
 
 def _chunked_logprobs(embedding_VD, hidden_BTD, target_BT, *, cfg, temperature, chunk):
     body = jax.checkpoint(
-        lambda hidden_target: _target_logprobs(embedding_VD, cfg, *hidden_target, temperature)
+        lambda rows: _target_logprobs(embedding_VD, cfg, rows[0], rows[1], temperature)
     )
     logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
     T = target_BT.shape[1]

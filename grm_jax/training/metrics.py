@@ -131,7 +131,7 @@ class JsonLines:
         self._stage, self._file = stage, open(folder / "metrics.jsonl", "ab", buffering=0)
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
-        line = json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False)
+        line = json.dumps({"stage": self._stage, "step": step, **row}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: pathlib.Path, stage: str, resumed_step: int):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         path = folder / "wandb" / f"{stage}.id"
         path.parent.mkdir(exist_ok=True)

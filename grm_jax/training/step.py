@@ -13,6 +13,7 @@ for the whole.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,7 @@ from grm_jax.models.placement import gather_width
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 LossFn = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 WITHOUT_KL = (
     "the loss reports no kl_loss, so it seems to leave out the KL that beta = {beta:g} asks for: "
@@ -185,7 +186,7 @@ def rl_loss(
             batch["advantages"],
             batch["mask"],
         )
-        loss, metrics = policy_loss(inputs, loss_cfg.replace(normalizer=normalizer))
+        loss, metrics = policy_loss(inputs, dataclasses.replace(loss_cfg, normalizer=normalizer))
         if loss_cfg.beta and loss_cfg.kl_in == "loss" and "kl_loss" not in metrics:
             warnings.warn(WITHOUT_KL.format(beta=loss_cfg.beta), stacklevel=1)
         return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normalizer)}
