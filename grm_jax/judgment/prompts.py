@@ -56,7 +56,7 @@ class Template:
     name: str = dataclasses.field(compare=False)
     files: tuple[tuple[str, str], ...]
 
-    def render(self, **values) -> str:
+    def render(self, **values: Any) -> str:
         """Fills the template. Raises jinja2.TemplateError for a name that is not among `values`."""
         return _compiled(self.files).render(**values)
 

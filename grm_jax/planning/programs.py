@@ -75,7 +75,7 @@ class Job:
         return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
 
 
-def planned_model(folder: str | os.PathLike, **numerics) -> Gemma2Config:
+def planned_model(folder: str | os.PathLike, **numerics: Any) -> Gemma2Config:
     """Find the model of a folder, or where that is not there, the published size that the folder is
     named after.
 

@@ -143,7 +143,7 @@ def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list
 
 
 def load_scalar(
-    folder: str | os.PathLike, mesh: Mesh | None = None, **numerics
+    folder: str | os.PathLike, mesh: Mesh | None = None, **numerics: Any
 ) -> tuple[dict, Gemma2Config, Tokenizer]:
     """(params, cfg, tokenizer) of a `Gemma2ForSequenceClassification` folder with one label, for
     `scalar_rm`.
