@@ -1,12 +1,12 @@
 """The end of every run: judge what is missing, figures, results.json, table.md, report.html."""
 
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import ml_collections
 
 from experiments import config_flags
+from experiments.stages.settings import NAME
 from experiments.stages.workdir import Run, about_stages, system
 from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import describe as describe_world
@@ -24,7 +24,6 @@ from grm_jax.report.report import write_report
 from grm_jax.reward_models.load import Asking, System, describe
 
 SCHEMA = 2
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: it becomes a folder
 
 
 def evaluate(

@@ -95,9 +95,11 @@ def absent_text(row: Mapping | None) -> str:
     """Says why a cell has no figure."""
     if row is None:
         return "n/a"
-    if row["metric"] == "none":
-        return f"no gold, judged {row['judged']} of {row['items']}"
-    return "not judged" if row["judged"] == 0 and row["items"] else "n/a"
+    if row["judged"] == 0 and row["items"]:
+        return "not judged"
+    return (
+        f"no gold, judged {row['judged']} of {row['items']}" if row["metric"] == "none" else "n/a"
+    )
 
 
 def coverage_text(row: Mapping) -> str:

@@ -139,10 +139,13 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     )
 
 
-def system_handles(systems: Sequence[str]) -> list[Line2D]:
+def system_handles(systems: Sequence[str], shown: Iterable[str]) -> list[Line2D]:
+    """Legend entries of those of the systems that are shown; their looks are those among all."""
+    shown = set(shown)
     return [
         Line2D([], [], color=color, marker=marker, linewidth=2.5, markersize=5, label=name)
         for name, (color, marker) in looks(systems).items()
+        if name in shown
     ]
 
 
@@ -233,7 +236,8 @@ def curves(
             "flat": Line2D([], [], color=INK, linestyle=FLAT_DASH, label="flat by construction"),
         }
         handles = [handle for kind, handle in named.items() if kind in kinds]
-        legend(figure, system_handles(systems) + handles)
+        shown = {row["system"] for row in rows if row["value"] is not None and row[x]}
+        legend(figure, system_handles(systems, shown) + handles)
         return svg(figure, name, label)
 
 
@@ -290,8 +294,7 @@ def k_meta_curves(rows: list[dict], benchmarks: Sequence[str], systems: Sequence
             percent_axis(panel.yaxis)
             kept = sorted({row["k_meta"] for row in mine} or {1})
             k_axis(panel, kept, "k_meta, judgments kept")
-        shown = {row["system"] for row in rows}
-        legend(figure, [h for h in system_handles(systems) if h.get_label() in shown])
+        legend(figure, system_handles(systems, [row["system"] for row in rows]))
         return svg(figure, "kmeta", "Accuracy of the guided vote against k_meta")
 
 
@@ -322,7 +325,7 @@ def calibration(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
             number_axis(panel.xaxis, 5)
             panel.set_xlabel("margin for each judgment", fontsize=8)
             panel.tick_params(labelsize=8)
-        legend(figure, system_handles(benchmarks))
+        legend(figure, system_handles(benchmarks, benchmarks))
         return svg(figure, "calibration", "Accuracy against the margin of the verdict")
 
 
@@ -366,7 +369,9 @@ def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
             percent_axis(panel.xaxis)
             panel.set_title(benchmark)
         handles = [
-            Line2D([], [], color=look[system][0], linewidth=4, label=system) for system in systems
+            Line2D([], [], color=look[system][0], linewidth=4, label=system)
+            for system in systems
+            if any(row["system"] == system for row in rows)
         ]
         dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": ""}
         handles += [

@@ -14,7 +14,7 @@ import numpy as np
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
-from grm_jax.judgment.records import Record, gold, response_order
+from grm_jax.judgment.records import Record, gold
 from grm_jax.judgment.rules import is_correct
 from grm_jax.sampling.rollout import Completion, Request, generate
 from grm_jax.tokenizer import Tokenizer
@@ -77,28 +77,6 @@ def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
         if ask.prompt_ids is not None
         else dataclasses.replace(ask, prompt_ids=prompter.ids(ask.record, ask.order, ask.hinted))
         for ask in asks
-    ]
-
-
-def shuffled_asks(
-    records: Iterable[Record], samples: int, seed: int, per_order: int = 1
-) -> list[Ask]:
-    """`samples` judgments of every record; a fresh response order for each `per_order` of them (1
-    in the paper).
-
-    Samples that share an order share their prompt, which the sampler then computes and stores once.
-    """
-    if samples % per_order:
-        raise ValueError(f"{samples} samples cannot be split into orders of {per_order}")
-    return [
-        Ask(
-            record,
-            response_order(seed, record.id, start, len(record.responses)),
-            tuple(range(start, start + per_order)),
-            record.id,
-        )
-        for record in records
-        for start in range(0, samples, per_order)
     ]
 
 

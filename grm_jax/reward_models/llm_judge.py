@@ -5,8 +5,9 @@ A pair is one generation. A list goes through all its pairs: the responses of ea
 order in which the sample shows the list, and a response scores the number of pairs that it won. A
 pair that fails to parse fails the sample, because sums over some of the pairs would not compare.
 
-TokenProb: the winner of a pair scores the generation probability of the number in the box instead
-of 1, so the sum over k samples is a vote weighted by probability.
+TokenProb reads the same judgments in another way (`by_probability`): the winner of a pair scores
+the generation probability of the number in the box instead of 1, so the sum over k samples is a
+vote weighted by probability.
 """
 
 import dataclasses
@@ -18,8 +19,7 @@ import numpy as np
 
 from grm_jax.judgment.parsing import Choice, parse_choice
 from grm_jax.judgment.records import Record
-from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge
-from grm_jax.reward_models.pointwise import prompt_fits
+from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, pairs, row, shown_order
 from grm_jax.tokenizer import Tokenizer
 
@@ -57,7 +57,6 @@ def llm_judge(
     seed: int,
     buckets: Sequence[int],
     rows: int,
-    token_prob: bool = False,
 ) -> RewardModel:
     """The pairwise generative judge, n >= 2. Arguments as in `pointwise.pointwise_grm`;
     `prompter.answer` must be "index".
@@ -70,8 +69,7 @@ def llm_judge(
 
     For n = 2 the row has the text, principles, critique and failure of its one pair; for a list its
     text is "", and its failure is "pair_failed:" with the reason of the first pair that failed. A
-    prompt that no bucket holds is the failure "too_long". `token_prob` changes the scores and
-    nothing else.
+    prompt that no bucket holds is the failure "too_long".
 
     Raises ValueError for a prompter that reads scores, and when judging a record with one response.
     """
@@ -95,8 +93,8 @@ def llm_judge(
                 for opinion in opinions
                 for pair in pairs(len(opinion.record.responses))
             ]
-            asks = [pair_ask(opinion, pair) for opinion, pair in comparisons]
-            fits = [prompt_fits(prompter, ask, max(buckets)) for ask in asks]
+            asks = with_prompts(prompter, [pair_ask(*comparison) for comparison in comparisons])
+            fits = [len(ask.prompt_ids) <= max(buckets) for ask in asks]
             fitting = [i for i, fit in enumerate(fits) if fit]
 
             def rows_completed_by(evidence: dict[int, dict]) -> list[dict]:
@@ -110,7 +108,7 @@ def llm_judge(
                     if found["chosen"] is not None:
                         opinion.found[pair]["chosen"] = pair[found["chosen"]]
                     if len(opinion.found) == len(pairs(len(opinion.record.responses))):
-                        completed.append(opinion_row(opinion, temperature, token_prob))
+                        completed.append(opinion_judgment(opinion, temperature))
                 return completed
 
             yield rows_completed_by({i: UNASKED for i, fit in enumerate(fits) if not fit})
@@ -172,6 +170,19 @@ def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
     }
 
 
+def by_probability(judgment: dict) -> dict:
+    """TokenProb's judgment from that of an LLM-as-a-Judge: the winner of a pair scores the
+    probability of its number in place of 1.
+    """
+    if judgment["failure"] is not None:
+        return judgment
+    scores = [
+        sum(pair["probability"] for pair in judgment["pairs"] if pair["chosen"] == i)
+        for i in range(len(judgment["order"]))
+    ]
+    return judgment | {"scores": scores}
+
+
 def index_probability(
     tokenizer: Tokenizer, ids_C: np.ndarray, logp_C: np.ndarray, span: tuple[int, int]
 ) -> float:
@@ -192,7 +203,7 @@ def index_probability(
     return math.exp(min(0.0, float(np.sum(logp_C[before:after], dtype=np.float64))))
 
 
-def opinion_row(opinion: Opinion, temperature: float, token_prob: bool) -> dict:
+def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
     """The row of an opinion whose pairs have all been judged."""
     record, n = opinion.record, len(opinion.record.responses)
     found = [opinion.found[pair] for pair in pairs(n)]
@@ -210,8 +221,5 @@ def opinion_row(opinion: Opinion, temperature: float, token_prob: bool) -> dict:
             failure=failure if n == 2 else f"pair_failed:{failure}",
             **evidence,
         )
-    scores = [
-        sum(one["probability"] if token_prob else 1 for one in found if one["chosen"] == i)
-        for i in range(n)
-    ]
+    scores = [sum(one["chosen"] == i for one in found) for i in range(n)]
     return row(record, opinion.sample, opinion.order, temperature, scores, **evidence)

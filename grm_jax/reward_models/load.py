@@ -44,7 +44,7 @@ from grm_jax.reward_models import baselines, description, pair_rm
 from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import Prompter
-from grm_jax.reward_models.llm_judge import llm_judge
+from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
@@ -175,19 +175,6 @@ def samplers(
 
 
 _sampler = functools.cache(make_sampler)
-
-
-def by_probability(judgment: dict) -> dict:
-    """TokenProb's judgment from that of an LLM-as-a-Judge: the winner of a pair scores the
-    probability of its number in place of 1.
-    """
-    if judgment["failure"] is not None:
-        return judgment
-    scores = [
-        sum(pair["probability"] for pair in judgment["pairs"] if pair["chosen"] == i)
-        for i in range(len(judgment["order"]))
-    ]
-    return judgment | {"scores": scores}
 
 
 class _Kind(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from grm_jax.judgment.records import Record
-from grm_jax.reward_models.grm import Ask, Prompter, judge
+from grm_jax.reward_models.grm import Ask, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
 
 
@@ -60,8 +60,8 @@ def pointwise_grm(
             for record in records
             for start in starts
         ]
-        fits = [prompt_fits(prompter, ask, max(buckets)) for ask in asks]
-        unfit = [ask for ask, fit in zip(asks, fits) if not fit]
+        asks = with_prompts(prompter, asks)
+        unfit = [ask for ask in asks if len(ask.prompt_ids) > max(buckets)]
         if unfit:
             yield [
                 row(
@@ -78,15 +78,10 @@ def pointwise_grm(
                 for sample in ask.samples
                 if sample in samples
             ]
-        fitting = [ask for ask, fit in zip(asks, fits) if fit]
+        fitting = [ask for ask in asks if len(ask.prompt_ids or ()) <= max(buckets)]
         settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
         settings |= {"buckets": buckets, "rows": rows}
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):
             yield [one.row for one in drawn if one.row["sample"] in samples]
 
     return RewardModel(name, judge_records, sampled=True, accepts=lambda n: n >= 1)
-
-
-def prompt_fits(prompter: Prompter, ask: Ask, limit: int) -> bool:
-    """Whether the prompt of an ask has at most `limit` tokens."""
-    return len(prompter.ids(ask.record, ask.order, ask.hinted)) <= limit

@@ -94,24 +94,19 @@ def generate(
     seed: int,
     buckets: Sequence[int],
     rows: int,
-    first_batch: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[list[int], list[Completion]]]:
     """Draws all completions, one batch of `plan(requests, buckets, rows)` at a time.
 
     Args:
       sampler: from `grm_jax.sampling.mapped.make_sampler`.
       seed: with (item id, sample index) it fixes every completion, whatever the batch around it.
-      first_batch: batches before this one are left out (they were drawn before an interruption).
-      progress: called with (batches done, batches in all) after each batch.
 
     Yields:
       The indices of the batch's requests, and their completions, request by request and sample by
       sample.
     """
-    batches = plan(requests, buckets, rows)
     k = len(requests[0].samples) if requests else 1
-    for number, batch in enumerate(batches[first_batch:], start=first_batch):
+    for batch in plan(requests, buckets, rows):
         prompts_PT = np.zeros((rows // k, batch.width), np.int32)
         # 0: dummy row that fills the last batch of a bucket
         lengths_P = np.zeros(rows // k, np.int32)
@@ -139,5 +134,3 @@ def generate(
                     )
                 )
         yield list(batch.requests), completions
-        if progress is not None:
-            progress(number + 1, len(batches))

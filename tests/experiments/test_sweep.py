@@ -1,6 +1,9 @@
 """Sweeps: which runs they make, what they skip and survive, and their one table."""
 
 import json
+import math
+import pathlib
+import re
 import shlex
 import sys
 
@@ -8,6 +11,7 @@ import pytest
 
 from experiments import sweep
 
+REPO = pathlib.Path(__file__).resolve().parents[2]
 TINY = "experiments/configs/tiny.py"
 
 
@@ -151,3 +155,22 @@ def test_a_folder_of_another_config_is_refused(fake, tmp_path):
         SystemExit, match="seed=0 holds a run of another config; it differs in steps"
     ):
         sweep.main([*fake, "--sweep.seed=0"])
+
+
+def documented():
+    """The sweeps that README and docs name."""
+    files = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+    text = "\n".join(path.read_text().replace("\\\n", " ") for path in files)
+    return re.findall(r"experiments\.sweep (--config=[^`\n]*--sweep[^`\n]*)", text)
+
+
+@pytest.mark.parametrize("command", documented())
+def test_documented_sweeps_are_right(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    options, swept, overrides = sweep.parse(shlex.split(command))
+    runs = sweep.plan(options.config, tmp_path, swept, overrides)
+    assert len(runs) == math.prod(map(len, swept.values())) > 1
+
+
+def test_some_sweeps_are_documented():
+    assert len(documented()) >= 3

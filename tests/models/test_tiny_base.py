@@ -14,10 +14,11 @@ from grm_jax.data.world import make_records
 from grm_jax.judgment.prompts import load_template
 from grm_jax.models import Gemma2, lm_logits
 from grm_jax.models.config import load_config
-from grm_jax.reward_models.grm import Prompter, judge, shuffled_asks
+from grm_jax.reward_models.grm import Prompter, judge
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.tokenizer import load_tokenizer
+from tests.reward_models.judge_cases import shuffled_asks
 
 FOLDER = pathlib.Path(grm_jax.__file__).parent / "assets" / "tiny_base"
 

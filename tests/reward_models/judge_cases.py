@@ -5,8 +5,8 @@ import re
 import numpy as np
 
 from grm_jax.judgment.prompts import load_template
-from grm_jax.judgment.records import record_from_dict
-from grm_jax.reward_models.grm import Prompter
+from grm_jax.judgment.records import record_from_dict, response_order
+from grm_jax.reward_models.grm import Ask, Prompter
 from grm_jax.tokenizer import Tokenizer
 
 PAD, EOS, BOS, FIRST = 0, 1, 2, 3
@@ -100,3 +100,12 @@ class FakeSampler:
                 )
                 out["logp"][p, j, : len(ids)] = -np.arange(1, len(ids) + 1) / 8
         return out
+
+
+def shuffled_asks(records, samples: int, seed: int) -> list[Ask]:
+    """`samples` judgments of every record, each with an order of the responses of its own."""
+    return [
+        Ask(one, response_order(seed, one.id, sample, len(one.responses)), (sample,), one.id)
+        for one in records
+        for sample in range(samples)
+    ]

@@ -7,7 +7,7 @@ import pytest
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import record_from_dict, response_order
-from grm_jax.reward_models.grm import Ask, Prompter, judge, shuffled_asks, split_by_length
+from grm_jax.reward_models.grm import Ask, Prompter, judge, split_by_length
 from tests.reward_models.judge_cases import (
     EOS,
     PROMPTER,
@@ -16,6 +16,7 @@ from tests.reward_models.judge_cases import (
     choose,
     judgment,
     record,
+    shuffled_asks,
 )
 
 DRAW = {"seed": 0, "temperature": 1.0, "buckets": (256, 512), "rows": 4}
@@ -161,23 +162,6 @@ def test_samples_differ_by_seed_record_and_index_only():
         where: text for where, text in together.items() if where[0] == "b"
     }
     assert not set(texts(1, both([a, b])).values()) & set(together.values())
-
-
-def test_shuffled_asks_share_an_order_within_per_order_samples():
-    one = record("r", (5, 6, 10, 1, 2))
-    asks = shuffled_asks([one, record("s", (1, 2))], samples=6, seed=7, per_order=2)
-    assert [a.samples for a in asks] == [(0, 1), (2, 3), (4, 5)] * 2 and [a.key for a in asks] == [
-        "r"
-    ] * 3 + ["s"] * 3
-    assert [a.order for a in asks[:3]] == [response_order(7, "r", start, 5) for start in (0, 2, 4)]
-    rows = rows_of(asks)
-    orders = {(row["id"], row["sample"]): row["order"] for row in rows}
-    assert len(rows) == 12 and all(
-        orders[name, s] == orders[name, s + 1] for name in "rs" for s in (0, 2, 4)
-    )
-    assert len({row["text"] for row in rows}) == 12  # they share a prompt, not the randomness
-    with pytest.raises(ValueError, match="6 samples cannot be split into orders of 4"):
-        shuffled_asks([one], samples=6, seed=0, per_order=4)
 
 
 def test_an_index_is_one_vote_and_trains_like_scores():

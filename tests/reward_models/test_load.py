@@ -28,7 +28,7 @@ from grm_jax.reward_models.description import (
     write_description,
 )
 from grm_jax.reward_models.grm import Prompter
-from grm_jax.reward_models.llm_judge import llm_judge
+from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.load import Asking, describe
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.sampling.settings import Lengths, Sampling
@@ -131,12 +131,12 @@ def test_token_prob_reads_the_judgments_of_the_judge(asking):
     judge = describe(spec, asking)
     system = describe(spec | {"name": "by probability", "kind": "token_prob"}, asking)
     assert system.identity == judge.identity and judge.view is None
-    assert system.view is module.by_probability
+    assert system.view is by_probability
     stored = judgments(judge.load(0), PAIRS)
     assert judgments(system.load(0), PAIRS) == stored
 
 
-def test_the_view_of_token_prob_gives_what_token_prob_gives():
+def test_token_prob_leaves_failures_as_they_are():
     lists = [worth("two", (9, 2)), worth("four", (5, 8, 1, 3))]
     prompter = Prompter(
         TOKENIZER, load_template("tiny_judge"), load_template("tiny_single"), answer="index"
@@ -145,27 +145,19 @@ def test_the_view_of_token_prob_gives_what_token_prob_gives():
     def answer(prompt, key):  # some pairs fail
         return choose(prompt, key) if key[0] % 7 else ("no box", True)
 
-    plain, expected = (
-        judgments(
-            llm_judge(
-                "judge",
-                lambda temperature: FakeSampler(answer),
-                {},
-                prompter,
-                seed=0,
-                buckets=(200,),
-                rows=8,
-                token_prob=token_prob,
-            ),
-            lists,
-            samples=range(6),
-        )
-        for token_prob in (False, True)
-    )
-    seen = {key: module.by_probability(json.loads(json.dumps(row))) for key, row in plain.items()}
-    assert [*seen.values()] == json.loads(json.dumps([*expected.values()]))
+    sizes = {"seed": 0, "buckets": (200,), "rows": 8}
+    judge = llm_judge("judge", lambda temperature: FakeSampler(answer), {}, prompter, **sizes)
+    plain = judgments(judge, lists, samples=range(6))
+    seen = {key: by_probability(json.loads(json.dumps(row))) for key, row in plain.items()}
     assert {row["failure"] is None for row in seen.values()} == {True, False}
-    assert [row["scores"] for row in seen.values()] != [row["scores"] for row in plain.values()]
+    for key, judgment in seen.items():
+        if judgment["failure"] is not None:
+            assert judgment["scores"] is None
+            continue
+        for i, score in enumerate(judgment["scores"]):
+            won = [pair for pair in plain[key]["pairs"] if pair["chosen"] == i]
+            assert score == pytest.approx(sum(pair["probability"] for pair in won))
+            assert len(won) == plain[key]["scores"][i]
 
 
 def test_baselines_and_a_kind_of_ones_own(asking):
