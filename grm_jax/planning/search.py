@@ -53,9 +53,9 @@ def single_changes(job: Job, devices: int, program: str) -> Iterator[dict]:
 
 
 def search(job: Job, devices: int, attempt: Attempt) -> Iterator[dict]:
-    """Tries the RL step on every mesh of one replica, with micro-batches of 1, 2, 4, ... rows a share.
+    """Tries the RL step on every mesh of one replica, and with every number of micro-batches.
 
-    tensor goes up to the number of heads.
+    tensor goes up to the number of heads; micro-batches have 1, 2, 4, ... rows a share.
     """
     tensor = 1
     while tensor <= min(job.model_cfg.n_heads, devices):

@@ -94,7 +94,7 @@ def llm_judge(
                 for pair in pairs(len(opinion.record.responses))
             ]
             asks = with_prompts(prompter, [pair_ask(*comparison) for comparison in comparisons])
-            fits = [len(ask.prompt_ids) <= max(buckets) for ask in asks]
+            fits = [len(ask.prompt_ids or ()) <= max(buckets) for ask in asks]
             fitting = [i for i, fit in enumerate(fits) if fit]
 
             def rows_completed_by(evidence: dict[int, dict]) -> list[dict]:

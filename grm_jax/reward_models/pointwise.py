@@ -61,7 +61,7 @@ def pointwise_grm(
             for start in starts
         ]
         asks = with_prompts(prompter, asks)
-        unfit = [ask for ask in asks if len(ask.prompt_ids) > max(buckets)]
+        unfit = [ask for ask in asks if len(ask.prompt_ids or ()) > max(buckets)]
         if unfit:
             yield [
                 row(
