@@ -45,11 +45,10 @@ class SettingsError(ValueError):
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make settings of a class from a mapping, such as a section of a config file; lists become
-    tuples.
+    """Makes settings of a class from a mapping, such as a section of a config file.
 
-    Raises SettingsError as `check`, and for fields that the class does not have (with the nearest
-    that it has) or that are missing.
+    Lists become tuples. Raises SettingsError as `check`, and for fields that the class does not
+    have (with the nearest that it has) or that are missing.
     """
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     problems = [

@@ -30,8 +30,9 @@ class Official(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A benchmark whose overall figure is a part of a figure that others make with it: the sum of
-    weight times figure over benchmarks of one `whole`, whose weights add up to 1.
+    """Says that a benchmark's overall figure is a part of one that several benchmarks make.
+
+    The sum of weight times figure over benchmarks of one `whole`, whose weights add up to 1.
     """
 
     whole: str

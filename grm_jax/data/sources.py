@@ -418,6 +418,7 @@ def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
     import datasets  # takes seconds, and most runs read plain files
 
     split = spec.get("split", "train")
+    table: Any
     if isinstance(place, str):
         table = datasets.load_dataset(place, spec.get("config"), split=split)
     elif place.is_dir():

@@ -135,7 +135,7 @@ def alternating(n_layers: int) -> tuple[str, ...]:
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
 
 
-def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2Config:
+def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> Gemma2Config:
     """Make the Gemma2Config of a randomly initialized model with Gemma-2's pattern of layers.
 
     sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.

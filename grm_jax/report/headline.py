@@ -26,7 +26,7 @@ def headline(results: Mapping) -> list[dict]:
     for k in focus:
         ways += [("vote", k, None), ("meta", k, default_k_meta(k))]
     rows = [row for row in results["rows"] if not row["flat_by_construction"]]
-    of_place = {
+    of_place: dict[tuple, dict] = {
         (row["system"], row["aggregation"], row["k"], row["k_meta"], row["benchmark"]): row
         for row in rows
     }

@@ -15,6 +15,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
@@ -147,12 +149,12 @@ def system_handles(systems: Sequence[str], shown: Iterable[str]) -> list[Line2D]
     ]
 
 
-def percent_axis(axis) -> None:
+def percent_axis(axis: Axis) -> None:
     """Labels shares in percent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %"))
 
 
-def number_axis(axis, ticks: int) -> None:
+def number_axis(axis: Axis, ticks: int) -> None:
     """Labels numbers with as many digits as tell them apart: no offset, no mathematics."""
     axis.set_major_locator(MaxNLocator(ticks))
     formatter = ScalarFormatter(useOffset=False, useMathText=False)
@@ -160,13 +162,13 @@ def number_axis(axis, ticks: int) -> None:
     axis.set_major_formatter(formatter)
 
 
-def log_axis(axis, ticks: Sequence[float]) -> None:
+def log_axis(axis: Axis, ticks: Sequence[float]) -> None:
     """Labels the ticks of a logarithmic axis with plain numbers, and no others."""
     axis.set_minor_locator(NullLocator())
     axis.set_ticks(list(ticks), [f"{tick:,g}" if tick < 1e6 else f"{tick:.0e}" for tick in ticks])
 
 
-def k_axis(axes, ks: Sequence[int], label: str) -> None:
+def k_axis(axes: Axes, ks: Sequence[int], label: str) -> None:
     """A logarithmic axis of votes with a tick at every k."""
     axes.set_xscale("log", base=2)
     log_axis(axes.xaxis, ks)

@@ -109,9 +109,10 @@ def read_description(folder: str | os.PathLike) -> Description | None:
     if fields.get("kind") is None:
         problems.append(f'{path}: field "kind": missing; expected one of {", ".join(KINDS)}')
     # null is what a field has that is left out
-    stated = {name: value for name, value in fields.items() if name in known and value is not None}
+    stated: dict[str, Any] = {"kind": KINDS[0]}
+    stated |= {name: value for name, value in fields.items() if name in known and value is not None}
     try:
-        description = Description(**({"kind": KINDS[0]} | stated))
+        description = Description(**stated)
     except SettingsError as error:
         for problem in error.problems:
             field, _, words = problem.partition(": ")
@@ -229,7 +230,7 @@ def _from_hub(name: str) -> pathlib.Path:
     import huggingface_hub  # heavy, and most models lie in a folder
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
     # whatever keeps a download from succeeding: no network, no such model, no right to read it
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -235,7 +235,9 @@ def _pointwise(spec, asking) -> _Kind:
         "templates": _digests(pointwise=pointwise, single=single),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
-        "meta": meta and meta.identity | {"templates": _digests(meta=meta_template)},
+        "meta": meta.identity | {"templates": _digests(meta=meta_template)}
+        if meta and meta_template
+        else None,
         **folder.identity,
         **_asked(asking),
     }
@@ -376,7 +378,7 @@ def _remote(spec, asking) -> _Kind:
     """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
     answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
-    templates = {
+    templates: dict[str, Any] = {
         "template": _template(spec, asking, role),
         "single_template": _template(spec, asking, "single"),
     }

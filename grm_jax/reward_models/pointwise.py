@@ -6,6 +6,7 @@ Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit besi
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Prompter, judge, with_prompts
@@ -60,7 +61,7 @@ def pointwise_grm(
             for start in starts
         ]
         asks = with_prompts(prompter, asks)
-        unfit = [ask for ask in asks if len(ask.prompt_ids) > max(buckets)]
+        unfit = [ask for ask in asks if len(ask.prompt_ids or ()) > max(buckets)]
         if unfit:
             yield [
                 row(
@@ -77,8 +78,9 @@ def pointwise_grm(
                 for sample in ask.samples
                 if sample in samples
             ]
-        fitting = [ask for ask in asks if len(ask.prompt_ids) <= max(buckets)]
-        settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
+        fitting = [ask for ask in asks if len(ask.prompt_ids or ()) <= max(buckets)]
+        settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
+        settings |= {"buckets": buckets, "rows": rows}
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):
             yield [one.row for one in drawn if one.row["sample"] in samples]
 

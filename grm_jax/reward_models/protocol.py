@@ -16,7 +16,7 @@ response of a list has n - 1 exactly when it wins against each other one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from grm_jax.judgment.records import Record, response_order
 
@@ -68,7 +68,7 @@ def row(
     order: Sequence[int],
     temperature: float,
     scores: Sequence[float] | None,
-    **evidence,
+    **evidence: Any,
 ) -> dict:
     """One row of a model. `evidence` may hold "failure" (needed where scores is None), "text",
     "tokens" and whatever explains the scores. Critiques that no head has read have neither.

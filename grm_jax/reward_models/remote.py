@@ -11,7 +11,7 @@ import email.utils
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, NamedTuple
 
@@ -207,7 +207,7 @@ def _api_key(variable: str | None) -> str | None:
 
 def _side_by_side(
     portal: BlockingPortal, function: Callable, arguments: Iterable[tuple], concurrency: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Results of an async function in the order in which they come, at most `concurrency` calls at
     a time. The first exception ends it.
     """
