@@ -77,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="grm: %(message)s", level=logging.WARNING)
     try:
-        return _run(args)
+        with _Stop() as stop:
+            return _run(args, stop)
     except BrokenPipeError:
         # whoever read has enough; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -175,10 +176,9 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     unsaid.add_argument("--completion", type=_positive, metavar="N", help="longest judgment")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, stop: _Stop) -> int:
     if args.file != "-" and not pathlib.Path(args.file).is_file():
         raise FileNotFoundError(f"{args.file}: no such file")
-    stop = _Stop()
     judge = load(
         args.model,
         meta=False if args.no_meta else args.meta,
@@ -249,9 +249,17 @@ class _Stop:
     """
 
     def __init__(self):
-        self.came, self.waiting = 0, False
+        self.came, self.waiting, self.before = 0, False, {}
+
+    def __enter__(self) -> _Stop:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+            self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            # a process that is on its way out needs no further word
+            signal.signal(number, signal.SIG_IGN if self.came else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.came:
