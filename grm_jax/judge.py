@@ -342,7 +342,8 @@ class Judge:
 
     def accepts(self, n: int) -> bool:
         """Whether it can judge n responses; models of pairs want two or more."""
-        return self.system.accepts(n)
+        # a kind of one's own may say only once it is loaded what it accepts
+        return (self.system.accepts or self.system.load(0).accepts)(n)
 
     def _many(self, records, how, shown, total) -> Iterator[Verdict]:
         from grm_jax.progress import progress

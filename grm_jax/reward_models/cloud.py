@@ -15,7 +15,7 @@ from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import Record, gold
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
 from grm_jax.reward_models.scalar import gold_pairs, pair_example, score_groups
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.tokenizer import Tokenizer
@@ -255,7 +255,7 @@ def _cloud_row(
     one: Critiques, temperature: float, scores: list[float] | None, failure: str | None
 ) -> dict:
     text = "\n".join(f"[Response {i}] {text}" for i, text in enumerate(one.texts or (), 1))
-    return row(
+    return new_judgment(
         one.record,
         one.sample,
         range(len(one.record.responses)),

@@ -98,7 +98,7 @@ def split_by_length(
     return kept, dropped
 
 
-def judgment_row(
+def drawn_judgment(
     tokenizer: Tokenizer,
     ask: Ask,
     completion: Completion,
@@ -139,7 +139,7 @@ class Drawn(NamedTuple):
     on.
     """
 
-    row: dict
+    judgment: dict
     ask: int
     prompt_ids: list[int]
     completion_ids: np.ndarray  # int32[C], the stop token included
@@ -167,7 +167,7 @@ def judge(
         of_ask = [i for i in indices for _ in asks[i].samples]
         for i, completion in zip(of_ask, completions, strict=True):
             prompt_ids = requests[i].prompt_ids
-            row = judgment_row(
+            judgment = drawn_judgment(
                 prompter.tokenizer,
                 asks[i],
                 completion,
@@ -175,5 +175,7 @@ def judge(
                 temperature,
                 prompter.answer,
             )
-            drawn.append(Drawn(row, i, list(prompt_ids), completion.token_ids, completion.logp))
+            drawn.append(
+                Drawn(judgment, i, list(prompt_ids), completion.token_ids, completion.logp)
+            )
         yield drawn

@@ -20,7 +20,7 @@ import numpy as np
 from grm_jax.judgment.parsing import Choice, parse_choice
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge, with_prompts
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, pairs, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, pairs, shown_order
 from grm_jax.tokenizer import Tokenizer
 
 # judged together: whole lists are finished, and yielded, after so many batches at the latest
@@ -159,7 +159,7 @@ def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
     """What a row keeps of one generation about a pair; `chosen` is 0 or 1, an index in that pair,
     or None.
     """
-    judged, chosen, probability = drawn.row, None, None
+    judged, chosen, probability = drawn.judgment, None, None
     if judged["failure"] is None:
         chosen = judged["scores"].index(1)
         choice = parse_choice(judged["text"], 2)
@@ -212,7 +212,7 @@ def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
     if n == 2:
         evidence |= {name: found[0][name] for name in ("text", "principles", "critique")}
     if failure is not None:
-        return row(
+        return new_judgment(
             record,
             opinion.sample,
             opinion.order,
@@ -222,4 +222,4 @@ def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
             **evidence,
         )
     scores = [sum(one["chosen"] == i for one in found) for i in range(n)]
-    return row(record, opinion.sample, opinion.order, temperature, scores, **evidence)
+    return new_judgment(record, opinion.sample, opinion.order, temperature, scores, **evidence)

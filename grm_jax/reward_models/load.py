@@ -246,7 +246,9 @@ def _pointwise(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, batches: model
+        guide = None
+        if meta and meta_template:
+            guide = _meta_guide(meta, meta_template, asking)
 
         def build(seed: int, batches: Batches) -> RewardModel:
             model = pointwise_grm(
@@ -260,7 +262,7 @@ def _pointwise(spec, asking) -> _Kind:
                 per_order=asking.samples_per_order,
                 hinted=hint,
             )
-            return guide(model, batches)
+            return guide(model, batches) if guide else model
 
         return build
 

@@ -15,7 +15,7 @@ from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import Record, gold
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, shown_order
 from grm_jax.reward_models.scalar import gold_pairs, score_groups
 from grm_jax.tokenizer import Tokenizer
 
@@ -128,13 +128,13 @@ def _asked_pairs(record: Record, order: Sequence[int]) -> list[tuple[int, int]]:
 
 def _pair_row(record, sample, order, temperature, pairs, values) -> dict:
     if values is None:
-        return row(record, sample, order, temperature, None, failure=TOO_LONG)
+        return new_judgment(record, sample, order, temperature, None, failure=TOO_LONG)
     wins = [0] * len(record.responses)
     for pair, value in zip(pairs, values):
         wins[pair[chosen(value) - 1]] += 1
     if len(pairs) == 1:
-        return row(record, sample, order, temperature, wins, preference=values[0])
-    return row(
+        return new_judgment(record, sample, order, temperature, wins, preference=values[0])
+    return new_judgment(
         record,
         sample,
         order,

@@ -22,7 +22,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, seeded_digest
-from grm_jax.reward_models.protocol import RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
 
 ROWS_PER_BLOCK = 16  # finished requests that are yielded, and so kept, together
 # before the first retry; it doubles for each further one, and is spread by a random factor of 0.5
@@ -147,7 +147,7 @@ def remote_judge(
                 if price_per_million is None or None in counts
                 else sum(n * price / 1e6 for n, price in zip(counts, price_per_million))
             )
-            return row(
+            return new_judgment(
                 record,
                 sample,
                 order,

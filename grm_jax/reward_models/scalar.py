@@ -22,7 +22,7 @@ from grm_jax.models.config import Gemma2Config, load_config
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models.meta_rm import make_scorer, score_sequences
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -57,7 +57,7 @@ def scalar_rm(
             ]
             rewards = score_groups(scorer, params, sequences, buckets, rows)
             yield [
-                row(
+                new_judgment(
                     record,
                     sample,
                     range(len(record.responses)),

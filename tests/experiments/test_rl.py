@@ -40,7 +40,7 @@ def test_a_prompt_is_rendered_once_a_step_and_a_judgment_graded_once(monkeypatch
         ),
     )
     rollouts = rl.roll_out(run, FakeSampler(), {}, records, step=0)
-    judgments = [rollout.row for rollout in rollouts]
+    judgments = [rollout.judgment for rollout in rollouts]
     rewards = rewards_of(rule_reward, judgments, [records[r.ask] for r in rollouts])
     assert [j["id"] for j in judgments] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
     assert rewards == [1.0] * 12
