@@ -1,12 +1,12 @@
 """What every reward model is to the evaluator: a name and one function from records to judgments.
 
 A judgment is one opinion on one record, the same JSON object for every paradigm
-(`StoredJudgment`). A vote over k judgments is the SUM of their scores in every paradigm, so one evaluator serves all (Eq
-12-14 of arXiv 2504.02495): a pointwise GRM writes 1..10 per response; a scalar model its reward,
-and a mean of scalars ranks as their sum; a pairwise judge gives 1 to the response that it chose and
-0 to the other, so the sum is the majority; TokenProb gives the choice its probability. A pairwise
-model faces a list of n > 2 through all its pairs, and the scores are the pairs won: the best
-response of a list has n - 1 exactly when it wins against each other one.
+(`StoredJudgment`). A vote over k judgments is the SUM of their scores in every paradigm, so one
+evaluator serves all (Eq 12-14 of arXiv 2504.02495): a pointwise GRM writes 1..10 per response; a
+scalar model its reward, and a mean of scalars ranks as their sum; a pairwise judge gives 1 to the
+response that it chose and 0 to the other, so the sum is the majority; TokenProb gives the choice
+its probability. A pairwise model faces a list of n > 2 through all its pairs, and the scores are
+the pairs won: the best response of a list has n - 1 exactly when it wins against each other one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
