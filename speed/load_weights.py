@@ -83,7 +83,7 @@ def tensor_shapes(cfg):
 
 
 def write_folder(folder, cfg, file_bytes):
-    """Writes files of bfloat16 weights, 32 MiB of random numbers over and over. Returns their bytes."""
+    """Writes files of bfloat16 weights, 32 MiB of random numbers over and over, and counts them."""
     random = np.random.default_rng(0).normal(0, 0.02, 2**24).astype(np.float32)
     # the upper half of a float32 is a bfloat16
     random = (random.view(np.uint32) >> 16).astype(np.uint16)
