@@ -1,4 +1,4 @@
-"""Shows in one line how far a stage is, how fast, and when it will be done.
+"""Shows in one line on stderr how far a stage is, how fast, and when it will be done.
 
 A rich bar on a terminal, plain lines elsewhere.
 """
@@ -22,24 +22,26 @@ FIRST_LINE_S, EVERY_S = 5.0, 15.0
 
 @contextlib.contextmanager
 def progress(
-    label: str, total: int, unit: str = "steps", done: int = 0
+    label: str, total: int | None, unit: str = "steps", done: int = 0
 ) -> Iterator[Callable[..., None]]:
     """Opens a context that gives `advance(n=1, **shown)`: n more units are done.
 
         with progress("rft", total=400, done=restored_step) as advance:
             for ...: advance(loss=row["loss"])
 
-    `shown` are numbers to print beside them. `done` is what an earlier process did: it counts as
-    done but not in the speed. Nor does the first advance, which compiles. Of several processes of
-    one job the first prints.
+    total: None where no one knows it. `shown` are numbers to print beside them. `done` is what an
+    earlier process did: it counts as done but not in the speed. Nor does the first advance, which
+    compiles. Of several processes of one job the first prints.
     """
     if not is_main():
         yield lambda n=1, **shown: None
         return
     tracker = _Tracker(label, total, unit, done)
-    if sys.stdout.isatty():
+    if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-        with Progress(*columns, console=Console()) as bar:
+        # rich would send what is printed to stdout to stderr, to keep it clear of the bar
+        shared = sys.stdout.isatty()
+        with Progress(*columns, console=Console(stderr=True), redirect_stdout=shared) as bar:
             task = bar.add_task(label, total=total, completed=done, text="")
 
             def advance(n=1, **shown):
@@ -55,10 +57,10 @@ def progress(
             tracker.add(n)
             now = time.monotonic()
             if now >= next_line or (
-                tracker.done >= total and now - tracker.started >= FIRST_LINE_S
+                tracker.done == total and now - tracker.started >= FIRST_LINE_S
             ):
                 next_line = now + EVERY_S
-                print(f"{label}: {tracker.text(shown)}", flush=True)
+                print(f"{label}: {tracker.text(shown)}", file=sys.stderr, flush=True)
 
         yield advance
 
@@ -90,16 +92,13 @@ class _Tracker:
     def text(self, shown):
         now = time.monotonic()
         since, already = self.first or (now, self.done)
-        parts = [
-            f"{self.done:,}/{self.total:,} {self.unit}",
-            f"{_clock(now - self.started)} elapsed",
-        ]
+        of_total = "" if self.total is None else f"/{self.total:,}"
+        parts = [f"{self.done:,}{of_total} {self.unit}", f"{_clock(now - self.started)} elapsed"]
         if self.done > already and now > since:
             rate = (self.done - already) / (now - since)
-            parts += [
-                f"{rate:,.3g} {self.unit}/s",
-                f"ETA {_clock((self.total - self.done) / rate)}",
-            ]
+            parts.append(f"{rate:,.3g} {self.unit}/s")
+            if self.total is not None:
+                parts.append(f"ETA {_clock((self.total - self.done) / rate)}")
         return "  ".join(parts + [f"{name} {value:.4g}" for name, value in shown.items()])
 
 

@@ -65,13 +65,26 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
     """`evaluate` systems on the splits of a run."""
     records = run.workdir / "records"
     benchmarks = [
-        load_benchmark({"kind": "records", "name": split, "path": str(records / f"{split}.jsonl")})
+        load_benchmark(
+            {
+                "kind": "records",
+                "name": split,
+                "path": str(records / f"{split}.jsonl"),
+                "about": about_split(run.config.data.eval[split]),
+            }
+        )
         for split in run.evaluation
     ]
     about = about_stages(run.workdir)
     note = run.config.get("note")
     about["notes"] = ([note] if note else []) + about["notes"]
     return evaluate(systems, benchmarks, run.workdir, settings, run.config, about)
+
+
+def about_split(sources: Sequence[Mapping]) -> str | None:
+    """Words on the records of a split, for readers of the page; None unless the world made them."""
+    splits = {source.get("world") for source in sources}
+    return describe_world(splits.pop()) if len(splits) == 1 and None not in splits else None
 
 
 def policies(run: Run) -> list[System]:

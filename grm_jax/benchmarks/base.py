@@ -134,7 +134,7 @@ class Reading:
             f"{name}@{'+'.join(sorted(commits)) or self.place.revision or 'unpinned'}"
         )
         for index, data in enumerate(table):
-            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, data)
+            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, dict(data))
 
     def version(self) -> str:
         if self.place.path is None:

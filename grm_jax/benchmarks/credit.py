@@ -55,9 +55,9 @@ CREDIT: dict[str, Callable[[Verdict, Sequence[float]], float]] = {
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Returns the area under the ROC curve, in 0..1; a tie counts 0.5.
+    """Returns the area under the ROC curve, in 0..1; None where only one class is present.
 
-    None where only one class is present.
+    A tie counts 0.5.
     """
     positives = int(labels.sum())
     negatives = len(labels) - positives

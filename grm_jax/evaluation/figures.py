@@ -385,11 +385,9 @@ def area_chance(field: Field, used_I: np.ndarray) -> float | None:
     if key not in field.chances:
         rng = np.random.default_rng(0)
         guesses = rng.random((GUESSES, len(field.ids)))
-        values = [
-            summarize(field, score_I, used_I).get(OVERALL) for score_I in (*guesses, *-guesses)
-        ]
-        known = [value for value in values if value is not None]
-        field.chances[key] = float(np.mean(known)) if len(known) == len(values) else None
+        of_judge = [summarize(field, score_I, used_I) for score_I in (*guesses, *-guesses)]
+        values = [of[OVERALL] for of in of_judge if OVERALL in of]
+        field.chances[key] = float(np.mean(values)) if len(values) == len(of_judge) else None
     return field.chances[key]
 
 

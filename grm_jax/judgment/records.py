@@ -128,15 +128,7 @@ def read_records(path: str | os.PathLike) -> list[Record]:
                 if not raw.strip():
                     continue
                 where = f"{path}:{number}"
-                try:
-                    decoded = json.loads(
-                        raw.decode("utf-8-sig" if number == 1 else "utf-8"),
-                        parse_constant=_reject_constant,
-                    )
-                # UnicodeDecodeError and JSONDecodeError are ValueErrors
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{where}: not a line of UTF-8 JSON: {error}") from error
-                record = record_from_dict(decoded, where)
+                record = record_from_dict(decode_line(raw, where), where)
                 if record.id in first_line:
                     raise ValueError(
                         f'{where}: field "id": {record.id!r} was used on line '
@@ -147,6 +139,18 @@ def read_records(path: str | os.PathLike) -> list[Record]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file after line {number}: {error}") from error
     return records
+
+
+def decode_line(raw: bytes, where: str) -> Any:
+    """The JSON value of a line of a JSONL file; a byte order mark in front is passed over.
+
+    Raises ValueError, which `where` ("file:line") opens, for what is not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(raw.decode("utf-8-sig"), parse_constant=_reject_constant)
+    # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not a line of UTF-8 JSON: {error}") from error
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:

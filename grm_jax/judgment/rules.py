@@ -1,8 +1,9 @@
 """Says whether a judgment is correct (Eq 10 of arXiv 2504.02495), and what follows from it.
 
-RL reward, RFT acceptance, Meta RM label. `scores` are a sample's integers in record order, or None
-where the completion could not be parsed; such a sample is always wrong (the "otherwise" branch of
-Eq 11). `rewards` are the record's gold rewards.
+That is the reward of RL, the acceptance of RFT and the label of the Meta RM.
+`scores` are a sample's integers in record order, or None where the completion could not be parsed;
+such a sample is always wrong (the "otherwise" branch of Eq 11). `rewards` are the record's gold
+rewards.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from grm_jax.judgment.records import Record
 class Acceptance(NamedTuple):
     """Says whether a trajectory enters the RFT training set, and why.
 
-    "accepted", "incorrect", "parse_failure:<reason>", "too_easy" or "hinted_too_easy".
+    reason: "accepted", "incorrect", "parse_failure:<reason>", "too_easy" or "hinted_too_easy".
     """
 
     accepted: bool
@@ -43,9 +44,10 @@ def best_index(rewards: Sequence[float]) -> int:
 
 
 def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
-    """Grades by Eq 10. n >= 2: the best response scores strictly above every other.
+    """Tells whether a judgment is right (Eq 10).
 
-    Whatever the order of the rest. n = 1: S_1 = r_1.
+    n >= 2: the best response scores strictly above every other, whatever the order of the rest.
+    n = 1: S_1 = r_1.
     """
     if scores is None:
         return False
@@ -58,7 +60,7 @@ def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
 
 
 def rule_reward(judgment: Mapping, record: Record) -> float:
-    """Rewards by Eq 11, as online RL does: +1.0 for a correct judgment, else -1.0.
+    """Rewards a correct judgment with +1.0, any other with -1.0 (Eq 11, of online RL).
 
     There is no format reward. The judgment has been graded (`correct`), so the record is not looked
     at.
@@ -70,12 +72,12 @@ REWARDS = {"rule": rule_reward}  # rl.reward: reward(judgment, record) -> float
 
 
 def meta_label(scores: Sequence[int] | None, rewards: Sequence[float]) -> float:
-    """Returns the target of the Meta RM's binary cross-entropy: 1.0 where correct, else 0.0."""
+    """Returns what the Meta RM is to say: 1.0 for a correct trajectory, else 0.0."""
     return 1.0 if is_correct(scores, rewards) else 0.0
 
 
 def is_too_easy(correct: Sequence[bool]) -> bool:
-    """Says whether every unhinted sample of a record is correct: it then teaches RFT nothing."""
+    """Tells whether all unhinted samples of a record are correct: it then teaches RFT nothing."""
     return len(correct) > 0 and all(correct)
 
 
@@ -84,8 +86,9 @@ def accept_unhinted(
 ) -> list[Acceptance]:
     """Rejects among the N_RFT unhinted samples of ONE record (paper, section 3.2).
 
-    The wrong ones, and all when all are correct. `failures[i]` is the parse failure of sample i, or
-    None. `drop_too_easy=False` keeps the correct samples of easy records.
+    The wrong ones are dropped, and all of them when all are correct.
+    `failures[i]` is the parse failure of sample i, or None. `drop_too_easy=False` keeps the correct
+    samples of easy records.
     """
     if drop_too_easy and is_too_easy(correct):
         return [Acceptance(False, "too_easy")] * len(correct)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from grm_jax.evaluation.differences import FOCUS_K
+from grm_jax.evaluation.figures import Way
 from grm_jax.judgment.voting import default_k_meta
 
 LOW = "⚠"
@@ -21,9 +22,9 @@ def headline(results: Mapping) -> list[dict]:
     """
     most = max(results["ks"])
     focus = [k for k in dict.fromkeys((FOCUS_K, most)) if k in results["ks"] and k > 1]
-    ways = [("greedy", 1, None), ("vote", 1, None)] + [
-        way for k in focus for way in (("vote", k, None), ("meta", k, default_k_meta(k)))
-    ]
+    ways: list[Way] = [("greedy", 1, None), ("vote", 1, None)]
+    for k in focus:
+        ways += [("vote", k, None), ("meta", k, default_k_meta(k))]
     rows = [row for row in results["rows"] if not row["flat_by_construction"]]
     of_place: dict[tuple, dict] = {
         (row["system"], row["aggregation"], row["k"], row["k_meta"], row["benchmark"]): row

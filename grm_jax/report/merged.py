@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from grm_jax.judgment.voting import default_k_meta
@@ -135,7 +134,7 @@ def _figure(row: Mapping) -> str:
         return "n/a"
     seeds = "" if row["seed_stderr"] is None else f" ± {100 * row['seed_stderr']:.1f}"
     items = "" if row["item_stderr"] is None else f" ({100 * row['item_stderr']:.1f})"
-    return f"{100 * row['mean']:.1f}{seeds}{items}"
+    return f"{round(100 * row['mean'], 1) + 0.0:.1f}{seeds}{items}"  # + 0.0: no -0.0
 
 
 def _share(value: float | None) -> str:
@@ -153,7 +152,6 @@ def plot(merged: Mapping, path: pathlib.Path) -> None:
     systems = [s for s in merged["systems"] if any(row["system"] == s for row in rows)]
     draw = _against_settings if len(merged["settings"]) > 1 else _against_k
     with matplotlib.rc_context(STYLE):
-        figure: Figure
         figure, panels = grid(max(1, len(names)), 2, 5.6, 3.6)
         for panel, name in zip(panels, names):
             draw(panel, merged, [row for row in rows if row["benchmark"] == name], systems)

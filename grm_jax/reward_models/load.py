@@ -22,12 +22,12 @@ A system may name the same ones; others are an error. Where a folder has no grm.
 that a system does not name is that of `Asking`.
 """
 
+import dataclasses
 import functools
 import inspect
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -56,7 +56,7 @@ from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Asking:
     """How all systems of a comparison are asked: devices, numerics, lengths, sampling, and the
     templates of those whose folder names none.
@@ -80,8 +80,9 @@ class System(NamedTuple):
 
     name, kind: of its spec. identity: plain JSON with all that the text of a judgment depends on,
         by content; two systems that are equal in it may share their judgments.
-    load: (seed, rows=None) -> RewardModel; `rows` is asked at once in place of
-        `Asking.sampling.rows`. The weights are loaded by the first call, and stay until `release`.
+    load: (seed, rows=None, sequences=None) -> RewardModel; rows at once, and widths of sequences,
+        in place of those of `Asking`. The weights are loaded by the first call, and stay until
+        `release`.
     view: from a judgment that `load`'s model gives to this system's own; None where they are the
         same.
     accepts: whether it can judge n responses. sampled: whether its samples differ. Both are None
@@ -118,8 +119,14 @@ def describe(spec: Mapping, asking: Asking) -> System:
         raise ValueError(f"system {name!r}: {error}") from error
     build = functools.cache(found.loader)
 
-    def load(seed: int, rows: int | None = None) -> RewardModel:
-        model = build()(seed, asking.sampling.rows if rows is None else rows)
+    def load(
+        seed: int, rows: int | None = None, sequences: tuple[int, ...] | None = None
+    ) -> RewardModel:
+        lengths = asking.lengths
+        if sequences is not None:
+            lengths = dataclasses.replace(lengths, sequences=sequences)
+        batches = Batches(rows or asking.sampling.rows, lengths.buckets, lengths.sequence_buckets)
+        model = build()(seed, batches)
         return model._replace(name=name, accepts=found.accepts or model.accepts)
 
     return System(
@@ -177,11 +184,19 @@ def samplers(
 _sampler = functools.cache(make_sampler)
 
 
+class Batches(NamedTuple):
+    """The shapes of programs: rows at once, and what prompts and sequences are padded to."""
+
+    rows: int
+    buckets: tuple[int, ...]
+    sequence_buckets: tuple[int, ...]
+
+
 class _Kind(NamedTuple):
-    """What a kind says of a spec: see `System`. loader: () -> (seed, rows) -> model."""
+    """What a kind says of a spec: see `System`. loader: () -> (seed, batches) -> model."""
 
     identity: dict
-    loader: Callable[[], Callable[[int, int], RewardModel]]
+    loader: Callable[[], Callable[[int, Batches], RewardModel]]
     accepts: Callable[[int], bool] | None
     sampled: bool | None
     view: Callable[[dict], dict] | None = None
@@ -231,25 +246,21 @@ def _pointwise(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = (
-            _meta_guide(meta, meta_template, asking)
-            if meta and meta_template
-            else lambda model, rows: model
-        )
+        guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, batches: model
 
-        def build(seed: int, rows: int) -> RewardModel:
+        def build(seed: int, batches: Batches) -> RewardModel:
             model = pointwise_grm(
                 spec["name"],
                 sampler_of,
                 params,
                 prompter,
                 seed=seed,
-                buckets=asking.lengths.buckets,
-                rows=rows,
+                buckets=batches.buckets,
+                rows=batches.rows,
                 per_order=asking.samples_per_order,
                 hinted=hint,
             )
-            return guide(model, rows)
+            return guide(model, batches)
 
         return build
 
@@ -272,14 +283,14 @@ def _judge(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, template, template, answer="index")
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        return lambda seed, rows: llm_judge(
+        return lambda seed, batches: llm_judge(
             spec["name"],
             sampler_of,
             params,
             prompter,
             seed=seed,
-            buckets=asking.lengths.buckets,
-            rows=rows,
+            buckets=batches.buckets,
+            rows=batches.rows,
         )
 
     view = by_probability if spec["kind"] == "token_prob" else None
@@ -292,8 +303,13 @@ def _scalar(spec, asking) -> _Kind:
 
     def loader():
         params, cfg, tokenizer = load_scalar(folder.path, asking.mesh, **_numerics(asking))
-        return lambda seed, rows: scalar_rm(
-            spec["name"], params, cfg, tokenizer, buckets=asking.lengths.sequence_buckets, rows=rows
+        return lambda seed, batches: scalar_rm(
+            spec["name"],
+            params,
+            cfg,
+            tokenizer,
+            buckets=batches.sequence_buckets,
+            rows=batches.rows,
         )
 
     return _Kind(identity, loader, lambda n: n >= 1, sampled=False)
@@ -312,14 +328,14 @@ def _pair_rm(spec, asking) -> _Kind:
 
     def loader():
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
-        return lambda seed, rows: pair_rm.pair_rm(
+        return lambda seed, batches: pair_rm.pair_rm(
             spec["name"],
             params,
             folder.cfg,
             tokenizer,
             seed=seed,
-            buckets=asking.lengths.sequence_buckets,
-            rows=rows,
+            buckets=batches.sequence_buckets,
+            rows=batches.rows,
             swap_average=swap_average,
         )
 
@@ -341,7 +357,7 @@ def _cloud(spec, asking) -> _Kind:
         tokenizer = load_tokenizer(critic.path)
         critic_params, head_params = critic.params(asking.mesh), head.params(asking.mesh)
         sampler_of = samplers(asking, critic.cfg, tokenizer)
-        return lambda seed, rows: cloud_module.cloud(
+        return lambda seed, batches: cloud_module.cloud(
             spec["name"],
             sampler_of,
             critic_params,
@@ -349,10 +365,10 @@ def _cloud(spec, asking) -> _Kind:
             critic.cfg,
             tokenizer,
             seed=seed,
-            buckets=asking.lengths.buckets,
-            sequence_buckets=asking.lengths.sequence_buckets,
+            buckets=batches.buckets,
+            sequence_buckets=batches.sequence_buckets,
             completion=asking.lengths.completion,
-            rows=rows,
+            rows=batches.rows,
         )
 
     return _Kind(identity, loader, lambda n: n >= 1, sampled=True)
@@ -378,7 +394,7 @@ def _remote(spec, asking) -> _Kind:
     fewest = 2 if answer == "index" else 1
     return _Kind(
         identity,
-        lambda: lambda seed, rows: remote_judge(**({"seed": seed} | arguments)),
+        lambda: lambda seed, batches: remote_judge(**({"seed": seed} | arguments)),
         lambda n: n >= fewest,
         sampled=True,
     )
@@ -388,7 +404,7 @@ def _baseline(spec, asking) -> _Kind:
     make = BASELINES[spec["kind"]]
     return _Kind(
         {"kind": spec["kind"]},
-        lambda: lambda seed, rows: make(seed),
+        lambda: lambda seed, batches: make(seed),
         lambda n: n >= 1,
         sampled=spec["kind"] == "random",
     )
@@ -407,9 +423,8 @@ def _own(spec, asking) -> _Kind:
         "templates of the config": _digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
     }
-    return _Kind(
-        identity, lambda: lambda seed, rows: function(dict(spec), asking, seed), None, None
-    )
+    make = functools.lru_cache(maxsize=1)(lambda seed: function(dict(spec), asking, seed))
+    return _Kind(identity, lambda: lambda seed, batches: make(seed), None, None)
 
 
 BASELINES = {
@@ -552,14 +567,14 @@ def _digests(**templates: Template) -> dict[str, str]:
 
 def _meta_guide(
     meta: _Folder, template: Template, asking: Asking
-) -> Callable[[RewardModel, int], RewardModel]:
+) -> Callable[[RewardModel, Batches], RewardModel]:
     """Puts the Meta RM's logit beside every sampled judgment that parsed; greedy ones are not voted
     on.
     """
     params, tokenizer = meta.params(asking.mesh), load_tokenizer(meta.path)
-    scorer, buckets = make_scorer(meta.cfg), asking.lengths.sequence_buckets
+    scorer = make_scorer(meta.cfg)
 
-    def guide(model: RewardModel, rows: int) -> RewardModel:
+    def guide(model: RewardModel, batches: Batches) -> RewardModel:
         def judge(
             records: Sequence[Record],
             samples: Sequence[int] = (0,),
@@ -569,7 +584,16 @@ def _meta_guide(
             by_id = {record.id: record for record in records}
             for block in model.judge(records, samples, temperature, swapped):
                 if temperature > 0:
-                    add_logits(block, by_id, scorer, params, tokenizer, template, buckets, rows)
+                    add_logits(
+                        block,
+                        by_id,
+                        scorer,
+                        params,
+                        tokenizer,
+                        template,
+                        batches.sequence_buckets,
+                        batches.rows,
+                    )
                 yield block
 
         return model._replace(judge=judge)

@@ -134,12 +134,12 @@ def test_loading_shows_how_far_it_is(folder, capsys, monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE_S", 0.0)
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
     load_params(folder, CFG)
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("load model: 1/1 MB") and len(lines) == len(
         jax.tree.leaves(random_params())
     )
     save_folder(folder, random_params(), CFG)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("write model: 1/1 MB")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("write model: 1/1 MB")
 
 
 def test_each_of_two_processes_reads_its_half(folder):

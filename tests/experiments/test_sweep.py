@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from experiments import sweep
+from tests.experiments import run_process
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 TINY = "experiments/configs/tiny.py"
@@ -174,3 +175,18 @@ def test_documented_sweeps_are_right(command, tmp_path, monkeypatch):
 
 def test_some_sweeps_are_documented():
     assert len(documented()) >= 3
+
+
+@pytest.mark.slow
+def test_a_sweep_of_whole_runs(tmp_path, capsys, monkeypatch):
+    """Two seeds of the micro preset through every stage, and once more, when nothing is run."""
+    for name, value in run_process.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--config=tests/experiments/micro.py", f"--workdir={tmp_path}"]
+    assert sweep.main([*arguments, "--sweep.seed=0,1", "--config.note=Swept."]) == 0
+    merged = json.loads((tmp_path / "sweep.json").read_text())
+    assert merged["settings"][0]["seeds"] == [0, 1]
+    assert {row["system"] for row in merged["rows"]} == {"base", "rft", "grm"}
+    capsys.readouterr()
+    assert sweep.main([*arguments, "--sweep.seed=0,1"]) == 0
+    assert capsys.readouterr().out.count("done before") == 2, "a note is no other run"

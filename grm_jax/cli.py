@@ -1,0 +1,442 @@
+"""The command `grm`: judge a file of records, or rank their responses.
+
+What it needs of JAX is imported behind the parsing of its arguments, so that --help is there at
+once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import gzip
+import json
+import logging
+import os
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from grm_jax import __version__
+from grm_jax.judge import Judge, Verdict, as_record, load
+from grm_jax.judgment.records import Record, decode_line, record_from_dict, record_to_dict
+from grm_jax.reward_models.description import ROLES
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
+
+ABOUT = """\
+Judge the responses to conversations with a generative reward model: it writes principles and a
+critique, scores each response, and votes over k such judgments.
+"""
+FILES = """\
+FILE has one JSON object a line, or is - for what comes through a pipe:
+
+  {"id": "7", "conversation": "Reverse: 1.fox 2.ant", "responses": ["1.ant 2.fox", "1.fox"]}
+
+"conversation" is the user's text, or a list of {"role": "user" or "assistant" or "system",
+"content": TEXT} that ends with the user. "responses" are one, two or many. "id" may be left out,
+and further fields of a record ("rewards", "reference", "domain", "metadata") may be there.
+"""
+OUTPUT = """\
+Results are JSON lines, in the order of the records. A line that cannot be read is an error on
+stderr, the others are judged, and the exit status is 1. With --out, a run that was interrupted
+goes on where it was: give the same command again.
+"""
+JUDGE = """\
+Writes for each record its verdict:
+
+  {"id": "7", "scores": [34, 8], "best": 0, "margin": 6.5, "k": 8, "valid": 8, "failed": 0, ...}
+
+scores  for each response the total over the judgments that count: those that gave scores, or of
+        these the half that the Meta RM keeps
+best    index of the best response, from 0; margin: by how much, per judgment that counts
+failed  judgments without scores; where all failed, "failure" says why, and nothing is guessed
+"""
+RANK = """\
+Writes each record with its responses, best first (best of n), and its "rewards" in the same order.
+"metadata" gets "grm": the order, the scores and the margin. A record of which every judgment failed
+comes out as it was, with the reason under "grm".
+"""
+EXAMPLES = """\
+examples:
+  grm judge records.jsonl --out verdicts.jsonl
+  grm judge records.jsonl --model runs/tiny --k 16 --judgments | head -1
+  cat records.jsonl | grm rank - --top 1 > best.jsonl
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command with these arguments, by default those of the command line; the exit
+    status.
+    """
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="grm: %(message)s", level=logging.WARNING)
+    try:
+        with _Stop() as stop:
+            return _run(args, stop)
+    except BrokenPipeError:
+        # whoever read has enough; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        return CANNOT
+    except KeyboardInterrupt:  # asked twice
+        return 128 + signal.SIGINT
+
+
+def _parser() -> argparse.ArgumentParser:
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("grm", description=ABOUT, epilog=EXAMPLES, formatter_class=how)
+    parser.add_argument("--version", action="version", version=f"grm_jax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, help, text in (
+        ("judge", "verdicts on the records of a file", JUDGE),
+        ("rank", "the records with their best responses first", RANK),
+    ):
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=text,
+            epilog="\n".join((FILES, OUTPUT, EXAMPLES)),
+            formatter_class=how,
+        )
+        _add_arguments(command)
+        if name == "judge":
+            command.add_argument(
+                "--judgments",
+                action="store_true",
+                help="with each verdict its judgments: principles, critique, text, scores",
+            )
+        else:
+            command.add_argument(
+                "--top",
+                type=_positive,
+                metavar="N",
+                help="keep the N best responses of each record",
+            )
+    return parser
+
+
+def _add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", metavar="FILE", help="records, .jsonl or .jsonl.gz, or - for stdin"
+    )
+    command.add_argument(
+        "--model",
+        default="tiny",
+        metavar="MODEL",
+        help='"tiny", the small model in the package (it knows only the checkable world); a model '
+        "folder; the work folder of a run; a model of the Hugging Face hub (default: tiny)",
+    )
+    command.add_argument(
+        "--k",
+        type=_positive,
+        default=8,
+        metavar="K",
+        help="judgments to draw for each record and vote over; 1 is a single greedy one (default: "
+        "8)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="with the records it fixes the verdicts (default: 0)"
+    )
+    command.add_argument(
+        "--out",
+        default="-",
+        metavar="FILE",
+        help="where the results go; a file that is there is continued (default: -, stdout)",
+    )
+    meta = command.add_mutually_exclusive_group()
+    meta.add_argument(
+        "--meta", metavar="FOLDER", help="the Meta RM (default: the one beside the model)"
+    )
+    meta.add_argument("--no-meta", action="store_true", help="vote without the Meta RM")
+    command.add_argument(
+        "--k-meta", type=_positive, metavar="N", help="judgments that the Meta RM keeps"
+    )
+    command.add_argument("--temperature", type=float, metavar="T", help="of the samples")
+    command.add_argument("--rows", type=_positive, metavar="N", help="completions at once, at most")
+    unsaid = command.add_argument_group("for a model folder without grm.json")
+    unsaid.add_argument("--kind", help="pointwise_grm, llm_judge, bradley_terry, ...")
+    unsaid.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        metavar="ROLE=NAME",
+        type=_template,
+        help=f"a built-in template or a Jinja file; ROLE is one of {', '.join(ROLES)}",
+    )
+    unsaid.add_argument("--answer", help="what the box holds: scores, ten or index")
+    unsaid.add_argument("--prompt", type=_positive, metavar="N", help="longest prompt, in tokens")
+    unsaid.add_argument("--completion", type=_positive, metavar="N", help="longest judgment")
+
+
+def _run(args: argparse.Namespace, stop: _Stop) -> int:
+    if args.file != "-" and not pathlib.Path(args.file).is_file():
+        raise FileNotFoundError(f"{args.file}: no such file")
+    judge = load(
+        args.model,
+        meta=False if args.no_meta else args.meta,
+        kind=args.kind,
+        templates=dict(args.template) or None,
+        answer=args.answer,
+        prompt=args.prompt,
+        completion=args.completion,
+        rows=args.rows,
+    )
+    how = {"k": args.k, "seed": args.seed, "temperature": args.temperature, "k_meta": args.k_meta}
+    asked = judge.asked(**how)
+    if args.command == "rank":
+        asked["top"] = args.top
+    out = None if args.out == "-" else pathlib.Path(args.out)
+    done = set() if out is None else _done(out, args.command, asked)
+    reader = _Reader(args.file, judge, done, stop)
+    line_of = _verdict_line if args.command == "judge" else _ranked_line
+    written, failures, began = 0, 0, time.monotonic()
+    with open(out, "ab") if out else _stdout() as file:
+        shown = out is not None or not sys.stdout.isatty()
+        total = None if args.file == "-" else _count_lines(args.file) - len(done)
+        verdicts = judge.many(reader.records(), **how, progress=shown, total=total)
+        try:
+            for verdict in verdicts:
+                record, digest = reader.waiting.popleft()
+                line = line_of(args, record, verdict, asked | {"record": digest})
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                written += 1
+                failures += verdict.scores is None
+        except _Stopped:
+            _say(
+                f"stopped by {signal.Signals(stop.came).name}. "
+                + (
+                    f"{len(done) + written} records are in {out}; the same command goes on from "
+                    "there"
+                    if out
+                    else f"{written} records are done; with --out FILE a run can go on later"
+                )
+            )
+            return 128 + stop.came
+    _say(_summary(written, len(reader.found), failures, time.monotonic() - began))
+    if reader.bad:
+        _say(f"{reader.bad} of {reader.lines} lines could not be used")
+        return FAILED_LINES
+    return 0
+
+
+def _summary(written: int, found: int, failures: int, seconds: float) -> str:
+    words = f"{written} record{'s' * (written != 1)} judged"
+    if found:
+        words += f", {found} were done before"
+    if written:
+        words += f", in {seconds:.1f} s ({written / seconds:.3g} records/s)"
+    if failures:
+        words += f"; {failures} without a verdict"
+    return words
+
+
+class _Stopped(Exception):
+    """A signal came, and the block under way is done."""
+
+
+class _Stop:
+    """SIGINT and SIGTERM end the command behind the block under way, or at once where it only waits
+    for input. A second one ends it wherever it is.
+    """
+
+    def __init__(self):
+        self.came, self.waiting, self.before = 0, False, {}
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            # a process that is on its way out needs no further word
+            signal.signal(number, signal.SIG_IGN if self.came else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
+        self.came = number
+        if self.waiting:
+            raise _Stopped
+        _say("stopping when the records under way are done; once more to stop at once")
+
+
+class _Reader:
+    """The records of a file, line by line; `waiting` has those that were given and not yet judged,
+    with their digests.
+    """
+
+    def __init__(self, path: str, judge: Judge, done: set[str], stop: _Stop):
+        self.path, self.judge, self.done, self.stop = path, judge, done, stop
+        self.waiting: collections.deque[tuple[Record, str]] = collections.deque()
+        self.found: set[str] = set()  # digests of records that were done before
+        self.lines = self.bad = 0
+
+    def records(self) -> Iterator[Record]:
+        from grm_jax.evaluation.store import record_digest  # takes JAX, which is there by now
+
+        name = "stdin" if self.path == "-" else self.path
+        first_line: dict[str, int] = {}
+        with _opened(self.path) as file:
+            for number, raw in enumerate(self._raw(file), start=1):
+                if not raw.strip():
+                    continue
+                self.lines += 1
+                where = f"{name}:{number}"
+                try:
+                    record = as_record(decode_line(raw, where), where)
+                    if record.id in first_line:
+                        raise ValueError(
+                            f'{where}: field "id": {record.id!r} was used on line '
+                            f"{first_line[record.id]} already"
+                        )
+                    if not self.judge.accepts(len(record.responses)):
+                        raise ValueError(
+                            f"{where}: a {self.judge.system.kind} cannot judge "
+                            f"{len(record.responses)} response"
+                        )
+                except ValueError as error:
+                    _say(f"error: {error}")
+                    self.bad += 1
+                    continue
+                first_line[record.id] = number
+                digest = record_digest(record)
+                if digest in self.done:
+                    self.found.add(digest)
+                else:
+                    self.waiting.append((record, digest))
+                    yield record
+
+    def _raw(self, file: BinaryIO) -> Iterator[bytes]:
+        while True:
+            self.stop.waiting = True
+            try:
+                if self.stop.came:
+                    raise _Stopped
+                raw = file.readline()
+            finally:
+                self.stop.waiting = False
+            if not raw:
+                return
+            yield raw
+
+
+def _verdict_line(
+    args: argparse.Namespace, record: Record, verdict: Verdict, asked: dict
+) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": record.id} | _facts(verdict)
+    if args.judgments:
+        line["judgments"] = [vars(judgment) for judgment in verdict.judgments]
+    return line | asked
+
+
+def _ranked_line(
+    args: argparse.Namespace, record: Record, verdict: Verdict, asked: dict
+) -> dict[str, Any]:
+    order, facts = list(range(len(record.responses))), _facts(verdict)
+    if verdict.scores is not None:
+        scores = verdict.scores
+        order.sort(key=lambda i: (-scores[i], i != verdict.best, i))
+        order = order[: args.top]
+        facts["scores"] = [scores[i] for i in order]
+    del facts["best"]
+    line = record_to_dict(record)
+    line["responses"] = [record.responses[i] for i in order]
+    about = {"order": order, **facts, **asked}
+    if record.rewards is not None:
+        line["rewards"] = [record.rewards[i] for i in order]
+        try:
+            record_from_dict(line, "ranked")
+        except ValueError:  # gold that says nothing of the responses that are left
+            about["rewards"] = line.pop("rewards")
+    line["metadata"] = record.metadata | {"grm": about}
+    return line
+
+
+def _facts(verdict: Verdict) -> dict[str, Any]:
+    facts = {
+        name: getattr(verdict, name)
+        for name in ("scores", "best", "margin", "k", "valid", "failed")
+    }
+    return facts | ({} if verdict.failure is None else {"failure": verdict.failure})
+
+
+def _done(path: pathlib.Path, command: str, asked: dict) -> set[str]:
+    """Digests of the records whose lines are in a file of results; a torn last line is cut off.
+
+    Raises ValueError for a file of something else, and for lines of another model or question.
+    """
+    done: set[str] = set()
+    if not path.is_file():
+        return done
+    offset = 0
+    with open(path, "r+b") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.endswith(b"\n"):
+                file.truncate(offset)
+                break
+            where = f"{path}:{number}"
+            line = decode_line(raw, where)
+            try:
+                about = line if command == "judge" else line["metadata"]["grm"]
+                digest, there = about["record"], {name: about[name] for name in asked}
+            except (TypeError, KeyError):
+                raise ValueError(
+                    f"{where}: not a result of grm {command}; choose another --out"
+                ) from None
+            for name, value in asked.items():
+                if there[name] != value:
+                    raise ValueError(
+                        f'{where}: field "{name}": {there[name]!r}, but {value!r} is asked for '
+                        "now; choose another --out, or remove this file"
+                    )
+            done.add(digest)
+            offset += len(raw)
+    return done
+
+
+def _opened(path: str) -> Any:
+    if path == "-":
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+
+
+def _stdout() -> Any:
+    return open(sys.stdout.fileno(), "wb", closefd=False)
+
+
+def _count_lines(path: str) -> int:
+    with _opened(path) as file:
+        return sum(bool(raw.strip()) for raw in file)
+
+
+def _say(text: str) -> None:
+    print(f"grm: {text}", file=sys.stderr, flush=True)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _template(text: str) -> tuple[str, str]:
+    role, sign, name = text.partition("=")
+    if role not in ROLES or not sign or not name:
+        raise argparse.ArgumentTypeError(
+            f"expected ROLE=NAME with a role of {', '.join(ROLES)}, got {text!r}"
+        )
+    return role, name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

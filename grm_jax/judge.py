@@ -1,0 +1,634 @@
+"""One model folder as one function: a conversation and its responses in, a verdict out.
+
+    judge = grm_jax.load("tiny")
+    verdict = judge("Reverse the list: 1.fox 2.ant", ["1.ant 2.fox", "1.fox 2.ant"], k=8)
+    verdict.best, verdict.scores, verdict.judgments[0].critique
+
+    for verdict in judge.many(records, k=8): ...
+
+Importing this takes no JAX; `load` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from grm_jax.judgment.prompts import Template, load_template
+from grm_jax.judgment.records import Record, Turn, record_from_dict, record_to_dict
+from grm_jax.judgment.voting import default_k_meta, pick_winner, select_by_meta, vote
+from grm_jax.reward_models.description import (
+    FILE,
+    ROLES,
+    Description,
+    meta_folder,
+    model_folder,
+    read_description,
+)
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from grm_jax.reward_models.load import System
+
+log = logging.getLogger(__name__)
+# completions at once, at most. On CPU a larger batch wastes more on waiting for its longest row
+ROWS_CPU, ROWS = 32, 128
+BATCHES = 8  # to a block of records
+SMALL_BYTES = 2**31  # of weight files: a smaller model is whole on every device
+NARROWEST = 32  # tokens; prompts are padded to the powers of two from here
+# tokens; a small call pads judgments for the Meta RM to the powers of two from here, so that a
+# longer one is seldom a program of its own
+NARROWEST_SEQUENCE = 1024
+COMPLETION = 2048  # tokens at most, of a model that does not say
+TEMPERATURE = 0.5  # of such a model (paper, D.1)
+# what a kind asks of a record of n responses, for k samples: completions or sequences
+ROLES_OF = {
+    "pointwise_grm": ("pointwise", "single"),
+    "llm_judge": ("judge",),
+    "token_prob": ("judge",),
+}
+QUESTIONS: dict[str, Callable[[int, int], int]] = {
+    "pointwise_grm": lambda n, k: k,
+    "llm_judge": lambda n, k: k * n * (n - 1) // 2,
+    "token_prob": lambda n, k: k * n * (n - 1) // 2,
+    "pair_rm": lambda n, k: n * (n - 1),
+    "cloud": lambda n, k: k * n,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgment:
+    """One sample of a judge.
+
+    order: the responses as they were shown, as indices of the record. principles: (name, weight or
+        None). critique, text: what it wrote; "" for a scalar model. tokens: generated.
+    scores: one for each response, in the record's order; None where `failure` says why not.
+    meta_logit: of the Meta RM, that this judgment is correct; None without one, for greedy
+        judgments and for failed ones.
+    kept: whether the vote counted it.
+    """
+
+    sample: int
+    order: tuple[int, ...]
+    scores: tuple[float, ...] | None
+    failure: str | None
+    kept: bool
+    meta_logit: float | None
+    principles: tuple[tuple[str, float | None], ...]
+    critique: str
+    text: str
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What k judgments of one record come to.
+
+    id: of the record. scores: for each response the total over the judgments that count.
+    best: index of the highest total; ties are broken at random, the same way for the same seed and
+        record. margin: the highest total less the second, per judgment that counts; None for one
+        response, which has no second.
+    k: judgments drawn; 1 for a model whose samples are all the same. valid, failed: those with
+        scores, and those without.
+
+    Where all failed, scores, best and margin are None: nothing is guessed.
+    """
+
+    id: str
+    scores: tuple[float, ...] | None
+    best: int | None
+    margin: float | None
+    k: int
+    valid: int
+    failed: int
+    judgments: tuple[Judgment, ...]
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is no verdict: the most common failure of the judgments; None where there is
+        one.
+        """
+        if self.valid:
+            return None
+        failures = [judgment.failure for judgment in self.judgments]
+        return max(failures, key=failures.count)
+
+
+def load(
+    name: str | os.PathLike | Mapping[str, Any] = "tiny",
+    *,
+    meta: str | os.PathLike | bool | None = None,
+    kind: str | None = None,
+    templates: Mapping[str, str | Template] | None = None,
+    answer: str | None = None,
+    prompt: int | None = None,
+    completion: int | None = None,
+    temperature: float | None = None,
+    k_meta: int | None = None,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rows: int | None = None,
+) -> Judge:
+    """Makes a model folder a judge. Its weights are read when it first judges.
+
+    Args:
+      name: "tiny", the trained GRM in the package; a model folder; the work folder of a run; a
+        model of the Hugging Face hub; or the spec of a system (`reward_models.load`), such as
+        {"kind": "remote", "base_url": ..., "model": ...}.
+      meta: the Meta RM that chooses which judgments count; None for the one that lies beside the
+        model, False for none.
+      kind, templates, answer, prompt, completion, temperature, k_meta: how the model is asked,
+        where its folder has no grm.json that says so. templates: {role: name or file}, roles
+        pointwise, single, judge, meta. prompt, completion: the longest, in tokens. temperature of
+        samples. k_meta: judgments that the Meta RM keeps, by default half of them. A template
+        other than that in grm.json is an error; the others may be changed.
+      dtype: to compute in; by default float32 on CPU, elsewhere that of the weights.
+      mesh: devices (`parallel.mesh.make_mesh`); by default all there are.
+      rows: completions at once, at most, 32 on CPU and 128 elsewhere by default. More of them need
+        more memory.
+
+    Raises FileNotFoundError for a model that is not there, and ValueError for what cannot be right.
+    What is guessed, because nothing says it, is said in one line of log.
+    """
+    spec, folder, description = _spec(name, kind, meta)
+    # these take a second, and JAX
+    from grm_jax.compile_cache import enable_compile_cache
+    from grm_jax.models.config import Numerics
+    from grm_jax.reward_models.load import Asking, describe
+    from grm_jax.sampling.settings import Lengths, Sampling
+
+    enable_compile_cache()
+    config = {} if folder is None else _config(folder)
+    said, guesses = description or Description("pointwise_grm"), []
+
+    def settle(what: str, given: Any, stated: Any, guess: Any) -> Any:
+        if given is None and stated is None:
+            guesses.append(f"{what} {guess}")
+        return next(value for value in (given, stated, guess) if value is not None)
+
+    # how it is asked: as the arguments say, else grm.json, else a guess that is said aloud
+    positions = config.get("max_position_embeddings", 8192)
+    lengths = said.lengths or {}
+    guess = min(COMPLETION, positions // 4)
+    completion = _count(
+        "completion", settle("completion", completion, lengths.get("completion"), guess)
+    )
+    prompt = _count(
+        "prompt", settle("prompt", prompt, lengths.get("prompt"), positions - completion)
+    )
+    temperature = settle("temperature", temperature, said.temperature, TEMPERATURE)
+    for role in ROLES_OF.get(spec["kind"], ()):
+        if role not in said.templates and role not in (templates or {}):
+            guesses.append(f"template {role!r}")
+    if spec["kind"] in ("bradley_terry", "scalar", "pair_rm"):
+        guesses = []  # these do not sample, and read as many tokens as they can
+    if description is None and kind is None:
+        guesses.insert(0, f"kind {spec['kind']}")
+    if folder is not None and guesses:
+        log.warning(
+            "%s does not say how it wants to be asked (%s); guessed: %s. Arguments say otherwise",
+            folder,
+            FILE,
+            ", ".join(guesses),
+        )
+    if templates is not None:
+        spec["templates"] = dict(templates)
+    if answer is not None:
+        spec["answer"] = answer
+    # where it runs
+    mesh = _mesh(folder) if mesh is None else mesh
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    rows = (ROWS_CPU if on_cpu else ROWS) if rows is None else _count("rows", rows)
+    stored = config.get("dtype") or config.get("torch_dtype")
+    if dtype is None:
+        dtype = "bfloat16" if stored in ("bfloat16", "float16") and not on_cpu else "float32"
+    asking = Asking(
+        mesh=mesh,
+        # unrolled layers are faster on CPU, and compile slower
+        numerics=Numerics(dtype, not on_cpu or config.get("num_hidden_layers", 0) > 8),
+        lengths=Lengths(
+            prompt,
+            completion,
+            _powers(NARROWEST, prompt),
+            _powers(NARROWEST, prompt + completion)[:-1],
+        ),
+        sampling=Sampling(rows=rows, sampler="jit" if mesh.size == 1 else "shard_map"),
+        templates={role: load_template(role) for role in ROLES},
+    )
+    system = describe(spec, asking)
+    if system.accepts is None:  # a kind of one's own, which says it once it is loaded
+        model = system.load(0)
+        system = system._replace(accepts=model.accepts, sampled=model.sampled)
+    return Judge(
+        system=system,
+        temperature=_temperature(temperature),
+        k_meta=said.k_meta if k_meta is None else _count("k_meta", k_meta),
+        guided=bool(spec.get("meta")),
+        rows=rows,
+        sequences=_powers(NARROWEST_SEQUENCE, prompt + completion)[:-1],
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Judge:
+    """A reward model that is asked about one conversation at a time, or about many.
+
+    system: what it is (`reward_models.load.System`). temperature: of its samples. k_meta: judgments
+    that its Meta RM keeps; None for half. guided: whether it has one. rows: completions at once.
+    sequences: widths of judgments for the Meta RM in small calls.
+    """
+
+    system: System
+    temperature: float
+    k_meta: int | None
+    guided: bool
+    rows: int
+    sequences: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        guided = ", guided by a Meta RM" if self.guided else ""
+        return f"<Judge {self.system.name!r}: {self.system.kind}{guided}>"
+
+    def __call__(
+        self,
+        conversation: str | Sequence[Turn | Mapping[str, str]],
+        responses: Sequence[str],
+        k: int = 1,
+        seed: int = 0,
+        *,
+        temperature: float | None = None,
+        k_meta: int | None = None,
+        reference: str | None = None,
+    ) -> Verdict:
+        """Judges the responses to a conversation.
+
+        Args:
+          conversation: the user's text, or turns of {"role", "content"}, the last of them the
+            user's.
+          responses: one, two or many. One is scored 0 or 1, wrong or right, by a GRM.
+          k: judgments to draw and vote over. 1 is one greedy judgment, unless a temperature is
+            given.
+          seed: with the texts it fixes the verdict.
+          temperature: of the samples; by default the model's own. 0 is greedy.
+          k_meta: judgments that the Meta RM keeps.
+          reference: a correct answer, for templates that show one.
+
+        Raises ValueError, naming the argument and what was expected.
+        """
+        fields = {"conversation": conversation, "responses": responses}
+        if reference is not None:
+            fields["reference"] = reference
+        record = as_record(fields, "judge")
+        how = self._how(k, seed, temperature, k_meta)
+        (verdict,) = self._block([record], self._is_small([record], how), **how)
+        return verdict
+
+    def many(
+        self,
+        records: Iterable[Record | Mapping[str, Any]],
+        k: int = 1,
+        seed: int = 0,
+        *,
+        temperature: float | None = None,
+        k_meta: int | None = None,
+        progress: bool = True,
+        total: int | None = None,
+    ) -> Iterator[Verdict]:
+        """Judges records, block by block, and gives their verdicts in the records' order.
+
+        records: `Record`s, or dicts of their JSONL schema (`judgment.records`), with or without
+        gold; a dict needs no "id", and its conversation may be a text. They are read as they are
+        needed. progress: a line on stderr, with `total`, their number, where they do not tell it.
+        The others are as in a call. Raises ValueError for a record that is none, or that this model
+        cannot judge.
+        """
+        how = self._how(k, seed, temperature, k_meta)
+        if total is None and isinstance(records, Sequence):
+            total = len(records)
+        return self._many(records, how, progress, total)
+
+    def asked(
+        self,
+        k: int = 1,
+        seed: int = 0,
+        *,
+        temperature: float | None = None,
+        k_meta: int | None = None,
+    ) -> dict[str, Any]:
+        """What a call with these arguments depends on, beside the record, as plain JSON.
+
+        "model" is a digest of all that the model's text depends on: weights, tokenizer, templates,
+        lengths. Two calls that are equal in all fields give the same verdict.
+        """
+        how = self._how(k, seed, temperature, k_meta)
+        identity = json.dumps(self.system.identity, sort_keys=True).encode()
+        return {
+            "model": hashlib.sha256(identity).hexdigest()[:16],
+            "k": len(how["samples"]),
+            "seed": seed,
+            "temperature": how["temperature"],
+            "k_meta": how["k_meta"],
+        }
+
+    def accepts(self, n: int) -> bool:
+        """Whether it can judge n responses; models of pairs want two or more."""
+        return self.system.accepts(n)
+
+    def _many(self, records, how, shown, total) -> Iterator[Verdict]:
+        from grm_jax.progress import progress
+
+        numbered = (as_record(r, f"records[{i}]") for i, r in enumerate(records))
+        small = None
+        with progress("judge", total, "records") if shown else _silence() as advance:
+            for block in self._blocks(numbered, len(how["samples"])):
+                # the last of many blocks goes through the programs of the others
+                small = self._is_small(block, how) if small is None else small
+                verdicts = self._block(block, small, **how)
+                advance(len(verdicts))
+                yield from verdicts
+
+    def _how(self, k, seed, temperature, k_meta) -> dict[str, Any]:
+        """The arguments of a call, checked, as `_block` takes them."""
+        _count("k", k)
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"seed: expected an integer, got {seed!r}")
+        if k_meta is not None and _count("k_meta", k_meta) > k:
+            raise ValueError(f"k_meta: expected 1 to k = {k}, got {k_meta}")
+        if k_meta is not None and not self.guided:
+            raise ValueError(f"k_meta: expected None, as {self!r} has no Meta RM, got {k_meta}")
+        sampled = self.system.sampled
+        if temperature is None:
+            temperature = self.temperature if k > 1 else 0.0
+        temperature = _temperature(temperature) if sampled else 0.0
+        samples = tuple(range(k if sampled else 1))
+        if not self.guided or temperature == 0:
+            k_meta = None
+        elif k_meta is None:
+            k_meta = default_k_meta(k) if self.k_meta is None else min(k, self.k_meta)
+        return {"samples": samples, "seed": seed, "temperature": temperature, "k_meta": k_meta}
+
+    def _questions(self, record: Record, k: int) -> int:
+        n = len(record.responses)
+        return QUESTIONS.get(self.system.kind, lambda n, k: n)(n, k)
+
+    def _is_small(self, records: Sequence[Record], how: Mapping[str, Any]) -> bool:
+        """Whether all that is asked of these records goes into less than a batch."""
+        return sum(self._questions(r, len(how["samples"])) for r in records) < self.rows
+
+    def _blocks(self, records: Iterator[Record], k: int) -> Iterator[list[Record]]:
+        """Records in their order, in blocks that end once they ask BATCHES batches."""
+        block, asked = [], 0
+        for record in records:
+            block.append(record)
+            asked += self._questions(record, k)
+            if asked >= BATCHES * self.rows:
+                yield block
+                block, asked = [], 0
+        if block:
+            yield block
+
+    def _block(
+        self,
+        records: Sequence[Record],
+        small: bool,
+        samples: tuple[int, ...],
+        seed: int,
+        temperature: float,
+        k_meta: int | None,
+    ) -> list[Verdict]:
+        by_id: dict[str, Record] = {}
+        for record in records:
+            if by_id.setdefault(record.id, record) != record:
+                raise ValueError(f"record {record.id!r}: two records have this id")
+            if not self.accepts(len(record.responses)):
+                raise ValueError(
+                    f"record {record.id!r} has {len(record.responses)} response"
+                    f"{'s' * (len(record.responses) > 1)}, which a {self.system.kind} cannot judge"
+                )
+        asked = sum(self._questions(record, len(samples)) for record in by_id.values())
+        shapes = {}
+        if small:  # few programs, whatever is asked
+            shapes = {"rows": 1 << max(0, asked - 1).bit_length(), "sequences": self.sequences}
+        model = self.system.load(seed, **shapes)
+        view = self.system.view or (lambda judgment: judgment)
+        found: dict[str, dict[int, dict]] = {name: {} for name in by_id}
+        for block in model.judge(list(by_id.values()), samples, temperature):
+            for judgment in block:
+                found[judgment["id"]][judgment["sample"]] = view(judgment)
+        verdicts = {
+            name: _verdict(by_id[name], [found[name][sample] for sample in samples], k_meta, seed)
+            for name in by_id
+        }
+        return [verdicts[record.id] for record in records]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
+
+
+def as_record(value: Any, where: str = "record") -> Record:
+    """The record that is given as a `Record` or as a dict of its JSONL schema, checked.
+
+    A dict needs no "id": a digest of its texts takes its place. Its conversation may be a text,
+    which is the user's turn, or `Turn`s. Raises ValueError, which `where` opens, with the field and
+    what was expected.
+    """
+    if isinstance(value, Record):
+        return record_from_dict(_fields_of(value, where), where)
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ValueError(
+            f"{where}: expected a Record, or a dict with conversation and responses, got "
+            f"{_short(value)}"
+        )
+    fields, named = dict(value), "id" in value
+    if "conversation" in fields:
+        fields["conversation"] = _turns(fields["conversation"])
+    if isinstance(fields.get("responses"), str):
+        raise ValueError(
+            f'{where}: field "responses": expected a list of texts, got the text '
+            f'{_short(fields["responses"])}; a single response is ["..."]'
+        )
+    if isinstance(fields.get("responses"), tuple):
+        fields["responses"] = list(fields["responses"])
+    if named:
+        return record_from_dict(fields, where)
+    # an id is not what is wrong with a record that has none
+    unnamed = "-"
+    try:
+        record = record_from_dict(fields | {"id": unnamed}, where)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f" (id {unnamed!r})", "", 1)) from None
+    return dataclasses.replace(record, id=_content_id(record))
+
+
+def _spec(
+    name: str | os.PathLike | Mapping[str, Any],
+    kind: str | None,
+    meta: str | os.PathLike | bool | None,
+) -> tuple[dict[str, Any], pathlib.Path | None, Description | None]:
+    """(spec of the system, its folder, what the folder says); None for what it does not have."""
+    if isinstance(name, Mapping):
+        spec = {"name": str(name.get("kind"))} | dict(name)
+        kind, folder, description = spec.get("kind"), None, None
+        if isinstance(spec.get("path"), (str, os.PathLike)):
+            folder = model_folder(spec["path"])
+            description = read_description(folder)
+    else:
+        folder = model_folder(name)
+        description = read_description(folder)
+        kind = kind or (description.kind if description else _kind_of(folder))
+        spec = {"name": os.fspath(name), "kind": kind, "path": str(folder)}
+    if kind in ("meta_rm", "critic"):
+        raise ValueError(
+            f"{folder} holds a {kind}, which judges nothing by itself; expected the model that it "
+            "belongs to"
+        )
+    if kind == "cloud" and folder is not None and "critic" not in spec:
+        spec["critic"] = str(folder.parent / "critic")
+    if meta is True or not (meta is None or meta is False or isinstance(meta, (str, os.PathLike))):
+        raise ValueError(
+            f"meta: expected the folder of a Meta RM, None for the one beside the model, or False "
+            f"for none, got {meta!r}"
+        )
+    if kind == "pointwise_grm":
+        if meta is None and "meta" not in spec and folder is not None:
+            meta = meta_folder(folder, description)
+        elif meta:
+            meta = model_folder(meta, ("meta",))
+        if meta:
+            spec["meta"] = str(meta)
+        elif meta is False:
+            spec.pop("meta", None)
+    elif meta:
+        raise ValueError(f"meta: a {kind} has no Meta RM; it is there for a pointwise_grm")
+    return spec, folder, description
+
+
+def _kind_of(folder: pathlib.Path) -> str:
+    """What a folder without grm.json most likely is."""
+    if "SequenceClassification" in str(_config(folder).get("architectures")):
+        return "bradley_terry"
+    return "pointwise_grm"
+
+
+def _config(folder: pathlib.Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {_short(config)}")
+    return config
+
+
+def _mesh(folder: pathlib.Path | None) -> Mesh:
+    """All devices: a small model whole on each, a large one split over them."""
+    from grm_jax.parallel.mesh import make_mesh
+
+    files = [] if folder is None else folder.glob("*.safetensors")
+    if sum(path.stat().st_size for path in files) < SMALL_BYTES:
+        return make_mesh(replica=-1, fsdp=1)
+    return make_mesh()
+
+
+def _verdict(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int) -> Verdict:
+    """The vote over the rows of one record, or over the k_meta of them that the Meta RM keeps."""
+    samples = [row["scores"] for row in rows]
+    kept = set(range(len(rows)))
+    if k_meta is not None:
+        kept = set(select_by_meta(samples, [row.get("meta_logit") for row in rows], k_meta))
+    tally = vote([samples[i] for i in sorted(kept)])
+    margin = None
+    if tally.totals is not None and len(tally.totals) > 1:
+        top, second, *_ = sorted(tally.totals, reverse=True)
+        margin = (top - second) / tally.valid
+    failed = sum(scores is None for scores in samples)
+    return Verdict(
+        id=record.id,
+        scores=tally.totals,
+        best=pick_winner(tally, seed, record.id),
+        margin=margin,
+        k=len(rows),
+        valid=len(rows) - failed,
+        failed=failed,
+        judgments=tuple(
+            Judgment(
+                sample=row["sample"],
+                order=tuple(row["order"]),
+                scores=None if row["scores"] is None else tuple(row["scores"]),
+                failure=row["failure"],
+                kept=i in kept and row["scores"] is not None,
+                meta_logit=row.get("meta_logit"),
+                principles=tuple(map(tuple, row.get("principles", ()))),
+                critique=row.get("critique", ""),
+                text=row["text"],
+                tokens=row["tokens"],
+            )
+            for i, row in enumerate(rows)
+        ),
+    )
+
+
+def _turns(conversation: Any) -> Any:
+    """A conversation as the JSONL schema has it; what is none stays as it is."""
+    if isinstance(conversation, str):
+        return [{"role": "user", "content": conversation}]
+    if isinstance(conversation, (list, tuple)):
+        return [
+            {"role": turn.role, "content": turn.content}
+            if isinstance(turn, Turn)
+            else {str(name): value for name, value in turn.items()}
+            if isinstance(turn, Mapping)
+            else turn
+            for turn in conversation
+        ]
+    return conversation
+
+
+def _fields_of(record: Record, where: str) -> dict[str, Any]:
+    try:
+        return record_to_dict(record)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: not a Record as it should be: {error}") from error
+
+
+def _content_id(record: Record) -> str:
+    texts = {name: value for name, value in record_to_dict(record).items() if name != "id"}
+    texts.pop("rewards", None)  # gold changes no verdict
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _powers(first: int, last: int) -> tuple[int, ...]:
+    """The powers of two from `first` that are less than `last`, and `last`."""
+    powers = (first << i for i in itertools.count())
+    return (*itertools.takewhile(lambda width: width < last, powers), last)
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return value
+
+
+def _temperature(value: Any) -> float:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not (math.isfinite(value) and 0 <= value <= 100):
+        raise ValueError(f"temperature: expected a number from 0 to 100, got {value!r}")
+    return float(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,352 @@
+"""The command `grm`: what goes in and comes out, and what it does when something is wrong."""
+
+import gzip
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import grm_jax
+from grm_jax import cli
+from grm_jax.data.world import make_records
+from grm_jax.judgment.records import read_records, write_records
+from tests import fabricated_judge
+
+GRM = [sys.executable, "-m", "grm_jax"]
+# the command with a model of the tests behind it, in blocks of two records
+DRIVER = """
+import sys
+from grm_jax import cli, judge
+def load(name, **kwargs):
+    return judge.load({"kind": "tests.fabricated_judge:" + name}, rows=1)
+judge.QUESTIONS["tests.fabricated_judge:slow"] = lambda n, k: 4
+cli.load = load
+sys.exit(cli.main())
+"""
+SLOW = [sys.executable, "-c", DRIVER]
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.setenv("GRM_JAX_CACHE", "0")
+
+
+@pytest.fixture
+def grm(monkeypatch, capfdbinary):
+    """`grm` in this process, asking the honest judge of the tests: (status, lines, stderr)."""
+    fabricated_judge.CALLS.clear()
+    monkeypatch.setattr(
+        cli, "load", lambda name, **_: grm_jax.load({"kind": f"tests.fabricated_judge:{name}"})
+    )
+
+    def run(*words, model="honest"):
+        capfdbinary.readouterr()
+        status = cli.main([*map(str, words), "--model", model])
+        out, err = capfdbinary.readouterr()
+        return status, [json.loads(line) for line in out.splitlines()], err.decode()
+
+    return run
+
+
+def lines(*responses, **fields):
+    return [
+        {"id": f"r{i}", "conversation": f"question {i}", "responses": list(texts), **fields}
+        for i, texts in enumerate(responses)
+    ]
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "in.jsonl", lines("37", "92", ("5", "8", "6"), ("4", "fails"), "1"))
+
+
+def test_judge_writes_a_verdict_for_each_record(grm, file):
+    status, verdicts, said = grm("judge", file, "--k", 4)
+    assert status == 0 and [v["id"] for v in verdicts] == ["r0", "r1", "r2", "r3", "r4"]
+    first, _, three, failed, single = verdicts
+    assert first["scores"] == [12, 28] and first["best"] == 1 and first["margin"] == 4.0
+    assert (first["k"], first["valid"], first["failed"]) == (4, 4, 0) and "failure" not in first
+    assert three["best"] == 1 and three["margin"] == 2.0
+    assert failed["failure"] == "no_box" and failed["failed"] == 4
+    assert failed["scores"] is failed["best"] is failed["margin"] is None
+    assert single["best"] == 0 and single["margin"] is None
+    assert "judgments" not in first and first["seed"] == 0 and first["temperature"] == 0.5
+    assert re.fullmatch("[0-9a-f]{16}", first["model"])
+    assert "grm: 5 records judged" in said and "1 without a verdict" in said
+    _, verdicts, _ = grm("judge", file, "--k", 4, "--judgments", "--seed", 3)
+    assert verdicts[0]["seed"] == 3 and len(verdicts[0]["judgments"]) == 4
+    assert verdicts[0]["judgments"][2] == {
+        "sample": 2,
+        "order": verdicts[0]["judgments"][2]["order"],
+        "scores": [3, 7],
+        "failure": None,
+        "kept": True,
+        "meta_logit": 2.0,
+        "principles": [["worth", 1.0], ["x", None]],
+        "critique": "",
+        "text": "sample 2",
+        "tokens": 3,
+    }
+
+
+def test_rank_sorts_the_responses_of_records(grm, tmp_path):
+    records = lines(("5", "8", "6"), ("2", "9"), ("4", "fails"), metadata={"mine": 1})
+    records[0] |= {"rewards": [0.5, 0.1, 0.9], "domain": "d", "reference": "8"}
+    records[1]["best"] = 1
+    path = write(tmp_path / "in.jsonl", records)
+    status, ranked, said = grm("rank", path, "--k", 2)
+    assert status == 0 and "1 without a verdict" in said
+    assert [record["responses"] for record in ranked] == [
+        ["8", "6", "5"],
+        ["9", "2"],
+        ["4", "fails"],
+    ]
+    assert [record.get("rewards") for record in ranked] == [[0.1, 0.9, 0.5], [1.0, 0.0], None]
+    assert ranked[0]["domain"] == "d" and ranked[0]["reference"] == "8"
+    assert ranked[0]["metadata"]["mine"] == 1
+    about = ranked[0]["metadata"]["grm"]
+    assert (
+        about["order"] == [1, 2, 0] and about["scores"] == [16, 12, 10] and about["margin"] == 2.0
+    )
+    assert ranked[2]["metadata"]["grm"]["failure"] == "no_box"
+    assert ranked[2]["metadata"]["grm"]["order"] == [0, 1]
+    again = write(tmp_path / "ranked.jsonl", ranked)
+    assert len(read_records(again)) == 3  # records, for whatever reads records
+    _, ranked, _ = grm("rank", path, "--k", 2, "--top", 1)
+    assert [record["responses"] for record in ranked] == [["8"], ["9"], ["4", "fails"]]
+    # gold of one response must be 0 or 1 in a record
+    assert "rewards" not in ranked[0] and ranked[0]["metadata"]["grm"]["rewards"] == [0.1]
+    assert ranked[1]["rewards"] == [1.0]
+    assert len(read_records(write(tmp_path / "top.jsonl", ranked))) == 3
+    _, ranked, _ = grm("rank", path, "--k", 2, "--top", 2)
+    assert [len(record["responses"]) for record in ranked] == [2, 2, 2]
+
+
+def test_ties_rank_as_the_verdict_has_them(grm, tmp_path):
+    path = write(tmp_path / "in.jsonl", lines(*[("4", "4", "4")] * 20))
+    _, verdicts, _ = grm("judge", path)
+    _, ranked, _ = grm("rank", path)
+    orders = [record["metadata"]["grm"]["order"] for record in ranked]
+    assert [order[0] for order in orders] == [verdict["best"] for verdict in verdicts]
+    assert len({order[0] for order in orders}) > 1
+
+
+def test_a_bad_line_is_an_error_by_number_and_voids_nothing(grm, tmp_path):
+    path = tmp_path / "in.jsonl"
+    good = [json.dumps(line) for line in lines("12", "34", "5")]
+    nameless = json.dumps({"conversation": "q", "responses": ["6", "7"]})
+    path.write_bytes(
+        "\n".join(
+            ["\ufeff" + good[0], "", '{"id": "x"', '{"id": "y", "responses": ["1"]}', "[]", good[1]]
+            + [good[0], nameless, '{"id": "z", "conversation": "q", "responses": "1"}', good[2]]
+        ).encode()
+        + b'\n{"id": "\xff"}'
+    )
+    status, verdicts, said = grm("judge", path)
+    assert status == 1 and [v["best"] for v in verdicts] == [1, 1, 1, 0]
+    assert re.fullmatch("[0-9a-f]{16}", verdicts[2]["id"])
+    errors = re.findall(r"^grm: error: (.*)$", said, re.M)
+    assert [error.split(": ")[0].split(" ")[0] for error in errors] == [
+        f"{path}:{number}" for number in (3, 4, 5, 7, 9, 11)
+    ]
+    assert 'field "conversation"' in errors[1] and "used on line 1 already" in errors[3]
+    assert "not a line of UTF-8 JSON" in errors[5]
+    assert "grm: 6 of 10 lines could not be used" in said
+    status, verdicts, said = grm("judge", path, model="pairs")
+    assert status == 1 and [v["best"] for v in verdicts] == [1, 1, 1]
+    assert f"{path}:10: a tests.fabricated_judge:pairs cannot judge 1 response" in said
+
+
+def test_an_empty_file_and_a_compressed_one(grm, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    status, verdicts, said = grm("judge", empty)
+    assert (status, verdicts) == (0, []) and said == "grm: 0 records judged\n"
+    assert fabricated_judge.CALLS == []
+    with gzip.open(tmp_path / "in.jsonl.gz", "wt") as file:
+        file.write(json.dumps(lines("12")[0]) + "\n")
+    assert grm("judge", tmp_path / "in.jsonl.gz")[1][0]["best"] == 1
+
+
+def test_a_file_of_results_is_continued(grm, file, tmp_path):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    assert grm("judge", file, "--out", whole)[:2] == (0, [])
+    judged = whole.read_bytes().splitlines(keepends=True)
+    assert len(judged) == 5
+    out.write_bytes(b"".join(judged[:2]) + judged[2][:30])  # torn by a kill
+    fabricated_judge.CALLS.clear()
+    status, _, said = grm("judge", file, "--out", out)
+    assert status == 0 and out.read_bytes() == whole.read_bytes()
+    assert "3 records judged, 2 were done before" in said
+    assert [name for names, *_ in fabricated_judge.CALLS for name in names] == ["r2", "r3", "r4"]
+    fabricated_judge.CALLS.clear()
+    assert grm("judge", file, "--out", out)[0] == 0 and fabricated_judge.CALLS == []
+    # another text under the same id is another record
+    changed = [json.loads(line) for line in file.read_text().splitlines()]
+    changed[0]["responses"] = ["9", "1"]
+    write(file, changed)
+    assert grm("judge", file, "--out", out)[0] == 0
+    assert [names for names, *_ in fabricated_judge.CALLS] == [("r0",)]
+
+
+def test_results_of_another_question_are_refused_by_name(grm, file, tmp_path):
+    out = tmp_path / "out.jsonl"
+    grm("judge", file, "--out", out)
+    before = out.read_bytes()
+    for words, message in (
+        (("--k", 4), f'{out}:1: field "k": 8, but 4 is asked for now; choose another --out'),
+        (("--seed", 1), f'{out}:1: field "seed": 0, but 1'),
+        (("--temperature", 0.7), f'{out}:1: field "temperature": 0.5, but 0.7'),
+    ):
+        status, _, said = grm("judge", file, "--out", out, *words)
+        assert status == 2 and f"grm: error: {message}" in said
+    status, _, said = grm("judge", file, "--out", out, model="slow")
+    assert status == 2 and f'{out}:1: field "model": ' in said
+    status, _, said = grm("rank", file, "--out", out)
+    assert status == 2 and f"{out}:1: not a result of grm rank; choose another --out" in said
+    status, _, said = grm("judge", file, "--out", file)
+    assert status == 2 and f"{file}:1: not a result of grm judge" in said
+    assert out.read_bytes() == before
+    ranked = tmp_path / "ranked.jsonl"
+    grm("rank", file, "--out", ranked, "--top", 1)
+    status, _, said = grm("rank", file, "--out", ranked, "--top", 2)
+    assert status == 2 and f'{ranked}:1: field "top": 1, but 2' in said
+
+
+def test_what_cannot_begin_is_said_in_a_line(tmp_path, file, capsys):
+    for words, message in (
+        (["judge", tmp_path / "gone.jsonl"], "gone.jsonl: no such file"),
+        (
+            ["judge", file, "--model", "tinny"],
+            "model 'tinny': no such folder; did you mean 'tiny'?",
+        ),
+        (
+            ["rank", file, "--model", "tiny", "--template", "pointwise=pointwise"],
+            "was trained with",
+        ),
+        (["judge", file, "--k", "2", "--k-meta", "3"], "k_meta: expected 1 to k = 2, got 3"),
+    ):
+        assert cli.main([*map(str, words)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("grm: error: ") and message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "arguments are required: COMMAND"),
+        (["jugde"], "invalid choice: 'jugde'"),
+        (["judge"], "arguments are required: FILE"),
+        (["judge", "x", "--k", "0"], "--k: expected a positive integer, got '0'"),
+        (["judge", "x", "--k", "many"], "--k: expected a positive integer, got 'many'"),
+        (["judge", "x", "--template", "list=a"], "ROLE=NAME with a role of pointwise, single"),
+        (["judge", "x", "--meta", "a", "--no-meta"], "not allowed with argument"),
+        (["judge", "x", "--top", "1"], "unrecognized arguments: --top 1"),
+    ],
+)
+def test_wrong_arguments(words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_and_wrong_arguments_take_no_jax():
+    code = (
+        "import sys, grm_jax.cli as c\n"
+        "try: c.main(sys.argv[1:])\n"
+        "except SystemExit as stop: print(stop.code, 'jax' in sys.modules, file=sys.stderr)"
+    )
+    for words in (["--help"], ["judge", "--help"], ["rank", "x", "--k", "0"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert done.stderr.splitlines()[-1].endswith("False")
+    text = subprocess.run([*GRM, "judge", "--help"], capture_output=True, text=True).stdout
+    for word in ("conversation", "responses", "--model", "--out", "examples:", "margin", "failure"):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def start(words, **kwargs):
+    return subprocess.Popen(
+        [*SLOW, *map(str, words), "--model", "slow", "--k", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_done_and_the_same_command_goes_on(number, tmp_path):
+    path = write(tmp_path / "in.jsonl", lines(*["12"] * 40))
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    words = ["judge", path, "--out"]
+    process = start([*words, out])
+    while not out.is_file() or not out.stat().st_size:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "Traceback" not in said
+    done = out.read_text().count("\n")
+    assert 2 <= done < 40 and done % 2 == 0  # whole blocks
+    assert f"stopped by {number.name}. {done} records are in {out}; the same command" in said
+    for target in (out, whole):
+        assert start([*words, target]).wait(timeout=60) == 0
+    assert out.read_bytes() == whole.read_bytes() and whole.read_text().count("\n") == 40
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    path = write(tmp_path / "in.jsonl", lines(*["12"] * 1000))
+    process = start(["judge", path])
+    process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said and "once more" in said
+
+
+def test_a_signal_while_it_waits_for_input_ends_it_at_once(tmp_path):
+    process = start(["judge", "-"], stdin=subprocess.PIPE)
+    for line in lines("12", "34", "56"):
+        process.stdin.write(json.dumps(line) + "\n")
+    process.stdin.flush()
+    judged = [json.loads(process.stdout.readline())["id"] for _ in range(2)]  # the third waits
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    said = process.stderr.read()
+    assert judged == ["r0", "r1"] and process.returncode == 130 and "Traceback" not in said
+    assert "stopped by SIGINT. 2 records are done; with --out FILE a run can go on later" in said
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(tmp_path):
+    path = write(tmp_path / "in.jsonl", lines(*["12"] * 200))
+    process = start(["judge", path])
+    assert json.loads(process.stdout.readline())["id"] == "r0"
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert "Traceback" not in (said := process.stderr.read()) and "Broken" not in said
+
+
+def test_tiny_through_a_pipe(tmp_path):
+    """The whole command, as a newcomer types it."""
+    write_records(tmp_path / "in.jsonl", make_records("test", 2, 0))
+    with open(tmp_path / "in.jsonl") as file:
+        done = subprocess.run(
+            [*GRM, "rank", "-", "--top", "1", "--k", "4"],
+            stdin=file,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    ranked = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(record["responses"]) for record in ranked] == [1, 1]
+    assert all(record["metadata"]["grm"]["k_meta"] == 2 for record in ranked)
