@@ -115,8 +115,9 @@ class Verdict:
 
     @property
     def failure(self) -> str | None:
-        """Why there is no verdict: the most common failure of the judgments; None where there is
-        one.
+        """Says why there is no verdict: the most common failure of the judgments.
+
+        None where there is one.
         """
         if self.valid:
             return None
@@ -341,8 +342,8 @@ class Judge:
         }
 
     def accepts(self, n: int) -> bool:
-        """Whether it can judge n responses; models of pairs want two or more."""
-        return self.system.accepts(n)
+        """Says whether it can judge n responses; models of pairs want two or more."""
+        return self.system.accepts is None or self.system.accepts(n)
 
     def _many(self, records, how, shown, total) -> Iterator[Verdict]:
         from grm_jax.progress import progress

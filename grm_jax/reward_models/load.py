@@ -246,7 +246,11 @@ def _pointwise(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = _meta_guide(meta, meta_template, asking) if meta else lambda model, batches: model
+        guide = (
+            _meta_guide(meta, meta_template, asking)
+            if meta and meta_template
+            else lambda model, batches: model
+        )
 
         def build(seed: int, batches: Batches) -> RewardModel:
             model = pointwise_grm(
