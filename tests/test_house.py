@@ -80,14 +80,15 @@ def test_a_room_imports_from_lower_floors(path):
     for module in imported(ast.parse(path.read_text())):
         top, _, rest = module.partition(".")
         assert top != "experiments", "the package knows nothing of its scripts"
-        other = rest.split(".")[0]
+        # what the front door names is as high as the door
+        other = rest.split(".")[0] if rest.split(".")[0] in HEIGHT else "judge"
         if top == "grm_jax" and other != room:
             assert HEIGHT[other] < HEIGHT[room], f"{room} may not import {module}"
 
 
 def test_every_room_is_there_or_to_come():
     there = {room_of(path) for path in FILES}
-    assert set(HEIGHT) - there <= {"cli", "judge", "serving", "__main__"}
+    assert set(HEIGHT) - there <= {"serving"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
