@@ -27,8 +27,7 @@ def enable_compile_cache() -> pathlib.Path | None:
     machines that share a home never load each other's machine code. A folder that cannot be written
     is said in a line of log, as is one that is made, and nothing is kept then.
     """
-    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    if chosen:
+    if chosen := jax.config.values["jax_compilation_cache_dir"]:
         return pathlib.Path(chosen)
     asked = os.environ.get(VARIABLE)
     if asked is not None and asked.strip().lower() in ("", "0", "off"):

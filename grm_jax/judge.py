@@ -343,8 +343,7 @@ class Judge:
 
     def accepts(self, n: int) -> bool:
         """Whether it can judge n responses; models of pairs want two or more."""
-        # a kind of one's own may say only once it is loaded what it accepts
-        return (self.system.accepts or self.system.load(0).accepts)(n)
+        return self.system.accepts is None or self.system.accepts(n)
 
     def _many(self, records, how, shown, total) -> Iterator[Verdict]:
         from grm_jax.progress import progress

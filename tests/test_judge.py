@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -407,6 +409,20 @@ def test_several_devices_give_the_same_verdicts_and_many_those_of_calls(tiny):
         return [judgment.text for judgment in verdict.judgments]
 
     assert list(map(texts, verdicts)) == list(map(texts, alone))
+
+
+DOC = (pathlib.Path(__file__).parents[1] / "docs/judge.md").read_text()
+
+
+def test_the_page_about_judging_runs(capsys):
+    for snippet in re.findall(r"^```python\n(.*?)^```", DOC, re.M | re.S):
+        exec(compile(snippet, "docs/judge.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and re.fullmatch(r"\(\d+, \d+\) \d+\.\d+", lines[0])
+    fields = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)*", DOC, re.M)
+    assert {"scores", "kind", "lengths"} <= {name for names in fields for name in names}
+    for path in re.findall(r"\]\(([^)]+)\)", DOC):
+        assert (pathlib.Path(__file__).parents[1] / "docs" / path).exists(), path
 
 
 def test_a_judge_behind_an_api_is_a_spec():

@@ -16,6 +16,7 @@ from absl import app, flags
 
 from grm_jax.checkpoint.huggingface import TOKENIZER_FILES
 from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.voting import default_k_meta
 from grm_jax.reward_models.description import Description, model_folder, write_description
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/tiny", "work folder of a finished quick start")
@@ -90,9 +91,9 @@ def card(results: Mapping, title: str, what: str) -> str:
     k = max(config["eval"]["ks"])
     rows = []
     for split in config["eval"]["splits"]:
-        greedy = _row(results["rows"], split, "greedy", 1)
-        cells = [greedy, _row(results["rows"], split, "vote", k)]
-        cells.append(_row(results["rows"], split, "meta", k))
+        greedy = _row(results["rows"], split, ("greedy", 1, None))
+        vote = _row(results["rows"], split, ("vote", k, None))
+        cells = [greedy, vote, _row(results["rows"], split, ("meta", k, default_k_meta(k)))]
         figures = [f"{100 * cell['value']:.1f} ± {100 * cell['stderr']:.1f}" for cell in cells]
         chance = f"{100 * greedy['chance']:.0f}"
         rows.append("| " + " | ".join([split, str(greedy["items"]), chance, *figures]) + " |")
@@ -101,18 +102,18 @@ def card(results: Mapping, title: str, what: str) -> str:
         what=what,
         seed=config["seed"],
         k=k,
-        k_meta=cells[-1]["k_meta"],
+        k_meta=default_k_meta(k),
         temperature=config["eval"]["temperature"],
         rows="\n".join(rows),
     )
 
 
-def _row(rows: Sequence[Mapping], split: str, aggregation: str, k: int) -> Mapping:
+def _row(rows: Sequence[Mapping], split: str, way: tuple) -> Mapping:
     return next(
         row
         for row in rows
-        if (row["system"], row["benchmark"], row["aggregation"], row["k"])
-        == ("grm", split, aggregation, k)
+        if (row["system"], row["benchmark"]) == ("grm", split)
+        and (row["aggregation"], row["k"], row["k_meta"]) == way
     )
 
 

@@ -100,7 +100,8 @@ def template_from_files(
     includes is left out. name: for messages; that of the first file where None. Raises ValueError
     as `load_template` does.
     """
-    pairs: Any = tuple(files.items() if isinstance(files, Mapping) else map(tuple, files))
+    pairs: tuple[Any, ...]
+    pairs = tuple(files.items() if isinstance(files, Mapping) else map(tuple, files))
     if not pairs or not all(
         len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], str) for pair in pairs
     ):

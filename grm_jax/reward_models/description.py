@@ -41,7 +41,7 @@ TINY_BASE = ASSETS / "tiny_base"
 BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
 JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 # that ids are read from
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -227,17 +227,17 @@ def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
     answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
-    meta = _folder(spec, "meta", asking, ("meta_rm",), ("meta",)) if spec.get("meta") else None
-    meta_template = _template(spec, asking, "meta", meta, folder) if meta else None
+    meta: tuple[_Folder, Template] | None = None
+    if spec.get("meta"):
+        rater = _folder(spec, "meta", asking, ("meta_rm",), ("meta",))
+        meta = rater, _template(spec, asking, "meta", rater, folder)
     identity = {
         "kind": "pointwise_grm",
         "answer": answer,
         "templates": _digests(pointwise=pointwise, single=single),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
-        "meta": meta.identity | {"templates": _digests(meta=meta_template)}
-        if meta and meta_template
-        else None,
+        "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
         **folder.identity,
         **_asked(asking),
     }
@@ -246,9 +246,7 @@ def _pointwise(spec, asking) -> _Kind:
         params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = None
-        if meta and meta_template:
-            guide = _meta_guide(meta, meta_template, asking)
+        guide = _meta_guide(*meta, asking) if meta else lambda model, batches: model
 
         def build(seed: int, batches: Batches) -> RewardModel:
             model = pointwise_grm(
@@ -385,7 +383,7 @@ def _remote(spec, asking) -> _Kind:
         "single_template": _template(spec, asking, "single"),
     }
     given = {name: value for name, value in spec.items() if name not in ("kind", "templates")}
-    arguments = {"max_tokens": asking.lengths.completion} | templates | given
+    arguments: dict[str, Any] = {"max_tokens": asking.lengths.completion, **templates, **given}
     stated = {
         name: arguments.get(name, parameter.default)
         for name, parameter in REMOTE.items()
@@ -425,8 +423,12 @@ def _own(spec, asking) -> _Kind:
         "templates of the config": _digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
     }
-    make = functools.lru_cache(maxsize=1)(lambda seed: function(dict(spec), asking, seed))
-    return _Kind(identity, lambda: lambda seed, batches: make(seed), None, None)
+
+    def loader():
+        make = functools.lru_cache(maxsize=1)(lambda seed: function(dict(spec), asking, seed))
+        return lambda seed, batches: make(seed)
+
+    return _Kind(identity, loader, None, None)
 
 
 BASELINES = {
