@@ -200,9 +200,7 @@ def test_both_sequences_of_a_pair_see_nothing_of_each_other_or_of_the_split(tiny
     )
     np.testing.assert_allclose(metrics["margin"], (better - worse).mean(), atol=1e-5)
     np.testing.assert_allclose(
-        loss,
-        np.mean(np.log1p(np.exp(worse - better)) + 0.2 * (better + worse) ** 2),
-        rtol=1e-5,
+        loss, np.mean(np.log1p(np.exp(worse - better)) + 0.2 * (better + worse) ** 2), rtol=1e-5
     )
 
 
