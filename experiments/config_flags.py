@@ -16,6 +16,7 @@ Nothing heavy is imported before the flags are parsed: --help and a misspelt fla
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import pathlib
@@ -47,19 +48,20 @@ NOT_RESULTS = (
 STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")  # that train
 
 
-class Kind(NamedTuple):
-    """A kind of preset: the fields that it is known by, and the preset that explains them all."""
+class Presets(NamedTuple):
+    """The presets of a script: the fields that they are known by, and one that has them all."""
 
     known_by: tuple[str, ...]
     example: str
 
 
-KINDS = {  # script: what its presets are
-    "experiments.spct_rl": Kind(("rft", "rl", "meta"), "spct_gemma2_27b"),
-    "experiments.reward_model": Kind(("kind", "bradley_terry"), "tiny_reward_model"),
-    "experiments.evaluate": Kind(("systems", "benchmarks"), "evaluate"),
-    "experiments.paper": Kind(("groups", "evaluate"), "tiny_paper"),
+PRESETS = {  # of each script
+    "experiments.spct_rl": Presets(("rft", "rl", "meta"), "spct_gemma2_27b"),
+    "experiments.reward_model": Presets(("kind", "bradley_terry"), "tiny_reward_model"),
+    "experiments.evaluate": Presets(("systems", "benchmarks"), "evaluate"),
+    "experiments.paper": Presets(("groups", "evaluate"), "tiny_paper"),
 }
+SOURCES = ("data.train", "data.general", "data.critiques")  # beside data.eval.SPLIT
 WORLD_KEYS = ("world", "items", "seed")
 
 
@@ -70,7 +72,7 @@ def define_config(*scripts: str) -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """Define the flags --config (a preset's file) and --workdir, both required. Call it once, where
     the script is imported.
 
-    scripts: names in KINDS whose presets are taken; none: all. A preset of another script, and an
+    scripts: names in PRESETS whose presets are taken; none: all. A preset of another script, and an
     override of a field that does not exist, end the program while flags are parsed.
     """
     holder = define_preset(*scripts)
@@ -103,8 +105,8 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     if any(option in ("--help", "-help", "-h", "-?") for option in options):
         preset = _named_preset(options)
         if preset is None:
-            scripts = flags.FLAGS["config"].parser.scripts or tuple(KINDS)
-            preset = config_help.preset_path(KINDS[scripts[0]].example)
+            scripts = flags.FLAGS["config"].parser.scripts or tuple(PRESETS)
+            preset = config_help.preset_path(PRESETS[scripts[0]].example)
         print(config_help.text(preset, Parser("config").parse(str(preset))))
         sys.exit(0)
     return app.parse_flags_with_usage(arguments)
@@ -138,9 +140,7 @@ class Parser(config_flags.ConfigFileFlagParser):
         config = super().parse(path)
         script = script_of(config)
         if self.scripts and script not in self.scripts:
-            raise ValueError(
-                f"this is a preset of {script}; expected one of {' or '.join(self.scripts)}"
-            )
+            raise ValueError(f"this is a preset of {script}, not of {' or '.join(self.scripts)}")
         for argument in sys.argv[1:]:
             if argument == "--":
                 break
@@ -207,11 +207,8 @@ def _take_free_field(config, field):
     with config.ignore_type(), config.unlocked():
         if section == "rl.loss_args" and name not in node:
             node[name] = config_dict.placeholder(object)
-        elif name in node and (section == "data.eval" or (section, name) in _SOURCES):
+        elif name in node and (section == "data.eval" or field in SOURCES):
             node[name] = ()
-
-
-_SOURCES = (("data", "train"), ("data", "general"), ("data", "critiques"))
 
 
 def _require_field(config, field):
@@ -236,10 +233,10 @@ def _nearest(field, known):
 
 def script_of(config: Mapping) -> str:
     """The script whose preset a config is, by the sections that it has. ValueError for none."""
-    for script, kind in KINDS.items():
-        if all(name in config for name in kind.known_by):
+    for script, presets in PRESETS.items():
+        if all(name in config for name in presets.known_by):
             return script
-    known_by = "; ".join(f"{' and '.join(k.known_by)} ({name})" for name, k in KINDS.items())
+    known_by = "; ".join(f"{' and '.join(p.known_by)} ({name})" for name, p in PRESETS.items())
     raise ValueError(f"this is no preset of any script; expected the fields {known_by}")
 
 
@@ -339,17 +336,16 @@ _DICT = ml_collections.ConfigDict
 
 
 def _take_all_sources(config) -> Iterator[str]:
-    fields = [(config.data, "data.", name) for name in config.data if name != "eval"]
+    fields = [field.split(".") for field in SOURCES if field.split(".")[1] in config.data]
     if isinstance(config.data.get("eval"), _DICT):
-        fields += [(config.data.eval, "data.eval.", split) for split in config.data.eval]
-    for node, prefix, name in fields:
-        if f"{prefix}{name}" == "data.max_left_out":
-            continue
+        fields += [["data", "eval", split] for split in config.data.eval]
+    for *section, name in fields:
+        node = functools.reduce(lambda node, step: node[step], section, config)
         try:
             with config.ignore_type():
                 node[name] = sources(node[name])
         except (ValueError, TypeError) as error:
-            yield f"{prefix}{name}: expected a source, or several: {error}"
+            yield f"{'.'.join(section)}.{name}: expected a source, or several: {error}"
 
 
 def _problems(config, files) -> Iterator[str]:
@@ -484,7 +480,7 @@ def _data_problems(right) -> Iterator[str]:
     if "data" not in right:
         return
     data = right["data"][0]
-    fields = {f"data.{name}": getattr(data, name) for name in ("train", "general", "critiques")}
+    fields = {field: getattr(data, field.split(".")[1]) for field in SOURCES}
     splits = right["eval"][1].splits if "eval" in right else tuple(data.eval)
     fields |= {f"data.eval.{name}": data.eval[name] for name in splits if name in data.eval}
     worlds = {"data.general": ("instructions",), "data.critiques": ("critiques",)}

@@ -28,6 +28,7 @@ def main(_):
     config = config_flags.load(CONFIG)
     from experiments.stages import evaluation
     from experiments.stages.workdir import hold, start_processes
+    from grm_jax.evaluation.comparisons import without_judgments
     from grm_jax.parallel import processes
 
     start_processes()
@@ -36,13 +37,16 @@ def main(_):
         hold(workdir)
         benchmarks = evaluation.benchmarks(config, workdir / "records")
         settings = config_flags.section(config, "eval")
-        evaluation.evaluate(evaluation.systems(config), benchmarks, workdir, settings, config)
+        systems = evaluation.systems(config)
+        results = evaluation.evaluate(systems, benchmarks, workdir, settings, config)
     except (ValueError, FileNotFoundError) as error:
         # a config, benchmark or folder that cannot be used, said in full; of several processes
         # one leaves without waiting for the others only after an exception
         if processes.count() > 1:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
+    if results and (silent := without_judgments(results)):
+        sys.exit(f"not one judgment, so no figure: {'; '.join(silent)}")
 
 
 if __name__ == "__main__":

@@ -71,8 +71,9 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command with these arguments, by default those of the command line; the exit
-    status.
+    """Runs the command with these arguments, by default those of the command line.
+
+    Returns the exit status.
     """
     args = _parser().parse_args(argv)
     logging.basicConfig(format="grm: %(message)s", level=logging.WARNING)

@@ -115,8 +115,9 @@ class Verdict:
 
     @property
     def failure(self) -> str | None:
-        """Why there is no verdict: the most common failure of the judgments; None where there is
-        one.
+        """Says why there is no verdict: the most common failure of the judgments.
+
+        None where there is one.
         """
         if self.valid:
             return None

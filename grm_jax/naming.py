@@ -1,4 +1,4 @@
-"""From a name in a config file to a function, with the settings that the config gives it."""
+"""Turns a name in a config file into a function, with the settings that the config gives it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
-    """Find the function that `name` stands for: a key of `table`, or `package.module:function`.
+    """Finds the function that `name` stands for: a key of `table`, or `package.module:function`.
 
     Any function can be named; the table only saves typing. Modules in the current folder are found
     whether Python was started as `python -m` or by a console script. An error inside the named
@@ -54,7 +54,7 @@ def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
 
 
 def with_settings(function: Callable, given: int, settings: Mapping[str, Any]) -> Callable:
-    """Bind a function's own settings by keyword; its first `given` parameters stay open.
+    """Binds a function's own settings by keyword; its first `given` parameters stay open.
 
     Raises ValueError with a line for each setting that the function does not have (and the nearest
     that it has) and each without a default that is not there.
@@ -77,7 +77,7 @@ def with_settings(function: Callable, given: int, settings: Mapping[str, Any]) -
 
 
 def own_settings(function: Callable, given: int) -> dict[str | None, bool]:
-    """Name the parameters behind the first `given`: {name: whether it has no default}.
+    """Names the parameters behind the first `given`: {name: whether it has no default}.
 
     A function that takes any keyword has None among them.
     """
@@ -90,7 +90,7 @@ def own_settings(function: Callable, given: int) -> dict[str | None, bool]:
 
 
 def nearest(name: str, known: Iterable[str | None]) -> str:
-    """Say which known names are spelt most like `name`, or else all of them."""
+    """Says which known names are spelt most like `name`, or else all of them."""
     known = [key for key in known if key is not None]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return (

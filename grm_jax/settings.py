@@ -19,7 +19,7 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from grm_jax.naming import resolve
 
@@ -45,13 +45,12 @@ class SettingsError(ValueError):
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Make settings of a class from a mapping, such as a section of a config file; lists become
-    tuples.
+    """Makes settings of a class from a mapping, such as a section of a config file.
 
-    Raises SettingsError as `check`, and for fields that the class does not have (with the nearest
-    that it has) or that are missing.
+    Lists become tuples. Raises SettingsError as `check`, and for fields that the class does not
+    have (with the nearest that it has) or that are missing.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     problems = [
         f"{name}: no such field; nearest: {difflib.get_close_matches(name, fields, 1, 0.0)[0]}"
         for name in values

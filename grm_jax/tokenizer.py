@@ -47,7 +47,7 @@ class Tokenizer:
     end_of_turn_id: int | None
     text_prefix: str
     encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
+    decode: Callable[[Iterable[int]], str]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
-"""python launch/missing.py requirements.txt: exit 1 if a package of the file is not installed in
-just its pinned version.
+"""Exits with 1 if a package of a requirement file is not installed in just its pinned version.
+
+python launch/missing.py requirements.txt
 """
 
 import importlib.metadata

@@ -1,12 +1,12 @@
-"""Run a command until it ends well: a log for this host, signals passed on, restarts up to a limit,
-and a copy of its work folder in a bucket.
+r"""Runs a command until it ends well, with a log for this host, and restarts it up to a limit.
 
-    python launch/supervise.py --logs=runs/big/logs --restarts=5 -- .venv/bin/python -m
-    experiments.spct_rl --config=... --workdir=runs/big
+    python launch/supervise.py --logs=runs/big/logs --restarts=5 -- .venv/bin/python \
+        -m experiments.spct_rl --config=... --workdir=runs/big
 
-SIGTERM and SIGINT go to the command, which may use --grace seconds to save before it is killed; it
-is not started again then. Its status is that of the command (128 + n for signal n). Needs nothing
-but Python; --bucket needs gcloud.
+Signals are passed on, and its work folder may be copied to a bucket. SIGTERM and SIGINT go to the
+command, which may use --grace seconds to save before it is killed; it is not started again then.
+Its status is that of the command (128 + n for signal n). Needs nothing but Python; --bucket needs
+gcloud.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args, log, stop: threading.Event, signals: list[int]) -> int:
-    """Start the command, again where it fails, and return its last status."""
+    """Starts the command, again where it fails, and returns its last status."""
     for attempt in range(args.restarts + 1):
         if attempt and stop.wait(PAUSE_S):
             break
@@ -178,7 +178,9 @@ def write_status(path: pathlib.Path | None, text: str) -> None:
 
 
 def fetch_commands(bucket: str, workdir: pathlib.Path) -> list[list[str]]:
-    """The first writes to the bucket: a folder that is there is listed or fails, and is never taken
+    """Lists the commands that get a work folder from a bucket.
+
+    The first writes to the bucket: a folder that is there is listed or fails, and is never taken
     for an empty one.
     """
     return [
@@ -188,7 +190,7 @@ def fetch_commands(bucket: str, workdir: pathlib.Path) -> list[list[str]]:
 
 
 def fetch(bucket: str, workdir: pathlib.Path) -> None:
-    """Get the work folder from the bucket, unless this host has a run in it."""
+    """Gets the work folder from the bucket, unless this host has a run in it."""
     if (workdir / "config.json").is_file():
         print(f"{workdir} holds a run: nothing is fetched from {bucket}", flush=True)
         return
@@ -201,11 +203,12 @@ def fetch(bucket: str, workdir: pathlib.Path) -> None:
 
 
 def copy_commands(bucket: str, workdir: pathlib.Path, stages: str) -> list[list[str]]:
-    """In this order, so that what a later file speaks of is there: checkpoints before the rows that
-    followed them, stage markers last.
+    """Lists the commands that copy a work folder to a bucket, in the order in which they must run.
 
-    stages: a folder with the markers of the stages that were done before the copy began. Nothing is
-        deleted from the bucket.
+    What a later file speaks of is there before it: checkpoints before the rows that followed them,
+    stage markers last. Nothing is deleted from the bucket.
+
+    stages: a folder with the markers of the stages that were done before the copy began.
     """
     rsync = ["gcloud", "storage", "rsync", "--recursive"]
     checkpoints = [
@@ -222,8 +225,9 @@ def copy_commands(bucket: str, workdir: pathlib.Path, stages: str) -> list[list[
 
 
 def copy(bucket: str, workdir: pathlib.Path) -> bool:
-    """Copy the work folder to the bucket; False, with a line that says why, if that failed. The
-    next copy brings what is missing.
+    """Copies the work folder to the bucket; False, with a line that says why, if that failed.
+
+    The next copy brings what is missing.
     """
     with tempfile.TemporaryDirectory() as stages:
         for marker in (workdir / "stages").glob("*.json"):

@@ -1,7 +1,8 @@
-"""python -m speed.load_weights [--layers=12] [--mesh=2,4] [--dtype=bfloat16] [--folder=DIR]
+"""Measures time and host memory of loading a Hugging Face folder, and of writing one.
 
-Time and host memory of loading a Hugging Face folder into 8 virtual CPU devices, and of writing one
-from them.
+    python -m speed.load_weights [--layers=12] [--mesh=2,4] [--dtype=bfloat16] [--folder=DIR]
+
+Into 8 virtual CPU devices, and from them.
 
 A folder with random bfloat16 weights of Gemma-2 9B's width (12 layers: 6.1 GiB) is written tensor
 by tensor into several files with an index, flushed to disk and dropped from the page cache. A new
@@ -72,7 +73,7 @@ GIB, LOOK = 2**30, threading.Lock()
 
 
 def tensor_shapes(cfg):
-    """{Hugging Face name: shape} of all tensors."""
+    """Returns {Hugging Face name: shape} of all tensors."""
     shapes = {}
     for key_path, leaf in jax.tree.leaves_with_path(abstract_params(cfg)):
         path = jax.tree_util.keystr(key_path, simple=True, separator="/")
@@ -82,7 +83,7 @@ def tensor_shapes(cfg):
 
 
 def write_folder(folder, cfg, file_bytes):
-    """Files of bfloat16 weights, 32 MiB of random numbers over and over. Returns their bytes."""
+    """Writes files of bfloat16 weights, 32 MiB of random numbers over and over, and counts them."""
     random = np.random.default_rng(0).normal(0, 0.02, 2**24).astype(np.float32)
     # the upper half of a float32 is a bfloat16
     random = (random.view(np.uint32) >> 16).astype(np.uint16)
@@ -122,14 +123,15 @@ def write_folder(folder, cfg, file_bytes):
 
 
 def status():
-    """{field: bytes} of /proc/self/status."""
+    """Reads {field: bytes} of /proc/self/status."""
     rows = (line.split() for line in pathlib.Path("/proc/self/status").read_text().splitlines())
     return {row[0][:-1]: 1024 * int(row[1]) for row in rows if row[-1] == "kB"}
 
 
 def device_bytes():
-    """Bytes of all device buffers that live; None where one was given up while they were
-    counted.
+    """Counts the bytes of all device buffers that live.
+
+    None where one was given up while they were counted.
     """
     buffers = {}
     try:
@@ -142,8 +144,9 @@ def device_bytes():
 
 
 def guard_writes():
-    """No look at memory while rows are written into a donated array: jax then counts neither that
-    array nor the result that takes its place.
+    """Keeps from looking at memory while rows are written into a donated array.
+
+    jax then counts neither that array nor the result that takes its place.
     """
     original = huggingface._row_writer
 

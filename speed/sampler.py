@@ -1,9 +1,11 @@
-"""python -m speed.sampler [--model=FOLDER] [--prompts=32] [--samples=8] [--prompt_length=48]
-[--new_tokens=64] [--repeats=3]
+"""Measures the sampler's speed as a ratio to peers in the same process.
 
-Speed of the sampler as a ratio to peers in the same process, on the same weights and the same
-number of tokens: `transformers` generate in torch (left out where torch is missing), our sampler
-without shared prefixes, and the obvious slow twin that runs the whole text again for every token.
+    python -m speed.sampler [--model=FOLDER] [--prompts=32] [--samples=8] [--prompt_length=48]
+        [--new_tokens=64] [--repeats=3]
+
+On the same weights and the same number of tokens: `transformers` generate in torch (left out where
+torch is missing), our sampler without shared prefixes, and the obvious slow twin that runs the
+whole text again for every token.
 Every row is sampled at temperature 1 to its full length. Runs on whatever device JAX finds; torch
 takes its GPU if it has one. The first call of each contender compiles and is not counted; the best
 of `repeats` is.
@@ -36,7 +38,7 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each contender.")
 
 
 def recompute(params, cfg, prompts_BT, keys_B2, new_tokens):
-    """The slow twin: no cache, one forward over the whole text for every new token."""
+    """Samples without a cache, as the slow twin: a forward over the whole text for each token."""
     B, T = prompts_BT.shape
     tokens_BT = jnp.pad(prompts_BT, ((0, 0), (0, new_tokens)))
 
@@ -50,7 +52,7 @@ def recompute(params, cfg, prompts_BT, keys_B2, new_tokens):
 
 
 def torch_generate(folder, prompts_BT, new_tokens):
-    """A call of `transformers` generate on the same weights; None without torch."""
+    """Calls `transformers` generate on the same weights; None without torch."""
     try:
         import torch
     except ImportError:

@@ -4,6 +4,7 @@ Queued collectives cannot starve in it on few cores.
 """
 
 import os
+import pathlib
 
 # the CPU client sizes its pool from this; 8 devices on 2 cores deadlock without it
 os.environ["NPROC"] = "16"
@@ -14,12 +15,13 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 # same HLO, less LLVM effort: compiling is most of the suite's time
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
+# beside the caches of pytest and ruff, in the one folder that git ignores
+REPO = pathlib.Path(__file__).resolve().parent.parent
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(REPO / ".cache/hypothesis"))
+
 import importlib.util  # noqa: E402
-import pathlib  # noqa: E402
 
 import pytest  # noqa: E402
-
-REPO = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.hookimpl(tryfirst=True)

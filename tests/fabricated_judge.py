@@ -5,7 +5,7 @@ is no number fails every second sample, or all.
 
 import time
 
-from grm_jax.reward_models.protocol import RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
 
 CALLS: list[tuple] = []  # (record ids, samples, temperature, seed) of every call
 
@@ -25,12 +25,14 @@ def _judgment(record, sample, seed, temperature):
     about = {"text": f"sample {sample}", "tokens": 3, "principles": [["worth", 1.0], ["x", None]]}
     failed = "fails" in texts or ("half" in texts and sample % 2)
     if failed:
-        return row(record, sample, order, temperature, None, failure="no_box", **about)
+        return new_judgment(record, sample, order, temperature, None, failure="no_box", **about)
     scores = [int(text) if text.isdecimal() else 1 for text in texts]
     # the Meta RM likes late samples; early ones see the first response as the best
     if "early" in texts and sample < 4:
         scores[0] = 100
-    return row(record, sample, order, temperature, scores, meta_logit=float(sample), **about)
+    return new_judgment(
+        record, sample, order, temperature, scores, meta_logit=float(sample), **about
+    )
 
 
 def honest(spec, asking, seed):

@@ -18,6 +18,8 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
+import grm_jax
+
 REPO = pathlib.Path(__file__).resolve().parents[1]
 DATA = {  # every file of the package that is not Python
     str(path.relative_to(REPO))
@@ -38,9 +40,6 @@ text = "Specific Criteria: correctness 7\\nAnalysis: the first errs.\\nScores: \
 assert parsing.parse_judgment(text, n=2).scores == (4, 9)
 assert "/site-packages/" in parsing.__file__, parsing.__file__
 """
-has_front_door = pytest.mark.skipif(
-    not (REPO / "grm_jax/judge.py").exists(), reason="grm_jax/judge.py is not there yet"
-)
 
 
 def pins(name: str) -> dict[str, str]:
@@ -106,6 +105,7 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
     code = {str(path.relative_to(REPO)) for path in (REPO / "grm_jax").rglob("*.py")}
     assert {name for name in names if not name.startswith(info)} == code | DATA
     assert f"{info}/licenses/LICENSE" in names
+    assert metadata["Version"] == grm_jax.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "# grm_jax" in metadata.get_payload()
     assert dict(commands["console_scripts"]) == {"grm": "grm_jax.cli:main"}
@@ -161,16 +161,13 @@ def run(command: list, folder: pathlib.Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "program", [PARSE, pytest.param(JUDGE, marks=has_front_door)], ids=["parse", "judge"]
-)
+@pytest.mark.parametrize("program", [PARSE, JUDGE], ids=["parse", "judge"])
 def test_installed_wheel_works_from_another_folder(installed, tmp_path, program):
     run([installed / "python", "-c", program], tmp_path)
     assert "torch" not in run([installed / "python", "-m", "pip", "list"], tmp_path).split()
 
 
 @pytest.mark.slow
-@has_front_door
 def test_installed_command_judges_a_file(installed, tmp_path):
     record = {
         "id": "reverse",

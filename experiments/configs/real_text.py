@@ -2,11 +2,11 @@
     --workdir=runs/real_text --config.data.train=TRAIN.json --config.data.eval.test=TEST.json \\
     --config.tokenizer.path=tokenizer.model
 
-Every stage on real conversations with a small, randomly initialized Gemma-2. Its accuracy is
-chance; what the run shows is that real lengths, languages, several turns and lists of responses go
-through. None of its judgments can be parsed, so RFT trains on the best responses to the training
-records alone, the rewards of RL are all equal, so that only its KL term acts, and the Meta RM sees
-no correct judgment. TRAIN and TEST are RMB or LLMBar files (or JSONL records), or folders of them;
+Every stage on real conversations with a small, randomly initialized Gemma-2. None of its judgments
+can be parsed, so it has no accuracy; what the run shows is that real lengths, languages, several
+turns and lists of responses go through. RFT trains on the best responses to the training records
+alone, the rewards of RL are all equal, so that only its KL term acts, and the Meta RM sees no
+correct judgment. TRAIN and TEST are RMB or LLMBar files (or JSONL records), or folders of them;
 take two different categories of RMB, whose best-of-N files repeat the questions of the pairwise
 file of the same category. The tokenizer is a SentencePiece model or a Hugging Face tokenizer.json.
 
@@ -22,8 +22,7 @@ from experiments.configs import spct_gemma2_27b
 def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
     config.note = (
-        "A small, randomly initialized model on real text: its accuracy is chance, whatever the "
-        "differences between rows."
+        "A small, randomly initialized model on real text: none of its judgments can be parsed."
     )
     config.model = ml_collections.ConfigDict(
         dict(

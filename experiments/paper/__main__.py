@@ -5,10 +5,9 @@ write the tables.
         --out=docs/results.md
 
     <workdir>/bases/, seed_<s>/<training>/   what is trained (experiments/paper/miniature.py)
-    deleted <workdir>/seed_<s>/judged/<group>/       what experiments.evaluate leaves: judgments,
-    results.json, report.html <out without suffix>/seed_<s>.json       the figures of a seed, group
-    by group <out>, <out without suffix>/*.png        tables, claims, plots, from all seeds whose
-    files are there
+    <workdir>/seed_<s>/judged/<group>/       what experiments.evaluate leaves: judgments, tables
+    <out without suffix>/seed_<s>.json       the figures of a seed, group by group
+    <out>, <out without suffix>/*.png        tables, claims, plots, from all seeds that are there
 
 Run it again to go on where it was. Seeds, and groups of systems, need nothing of each other:
 `--config.seeds=1 --config.groups=ablations` makes one part, on another machine if need be, and adds
@@ -23,7 +22,6 @@ import ml_collections
 from absl import app, flags, logging
 
 from experiments import config_flags
-from experiments.configs import tiny
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.paper")
 OUT = flags.DEFINE_string(
@@ -43,6 +41,7 @@ FAST = {
 def main(_):
     logging.set_verbosity(logging.WARNING)
     from experiments.paper import document, miniature
+    from experiments.paper.systems import GROUPS
     from experiments.stages.workdir import start_processes
     from grm_jax.parallel import processes
 
@@ -95,81 +94,9 @@ def build_base(config: ml_collections.ConfigDict, workdir: pathlib.Path, width: 
     )
 
 
-def main_systems(config, models) -> list[dict]:
-    """Systems of the main table, with votes of every k."""
-    grm = {"kind": "pointwise_grm", "meta": models("spct", "meta")}
-    return [
-        {"name": "random", "kind": "random"},
-        {"name": "length", "kind": "length"},
-        {
-            "name": "bradley_terry",
-            "kind": "scalar",
-            "path": models("bradley_terry", "bradley_terry"),
-        },
-        {
-            "name": "bradley_terry_4x",
-            "kind": "scalar",
-            "path": models("bradley_terry_4x", "bradley_terry"),
-        },
-        {"name": "pair_rm", "kind": "pair_rm", "path": models("pair_rm", "pair_rm")},
-        {
-            "name": "cloud",
-            "kind": "cloud",
-            "path": models("cloud", "cloud"),
-            "critic": models("cloud", "critic"),
-        },
-        {"name": "base", "kind": "pointwise_grm", "path": "tiny_base"},
-        {"name": "rft", "path": models("spct", "rft"), **grm},
-        {"name": "grm", "path": models("spct", "grm"), **grm},
-    ]
-
-
-def judge_systems(config, models) -> list[dict]:
-    """LLM-as-a-Judge, which goes through all pairs of a list: votes of at most 8, as in the
-    paper.
-    """
-    return [
-        {"name": kind, "kind": kind, "path": models("judge", "grm")}
-        for kind in ("llm_judge", "token_prob")
-    ]
-
-
-def ablation_systems(config, models) -> list[dict]:
-    """Systems of the ablations: greedy, one sample, and a vote of at most 8."""
-    paths = {
-        "no_principles": models("no_principles", "grm"),
-        "no_rejection": models("general_only", "grm"),
-        "rft_general_only": models("general_only", "rft"),
-        "rft_no_hinted": models("no_hinted", "rft"),
-        "rft_no_unhinted": models("no_unhinted", "rft"),
-        "rft_no_general": models("no_general", "rft"),
-    }
-    paths |= {
-        f"beta_{beta:g}": models(f"beta_{beta:g}", "grm")
-        for beta in config.betas
-        if beta != tiny.RL_BETA
-    }
-    return [{"name": name, "kind": "pointwise_grm", "path": path} for name, path in paths.items()]
-
-
-def size_systems(config, models) -> list[dict]:
-    """GRMs of other sizes, with votes of every k; the shipped size is in the main table."""
-    return [
-        {"name": f"width_{width}", "kind": "pointwise_grm", "path": models(f"width_{width}", "grm")}
-        for width in config.widths
-    ]
-
-
-GROUPS = {
-    "main": main_systems,
-    "judges": judge_systems,
-    "ablations": ablation_systems,
-    "sizes": size_systems,
-}
-
-
 def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> dict:
     """Judge the splits with the systems of a group; what its results.json holds."""
+    from experiments.paper.systems import GROUPS
     from experiments.stages import evaluation
 
     evaluate = ml_collections.ConfigDict(config.evaluate.to_dict())

@@ -35,7 +35,7 @@ KEPT = (  # of a row of results.json
     "value",
     "ci_low",
     "ci_high",
-    "strict_item_mean",
+    "strict",
     "tie_rate",
     "parse_failure_rate",
     "domain_std",

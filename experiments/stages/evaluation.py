@@ -1,12 +1,12 @@
 """The end of every run: judge what is missing, figures, results.json, table.md, report.html."""
 
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import ml_collections
 
 from experiments import config_flags
+from experiments.stages.settings import NAME
 from experiments.stages.workdir import Run, about_stages, system
 from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import describe as describe_world
@@ -24,7 +24,6 @@ from grm_jax.report.report import write_report
 from grm_jax.reward_models.load import Asking, System, describe
 
 SCHEMA = 2
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: it becomes a folder
 
 
 def evaluate(
@@ -66,13 +65,26 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
     """`evaluate` systems on the splits of a run."""
     records = run.workdir / "records"
     benchmarks = [
-        load_benchmark({"kind": "records", "name": split, "path": str(records / f"{split}.jsonl")})
+        load_benchmark(
+            {
+                "kind": "records",
+                "name": split,
+                "path": str(records / f"{split}.jsonl"),
+                "about": about_split(run.config.data.eval[split]),
+            }
+        )
         for split in run.evaluation
     ]
     about = about_stages(run.workdir)
     note = run.config.get("note")
     about["notes"] = ([note] if note else []) + about["notes"]
     return evaluate(systems, benchmarks, run.workdir, settings, run.config, about)
+
+
+def about_split(sources: Sequence[Mapping]) -> str | None:
+    """Words on the records of a split, for readers of the page; None unless the world made them."""
+    splits = {source.get("world") for source in sources}
+    return describe_world(splits.pop()) if len(splits) == 1 and None not in splits else None
 
 
 def policies(run: Run) -> list[System]:

@@ -33,5 +33,5 @@ def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
     else:
         model_cfg = from_sizes(config.model.random_init, loaded.vocab_size, **numerics)
     names = ("mesh", "lengths", "sampling", "optimizer", "lora", "rft", "rl", "meta")
-    stop_ids = {} if loaded is None else {"stop_ids": loaded.stop_ids}
-    return Job(model_cfg, **{name: section(name) for name in names}, **stop_ids)
+    settings = {name: section(name) for name in names}
+    return Job(model_cfg, **settings, **({} if loaded is None else {"stop_ids": loaded.stop_ids}))

@@ -85,7 +85,7 @@ def train(run: Run) -> None:
             chosen = [records[i] for i in next(prompts)["index"]]
             policy = training.params_of(state)
             rollouts = roll_out(run, sampler, policy, chosen, step)
-            judgments = [rollout.row for rollout in rollouts]
+            judgments = [rollout.judgment for rollout in rollouts]
 
             # rewards
             rewards = rewards_of(reward, judgments, [chosen[r.ask] for r in rollouts])
@@ -186,7 +186,7 @@ def roll_out(
         rows=min(len(asks) * G, run.asking.sampling.rows // G * G),
     )
     drawn = [rollout for batch in batches for rollout in batch]
-    return sorted(drawn, key=lambda rollout: (rollout.ask, rollout.row["sample"]))
+    return sorted(drawn, key=lambda rollout: (rollout.ask, rollout.judgment["sample"]))
 
 
 def example_text(record: Record, judgments: Sequence[dict], limit: int = 600) -> str:

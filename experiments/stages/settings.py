@@ -25,7 +25,7 @@ from grm_jax.training.metrics import check_sinks
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, FitConfig, RlConfig
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system: it becomes a folder
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: a folder
 SYSTEMS = ("base", "rft", "grm")  # policies of a run
 TRAJECTORIES = ("unhinted", "hinted")
 KINDS = ("bradley_terry", "pair_rm", "cloud")

@@ -110,7 +110,6 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     holds a run of another config or of other inputs.
     """
     processes.on_main("config", lambda: _refuse_other_config(workdir, config))
-    hold(workdir)
     # the model, and how it is asked
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     templates = {name: load_template(template) for name, template in config.templates.items()}
@@ -136,6 +135,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     # the records, those of the test splits kept apart from training; a run goes on with no others
     inputs = load_inputs(config, prompter)
     digests = inputs_module.digests(config, templates, inputs)
+    hold(workdir)
     processes.on_main("inputs", lambda: _claim(workdir, config, digests))
     if processes.is_main():
         write_inputs(workdir / "records", inputs)

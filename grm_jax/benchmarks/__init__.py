@@ -37,6 +37,7 @@ from grm_jax.benchmarks import (
 )
 from grm_jax.benchmarks.base import Benchmark, Official, Place
 from grm_jax.benchmarks.credit import CREDIT, all_pairs_won, best_of_k, roc_auc
+from grm_jax.data.sources import set_fields
 from grm_jax.naming import own_settings, resolve
 
 __all__ = [
@@ -99,14 +100,11 @@ FAMILIES = {
 
 
 def load_benchmark(spec: Mapping[str, Any]) -> Benchmark:
-    """Reads and validates a benchmark. Raises ValueError or FileNotFoundError that names the field
-    of the spec, or file, row and field.
+    """Reads and validates a benchmark.
+
+    Raises ValueError or FileNotFoundError that names the field of the spec, or file, row and field.
     """
-    spec = {
-        key: value
-        for key, value in (spec.to_dict() if hasattr(spec, "to_dict") else dict(spec)).items()
-        if value is not None
-    }
+    spec = set_fields(spec)
     kind = spec.pop("kind", None)
     family = _family(kind)
     options = own_settings(family.load, 2)

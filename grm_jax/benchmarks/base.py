@@ -30,8 +30,9 @@ class Official(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A benchmark whose overall figure is a part of a figure that others make with it: the sum of
-    weight times figure over benchmarks of one `whole`, whose weights add up to 1.
+    """Says that a benchmark's overall figure is a part of one that several benchmarks make.
+
+    The sum of weight times figure over benchmarks of one `whole`, whose weights add up to 1.
     """
 
     whole: str
@@ -133,7 +134,7 @@ class Reading:
             f"{name}@{'+'.join(sorted(commits)) or self.place.revision or 'unpinned'}"
         )
         for index, data in enumerate(table):
-            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, data)
+            yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, dict(data))
 
     def version(self) -> str:
         if self.place.path is None:
@@ -160,7 +161,7 @@ def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
     ] or files
 
 
-def make_record(row: Row, **fields) -> Record:
+def make_record(row: Row, **fields: Any) -> Record:
     """Makes a validated record of a row; `best` or `rewards` as in the schema. Errors name it."""
     return record_from_dict(fields, row.where)
 

@@ -8,11 +8,11 @@ side.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from grm_jax.evaluation.votes import auc
+from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index
 from grm_jax.judgment.voting import Verdict, expected_credit, strict_credit
 
@@ -52,6 +52,23 @@ CREDIT: dict[str, Callable[[Verdict, Sequence[float]], float]] = {
     "parsed": parsed_credit,
     "parsed_or_strict": parsed_or_strict_credit,
 }
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """Returns the area under the ROC curve, in 0..1; None where only one class is present.
+
+    A tie counts 0.5.
+    """
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return None
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    midranks = np.cumsum(counts) - (counts - 1) / 2
+    return float(
+        (midranks[inverse][labels].sum() - positives * (positives + 1) / 2)
+        / (positives * negatives)
+    )
 
 
 def roc_auc(scores: Sequence[float | None], labels: Sequence[bool]) -> float | None:
@@ -119,7 +136,7 @@ def within_list_auc(lists: Sequence[tuple[Sequence[float | None], Sequence[bool]
 
 
 def grouped(
-    values: Mapping[str, float | None], records, key: Callable
+    values: Mapping[str, float | None], records: Iterable[Record], key: Callable
 ) -> dict[str, tuple[list[float | None], list[bool]]]:
     """Groups records of one response: {key: (scores, right)}."""
     found: dict[str, tuple[list, list]] = {}

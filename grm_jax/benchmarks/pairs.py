@@ -136,8 +136,9 @@ def load_hh_rlhf(name: str, place: Place) -> Benchmark:
 
 
 def load_records(name: str, place: Place, about: str = "") -> Benchmark:
-    """Reads records of our own schema, with gold or, all of them, without. `about` opens the
-    protocol: what these records are.
+    """Reads records of our own schema, with gold or, all of them, without.
+
+    about: what these records are, in words, which open the protocol.
     """
     benchmark = _of_format(
         name,

@@ -141,12 +141,12 @@ def summarize_ties(records: Sequence[Record], scores: Mapping[str, float | None]
     for (kind, question), (values, right) in grouped(
         scores, records, lambda r: (r.domain, r.metadata["question"])
     ).items():
-        if None in values:
+        scored = [(value, label) for value, label in zip(values, right) if value is not None]
+        if len(scored) < len(values):
             gaps[kind][question], spread = -math.inf, math.inf
         else:
-            known = [(value, label) for value, label in zip(values, right) if value is not None]
-            good = [value for value, label in known if label]
-            bad = [value for value, label in known if not label]
+            good = [value for value, label in scored if label]
+            bad = [value for value, label in scored if not label]
             if not good or not bad:
                 continue  # a part of a question's answers
             gaps[kind][question], spread = min(good) - max(bad), max(good) - min(good)

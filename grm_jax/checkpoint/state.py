@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -50,9 +51,10 @@ def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointMana
     folder = pathlib.Path(folder).absolute()
     for torn in sorted(folder.glob("*.orbax-checkpoint-tmp*")):
         log.warning("%s: incomplete, the run stopped while writing it; removed", torn)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
-    )
+        if processes.is_main():  # at once, where Orbax would do it some time later
+            shutil.rmtree(torn, ignore_errors=True)
+    keep_last = ocp.checkpoint_managers.LatestN(keep)
+    options = ocp.CheckpointManagerOptions(preservation_policy=keep_last)
     handlers = {"state": ocp.StandardCheckpointHandler(), "header": ocp.JsonCheckpointHandler()}
     manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
     # JAX counts the polls, and Orbax's would upset those of processes.stop_signal

@@ -1,4 +1,4 @@
-"""Examples of supervised training: token ids, positions, and a mask, 1 on what is learned."""
+"""Makes examples of supervised training: token ids, positions, and a mask, 1 on what is learned."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ from grm_jax.tokenizer import Tokenizer
 def supervised_example(
     example_id: str, prompt_ids: Sequence[int], completion_ids: Sequence[int]
 ) -> dict:
-    """Make an example of `training.step.rft_loss`: the completion is learned, the prompt is not.
+    """Makes an example of `training.step.rft_loss`: the completion is learned, the prompt is not.
 
     Returns "id", "tokens" and "positions" int[T], "mask" float32[T].
     """
@@ -22,7 +22,7 @@ def supervised_example(
 
 
 def instruction_examples(tokenizer: Tokenizer, rows: Iterable[Mapping[str, str]]) -> list[dict]:
-    """Make examples of instruction data, rows of "id", "prompt" and "completion"."""
+    """Makes examples of instruction data, rows of "id", "prompt" and "completion"."""
     return [
         supervised_example(
             row["id"],
@@ -34,8 +34,7 @@ def instruction_examples(tokenizer: Tokenizer, rows: Iterable[Mapping[str, str]]
 
 
 def best_responses(records: Iterable[Record]) -> list[dict[str, str]]:
-    """Make instruction data of preference records: the conversation asks, its best response
-    answers.
+    """Makes instruction data of preference records: the best response answers the conversation.
 
     Wrong single responses are left out. Turns of a longer conversation stand under their roles.
     """
@@ -52,8 +51,9 @@ def best_responses(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def fitting(examples: Sequence[dict], limit: int) -> list[dict]:
-    """Keep the examples of which every sequence (fields that end in "tokens") has at most `limit`
-    tokens; nothing is cut.
+    """Keeps the examples whose sequences all have at most `limit` tokens; nothing is cut.
+
+    Sequences are the fields that end in "tokens".
     """
     return [
         example

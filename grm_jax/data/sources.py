@@ -42,8 +42,9 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was read: `where` opens error messages, `name` ("folder/file" or "data
-    set/split") and `index` make a default id.
+    """Holds one row as it was read.
+
+    where: opens error messages. name: "folder/file" or "data set/split". index: of the row in it.
     """
 
     where: str
@@ -53,12 +54,11 @@ class Row:
 
 
 def load_source(source: Mapping[str, Any]) -> list[Record]:
-    """Reads and validates the records of one source; ids are unique in it and the same on every
-    reading.
+    """Reads and validates the records of one source.
 
-    Raises ValueError or FileNotFoundError. Ids: those of the file for "records"; "rmb/bon/<uid>"
-    and "rmb/pair/<uid>"; otherwise "<format>/<file>/<row>", which change when rows are inserted
-    before.
+    Ids are unique in it and the same on every reading: those of the file for "records";
+    "rmb/bon/<uid>" and "rmb/pair/<uid>"; otherwise "<format>/<file>/<row>", which change when rows
+    are inserted before. Raises ValueError or FileNotFoundError.
     """
     spec = checked_spec(source)
     columns = spec.get("columns")
@@ -85,8 +85,7 @@ def load_source(source: Mapping[str, Any]) -> list[Record]:
 
 
 def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
-    """General instruction data: rows {"id", "prompt", "completion"}, all strings, from the same
-    kinds of source.
+    """Reads general instruction data: rows {"id", "prompt", "completion"}, all strings.
 
     A row has "prompt" and "completion", or "messages": a user and an assistant turn, a system turn
     may stand before them (it is put in front of the user's text, as Gemma-2 has no system role).
@@ -121,7 +120,7 @@ def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def infer_format(row: Row) -> str:
-    """The name in FORMATS whose fields this row has. Raises ValueError if there is none."""
+    """Returns the name in FORMATS whose fields a row has. Raises ValueError if there is none."""
     fields = row.data.keys()
     if {"conversation", "responses"} <= fields:
         return "records"
@@ -351,8 +350,9 @@ def _check_same(row, field, turns, other, expected, start=0):
 
 
 def read_rows(source: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a source as they are, whatever their fields. Raises ValueError or
-    FileNotFoundError, naming file and line or item.
+    """Reads the rows of a source as they are, whatever their fields.
+
+    Raises ValueError or FileNotFoundError, naming file and line or item.
     """
     return _rows(checked_spec(source))
 
@@ -418,6 +418,7 @@ def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
     import datasets  # takes seconds, and most runs read plain files
 
     split = spec.get("split", "train")
+    table: Any
     if isinstance(place, str):
         table = datasets.load_dataset(place, spec.get("config"), split=split)
     elif place.is_dir():
@@ -425,14 +426,15 @@ def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
                 raise ValueError(
-                    f'{place}: field "split": expected one of {", ".join(table)}, got {split!r}'
+                    f'{place}: field "split": expected one of {", ".join(map(str, table))}, got '
+                    f"{split!r}"
                 )
             table = table[split]
     else:
         table = datasets.load_dataset(place.suffix[1:], data_files=str(place), split="train")
     name = f"{Path(place).stem}/{split}"
     for index, data in enumerate(table):
-        yield Row(f"{place}:{split}[{index}]", name, index, data)
+        yield Row(f"{place}:{split}[{index}]", name, index, dict(data))
 
 
 def _decode(raw: bytes, where: str) -> Any:
@@ -449,8 +451,9 @@ def _decode(raw: bytes, where: str) -> Any:
 
 
 def row_value(row: Row, field: str, kind: Any) -> Any:
-    """The field, an instance of `kind` (a type or a tuple of types; a bool only where kind is
-    object). Raises ValueError, naming row and field.
+    """Reads a field that is an instance of `kind`. Raises ValueError, naming row and field.
+
+    kind: a type or a tuple of types; a bool is an instance of object alone.
     """
     if field not in row.data:
         raise ValueError(
@@ -467,13 +470,14 @@ def row_value(row: Row, field: str, kind: Any) -> Any:
 
 
 def row_text(row: Row, field: str) -> str:
-    """The field, a str. Raises ValueError, naming row and field."""
+    """Reads a field that is a text. Raises ValueError, naming row and field."""
     return row_value(row, field, str)
 
 
 def row_turns(row: Row, field: str) -> list[dict[str, str]]:
-    """The conversation in a field: a text (one user turn) or a list of {"role", "content"}. Raises
-    ValueError, naming row and field.
+    """Reads the conversation in a field. Raises ValueError, naming row and field.
+
+    The field is a text (one user turn) or a list of {"role", "content"}.
     """
     value = row_value(row, field, (str, list))
     return (
@@ -520,15 +524,15 @@ def _dialogue(row: Row, field: str) -> list[tuple[str, str]]:
     return list(zip(parts[::2], parts[1::2]))
 
 
+def set_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes the fields of a dict or ConfigDict that are not None, as plain values."""
+    to_dict = getattr(spec, "to_dict", lambda: dict(spec))
+    return {name: value for name, value in to_dict().items() if value is not None}
+
+
 def checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the fields of a source that are set. Raises ValueError, naming the field, for one that
-    cannot be.
-    """
-    spec = {
-        key: value
-        for key, value in (source.to_dict() if hasattr(source, "to_dict") else dict(source)).items()
-        if value is not None
-    }
+    """Takes the fields of a source that are set. Raises ValueError, naming one that is wrong."""
+    spec = set_fields(source)
     _check_names(spec, SOURCE_KEYS, "source")
     if ("path" in spec) == ("hub" in spec):
         raise ValueError(

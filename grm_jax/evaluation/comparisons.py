@@ -78,14 +78,21 @@ def compare_systems(
 
 
 def without_judgments(results: Mapping) -> list[str]:
-    """Names what was asked and never answered, "<system> on <benchmark>": no judgment of it gave
-    scores, so it has no figure. A program that is to judge ends with another status than 0 then.
+    """Names what was asked and never answered, "<system> on <benchmark>, <benchmark>": no judgment
+    of it gave scores, so it has no figure. A program that is to judge ends with another status than
+    0 then.
     """
-    silent: dict[str, bool] = {}
+    heard: dict[str, dict[str, bool]] = {}
     for row in results["rows"]:
-        place = f"{row['system']} on {row['benchmark']}"
-        silent[place] = silent.get(place, True) and row["items"] > 0 and row["judged"] == 0
-    return [place for place, true in silent.items() if true]
+        if row["metric"] != "parts" and row["items"]:
+            of_system = heard.setdefault(row["system"], {})
+            before = of_system.get(row["benchmark"], False)
+            of_system[row["benchmark"]] = before or row["judged"] > 0
+    silent = {
+        system: [benchmark for benchmark, some in of_system.items() if not some]
+        for system, of_system in heard.items()
+    }
+    return [f"{system} on {', '.join(names)}" for system, names in silent.items() if names]
 
 
 def _about(field: Field) -> dict:

@@ -39,24 +39,23 @@ def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
     if a.score_IV is None:
         gap_I = np.where(shared_I, a.credit_I - b.credit_I, np.nan)
         value = figures.summarize(field, gap_I, shared_I).get(OVERALL)
-        draws_B = (
-            None if value is None else figures.figure_draws(field, OVERALL, gap_I, shared_I, value)
-        )
+        if value is None:
+            return None
+        draws_B = figures.figure_draws(field, OVERALL, gap_I, shared_I, value)
     else:
-        sides = [
-            dataclasses.replace(one, failed_I=np.where(shared_I, one.failed_I, np.nan))
-            for one in (a, b)
-        ]
-        values = [figures.values_of(field, one).get(OVERALL) for one in sides]
-        value = None if None in values else values[0] - values[1]
-        draws_B = (
-            None
-            if value is None
-            else np.subtract(
-                *(figures.draws_of(field, one, OVERALL, v) for one, v in zip(sides, values))
-            )
+        a_shared, b_shared = (
+            dataclasses.replace(side, failed_I=np.where(shared_I, side.failed_I, np.nan))
+            for side in (a, b)
         )
-    if value is None or not np.isfinite(draws_B).any():
+        a_value = figures.values_of(field, a_shared).get(OVERALL)
+        b_value = figures.values_of(field, b_shared).get(OVERALL)
+        if a_value is None or b_value is None:
+            return None
+        value = a_value - b_value
+        draws_B = figures.draws_of(field, a_shared, OVERALL, a_value) - figures.draws_of(
+            field, b_shared, OVERALL, b_value
+        )
+    if not np.isfinite(draws_B).any():
         return None
     return Difference(
         (a.system, a.way),
@@ -77,14 +76,18 @@ def wanted_pairs(
     """
     most = max(ks)
     focus = FOCUS_K if FOCUS_K in ks else most
-    greedy, one, vote = ("greedy", 1, None), ("vote", 1, None), ("vote", most, None)
-    middle, meta = ("vote", focus, None), ("meta", most, default_k_meta(most))
-    pairs = [
+    greedy: Way = ("greedy", 1, None)
+    one: Way = ("vote", 1, None)
+    middle: Way = ("vote", focus, None)
+    vote: Way = ("vote", most, None)
+    meta: Way = ("meta", most, default_k_meta(most))
+    pairs: list[tuple[tuple[str, Way], tuple[str, Way]]] = [
         ((a, way), (b, way))
         for way in (greedy, vote, meta)
         for a, b in itertools.combinations(systems, 2)
     ]
-    gains = [(middle, one), (vote, middle), (vote, one), (vote, greedy), (meta, one)]
+    gains: list[tuple[Way, Way]] = [(middle, one), (vote, middle), (vote, one), (vote, greedy)]
+    gains += [(meta, one)]
     gains += [(("meta", k, default_k_meta(k)), ("vote", k, None)) for k in ks if k > 1]
     gains += [(meta, greedy)]
     for name in systems:

@@ -80,8 +80,8 @@ class Figure:
         is that of `votes.Estimate`.
     applicable_I, parsed_I: bool, items that the system can judge, and those of them with a judgment
         that gave scores, among all that the figure draws from.
-    credit_I, strict_I, tie_I: NaN as well for a single response with scores other than 0 and 1,
-        which have no threshold.
+    credit_I, strict_I, tie_I: NaN as well for single responses where the system gives them scores
+        other than 0 and 1, which have no threshold.
     score_IV: what votes give to the single response of an item (NaN where a vote has none), only
         where the metric is "roc_auc".
     agree_I: expected agreement with choosing the longest response, NaN where no response is.
@@ -108,7 +108,7 @@ class Figure:
     def used_I(self) -> np.ndarray:
         """Items that the figure is over, bool; none where no judgment gave scores."""
         known_I = np.isfinite(self.credit_I if self.score_IV is None else self.failed_I)
-        return known_I & self.parsed_I.any()
+        return known_I & (self.parsed_I & self.applicable_I).any()
 
 
 ITEM_ARRAYS = (
@@ -210,8 +210,9 @@ def _figure(field: Field, judged: Judged, pools: list[Pool], way: Way, seed: int
     for pool in pools:
         estimate = votes.estimate(pool, k, k_meta, **how)
         at_J = np.searchsorted(field.ids, pool.ids)  # both are sorted by id
-        # a failure stands as 0
-        binary_J = (pool.n_I > 1) | np.isin(pool.scores_IKN[..., 0], (0, 1)).all(axis=1)
+        # scores of single responses answer if all are 0 and 1: else they are on another scale
+        single_JK = pool.valid_IK & (pool.n_I == 1)[:, None]
+        binary_J = (pool.n_I > 1) | np.isin(pool.scores_IKN[..., 0][single_JK], (0, 1)).all()
         parsed_I[at_J] |= pool.valid_IK.any(axis=1)
         if field.benchmark.metric == "accuracy":
             applicable_I[at_J[~binary_J]] = False
@@ -384,10 +385,9 @@ def area_chance(field: Field, used_I: np.ndarray) -> float | None:
     if key not in field.chances:
         rng = np.random.default_rng(0)
         guesses = rng.random((GUESSES, len(field.ids)))
-        values = [
-            summarize(field, score_I, used_I).get(OVERALL) for score_I in (*guesses, *-guesses)
-        ]
-        field.chances[key] = None if None in values else float(np.mean(values))
+        of_judge = [summarize(field, score_I, used_I) for score_I in (*guesses, *-guesses)]
+        values = [of[OVERALL] for of in of_judge if OVERALL in of]
+        field.chances[key] = float(np.mean(values)) if len(values) == len(of_judge) else None
     return field.chances[key]
 
 

@@ -77,9 +77,11 @@ def judge_all(
 def _judge(
     system: System, benchmark: Benchmark, folder: pathlib.Path, settings: EvalConfig
 ) -> Judged:
-    # a kind of one's own may say only once it is loaded what it accepts
-    about = system if system.accepts else system.load(settings.seeds[0])
-    records = [record for record in benchmark.records if about.accepts(len(record.responses))]
+    accepts, sampled = system.accepts, system.sampled
+    if accepts is None or sampled is None:  # a kind of one's own says it once it is loaded
+        model = system.load(settings.seeds[0])
+        accepts, sampled = model.accepts, model.sampled
+    records = [record for record in benchmark.records if accepts(len(record.responses))]
     refused = len(benchmark.records) - len(records)
     if refused:
         print(
@@ -88,7 +90,7 @@ def _judge(
             flush=True,
         )
     rows, paths = {}, {}
-    for way in passes(settings, about.sampled):
+    for way in passes(settings, sampled):
         asked = [record for record in records if not way.swapped or len(record.responses) > 1]
         for seed in settings.seeds:
             path = folder / f"{way.kind}-seed{seed}.jsonl"
@@ -99,7 +101,7 @@ def _judge(
             rows.setdefault(way.kind, []).append(judged)
             paths.setdefault(way.kind, []).append(path)
     accepted = frozenset(record.id for record in records)
-    return Judged(system.name, about.sampled, accepted, rows, paths)
+    return Judged(system.name, sampled, accepted, rows, paths)
 
 
 def judge_pass(

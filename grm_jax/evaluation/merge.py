@@ -122,8 +122,8 @@ def field_of(config: Mapping, field: str, name: str = "config") -> Any:
     return node
 
 
-def _versions(run: Mapping) -> tuple:
-    return tuple((benchmark["name"], benchmark["version"]) for benchmark in run["benchmarks"])
+def _versions(results: Mapping) -> tuple:
+    return tuple((benchmark["name"], benchmark["version"]) for benchmark in results["benchmarks"])
 
 
 def _merged_tables(runs: Mapping[str, Mapping]) -> dict[str, list[dict]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grm_jax.benchmarks.credit import auc
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index
 
@@ -267,22 +268,6 @@ def single_scores(
 def item_stderr(values_I: np.ndarray) -> float:
     """Standard error of the mean over items; 0 for one item, where it is not defined."""
     return float(values_I.std(ddof=1) / np.sqrt(len(values_I))) if len(values_I) > 1 else 0.0
-
-
-def auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """Area under the ROC curve, float in 0..1; a tie counts 0.5; None where only one class is
-    present.
-    """
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    if not positives or not negatives:
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    midranks = np.cumsum(counts) - (counts - 1) / 2
-    return float(
-        (midranks[inverse][labels].sum() - positives * (positives + 1) / 2)
-        / (positives * negatives)
-    )
 
 
 def meta_auc(pool: Pool) -> dict:

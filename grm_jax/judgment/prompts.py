@@ -1,4 +1,4 @@
-"""Prompts: Jinja templates filled with a record's text in a given response order.
+"""Makes prompts: Jinja templates filled with a record's text in a given response order.
 
 A template is rendered to the text of ONE user turn (Gemma has no system role); the judgment is the
 model's turn. It sees:
@@ -7,10 +7,11 @@ model's turn. It sees:
     responses      list of str, in prompt order
     n              number of responses
     reference      reference answer, or none
-    low, high      lowest and highest score, by `grm_jax.judgment.rules.score_range`: 0 and 1 for n
-    = 1, else 1 and 10 example        what the box should look like inside: "x, x" for n = 2
+    low, high      lowest and highest score, by `grm_jax.judgment.rules.score_range`: 0 and 1 for
+                   n = 1, else 1 and 10
+    example        what the box should look like inside: "x, x" for n = 2
     hint_index     number (from 1, in prompt order) of the best response where a hint is wanted and
-    n >= 2, else none
+                   n >= 2, else none
 
 All text that comes from the record has been through `fenced` (grm_jax.judgment.fences) before the
 template sees it, so a template cannot forget it; the filter `fenced` is there for other values and
@@ -46,17 +47,18 @@ VARIABLES = ("conversation", "responses", "n", "reference", "low", "high", "exam
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A prompt's text with all that it includes, whole and independent of any file on disk.
+    """Holds a prompt's text with all that it includes, independent of any file on disk.
 
-    name: what messages call it. files: (file name, text) pairs; the first is rendered, and the
-    others are what it includes, imports or extends, under the names that it calls them by. Two
-    templates with equal files are equal.
+    name: what messages call it.
+    files: (file name, text) pairs; the first is rendered, and the others are what it includes,
+        imports or extends, under the names that it calls them by. Two templates with equal files
+        are equal.
     """
 
     name: str = dataclasses.field(compare=False)
     files: tuple[tuple[str, str], ...]
 
-    def render(self, **values) -> str:
+    def render(self, **values: Any) -> str:
         """Fills the template. Raises jinja2.TemplateError for a name that is not among `values`."""
         return _compiled(self.files).render(**values)
 
@@ -191,15 +193,15 @@ def _compiled(files: tuple[tuple[str, str], ...]) -> jinja2.Template:
 def render_prompt(
     template: Template, record: Record, order: Sequence[int], hint: bool = False
 ) -> str:
-    """The user turn that asks for a judgment of `record`, its responses shown in `order`
-    (`grm_jax.judgment.records.response_order`).
+    """Writes the user turn that asks for a judgment of `record`, its responses in `order`.
 
-    hint=True tells the best response: by the template where it uses `hint_index`, else by a last
-        line
-    "The best response is: Response {i}", where i is its number in the PROMPT. A record with one
-        response has no best one; its last line
-    says "The correct score is: {0 or 1}". Raises ValueError for an order that does not fit, a hint
-    without gold rewards, and a template that uses an unknown name.
+    order: as `grm_jax.judgment.records.response_order` draws it.
+    hint: tell the best response, by the template where it uses `hint_index`, else by a last line
+        "The best response is: Response {i}", where i is its number in the PROMPT. A record with one
+        response has no best one; its last line says "The correct score is: {0 or 1}".
+
+    Raises ValueError for an order that does not fit, a hint without gold rewards, and a template
+    that uses an unknown name.
     """
     plain = _render(template, record, order, None)
     if not hint:
@@ -218,11 +220,11 @@ def render_prompt(
 
 
 def render_meta_prompt(template: Template, record: Record, order: Sequence[int]) -> str:
-    """The user turn before a judgment that the Meta RM rates: the same conversation, and the
-    responses in the order that the judge saw.
+    """Writes the user turn before a judgment that the Meta RM rates.
 
-    The judgment's text follows as the assistant turn. The hint is never shown. Raises ValueError as
-    `render_prompt` does.
+    The same conversation, and the responses in the order that the judge saw. The judgment's text
+    follows as the assistant turn. The hint is never shown. Raises ValueError as `render_prompt`
+    does.
     """
     return _render(template, record, order, None)
 

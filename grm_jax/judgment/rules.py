@@ -1,6 +1,6 @@
-"""Correctness of a judgment (Eq 10 of arXiv 2504.02495) and what follows from it: RL reward, RFT
-acceptance, Meta RM label.
+"""Says whether a judgment is correct (Eq 10 of arXiv 2504.02495), and what follows from it.
 
+That is the reward of RL, the acceptance of RFT and the label of the Meta RM.
 `scores` are a sample's integers in record order, or None where the completion could not be parsed;
 such a sample is always wrong (the "otherwise" branch of Eq 11). `rewards` are the record's gold
 rewards.
@@ -15,8 +15,9 @@ from grm_jax.judgment.records import Record
 
 
 class Acceptance(NamedTuple):
-    """Whether a trajectory enters the RFT training set, and why: "accepted", "incorrect",
-    "parse_failure:<reason>", "too_easy" or "hinted_too_easy".
+    """Says whether a trajectory enters the RFT training set, and why.
+
+    reason: "accepted", "incorrect", "parse_failure:<reason>", "too_easy" or "hinted_too_easy".
     """
 
     accepted: bool
@@ -24,15 +25,17 @@ class Acceptance(NamedTuple):
 
 
 def score_range(n: int) -> tuple[int, int]:
-    """(lowest, highest) score that prompt and parser agree on: 1..10 for a list, 0..1 (wrong,
-    right) for a single response.
+    """Returns the (lowest, highest) score that prompt and parser agree on.
+
+    1..10 for a list, 0..1 (wrong, right) for a single response.
     """
     return (0, 1) if n == 1 else (1, 10)
 
 
 def best_index(rewards: Sequence[float]) -> int:
-    """Index of the single largest reward. Raises ValueError when several are largest: Eq 10 is
-    undefined there.
+    """Returns the index of the single largest reward.
+
+    Raises ValueError when several are largest: Eq 10 is undefined there.
     """
     best = max(rewards)
     if list(rewards).count(best) > 1:
@@ -41,8 +44,10 @@ def best_index(rewards: Sequence[float]) -> int:
 
 
 def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
-    """Eq 10. n >= 2: the best response scores strictly above every other, whatever the order of the
-    rest. n = 1: S_1 = r_1.
+    """Tells whether a judgment is right (Eq 10).
+
+    n >= 2: the best response scores strictly above every other, whatever the order of the rest.
+    n = 1: S_1 = r_1.
     """
     if scores is None:
         return False
@@ -55,8 +60,10 @@ def is_correct(scores: Sequence[int] | None, rewards: Sequence[float]) -> bool:
 
 
 def rule_reward(judgment: Mapping, record: Record) -> float:
-    """Eq 11, the reward of online RL: +1.0 for a correct judgment, else -1.0. There is no format
-    reward. The judgment has been graded (`correct`), so the record is not looked at.
+    """Rewards a correct judgment with +1.0, any other with -1.0 (Eq 11, of online RL).
+
+    There is no format reward. The judgment has been graded (`correct`), so the record is not looked
+    at.
     """
     return 1.0 if judgment["correct"] else -1.0
 
@@ -65,23 +72,21 @@ REWARDS = {"rule": rule_reward}  # rl.reward: reward(judgment, record) -> float
 
 
 def meta_label(scores: Sequence[int] | None, rewards: Sequence[float]) -> float:
-    """Target of the Meta RM's binary cross-entropy: 1.0 for a correct trajectory, else 0.0."""
+    """Returns what the Meta RM is to say: 1.0 for a correct trajectory, else 0.0."""
     return 1.0 if is_correct(scores, rewards) else 0.0
 
 
 def is_too_easy(correct: Sequence[bool]) -> bool:
-    """True when every unhinted sample of a record is correct: the record then teaches RFT
-    nothing.
-    """
+    """Tells whether all unhinted samples of a record are correct: it then teaches RFT nothing."""
     return len(correct) > 0 and all(correct)
 
 
 def accept_unhinted(
     correct: Sequence[bool], failures: Sequence[str | None], drop_too_easy: bool = True
 ) -> list[Acceptance]:
-    """Rejection among the N_RFT unhinted samples of ONE record (paper, section 3.2): drop the wrong
-    ones, and all when all are correct.
+    """Rejects among the N_RFT unhinted samples of ONE record (paper, section 3.2).
 
+    The wrong ones are dropped, and all of them when all are correct.
     `failures[i]` is the parse failure of sample i, or None. `drop_too_easy=False` keeps the correct
     samples of easy records.
     """
@@ -93,7 +98,7 @@ def accept_unhinted(
 def accept_hinted(
     correct: bool, failure: str | None, too_easy: bool, keep_hinted_of_too_easy: bool = False
 ) -> Acceptance:
-    """Rejection of a record's hinted sample: dropped when wrong.
+    """Rejects a record's hinted sample when it is wrong.
 
     The paper leaves open whether a record that is too easy for the unhinted samples (`too_easy`)
     may still contribute its hinted one; the default says no, because such a record was judged right

@@ -1,5 +1,6 @@
-"""Losses, advantages, KL estimators and aggregations: pure functions of arrays. docs/losses.md is
-the guide.
+"""Holds losses, advantages, KL estimators and aggregations: pure functions of arrays.
+
+docs/losses.md is the guide.
 
 Shape letters: B sequences (rollouts), C completion positions, G group size (rollouts of one prompt,
 in adjacent rows), P prompts (B = P G), M micro-batches. Log-probabilities, advantages, masks and
@@ -67,7 +68,7 @@ __all__ = [
 
 
 def policy_loss(name: str, settings: Mapping[str, Any]) -> Callable[..., tuple]:
-    """Find a loss by name and bind its own settings: `loss(inputs, cfg) -> (scalar, metrics)`.
+    """Finds a loss by name and binds its own settings: `loss(inputs, cfg) -> (scalar, metrics)`.
 
     Raises ValueError or TypeError as `naming.resolve` and `naming.with_settings`.
     """

@@ -1,4 +1,4 @@
-"""From rewards to advantages: one number per sequence, the same for all of its tokens.
+"""Turns rewards into advantages: one number per sequence, the same for all of its tokens.
 
 Rows are ordered by group: rows p*G ... p*G + G - 1 are the G rollouts of prompt p. Call these
 functions on the global batch, before it is cut into micro-batches, and with real rows only (no
@@ -19,7 +19,9 @@ EPSILON = 1e-6
 
 
 def group(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
-    """A = (r - mean_G r) / (std_G r + 1e-6), population std (GRPO, arXiv 2402.03300; SPCT Eq 15).
+    """Scales rewards by the mean and spread of their group (GRPO, arXiv 2402.03300; SPCT Eq 15).
+
+    A = (r - mean_G r) / (std_G r + 1e-6), population std
 
     A group whose rewards are all equal gets zero; this is decided by max == min of the rewards, not
     by a rounded std. The penalty is centered in its group and subtracted after the division:
@@ -36,16 +38,22 @@ def group(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 
 def group_no_std(
     rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0
 ) -> jax.Array:
-    """A = x - mean_G x with x = r - penalty: no division by the std, so easy and hard prompts weigh
-    as they are (Dr. GRPO, 2503.20783).
+    """Subtracts the mean of the group (Dr. GRPO, arXiv 2503.20783).
+
+    A = x - mean_G x with x = r - penalty
+
+    Nothing is divided by the std, so easy and hard prompts weigh as they are.
     """
     x_PG = _by_group(rewards_B - penalty_B, group_size)
     return (x_PG - x_PG.mean(axis=1, keepdims=True)).reshape(-1)
 
 
 def rloo(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
-    """A_i = x_i - mean_{j != i} x_j with x = r - penalty: the baseline is independent of sample i
-    (RLOO, arXiv 2402.14740).
+    """Subtracts the mean of the others in the group (RLOO, arXiv 2402.14740).
+
+    A_i = x_i - mean_{j != i} x_j with x = r - penalty
+
+    The baseline is independent of sample i.
     """
     x_PG = _by_group(rewards_B - penalty_B, group_size)
     others_PG = (x_PG.sum(axis=1, keepdims=True) - x_PG) / (group_size - 1)
@@ -55,8 +63,9 @@ def rloo(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0
 def reinforce_pp(
     rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0
 ) -> jax.Array:
-    """A = (x - mean_B x) / (std_B x + 1e-6) with x = r - penalty, over the global batch
-    (REINFORCE++, arXiv 2501.03262).
+    """Scales rewards by the mean and spread of the batch (REINFORCE++, arXiv 2501.03262).
+
+    A = (x - mean_B x) / (std_B x + 1e-6) with x = r - penalty, over the global batch
 
     `group_size` has no part in it. The paper spreads the penalty over the tokens as returns-to-go;
     here the sequence carries its sum. A batch whose x are all equal gets zero.
@@ -75,7 +84,8 @@ ADVANTAGES = {
 
 
 def zero_variance(rewards_B: jax.Array, group_size: int) -> jax.Array:
-    """bool[B]: true for the rows of groups whose rewards are all equal (all right or all wrong).
+    """Marks the rows of groups whose rewards are all equal (all right or all wrong), bool[B].
+
     Its mean is the share to log.
     """
     r_PG = _by_group(rewards_B, group_size)
@@ -87,8 +97,9 @@ def zero_variance(rewards_B: jax.Array, group_size: int) -> jax.Array:
 def objective_mask(
     mask_BC: jax.Array, rewards_B: jax.Array, group_size: int, cfg: LossConfig
 ) -> jax.Array:
-    """Mask [B, C] of the tokens that count in the objective. Use it for the loss and for the
-    normalizer alike.
+    """Returns the mask [B, C] of the tokens that count in the objective.
+
+    Use it for the loss and for the normalizer alike.
 
     `cfg.zero_variance` "keep": the mask as it is; such groups have no policy gradient, but the KL
     acts on them and they count in the normalizer (the plain objective). "drop": their rows become

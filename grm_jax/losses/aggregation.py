@@ -1,5 +1,4 @@
-"""From one value per token to one number: every aggregation is a sum over tokens divided by a count
-of the whole batch.
+"""Turns one value per token into one number: a sum over tokens, divided by a count of the batch.
 
 The count comes from `cfg.normalizer`, which covers all micro-batches and devices, so the results of
 the parts add up to the result of the whole: the split never changes the loss. (A mean of per-part
@@ -18,8 +17,9 @@ if TYPE_CHECKING:
 
 
 class Normalizer(NamedTuple):
-    """Counts of one optimizer batch, over all micro-batches and all devices. Additive: sum (or
-    psum) the parts.
+    """Counts one optimizer batch, over all micro-batches and all devices.
+
+    Additive: sum (or psum) the parts.
 
     tokens: scalar fp32, completion tokens that the loss sees.
     sequences: scalar fp32, sequences with at least one such token.
@@ -30,8 +30,9 @@ class Normalizer(NamedTuple):
 
 
 def count(mask_BC: jax.Array) -> Normalizer:
-    """Counts of the tokens and non-empty sequences in a mask [B, C] of 0 and 1. Call it on the
-    global batch, or add up the parts.
+    """Counts the tokens and non-empty sequences in a mask [B, C] of 0 and 1.
+
+    Call it on the global batch, or add up the parts.
     """
     return Normalizer(
         tokens=mask_BC.sum(), sequences=mask_BC.any(axis=1).sum().astype(mask_BC.dtype)
@@ -39,28 +40,31 @@ def count(mask_BC: jax.Array) -> Normalizer:
 
 
 def counts_of(mask_BC: jax.Array, cfg: LossConfig) -> Normalizer:
-    """The normalizer that `cfg` carries, or that of this mask where it carries none."""
+    """Returns the normalizer that `cfg` carries, or that of this mask where it carries none."""
     return count(mask_BC) if cfg.normalizer is None else cfg.normalizer
 
 
 def token_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
-    """sum_bt x m / (tokens of the batch). Every token weighs the same; long sequences weigh more
-    (DAPO, arXiv 2503.14476 Eq 8).
+    """Averages over tokens (DAPO, arXiv 2503.14476 Eq 8): long sequences weigh more.
+
+    sum_bt x m / (tokens of the batch)
     """
     return (x_BC * mask_BC).sum() / jnp.maximum(counts_of(mask_BC, cfg).tokens, 1)
 
 
 def sequence_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
-    """sum_b (sum_t x m / |o_b|) / (sequences of the batch). Every sequence weighs the same (GRPO,
-    arXiv 2402.03300 Eq 3).
+    """Averages each sequence, then over them (GRPO, arXiv 2402.03300 Eq 3): all weigh the same.
+
+    sum_b (sum_t x m / |o_b|) / (sequences of the batch)
     """
     mean_B = (x_BC * mask_BC).sum(axis=1) / jnp.maximum(mask_BC.sum(axis=1), 1)
     return mean_B.sum() / jnp.maximum(counts_of(mask_BC, cfg).sequences, 1)
 
 
 def constant(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
-    """sum_bt x m / (sequences of the batch * max_length). No length in the weight of a token (Dr.
-    GRPO, arXiv 2503.20783).
+    """Divides by a constant (Dr. GRPO, arXiv 2503.20783): no length in the weight of a token.
+
+    sum_bt x m / (sequences of the batch * max_length)
 
     Set `cfg.max_length` where the width C varies with length buckets; without it C is used.
     """

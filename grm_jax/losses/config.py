@@ -13,7 +13,7 @@ from grm_jax.naming import resolve
 
 @struct.dataclass
 class LossConfig:
-    """Settings of a loss. All fields but `normalizer` are static: changing one recompiles.
+    """Holds what losses share. All fields but `normalizer` are static: changing one recompiles.
 
     beta: weight of the KL divergence to the reference policy, >= 0 (0.08 in SPCT, arXiv 2504.02495
         App C.1).

@@ -10,8 +10,10 @@ from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_rati
 
 
 def dapo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = -1/(sum_i |o_i|) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) - beta
-    KL_it ],  r_it = pi / pi_old
+    """Clips higher than lower, and averages over tokens (arXiv 2503.14476 Eq 8).
+
+    L = -1/(sum_i |o_i|) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
+    - beta KL_it ],  r_it = pi / pi_old
 
     with high > low, which lets unlikely tokens grow more before they are clipped. Goes with the
     advantage `group`. Published clip 0.2 / 0.28, beta 0. The paper's other parts are not in a loss:

@@ -1,5 +1,4 @@
-"""Estimators of KL(policy || reference) from the log-probabilities of sampled tokens, and what
-their gradients are.
+"""Estimates KL(policy || reference) from the log-probabilities of sampled tokens.
 
 With d = log ref(a) - log pi(a) and a ~ pi, taking expectations over a (pi being the current
 policy):
@@ -31,18 +30,19 @@ if TYPE_CHECKING:
 
 
 def k1(logp_BC: jax.Array, ref_logp_BC: jax.Array, cfg: LossConfig) -> jax.Array:
-    """log pi - log ref, per token. Unbiased, of either sign."""
+    """Returns log pi - log ref, per token. Unbiased, of either sign."""
     return logp_BC - ref_logp_BC
 
 
 def k2(logp_BC: jax.Array, ref_logp_BC: jax.Array, cfg: LossConfig) -> jax.Array:
-    """(log pi - log ref)^2 / 2, per token. Biased, never negative."""
+    """Returns (log pi - log ref)^2 / 2, per token. Biased, never negative."""
     return 0.5 * jnp.square(logp_BC - ref_logp_BC)
 
 
 def k3(logp_BC: jax.Array, ref_logp_BC: jax.Array, cfg: LossConfig) -> jax.Array:
-    """e^d - 1 - d with d = log ref - log pi, per token (GRPO, arXiv 2402.03300 Eq 4). Unbiased,
-    never negative.
+    """Returns e^d - 1 - d with d = log ref - log pi, per token (GRPO, arXiv 2402.03300 Eq 4).
+
+    Unbiased, never negative.
 
     Above d = cfg.kl_clamp the exponential goes on as its tangent. Cutting it off there instead
     would leave the gradient of -d alone, which pushes a token that has already fallen far below the
@@ -60,8 +60,9 @@ KL_ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 def kl_per_token(
     logp_BC: jax.Array, ref_logp_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
 ) -> jax.Array:
-    """The estimator that `cfg.kl` names, [B, C], with exact zeros outside the mask whatever the
-    padding holds.
+    """Applies the estimator that `cfg.kl` names, [B, C].
+
+    Exact zeros outside the mask, whatever the padding holds.
     """
     inside_BC = mask_BC > 0
     estimator = resolve(cfg.kl, KL_ESTIMATORS)
@@ -74,14 +75,17 @@ def kl_per_token(
 def kl_penalty(
     old_logp_BC: jax.Array, ref_logp_BC: jax.Array | None, mask_BC: jax.Array, cfg: LossConfig
 ) -> jax.Array:
-    """beta * sum_t KL estimate of the sampling policy, [B]: what a sequence loses from its reward
-    where `cfg.kl_in` is "reward".
+    """Returns what a sequence loses from its reward where `cfg.kl_in` is "reward", [B].
+
+    beta * sum_t KL estimate of the sampling policy
 
     Nothing is differentiated through it. Zero where `cfg.kl_in` is "loss" or `cfg.beta` is 0, where
     `ref_logp_BC` may be None. Hand the result to the advantage estimator as `penalty_B`.
     """
     if cfg.kl_in == "loss" or not cfg.beta:
         return jnp.zeros(mask_BC.shape[0], mask_BC.dtype)
+    if ref_logp_BC is None:
+        raise ValueError(f"ref_logp_BC is None, but LossConfig.beta is {cfg.beta}")
     return jax.lax.stop_gradient(
         cfg.beta * kl_per_token(old_logp_BC, ref_logp_BC, mask_BC, cfg).sum(axis=1)
     )

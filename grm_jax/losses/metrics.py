@@ -1,5 +1,4 @@
-"""Scalars that every policy loss reports, and how those of micro-batches and devices become those
-of the batch.
+"""Computes what every policy loss reports, and adds up what micro-batches and devices report.
 
 Names that end in `_min` or `_max` are reduced by minimum or maximum. Every other metric is a sum
 divided by a count of the whole batch (`cfg.normalizer`), so the parts add up. A part without any
@@ -18,7 +17,7 @@ from grm_jax.losses.config import LossConfig
 
 
 def combine(parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """{name: [M]} from M micro-batches or devices -> {name: scalar} of the whole batch."""
+    """Turns {name: [M]} of M micro-batches or devices into {name: scalar} of the whole batch."""
     reductions = {"_min": jnp.min, "_max": jnp.max}
     return {name: reductions.get(name[-4:], jnp.sum)(values_M) for name, values_M in parts.items()}
 
@@ -26,7 +25,7 @@ def combine(parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 def ratio_metrics(
     log_ratio_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
 ) -> dict[str, jax.Array]:
-    """Drift from the policy that sampled, with r = pi / pi_old per token, raw: before any clipping.
+    """Measures the drift from the policy that sampled, r = pi / pi_old per token, before clipping.
 
     ratio_mean, ratio_min, ratio_max: of r over the tokens. abs_log_ratio: mean |log r|. ppo_kl:
     mean of -log r, an estimate of KL(pi_old, pi). On-policy these are 1, 1, 1, 0, 0.
@@ -46,8 +45,9 @@ def ratio_metrics(
 def clip_metrics(
     low_BC: jax.Array, high_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
 ) -> dict[str, jax.Array]:
-    """Share of tokens cut at the lower bound, at the upper bound, and at either: clip_ratio/{low,
-    high, region}. Inputs bool[B, C].
+    """Returns the shares of tokens that are cut: clip_ratio/{low, high, region}.
+
+    low_BC, high_BC: bool[B, C], cut at the lower and at the upper bound; the region is either.
     """
     return {
         "clip_ratio/low": token_mean(low_BC, mask_BC, cfg),

@@ -1,9 +1,11 @@
-"""What a policy loss gets, and the pieces that the policy losses share: the importance ratio, the
-clipped surrogate, and the sum of policy term, KL and metrics.
+"""Says what a policy loss gets, and has the pieces that policy losses share.
+
+The importance ratio, the clipped surrogate, and the sum of policy term, KL and metrics.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from grm_jax.naming import resolve
 
 
 class LossInputs(NamedTuple):
-    """The arrays that a policy loss gets. Whatever they hold where `mask` is 0 does not matter.
+    """Holds the arrays that a policy loss gets; what they hold where `mask` is 0 does not matter.
 
     logp: fp32[B, C] log-probabilities of the sampled tokens under the policy that is trained; the
         gradient flows through this alone.
@@ -38,16 +40,18 @@ class LossInputs(NamedTuple):
 
 
 def masked_log_ratio(inputs: LossInputs) -> jax.Array:
-    """log pi - log pi_old per token, [B, C], with exact zeros outside the mask whatever the padding
-    holds.
+    """Returns log pi - log pi_old per token, [B, C].
+
+    Exact zeros outside the mask, whatever the padding holds.
     """
     inside_BC = inputs.mask > 0
     return jnp.where(inside_BC, inputs.logp, 0.0) - jnp.where(inside_BC, inputs.old_logp, 0.0)
 
 
 def clip_bounds(cfg: LossConfig, low: float, high: float) -> tuple[float, float]:
-    """(1 - clip_low, 1 + clip_high), with the published values `low` and `high` where the config
-    leaves them open.
+    """Returns (1 - clip_low, 1 + clip_high).
+
+    low, high: the published values, where the config leaves them open.
     """
     return 1 - (low if cfg.clip_low is None else cfg.clip_low), 1 + (
         high if cfg.clip_high is None else cfg.clip_high
@@ -57,8 +61,9 @@ def clip_bounds(cfg: LossConfig, low: float, high: float) -> tuple[float, float]
 def clipped_surrogate(
     ratio_BC: jax.Array, inputs: LossInputs, cfg: LossConfig, low: float, high: float
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """min(r A, clip(r, 1 - low, 1 + high) A) per token, [B, C] (PPO, arXiv 1707.06347 Eq 7), and
-    the clip metrics.
+    """Clips the ratio where it would gain (PPO, arXiv 1707.06347 Eq 7), and counts what it cuts.
+
+    min(r A, clip(r, 1 - low, 1 + high) A) per token, [B, C], and the clip metrics
 
     The gradient is cut where r > 1 + high with A > 0, or r < 1 - low with A < 0; the metrics count
     exactly these tokens.
@@ -74,8 +79,9 @@ def clipped_surrogate(
 def objective(
     policy_loss_BC: jax.Array, inputs: LossInputs, cfg: LossConfig, aggregation: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """loss = aggregate(policy loss) + beta * aggregate(KL), the KL only where `cfg.kl_in` is
-    "loss"; both by one aggregation.
+    """Sums up policy loss and KL, both by one aggregation.
+
+    loss = aggregate(policy loss) + beta * aggregate(KL), the KL only where `cfg.kl_in` is "loss"
 
     `aggregation` is the loss's published one, used where `cfg.aggregation` is None. Metrics:
     policy_loss, kl_loss (the term that was added), kl (token mean of k3, whatever the estimator in
@@ -94,7 +100,9 @@ def objective(
             )
         fixed_logp_BC = jax.lax.stop_gradient(logp_BC)
         metrics["kl"] = token_mean(
-            kl_per_token(fixed_logp_BC, ref_logp_BC, mask_BC, cfg.replace(kl="k3")), mask_BC, cfg
+            kl_per_token(fixed_logp_BC, ref_logp_BC, mask_BC, dataclasses.replace(cfg, kl="k3")),
+            mask_BC,
+            cfg,
         )
     elif cfg.beta:
         raise ValueError(

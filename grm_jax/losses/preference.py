@@ -1,5 +1,6 @@
-"""The loss of scalar reward models that are trained on pairs, Bradley-Terry. PairRM, whose scalar
-is a preference already, uses `supervised.bce`.
+"""Bradley-Terry, the loss of scalar reward models that are trained on pairs.
+
+PairRM, whose scalar is a preference already, uses `supervised.bce`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ def bradley_terry(
     center: float = 0.0,
     normalizer: Normalizer | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = sum_b m [ -log sigmoid(r+ - r-) + c (r+ + r-)^2 ] / (pairs of the batch).
+    """Asks the better response's reward to be the larger one, and both to stay near zero.
+
+    L = sum_b m [ -log sigmoid(r+ - r-) + c (r+ + r-)^2 ] / (pairs of the batch)
 
     Bradley and Terry 1952, as for reward models in Ouyang et al. 2022 (arXiv 2203.02155, Eq 1). The
     second term holds the rewards near zero, which the first leaves free up to a constant

@@ -1,6 +1,4 @@
-"""REINFORCE++: clipped surrogate with advantages normalized over the global batch (arXiv
-2501.03262).
-"""
+"""REINFORCE++: advantages normalized over the global batch (arXiv 2501.03262)."""
 
 from __future__ import annotations
 
@@ -12,7 +10,9 @@ from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_rati
 
 
 def reinforce_pp(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = -1/(sum_i |o_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) + beta KL,
+    """Clips token ratios, and averages over tokens (arXiv 2501.03262).
+
+    L = -1/(sum_i |o_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) + beta KL,
     r_it = pi / pi_old
 
     What sets it apart is not here: the advantage `reinforce_pp` and the KL in the reward (kl "k1",

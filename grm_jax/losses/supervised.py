@@ -1,6 +1,4 @@
-"""Losses with labels: next-token cross-entropy (rejective fine-tuning) and binary cross-entropy
-(Meta RM).
-"""
+"""Losses with labels: cross-entropy of tokens (rejective fine-tuning) and binary (Meta RM)."""
 
 from __future__ import annotations
 
@@ -13,7 +11,9 @@ from grm_jax.losses.aggregation import Normalizer, count
 def cross_entropy(
     logp_BT: jax.Array, mask_BT: jax.Array, normalizer: Normalizer | None = None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = -sum_bt m log pi(token_bt) / (tokens of the batch), in nats per token.
+    """Computes the next-token cross-entropy, in nats per token.
+
+    L = -sum_bt m log pi(token_bt) / (tokens of the batch)
 
     logp: fp32[B, T] log-probabilities of the target tokens; mask: fp32[B, T], 1 on completion
     tokens; normalizer: `count` of the global batch's mask, None if these arrays are all of it.
@@ -30,13 +30,14 @@ def bce(
     mask_B: jax.Array,
     normalizer: Normalizer | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """L = -sum_b m [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ] / (rows of the batch).
+    """Computes the binary cross-entropy of a logit.
+
+    L = -sum_b m [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ] / (rows of the batch)
 
     logits: fp32[B] z; labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0; mask: fp32[B], 1
-        on real rows, 0 on padding;
-    normalizer: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
-    Returns (scalar, metrics): accuracy (of z > 0) and label_mean, the share of correct judgments;
-    micro-batches add up.
+    on real rows, 0 on padding; normalizer: `count(mask_B[:, None])` of the global batch, None if
+    these arrays are all of it. Returns (scalar, metrics): accuracy (of z > 0) and label_mean, the
+    share of correct judgments; micro-batches add up.
     """
     rows = jnp.maximum((count(mask_B[:, None]) if normalizer is None else normalizer).sequences, 1)
     inside_B = mask_B > 0

@@ -135,7 +135,7 @@ def alternating(n_layers: int) -> tuple[str, ...]:
     return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
 
 
-def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics) -> Gemma2Config:
+def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> Gemma2Config:
     """Make the Gemma2Config of a randomly initialized model with Gemma-2's pattern of layers.
 
     sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's.
@@ -163,7 +163,7 @@ _HF_FIELDS = {
 }
 
 
-def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides) -> Gemma2Config:
+def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: Any) -> Gemma2Config:
     """Reads the contents of a Hugging Face `config.json`.
 
     `overrides` set dtype, scan_layers, remat, attention. Raises ValueError, naming `where` and the
@@ -213,7 +213,7 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
     }
 
 
-def load_config(folder: str | pathlib.Path, **overrides) -> Gemma2Config:
+def load_config(folder: str | pathlib.Path, **overrides: Any) -> Gemma2Config:
     """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
 
     Raises FileNotFoundError where there is none.

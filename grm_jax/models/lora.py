@@ -28,8 +28,11 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank r, 0 for no adapters; alpha: the product is scaled by alpha / r; targets: which linear
-    maps of every layer are adapted.
+    """Says what is adapted, and how much.
+
+    rank: r, 0 for no adapters.
+    alpha: the product is scaled by alpha / r.
+    targets: which linear maps of every layer are adapted.
     """
 
     rank: int

@@ -1,6 +1,4 @@
-"""The programs of a job with abstract arguments, for planning: the functions that the stages run,
-in the placement they run them in.
-"""
+"""Makes the programs of a job with abstract arguments, placed as the stages run them."""
 
 import dataclasses
 import functools
@@ -50,7 +48,7 @@ SAMPLED = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the programs of a run of SPCT follow from. stop_ids: of the tokenizer."""
+    """Holds what the programs of a run of SPCT follow from. stop_ids: of the tokenizer."""
 
     model_cfg: Gemma2Config
     mesh: MeshConfig
@@ -65,25 +63,24 @@ class Job:
 
     @property
     def width(self) -> int:
-        """Tokens of the longest training sequence."""
+        """Counts the tokens of the longest training sequence."""
         return self.lengths.prompt + self.lengths.completion
 
     def mesh_sizes(self, devices: int) -> dict[str, int]:
-        """The mesh with its -1 worked out."""
+        """Works out the mesh's -1."""
         sizes = dataclasses.asdict(self.mesh)
         known = math.prod(size for size in sizes.values() if size != -1)
         return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
 
 
-def planned_model(folder: str | os.PathLike, **numerics) -> Gemma2Config:
-    """Find the model of a folder, or where that is not there, the published size that the folder is
-    named after.
+def planned_model(folder: str | os.PathLike, **numerics: Any) -> Gemma2Config:
+    """Reads the model of a folder, or where that is not there takes a published size by its name.
 
     numerics: fields of `Gemma2Config` that are not in config.json. Raises ValueError for another
     name.
     """
     if (pathlib.Path(folder) / "config.json").is_file():
-        return load_config(folder, **numerics)
+        return load_config(pathlib.Path(folder), **numerics)
     name = pathlib.Path(folder).name.removesuffix("-it")
     if name not in PUBLISHED:
         raise ValueError(
@@ -94,7 +91,7 @@ def planned_model(folder: str | os.PathLike, **numerics) -> Gemma2Config:
 
 
 def make_programs(job: Job, devices: list, names: tuple[str, ...] = NAMES) -> dict[str, Program]:
-    """Make {name: Program} at the widest shapes of a job: every sequence as long as lengths allow.
+    """Makes {name: Program} at the widest shapes of a job: every sequence as long as lengths allow.
 
     Raises ValueError where a shape cannot be.
     """
@@ -113,7 +110,7 @@ def make_programs(job: Job, devices: list, names: tuple[str, ...] = NAMES) -> di
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """The shapes and dtypes of a tree, laid over a mesh."""
+    """Lays the shapes and dtypes of a tree over a mesh."""
     return jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
     )
@@ -209,12 +206,11 @@ def _rl_arrays(job, mesh) -> tuple[Any, dict]:
 def sampler_call(
     job: Job, mesh_shape: Mapping[str, int], judging: bool = False
 ) -> tuple[int, int, int]:
-    """Cut (prompts of one call of the sampler, the same with the dummies that fill the devices,
-    samples of each prompt).
+    """Cuts a call of the sampler as the RL stage and `sampling.rollout.generate` do.
 
-    As the RL stage and `sampling.rollout.generate` cut them: RL draws a group from each prompt;
-    judgments for RFT, the Meta RM and evaluation (`judging`) each have an order of responses, and
-    so a prompt, of their own.
+    Returns (prompts, the same with the dummies that fill the devices, samples of each prompt). RL
+    draws a group from each prompt; judgments for RFT, the Meta RM and evaluation (`judging`) each
+    have an order of responses, and so a prompt, of their own.
     """
     G = 1 if judging else job.rl.group_size
     rows = job.sampling.rows if judging else min(job.rl.batch_size, job.sampling.rows)
@@ -228,7 +224,7 @@ def sampler_call(
 
 
 def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: int) -> list[dict]:
-    """Add up the time of every stage from its programs' "seconds"; None where one has none.
+    """Adds up the time of every stage from its programs' "seconds"; None where one has none.
 
     Every sequence is taken to be as long as the lengths allow, and every call of the sampler to run
     until lengths.completion.

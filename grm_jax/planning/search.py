@@ -1,4 +1,4 @@
-"""Other settings of a job that does not fit, or that could be faster.
+"""Looks for other settings of a job that does not fit, or that could be faster.
 
 Changes are {"section.field": value}, as a config has them. What becomes of them is up to the
 caller: `attempt(changes, words)` returns {"fits", "times", ...} of the program with these changes.
@@ -13,8 +13,9 @@ Attempt = Callable[[dict, str], dict]
 
 
 def what_fits(job: Job, devices: int, program: str, attempt: Attempt) -> Iterator[dict]:
-    """Try `single_changes` until one makes the program fit, or its arguments where nothing is
-    compiled; yield all that were tried.
+    """Tries `single_changes` until one makes the program fit, and yields all that were tried.
+
+    Its arguments, where nothing is compiled.
     """
     for changes in single_changes(job, devices, program):
         words = ", ".join(f"{field}={value}" for field, value in changes.items())
@@ -25,7 +26,7 @@ def what_fits(job: Job, devices: int, program: str, attempt: Attempt) -> Iterato
 
 
 def single_changes(job: Job, devices: int, program: str) -> Iterator[dict]:
-    """Changes of one thing that need less memory, those that cost least first."""
+    """Lists changes of one thing that need less memory, those that cost least first."""
     sizes, sampling = job.mesh_sizes(devices), job.sampling
     if program.endswith("_step") or program == "logprobs":
         stage = "rl" if program == "logprobs" else program.removesuffix("_step")
@@ -52,8 +53,9 @@ def single_changes(job: Job, devices: int, program: str) -> Iterator[dict]:
 
 
 def search(job: Job, devices: int, attempt: Attempt) -> Iterator[dict]:
-    """Try the RL step on every mesh of one replica (tensor up to the number of heads), with
-    micro-batches of 1, 2, 4, ... rows a share.
+    """Tries the RL step on every mesh of one replica, and with every number of micro-batches.
+
+    tensor goes up to the number of heads; micro-batches have 1, 2, 4, ... rows a share.
     """
     tensor = 1
     while tensor <= min(job.model_cfg.n_heads, devices):
@@ -70,8 +72,9 @@ def search(job: Job, devices: int, attempt: Attempt) -> Iterator[dict]:
 
 
 def rank(tried: dict) -> tuple:
-    """The key that sorts what fits first, by time; of programs that the same resource bounds alike,
-    the one that keeps the others less busy.
+    """Returns the key that sorts what fits first, by time.
+
+    Of programs that the same resource bounds alike, the one that keeps the others less busy.
     """
     times = sorted(tried["times"].values(), reverse=True) if tried["times"] else [math.inf]
     return not tried["fits"], *times

@@ -106,8 +106,8 @@ def _shown_vote(record: Record, scores: Sequence) -> dict:
     """
     verdict = vote(scores)
     answers = len(record.responses) > 1 or all(s is None or s[0] in (0, 1) for s in scores)
-    known = answers and record.rewards is not None
-    credit = expected_credit(verdict, record.rewards) if known else None
+    gold = record.rewards if answers else None
+    credit = None if gold is None else expected_credit(verdict, gold)
     return {
         "totals": verdict.totals,
         "winners": verdict.winners,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from grm_jax.evaluation.differences import FOCUS_K
+from grm_jax.evaluation.figures import Way
 from grm_jax.judgment.voting import default_k_meta
 
 LOW = "⚠"
@@ -21,11 +22,11 @@ def headline(results: Mapping) -> list[dict]:
     """
     most = max(results["ks"])
     focus = [k for k in dict.fromkeys((FOCUS_K, most)) if k in results["ks"] and k > 1]
-    ways = [("greedy", 1, None), ("vote", 1, None)] + [
-        way for k in focus for way in (("vote", k, None), ("meta", k, default_k_meta(k)))
-    ]
+    ways: list[Way] = [("greedy", 1, None), ("vote", 1, None)]
+    for k in focus:
+        ways += [("vote", k, None), ("meta", k, default_k_meta(k))]
     rows = [row for row in results["rows"] if not row["flat_by_construction"]]
-    of_place = {
+    of_place: dict[tuple, dict] = {
         (row["system"], row["aggregation"], row["k"], row["k_meta"], row["benchmark"]): row
         for row in rows
     }
@@ -95,9 +96,11 @@ def absent_text(row: Mapping | None) -> str:
     """Says why a cell has no figure."""
     if row is None:
         return "n/a"
-    if row["metric"] == "none":
-        return f"no gold, judged {row['judged']} of {row['items']}"
-    return "not judged" if row["judged"] == 0 and row["items"] else "n/a"
+    if row["judged"] == 0 and row["items"]:
+        return "not judged"
+    return (
+        f"no gold, judged {row['judged']} of {row['items']}" if row["metric"] == "none" else "n/a"
+    )
 
 
 def coverage_text(row: Mapping) -> str:

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from grm_jax.judgment.voting import default_k_meta
@@ -134,7 +134,7 @@ def _figure(row: Mapping) -> str:
         return "n/a"
     seeds = "" if row["seed_stderr"] is None else f" ± {100 * row['seed_stderr']:.1f}"
     items = "" if row["item_stderr"] is None else f" ({100 * row['item_stderr']:.1f})"
-    return f"{100 * row['mean']:.1f}{seeds}{items}"
+    return f"{round(100 * row['mean'], 1) + 0.0:.1f}{seeds}{items}"  # + 0.0: no -0.0
 
 
 def _share(value: float | None) -> str:
@@ -152,7 +152,6 @@ def plot(merged: Mapping, path: pathlib.Path) -> None:
     systems = [s for s in merged["systems"] if any(row["system"] == s for row in rows)]
     draw = _against_settings if len(merged["settings"]) > 1 else _against_k
     with matplotlib.rc_context(STYLE):
-        figure: Figure
         figure, panels = grid(max(1, len(names)), 2, 5.6, 3.6)
         for panel, name in zip(panels, names):
             draw(panel, merged, [row for row in rows if row["benchmark"] == name], systems)
@@ -168,7 +167,7 @@ def plot(merged: Mapping, path: pathlib.Path) -> None:
 
 def _kinds(merged: Mapping, rows: Sequence[Mapping]) -> list[Line2D]:
     most = max((row["k"] for row in rows), default=1)
-    styles = {"vote": "-", "greedy": ":", "meta": "--"}
+    styles: dict[str, Any] = {"vote": "-", "greedy": ":", "meta": "--"}
     texts = {"vote": f"vote @{most}", "greedy": "greedy", "meta": "Meta RM guided vote"}
     if len(merged["settings"]) > 1:
         shown = ("greedy", "vote")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -19,7 +20,7 @@ from markupsafe import Markup
 BROWSER = "report_browser.js.jinja"
 
 
-def render(template: str, **values) -> str:
+def render(template: str, **values: Any) -> str:
     """The page of a template in this folder, which also gets `script` and, for its content security
     policy, `script_hash`.
     """
@@ -76,7 +77,7 @@ def _figure(value: float) -> str:
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def script_json(value) -> Markup:
+def script_json(value: Any) -> Markup:
     """JSON that cannot end the script element it stands in, whatever the texts hold."""
     text = json.dumps(value, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -11,15 +11,18 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 INK, GRID, SOFT = "#2d3748", "#e2e8f0", "#718096"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -136,19 +139,22 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     )
 
 
-def system_handles(systems: Sequence[str]) -> list[Line2D]:
+def system_handles(systems: Sequence[str], shown: Iterable[str]) -> list[Line2D]:
+    """Legend entries of those of the systems that are shown; their looks are those among all."""
+    shown = set(shown)
     return [
         Line2D([], [], color=color, marker=marker, linewidth=2.5, markersize=5, label=name)
         for name, (color, marker) in looks(systems).items()
+        if name in shown
     ]
 
 
-def percent_axis(axis) -> None:
+def percent_axis(axis: Axis) -> None:
     """Labels shares in percent."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %"))
 
 
-def number_axis(axis, ticks: int) -> None:
+def number_axis(axis: Axis, ticks: int) -> None:
     """Labels numbers with as many digits as tell them apart: no offset, no mathematics."""
     axis.set_major_locator(MaxNLocator(ticks))
     formatter = ScalarFormatter(useOffset=False, useMathText=False)
@@ -156,13 +162,13 @@ def number_axis(axis, ticks: int) -> None:
     axis.set_major_formatter(formatter)
 
 
-def log_axis(axis, ticks: Sequence[float]) -> None:
+def log_axis(axis: Axis, ticks: Sequence[float]) -> None:
     """Labels the ticks of a logarithmic axis with plain numbers, and no others."""
     axis.set_minor_locator(NullLocator())
     axis.set_ticks(list(ticks), [f"{tick:,g}" if tick < 1e6 else f"{tick:.0e}" for tick in ticks])
 
 
-def k_axis(axes, ks: Sequence[int], label: str) -> None:
+def k_axis(axes: Axes, ks: Sequence[int], label: str) -> None:
     """A logarithmic axis of votes with a tick at every k."""
     axes.set_xscale("log", base=2)
     log_axis(axes.xaxis, ks)
@@ -230,7 +236,8 @@ def curves(
             "flat": Line2D([], [], color=INK, linestyle=FLAT_DASH, label="flat by construction"),
         }
         handles = [handle for kind, handle in named.items() if kind in kinds]
-        legend(figure, system_handles(systems) + handles)
+        shown = {row["system"] for row in rows if row["value"] is not None and row[x]}
+        legend(figure, system_handles(systems, shown) + handles)
         return svg(figure, name, label)
 
 
@@ -287,8 +294,7 @@ def k_meta_curves(rows: list[dict], benchmarks: Sequence[str], systems: Sequence
             percent_axis(panel.yaxis)
             kept = sorted({row["k_meta"] for row in mine} or {1})
             k_axis(panel, kept, "k_meta, judgments kept")
-        shown = {row["system"] for row in rows}
-        legend(figure, [h for h in system_handles(systems) if h.get_label() in shown])
+        legend(figure, system_handles(systems, [row["system"] for row in rows]))
         return svg(figure, "kmeta", "Accuracy of the guided vote against k_meta")
 
 
@@ -319,7 +325,7 @@ def calibration(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
             number_axis(panel.xaxis, 5)
             panel.set_xlabel("margin for each judgment", fontsize=8)
             panel.tick_params(labelsize=8)
-        legend(figure, system_handles(benchmarks))
+        legend(figure, system_handles(benchmarks, benchmarks))
         return svg(figure, "calibration", "Accuracy against the margin of the verdict")
 
 
@@ -363,9 +369,11 @@ def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
             percent_axis(panel.xaxis)
             panel.set_title(benchmark)
         handles = [
-            Line2D([], [], color=look[system][0], linewidth=4, label=system) for system in systems
+            Line2D([], [], color=look[system][0], linewidth=4, label=system)
+            for system in systems
+            if any(row["system"] == system for row in rows)
         ]
-        dot = {"color": INK, "marker": "o", "linestyle": ""}
+        dot: dict[str, Any] = {"color": INK, "marker": "o", "linestyle": ""}
         handles += [
             Line2D([], [], label="vote of the largest k", **dot),
             Line2D([], [], label="greedy", markerfacecolor="white", **dot),

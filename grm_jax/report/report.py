@@ -198,7 +198,8 @@ def _matrices(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[s
         how = way_text(row["a_aggregation"], row["a_k"])
         cells = of_place.setdefault((row["benchmark"], how), {})
         cells[row["a_system"], row["b_system"]] = row
-        cells[row["b_system"], row["a_system"]] = row | {
+        cells[row["b_system"], row["a_system"]] = {
+            **row,
             "difference": -row["difference"],
             "ci_low": -row["ci_high"],
             "ci_high": -row["ci_low"],

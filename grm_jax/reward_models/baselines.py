@@ -5,7 +5,7 @@ and an oracle to test protocols with.
 from collections.abc import Callable, Iterator, Sequence
 
 from grm_jax.judgment.records import Record, seeded_digest
-from grm_jax.reward_models.protocol import RewardModel, row
+from grm_jax.reward_models.protocol import RewardModel, new_judgment
 
 
 def length_only() -> RewardModel:
@@ -61,7 +61,7 @@ def _without_positions(
     ) -> Iterator[list[dict]]:
         for record in records:
             yield [
-                row(
+                new_judgment(
                     record,
                     sample,
                     range(len(record.responses)),

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from grm_jax.data.examples import supervised_example
 from grm_jax.judgment.prompts import load_template, render_prompt
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, gold
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
 from grm_jax.reward_models.scalar import gold_pairs, pair_example, score_groups
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.tokenizer import Tokenizer
@@ -89,7 +89,9 @@ def cloud(
             rows=rows,
         ):
             sequences = [
-                [] if one.failure else critiqued_ids(tokenizer, one.record, one.texts)
+                critiqued_ids(tokenizer, one.record, one.texts)
+                if not one.failure and one.texts
+                else []
                 for one in block
             ]
             rewards = score_groups(scorer, head_params, sequences, sequence_buckets, rows)
@@ -226,7 +228,7 @@ def head_examples(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) ->
     ids = critiqued_ids(tokenizer, record, texts)
     return [
         pair_example(record.id, ids[better], ids[worse])
-        for better, worse in gold_pairs(record.rewards)
+        for better, worse in gold_pairs(gold(record))
     ]
 
 
@@ -253,7 +255,7 @@ def _cloud_row(
     one: Critiques, temperature: float, scores: list[float] | None, failure: str | None
 ) -> dict:
     text = "\n".join(f"[Response {i}] {text}" for i, text in enumerate(one.texts or (), 1))
-    return row(
+    return new_judgment(
         one.record,
         one.sample,
         range(len(one.record.responses)),

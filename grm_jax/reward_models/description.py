@@ -230,7 +230,7 @@ def _from_hub(name: str) -> pathlib.Path:
     import huggingface_hub  # heavy, and most models lie in a folder
 
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(HUB_FILES)))
     # whatever keeps a download from succeeding: no network, no such model, no right to read it
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]

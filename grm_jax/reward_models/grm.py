@@ -14,7 +14,7 @@ import numpy as np
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, gold
 from grm_jax.judgment.rules import is_correct
 from grm_jax.sampling.rollout import Completion, Request, generate
 from grm_jax.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ def split_by_length(
     return kept, dropped
 
 
-def judgment_row(
+def drawn_judgment(
     tokenizer: Tokenizer,
     ask: Ask,
     completion: Completion,
@@ -129,7 +129,7 @@ def judgment_row(
         "prompt_tokens": prompt_tokens,
         **read,
         "rewards": None if record.rewards is None else list(record.rewards),
-        "correct": None if ungraded else is_correct(read["scores"], record.rewards),
+        "correct": None if ungraded else is_correct(read["scores"], gold(record)),
         "meta_logit": None,
     }
 
@@ -139,7 +139,7 @@ class Drawn(NamedTuple):
     on.
     """
 
-    row: dict
+    judgment: dict
     ask: int
     prompt_ids: list[int]
     completion_ids: np.ndarray  # int32[C], the stop token included
@@ -161,13 +161,13 @@ def judge(
     `grm_jax.sampling.rollout.plan`).
     """
     asks = with_prompts(prompter, asks)
-    requests = [Request(ask.prompt_ids, ask.key, ask.samples) for ask in asks]
+    requests = [Request(ask.prompt_ids or (), ask.key, ask.samples) for ask in asks]
     for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
         drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]
         for i, completion in zip(of_ask, completions, strict=True):
             prompt_ids = requests[i].prompt_ids
-            row = judgment_row(
+            judgment = drawn_judgment(
                 prompter.tokenizer,
                 asks[i],
                 completion,
@@ -175,5 +175,7 @@ def judge(
                 temperature,
                 prompter.answer,
             )
-            drawn.append(Drawn(row, i, prompt_ids, completion.token_ids, completion.logp))
+            drawn.append(
+                Drawn(judgment, i, list(prompt_ids), completion.token_ids, completion.logp)
+            )
         yield drawn

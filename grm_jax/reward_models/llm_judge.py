@@ -13,14 +13,14 @@ vote weighted by probability.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from grm_jax.judgment.parsing import parse_choice
+from grm_jax.judgment.parsing import Choice, parse_choice
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge, with_prompts
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, pairs, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, pairs, shown_order
 from grm_jax.tokenizer import Tokenizer
 
 # judged together: whole lists are finished, and yielded, after so many batches at the latest
@@ -94,7 +94,7 @@ def llm_judge(
                 for pair in pairs(len(opinion.record.responses))
             ]
             asks = with_prompts(prompter, [pair_ask(*comparison) for comparison in comparisons])
-            fits = [len(ask.prompt_ids) <= max(buckets) for ask in asks]
+            fits = [len(ask.prompt_ids or ()) <= max(buckets) for ask in asks]
             fitting = [i for i, fit in enumerate(fits) if fit]
 
             def rows_completed_by(evidence: dict[int, dict]) -> list[dict]:
@@ -112,7 +112,8 @@ def llm_judge(
                 return completed
 
             yield rows_completed_by({i: UNASKED for i, fit in enumerate(fits) if not fit})
-            settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
+            settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
+            settings |= {"buckets": buckets, "rows": rows}
             for drawn in judge(sampler, params, prompter, [asks[i] for i in fitting], **settings):
                 yield rows_completed_by(
                     {fitting[one.ask]: generation(prompter.tokenizer, one) for one in drawn}
@@ -158,12 +159,12 @@ def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
     """What a row keeps of one generation about a pair; `chosen` is 0 or 1, an index in that pair,
     or None.
     """
-    judged, chosen, probability = drawn.row, None, None
+    judged, chosen, probability = drawn.judgment, None, None
     if judged["failure"] is None:
         chosen = judged["scores"].index(1)
-        probability = index_probability(
-            tokenizer, drawn.completion_ids, drawn.logp, parse_choice(judged["text"], 2).span
-        )
+        choice = parse_choice(judged["text"], 2)
+        assert isinstance(choice, Choice)  # as it was read before
+        probability = index_probability(tokenizer, drawn.completion_ids, drawn.logp, choice.span)
     return {"chosen": chosen, "probability": probability} | {
         name: judged[name] for name in ("text", "tokens", "principles", "critique", "failure")
     }
@@ -211,7 +212,7 @@ def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
     if n == 2:
         evidence |= {name: found[0][name] for name in ("text", "principles", "critique")}
     if failure is not None:
-        return row(
+        return new_judgment(
             record,
             opinion.sample,
             opinion.order,
@@ -221,4 +222,4 @@ def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
             **evidence,
         )
     scores = [sum(one["chosen"] == i for one in found) for i in range(n)]
-    return row(record, opinion.sample, opinion.order, temperature, scores, **evidence)
+    return new_judgment(record, opinion.sample, opinion.order, temperature, scores, **evidence)

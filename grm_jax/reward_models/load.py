@@ -260,7 +260,7 @@ def _pointwise(spec, asking) -> _Kind:
                 per_order=asking.samples_per_order,
                 hinted=hint,
             )
-            return guide(model, batches)
+            return guide(model, batches) if guide else model
 
         return build
 
@@ -378,7 +378,7 @@ def _remote(spec, asking) -> _Kind:
     """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
     answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
-    templates = {
+    templates: dict[str, Any] = {
         "template": _template(spec, asking, role),
         "single_template": _template(spec, asking, "single"),
     }

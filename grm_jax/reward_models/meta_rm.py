@@ -14,7 +14,7 @@ import numpy as np
 
 from grm_jax.data.pipeline import bucket_length
 from grm_jax.judgment.prompts import Template, render_meta_prompt
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, gold
 from grm_jax.judgment.rules import meta_label
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.heads import scalar_logits
@@ -40,7 +40,7 @@ def meta_examples(
         if row["hinted"]:
             continue
         ids = meta_ids(tokenizer, template, records[row["id"]], row)
-        label = meta_label(row["scores"], records[row["id"]].rewards)
+        label = meta_label(row["scores"], gold(records[row["id"]]))
         examples.append(
             {
                 "id": row["id"],

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from grm_jax.judgment.prompts import load_template, render_prompt
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, gold
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, shown_order
 from grm_jax.reward_models.scalar import gold_pairs, score_groups
 from grm_jax.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ def pair_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list[dict]
     """
     examples = []
     for record in records:
-        for better, worse in gold_pairs(record.rewards):
+        for better, worse in gold_pairs(gold(record)):
             for pair, label in (((better, worse), 1.0), ((worse, better), 0.0)):
                 ids = pair_ids(tokenizer, record, *pair)
                 examples.append(
@@ -121,18 +121,20 @@ def _asked_pairs(record: Record, order: Sequence[int]) -> list[tuple[int, int]]:
         raise ValueError(
             f"record {record.id!r}: expected at least 2 responses for a pairwise model, got 1"
         )
-    return [tuple(order)] if len(order) == 2 else [(a, b) for a in order for b in order if a != b]
+    if len(order) == 2:
+        return [(order[0], order[1])]
+    return [(a, b) for a in order for b in order if a != b]
 
 
 def _pair_row(record, sample, order, temperature, pairs, values) -> dict:
     if values is None:
-        return row(record, sample, order, temperature, None, failure=TOO_LONG)
+        return new_judgment(record, sample, order, temperature, None, failure=TOO_LONG)
     wins = [0] * len(record.responses)
     for pair, value in zip(pairs, values):
         wins[pair[chosen(value) - 1]] += 1
     if len(pairs) == 1:
-        return row(record, sample, order, temperature, wins, preference=values[0])
-    return row(
+        return new_judgment(record, sample, order, temperature, wins, preference=values[0])
+    return new_judgment(
         record,
         sample,
         order,

@@ -6,10 +6,11 @@ Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit besi
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Prompter, judge, with_prompts
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, shown_order
 
 
 def pointwise_grm(
@@ -24,7 +25,7 @@ def pointwise_grm(
     per_order: int = 1,
     hinted: bool = False,
 ) -> RewardModel:
-    """`grm.judge` as a reward model; its rows are those of `grm.judgment_row`.
+    """`grm.judge` as a reward model; its rows are those of `grm.drawn_judgment`.
 
     Args:
       sampler_of: temperature -> sampler (`grm_jax.sampling.mapped.make_sampler`).
@@ -60,10 +61,10 @@ def pointwise_grm(
             for start in starts
         ]
         asks = with_prompts(prompter, asks)
-        unfit = [ask for ask in asks if len(ask.prompt_ids) > max(buckets)]
+        unfit = [ask for ask in asks if len(ask.prompt_ids or ()) > max(buckets)]
         if unfit:
             yield [
-                row(
+                new_judgment(
                     ask.record,
                     sample,
                     ask.order,
@@ -77,9 +78,10 @@ def pointwise_grm(
                 for sample in ask.samples
                 if sample in samples
             ]
-        fitting = [ask for ask in asks if len(ask.prompt_ids) <= max(buckets)]
-        settings = dict(seed=seed, temperature=temperature, buckets=buckets, rows=rows)
+        fitting = [ask for ask in asks if len(ask.prompt_ids or ()) <= max(buckets)]
+        settings: dict[str, Any] = {"seed": seed, "temperature": temperature}
+        settings |= {"buckets": buckets, "rows": rows}
         for drawn in judge(sampler_of(temperature), params, prompter, fitting, **settings):
-            yield [one.row for one in drawn if one.row["sample"] in samples]
+            yield [one.judgment for one in drawn if one.judgment["sample"] in samples]
 
     return RewardModel(name, judge_records, sampled=True, accepts=lambda n: n >= 1)

@@ -1,34 +1,63 @@
-"""What every reward model is to the evaluator: a name and one function from records to rows of
-evidence.
+"""What every reward model is to the evaluator: a name and one function from records to judgments.
 
-A row is one opinion on one record, the same JSON object for every paradigm:
-
-    {"id", "domain", "sample": int, "order": [int], "temperature": float, "rewards": [float] | null,
-     "scores": [number] * n in the record's order, or null with the reason in "failure",
-     "text": what was generated ("" for a scalar model), "tokens": generated tokens, ...}
-
-A vote over k rows is the SUM of their scores in every paradigm, so one evaluator serves all (Eq
-12-14 of arXiv 2504.02495): a pointwise GRM writes 1..10 per response; a scalar model its reward,
-and a mean of scalars ranks as their sum; a pairwise judge gives 1 to the response that it chose and
-0 to the other, so the sum is the majority; TokenProb gives the choice its probability. A pairwise
-model faces a list of n > 2 through all its pairs, and the scores are the pairs won: the best
-response of a list has n - 1 exactly when it wins against each other one.
+A judgment is one opinion on one record, the same JSON object for every paradigm
+(`StoredJudgment`). A vote over k judgments is the SUM of their scores in every paradigm, so one
+evaluator serves all (Eq 12-14 of arXiv 2504.02495): a pointwise GRM writes 1..10 per response; a
+scalar model its reward, and a mean of scalars ranks as their sum; a pairwise judge gives 1 to the
+response that it chose and 0 to the other, so the sum is the majority; TokenProb gives the choice
+its probability. A pairwise model faces a list of n > 2 through all its pairs, and the scores are
+the pairs won: the best response of a list has n - 1 exactly when it wins against each other one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 from grm_jax.judgment.records import Record, response_order
+
+
+class StoredJudgment(TypedDict, total=False):
+    """One judgment as a model gives it and the store keeps it (evaluation/store.py).
+
+    id, domain, rewards: of the record. sample, order: which sample, and the order in which it
+    showed the responses. temperature: 0 is greedy. scores: n numbers in the record's order, or None
+    with the reason in `failure`. text: what was generated ("" for a scalar model). tokens,
+    prompt_tokens: generated, and read. principles, critique: what was parsed of the text.
+    meta_logit: the Meta RM's. hinted: whether the prompt told the best response. correct: Eq 10.
+    record, seconds: put in by the store. step, reward: of a rollout. Paradigms add what explains
+    their scores: "pairs", "critiques", "preference", "error", "cost".
+    """
+
+    id: str
+    domain: str
+    rewards: list[float] | None
+    sample: int
+    order: list[int]
+    temperature: float
+    scores: list[float] | None
+    failure: str | None
+    text: str
+    tokens: int
+    prompt_tokens: int | None
+    principles: list
+    critique: str
+    meta_logit: float | None
+    hinted: bool
+    correct: bool | None
+    record: str
+    seconds: float
+    step: int
+    reward: float
+
 
 TOO_LONG = "too_long"  # the failure of a record whose input no bucket holds: nothing is cut
 
 
 class Judge(Protocol):
-    """`judge(records, samples, temperature, swapped)` yields rows, block by block, for every record
-    and sample index.
+    """`judge(records, samples, temperature, swapped)` yields judgments, block by block.
 
-    The row of (record, sample) depends on the model's seed, the record and the sample index alone,
-    never on the other records. `temperature` 0 is greedy. `swapped` shows the responses in the
+    There is one for every record and sample index. That of (record, sample) depends on the model's
+    seed, the record and the sample index alone, never on the other records. `temperature` 0 is
+    greedy. `swapped` shows the responses in the
     reverse of the order they would have had: what a position bias changes. A model without sampling
     or without positions ignores what does not apply to it.
     """
@@ -62,22 +91,24 @@ def shown_order(seed: int, record: Record, sample: int, swapped: bool) -> tuple[
     return order[::-1] if swapped else order
 
 
-def row(
+def new_judgment(
     record: Record,
     sample: int,
     order: Sequence[int],
     temperature: float,
     scores: Sequence[float] | None,
-    **evidence,
+    **evidence: Any,
 ) -> dict:
-    """One row of a model. `evidence` may hold "failure" (needed where scores is None), "text",
-    "tokens" and whatever explains the scores. Critiques that no head has read have neither.
+    """Make a judgment, a `StoredJudgment`.
+
+    `evidence` may hold "failure" (needed where scores is None), "text", "tokens" and whatever
+    explains the scores. Critiques that no head has read have neither scores nor a failure.
     """
     unread = scores is None and evidence.get("critiques") is not None
     if (scores is None) == (evidence.get("failure") is None) and not unread:
         raise ValueError(
-            f"record {record.id!r}: a row has either scores or the reason why not, got {scores} "
-            f"and {evidence.get('failure')!r}"
+            f"record {record.id!r}: a judgment has either scores or the reason why not, got "
+            f"{scores} and {evidence.get('failure')!r}"
         )
     return {
         "id": record.id,

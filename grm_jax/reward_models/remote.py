@@ -11,7 +11,7 @@ import email.utils
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, seeded_digest
-from grm_jax.reward_models.protocol import RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
 
 ROWS_PER_BLOCK = 16  # finished requests that are yielded, and so kept, together
 # before the first retry; it doubles for each further one, and is spread by a random factor of 0.5
@@ -147,7 +147,7 @@ def remote_judge(
                 if price_per_million is None or None in counts
                 else sum(n * price / 1e6 for n, price in zip(counts, price_per_million))
             )
-            return row(
+            return new_judgment(
                 record,
                 sample,
                 order,
@@ -207,7 +207,7 @@ def _api_key(variable: str | None) -> str | None:
 
 def _side_by_side(
     portal: BlockingPortal, function: Callable, arguments: Iterable[tuple], concurrency: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Results of an async function in the order in which they come, at most `concurrency` calls at
     a time. The first exception ends it.
     """

@@ -11,17 +11,18 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from grm_jax.checkpoint.huggingface import load_params
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, gold
 from grm_jax.models.config import Gemma2Config, load_config
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models.meta_rm import make_scorer, score_sequences
-from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, row
+from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -56,7 +57,7 @@ def scalar_rm(
             ]
             rewards = score_groups(scorer, params, sequences, buckets, rows)
             yield [
-                row(
+                new_judgment(
                     record,
                     sample,
                     range(len(record.responses)),
@@ -120,7 +121,8 @@ def pair_example(record_id: str, better_ids: Sequence[int], worse_ids: Sequence[
     """Training example of `training.step.preference_loss`: both sequences, padded to the longer one
     (tokens 0, positions -1).
     """
-    example, width = {"id": record_id}, max(len(better_ids), len(worse_ids))
+    example: dict[str, Any] = {"id": record_id}
+    width = max(len(better_ids), len(worse_ids))
     for name, ids in (("better", better_ids), ("worse", worse_ids)):
         behind = (0, width - len(ids))
         example[f"{name}_tokens"] = np.pad(np.array(ids), behind)
@@ -135,13 +137,13 @@ def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list
         ids = [response_ids(tokenizer, record, i) for i in range(len(record.responses))]
         examples += [
             pair_example(record.id, ids[better], ids[worse])
-            for better, worse in gold_pairs(record.rewards)
+            for better, worse in gold_pairs(gold(record))
         ]
     return examples
 
 
 def load_scalar(
-    folder: str | os.PathLike, mesh: Mesh | None = None, **numerics
+    folder: str | os.PathLike, mesh: Mesh | None = None, **numerics: Any
 ) -> tuple[dict, Gemma2Config, Tokenizer]:
     """(params, cfg, tokenizer) of a `Gemma2ForSequenceClassification` folder with one label, for
     `scalar_rm`.

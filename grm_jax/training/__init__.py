@@ -1,3 +1,1 @@
-"""State, log-probabilities, optimizer and the one jitted step that pretraining, RFT, RL and every
-reward model share.
-"""
+"""Trains: the state, log-probabilities, optimizer, step and loop that all stages share."""

@@ -1,6 +1,4 @@
-"""Log-probabilities of given tokens under a policy, without ever holding logits for a whole batch
-of a large vocabulary.
-"""
+"""Computes log-probabilities of given tokens, never holding logits of a whole large batch."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ def token_logprobs(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """log p(token t | tokens before t) and the entropy of that distribution, fp32[B, T] both, in
-    nats.
+    """Computes log p(token t | tokens before t) and its distribution's entropy, fp32[B, T] in nats.
 
     p = softmax(softcap(logits) / temperature), the distribution that is sampled from where neither
     top-p nor top-k cuts it. Position 0 has nothing before it: 0 in both. Values at padding (pos -1)
@@ -59,11 +56,13 @@ def token_logprobs(
 
 
 def token_logprobs_reference(
-    params, cfg, tokens_BT, pos_BT, temperature=1.0
+    params: dict,
+    cfg: Gemma2Config,
+    tokens_BT: jax.Array,
+    pos_BT: jax.Array,
+    temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """The same from the textbook formulas, with logits_BTV held whole. For tests and small
-    models.
-    """
+    """Computes the same from the textbook formulas, with logits_BTV held whole: for tests."""
     hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
     logprobs_BTV = jax.nn.log_softmax(lm_logits(params, cfg, hidden_BTD) / temperature, axis=-1)
     logp_BT = jnp.take_along_axis(logprobs_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
@@ -75,7 +74,7 @@ def token_logprobs_reference(
 
 def _chunked_logprobs(embedding_VD, hidden_BTD, target_BT, *, cfg, temperature, chunk):
     body = jax.checkpoint(
-        lambda hidden_target: _target_logprobs(embedding_VD, cfg, *hidden_target, temperature)
+        lambda part: _target_logprobs(embedding_VD, cfg, part[0], part[1], temperature)
     )
     logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
     T = target_BT.shape[1]

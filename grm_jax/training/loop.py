@@ -213,7 +213,8 @@ def fit(
 
         def write(rows):
             for step, row in rows:
-                log.write(step, row | {"learning_rate": float(training.learning_rate(step))})
+                rate: Any = training.learning_rate(step)
+                log.write(step, row | {"learning_rate": float(rate)})
                 advance(loss=row["loss"])
 
         for step in range(first, settings.steps):

@@ -1,6 +1,4 @@
-"""Metrics of a run: fetched from the device one step late, and handed to the sinks that the config
-names.
-"""
+"""Fetches the metrics of a run one step late, and hands them to the sinks that the config names."""
 
 from __future__ import annotations
 
@@ -20,10 +18,10 @@ from grm_jax.parallel import processes
 
 
 def check_finite(step: int, metrics: Mapping[str, float], item_ids: Sequence[str] = ()) -> None:
-    """Raises FloatingPointError, naming the step and the items of its batch, if the train step
-    found its loss or a gradient not finite.
+    """Raises FloatingPointError if the train step found its loss or a gradient not finite.
 
-    Once it raises, the state is damaged: do not checkpoint it.
+    It names the step and the items of its batch. Once it raises, the state is damaged: do not
+    checkpoint it.
     """
     if metrics["nonfinite"]:
         raise FloatingPointError(
@@ -33,12 +31,14 @@ def check_finite(step: int, metrics: Mapping[str, float], item_ids: Sequence[str
 
 
 class LateMetrics:
-    """Hands out the metrics of step n once step n + 1 has been dispatched: the host never waits for
-    a step that it has just started.
+    """Hands out the metrics of step n once step n + 1 has been dispatched.
 
-    for step, row in late.push(step, metrics, ids): log.write(step, row)   # in the loop: the step
-    before this one for step, row in late.flush(): log.write(step, row)                    # before
-    a checkpoint, and after the loop
+    So the host never waits for a step that it has just started.
+
+        # in the loop: the step before this one
+        for step, row in late.push(step, metrics, ids): log.write(step, row)
+        # before a checkpoint, and after the loop
+        for step, row in late.flush(): log.write(step, row)
     """
 
     def __init__(self):
@@ -51,9 +51,9 @@ class LateMetrics:
         item_ids: Sequence[str] = (),
         tokens: int = 0,
     ) -> Iterator[tuple[int, dict]]:
-        """Take the metrics of a step just dispatched; yield (step, floats) of the one before,
-        checked by `check_finite`.
+        """Takes the metrics of a step just dispatched; yields (step, floats) of the one before.
 
+        They are checked by `check_finite`.
         `tokens` is how many the step trained on. Rows get step_s, the seconds between this fetch
         and the last, and tokens_per_s.
         """
@@ -61,7 +61,7 @@ class LateMetrics:
         return self._fetch(previous)
 
     def flush(self) -> Iterator[tuple[int, dict]]:
-        """The same for the step not yet handed out; waits for it."""
+        """Yields the same for the step not yet handed out; waits for it."""
         previous, self._pending = self._pending, None
         return self._fetch(previous)
 
@@ -131,7 +131,7 @@ class JsonLines:
         self._stage, self._file = stage, open(folder / "metrics.jsonl", "ab", buffering=0)
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
-        line = json.dumps({"stage": self._stage, "step": step} | row, allow_nan=False)
+        line = json.dumps({"stage": self._stage, "step": step, **row}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
@@ -165,7 +165,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, folder: pathlib.Path, stage: str, resumed_step: int):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         path = folder / "wandb" / f"{stage}.id"
         path.parent.mkdir(exist_ok=True)
@@ -202,8 +202,9 @@ def check_sinks(names: Sequence[str]) -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """Rows of a metrics.jsonl, without a torn last line. Raises ValueError, naming file and line,
-    where another line is not JSON.
+    """Reads the rows of a metrics.jsonl, without a torn last line.
+
+    Raises ValueError, naming file and line, where another line is not JSON.
     """
     rows, lines = [], pathlib.Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or torn

@@ -1,5 +1,6 @@
-"""A batch of rollouts in NumPy: the arrays that the train step takes, the rewards, and what the
-batch looks like. The train step adds the rest: loss, entropy, kl, clip_ratio/*, ratio_*, grad_norm.
+"""Turns a batch of rollouts into arrays, rewards and metrics, in NumPy.
+
+The train step adds further metrics: loss, entropy, kl, clip_ratio/*, ratio_*, grad_norm.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def rollout_batch(
     logps_B: Sequence[Sequence[float]],
     buckets: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """Lay B rollouts side by side, right-padded to the narrowest of `buckets` that holds them all.
+    """Lays B rollouts side by side, right-padded to the narrowest of `buckets` that holds them all.
 
     prompts_B, completions_B: token ids, the stop token included. logps_B: of the completion's
     tokens, under the policy that sampled them. Returns tokens, positions int32[B, T] (position -1
@@ -48,8 +49,9 @@ def rewards_of(
     judgments_B: Sequence[Mapping],
     records_B: Sequence[Record],
 ) -> list[float]:
-    """Reward each judgment of its record. Raises ValueError, naming the record, where the reward is
-    no finite number (of float32).
+    """Rewards each judgment of its record.
+
+    Raises ValueError, naming the record, where the reward is no finite number (of float32).
     """
     rewards = []
     for judgment, record in zip(judgments_B, records_B, strict=True):
@@ -69,7 +71,7 @@ def rewards_of(
 def rollout_metrics(
     judgments_B: Sequence[Mapping], prompt_tokens_B: Sequence[int], group_size: int
 ) -> dict[str, float]:
-    """Describe B = prompts * group_size rollouts; rows i*G to i*G + G - 1 belong to prompt i.
+    """Describes B = prompts * group_size rollouts; rows i*G to i*G + G - 1 belong to prompt i.
 
     Args:
       judgments_B: with tokens (of the completion, the stop token included), finish ("length" where
@@ -132,9 +134,9 @@ def rollout_metrics(
 def sampler_gap(
     sampler_logp_BT: np.ndarray, trainer_logp_BT: np.ndarray, mask_BT: np.ndarray
 ) -> dict[str, float]:
-    """How far the trainer's log-probabilities of sampled tokens are from the sampler's, over tokens
-    with mask 1, nothing clamped.
+    """Measures how far the trainer's log-probabilities are from the sampler's, where mask is 1.
 
+    Nothing is clamped.
     sampling/logp_difference/{mean, max}: of |trainer - sampler|. sampling/importance_ratio/{min,
         mean, max}: of exp(trainer - sampler).
     sampling/token_mult_prob_error: mean of exp |trainer - sampler|; 1.0 if both agree. Empty where

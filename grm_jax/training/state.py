@@ -12,8 +12,10 @@ from flax import struct
 
 @struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates made so far. params: float32 master weights. opt_state: state of
-    the optax optimizer.
+    """Holds what a step takes and gives.
+
+    step: int32 scalar, updates made so far. params: float32 master weights. opt_state: state of the
+    optax optimizer.
     """
 
     step: jax.Array
@@ -27,11 +29,12 @@ def init_state(
     shardings: TrainState | None = None,
     donate: bool = False,
 ) -> TrainState:
-    """State before the first step. `params` are copied, because the train step donates its state:
-    the caller's arrays (a reference policy, say) stay valid. With `donate` they are taken over
-    instead, and deleted. `shardings`: of every leaf, `sharding.param_shardings(mesh,
-    abstract_state(params, optimizer))`, which lays the optimizer's moments as their parameters;
-    None for a single device.
+    """Makes the state before the first step.
+
+    `params` are copied, because the train step donates its state: the caller's arrays (a reference
+    policy, say) stay valid. With `donate` they are taken over instead, and deleted. `shardings`: of
+    every leaf, `parallel.mesh.param_shardings(mesh, abstract_state(params, optimizer))`, which lays
+    the optimizer's moments as their parameters; None for a single device.
     """
     make = jax.jit(
         lambda p: _state(jax.tree.map(jnp.copy, p), optimizer),
@@ -42,9 +45,7 @@ def init_state(
 
 
 def abstract_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state's shapes and dtypes, from arrays or from `jax.ShapeDtypeStruct`s; computes
-    nothing.
-    """
+    """Returns the state's shapes and dtypes, of arrays or `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(lambda p: _state(p, optimizer), params)
 
 

@@ -1,5 +1,4 @@
-"""One optimizer step, shared by pretraining, RFT, RL and every reward model, and the losses that it
-differentiates.
+"""Makes the one optimizer step of pretraining, RFT, RL and every reward model, and its losses.
 
 A batch is a dict of arrays with a leading batch axis B: `mask` (fp32[B, T], or fp32[B] where a row
 is the unit; 1 where the loss counts) and whatever else the loss reads.
@@ -13,6 +12,7 @@ for the whole.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ from grm_jax.models.placement import gather_width
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.state import TrainState
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # of arrays, and inside a step the Normalizer and the frozen tree
 LossFn = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 WITHOUT_KL = (
     "the loss reports no kl_loss, so it seems to leave out the KL that beta = {beta:g} asks for: "
@@ -48,8 +48,9 @@ def make_train_step(
     micro_batches: int = 1,
     state_shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Jitted `step(state, batch, frozen=None) -> (state, metrics)`. The state that goes in is
-    donated: use only the one that comes out.
+    """Makes the jitted `step(state, batch, frozen=None) -> (state, metrics)`.
+
+    The state that goes in is donated: use only the one that comes out.
 
     `frozen` is a tree of arrays that the loss finds whole in `batch["frozen"]` and that no gradient
     is taken of (`adapted`).
@@ -88,9 +89,7 @@ def make_train_step(
 
 
 def adapted(loss_fn: LossFn, scale: float) -> LossFn:
-    """The loss as a function of LoRA adapters, whose weights are the step's `frozen`
-    (models/lora.py).
-    """
+    """Makes the loss a function of LoRA adapters, to the step's `frozen` (models/lora.py)."""
     return lambda adapters, batch: loss_fn(merge(batch["frozen"], adapters, scale), batch)
 
 
@@ -133,8 +132,9 @@ def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
 
 
 def normalizer_of(batch: Batch) -> Normalizer:
-    """The counts that a loss divides by: those of the whole batch where the step has put them in,
-    else those of this batch.
+    """Returns the counts that a loss divides by.
+
+    Those of the whole batch where the step has put them in, else those of this batch.
     """
     return (
         batch["normalizer"]
@@ -144,7 +144,7 @@ def normalizer_of(batch: Batch) -> Normalizer:
 
 
 def rft_loss(cfg: Gemma2Config) -> LossFn:
-    """Masked next-token cross-entropy, for RFT and pretraining.
+    """Makes the masked next-token cross-entropy, for RFT and pretraining.
 
     Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1
         on tokens to be learned.
@@ -163,8 +163,7 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
 def rl_loss(
     cfg: Gemma2Config, policy_loss: Callable, loss_cfg: LossConfig, temperature: float
 ) -> LossFn:
-    """Put a loss of `grm_jax.losses.policy_loss` on the policy's log-probabilities at the sampling
-    temperature.
+    """Puts a loss (`losses.policy_loss`) on the policy's log-probabilities at a temperature.
 
     Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
     included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B]; ref_logp
@@ -185,7 +184,7 @@ def rl_loss(
             batch["advantages"],
             batch["mask"],
         )
-        loss, metrics = policy_loss(inputs, loss_cfg.replace(normalizer=normalizer))
+        loss, metrics = policy_loss(inputs, dataclasses.replace(loss_cfg, normalizer=normalizer))
         if loss_cfg.beta and loss_cfg.kl_in == "loss" and "kl_loss" not in metrics:
             warnings.warn(WITHOUT_KL.format(beta=loss_cfg.beta), stacklevel=1)
         return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normalizer)}
@@ -194,7 +193,7 @@ def rl_loss(
 
 
 def meta_loss(cfg: Gemma2Config) -> LossFn:
-    """Binary cross-entropy of the scalar head, for the Meta RM and PairRM.
+    """Makes the binary cross-entropy of the scalar head, for the Meta RM and PairRM.
 
     params: {"backbone", "score"} of `models.heads`. Batch: tokens, positions int32[B, T]; labels
         fp32[B], 1 for a correct judgment
@@ -210,8 +209,7 @@ def meta_loss(cfg: Gemma2Config) -> LossFn:
 
 
 def preference_loss(cfg: Gemma2Config, center: float = 0.0) -> LossFn:
-    """Bradley-Terry loss of the scalar head on pairs of sequences, for scalar and CLoud reward
-    models.
+    """Makes the Bradley-Terry loss of the scalar head, for scalar and CLoud reward models.
 
     params: {"backbone", "score"} of `models.heads`. Batch: better_tokens, better_positions,
     worse_tokens, worse_positions int32[B, T], both sequences of pair b in row b; mask fp32[B], 0 on
@@ -235,8 +233,9 @@ def preference_loss(cfg: Gemma2Config, center: float = 0.0) -> LossFn:
 def make_logprob_fn(
     cfg: Gemma2Config, temperature: float = 1.0, micro_batches: int = 1
 ) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """Jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`): of the reference
-    policy, or of the policy before an update.
+    """Makes the jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`).
+
+    For the reference policy, or the policy before an update.
 
     The rows are run in `micro_batches` equal parts one after the other, cut as in
     `make_train_step`; ValueError unless it divides B.

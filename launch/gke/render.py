@@ -1,7 +1,7 @@
-"""Fill in launch/gke/jobset.yaml and print it; launch/gke.sh calls this.
+r"""Fills in launch/gke/jobset.yaml and prints it; launch/gke.sh calls this.
 
-python launch/gke/render.py NAME --image=IMAGE --volume=gs://BUCKET --tpu=tpu-v5p-slice:4x4x4 --
---config=... --workdir=/data/...
+    python launch/gke/render.py NAME --image=IMAGE --volume=gs://BUCKET \
+        --tpu=tpu-v5p-slice:4x4x4 -- --config=... --workdir=/data/...
 """
 
 import argparse
@@ -104,8 +104,9 @@ def chips(tpu: str) -> int:
 
 
 def render(args: argparse.Namespace) -> str:
-    """The YAML of a JobSet: for TPU a replicated job a slice, a pod a host; for GPU a pod a
-    node.
+    """Writes the YAML of a JobSet.
+
+    For TPU a replicated job a slice, a pod a host; for GPU a pod a node.
     """
     kind, detail = (args.tpu or args.gpu).split(":")
     workdir = next(

@@ -615,3 +615,22 @@ def test_reward_bench_2_and_its_ties_are_parts_of_one_score(tmp_path):
     assert chance["rewardbench2"] == 0.25 and 0 < chance["rewardbench2_ties"] < 0.5, (
         "a random judge seldom puts every right answer above every wrong one"
     )
+
+
+def test_failures_of_a_model_without_a_threshold_are_no_guesses_on_single_responses():
+    """A number for a single response says neither right nor wrong, and a failure beside it is no
+    more of an answer: there is nothing to have a figure of.
+    """
+    items = [record("a", n=1, best=1), record("b", n=1, best=0), record("c")]
+    rows = [row(items[0], 0, [0.3]), row(items[1], 0, None, "no_box"), row(items[2], 0, [2.5, 1.0])]
+    found = compare_systems(
+        [benchmark(items)], {"s": {"toy": judged("s", rows)}}, (1,), draws=100, seed=0
+    )
+    one = found["rows"][0]
+    assert (one["items"], one["judged"], one["not_applicable"], one["value"]) == (1, 1, 2, 1.0)
+    single = benchmark(items[:2], name="single")
+    found = compare_systems(
+        [single], {"s": {"single": judged("s", rows[:2])}}, (1,), draws=100, seed=0
+    )
+    one = found["rows"][0]
+    assert (one["items"], one["value"], one["coverage"]) == (0, None, None)

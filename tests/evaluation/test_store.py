@@ -9,7 +9,7 @@ import pytest
 
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import Record, Turn
-from grm_jax.reward_models.protocol import row
+from grm_jax.reward_models.protocol import new_judgment
 
 
 def record(name, n=2):
@@ -25,7 +25,7 @@ def judge(records, samples=(0,), temperature=0.0, swapped=False):
     for one in records:
         scores = [5] * len(one.responses)
         yield [
-            row(one, s, range(len(scores)), temperature, scores, text=f"{one.id} {s}")
+            new_judgment(one, s, range(len(scores)), temperature, scores, text=f"{one.id} {s}")
             for s in samples
         ]
 
@@ -78,7 +78,9 @@ def test_only_failures_that_are_named_are_asked_again_and_the_last_answer_counts
         def judge(records, samples=(0,), temperature=0.0, swapped=False):
             for one in records:
                 order = range(len(one.responses))
-                yield [row(one, s, order, temperature, None, failure=reason) for s in samples]
+                yield [
+                    new_judgment(one, s, order, temperature, None, failure=reason) for s in samples
+                ]
 
         return judge
 

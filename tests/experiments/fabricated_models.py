@@ -5,7 +5,7 @@ ASKED holds every (system, id, sample, temperature, swapped).
 
 import random
 
-from grm_jax.reward_models.protocol import RewardModel, row, shown_order
+from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
 
 ASKED: list[tuple] = []
 LOADED: list[str] = []
@@ -27,7 +27,7 @@ def _model(spec, seed, scores, sampled=False, accepts=lambda n: True, **evidence
                 if isinstance(given, str):
                     given, told["failure"] = None, given
                 block.append(
-                    row(
+                    new_judgment(
                         record,
                         sample,
                         order,

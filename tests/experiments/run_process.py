@@ -29,9 +29,12 @@ IMPORTS = (
     "experiments.stages.scalar",
     "grm_jax.report.report",
 )
-CACHE = tempfile.TemporaryDirectory(prefix="grm_jax_compiled_")
+# a run imports this file too, and has the variable: it makes no folder, which nobody would remove
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.TemporaryDirectory(
+    prefix="grm_jax_compiled_"
+)
 ENVIRONMENT = {
-    "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE.name),
+    "JAX_COMPILATION_CACHE_DIR": CACHE if isinstance(CACHE, str) else CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     "XLA_FLAGS": re.sub(

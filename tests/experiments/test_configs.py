@@ -448,7 +448,7 @@ def test_a_preset_of_another_script_is_said_at_once(monkeypatch, name, script):
         other = "experiments.reward_model"
     with pytest.raises(ValueError) as error:
         parse(monkeypatch, name=name, scripts=(other,))
-    assert str(error.value) == f"this is a preset of {script}; expected one of {other}"
+    assert str(error.value) == f"this is a preset of {script}, not of {other}"
 
 
 def test_what_is_no_preset_names_the_fields_of_presets(monkeypatch, tmp_path):
@@ -545,6 +545,11 @@ def test_a_preset_of_ones_own_has_sources_as_dicts_in_a_tuple(monkeypatch, tmp_p
         ("spct_rl", ("--config=experiments/configs/tiny.py",), ("  rl.beta = 0.02\n      C.1: ",)),
         ("reward_model", (), ('  kind = \'bradley_terry\'\n      or "pair_rm", "cloud"',)),
         ("evaluate", (), ("  eval.bootstrap = 2000\n      resamples of each interval",)),
+        (
+            "paper",
+            (),
+            ("--out", "  widths = (64, 96)\n      sizes beside that of the shipped base"),
+        ),
         (
             "plan",
             (),

@@ -15,6 +15,7 @@ from experiments.stages import evaluation
 from grm_jax.evaluation import judging
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.records import Record, Turn, write_records
+from tests.evaluation import schema
 from tests.experiments import fabricated_models
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>"
@@ -90,6 +91,7 @@ def files(workdir):
 
 def test_everything_is_asked_once_and_a_rerun_asks_nothing_and_loads_nothing(config, tmp_path):
     results = evaluate(config, tmp_path / "run")
+    schema.check(results)
     first = asked()
     assert len(first) == len(set(first))
     # perfect: 8 greedy + 7 swapped (one response has no order); pairwise accepts 7: 7 + 7; sampled

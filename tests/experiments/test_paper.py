@@ -10,6 +10,7 @@ import pytest
 
 from experiments.configs import tiny_paper
 from experiments.paper import document, miniature
+from experiments.paper.systems import GROUPS
 from experiments.paper.tables import (
     OVERALL,
     Claim,
@@ -106,8 +107,6 @@ def test_a_claim_shows_by_a_t_test_over_seeds():
 
 
 def test_every_model_that_is_judged_is_trained(tmp_path):
-    from experiments import paper
-
     config = tiny_paper.get_config()
     of_group = miniature.trainings(config, tmp_path, 0)
     trained = {
@@ -122,8 +121,8 @@ def test_every_model_that_is_judged_is_trained(tmp_path):
         asked.append((training, stage_of.get(model, model)))
         return ""
 
-    assert tuple(paper.GROUPS) == tuple(config.groups)
-    for group in paper.GROUPS.values():
+    assert tuple(GROUPS) == tuple(config.groups)
+    for group in GROUPS.values():
         group(config, models)
     assert asked and all(stage in trained[training] for training, stage in asked)
 

@@ -48,13 +48,15 @@ def check(processes, workdir, train, test, tokenizer, records, *more):
     results = json.loads((workdir / "results.json").read_text())
     rows = results["rows"]
     assert {row["system"] for row in rows} == {"grm"} and all(row["items"] == 2 for row in rows)
-    # chance of a pair: every vote fails
-    assert all(
-        row["parse_failure_rate"] == 1.0 and row["accuracy"] == pytest.approx(0.5) for row in rows
-    )
+    # every judgment fails, so there is no figure
+    assert all(row["parse_failure_rate"] == 1.0 and row["judged"] == 0 for row in rows)
+    assert all(row["value"] is None and row["strict"] is None for row in rows)
     assert any("No judgment of the base model was accepted" in note for note in results["notes"])
     page = (workdir / "report.html").read_text()
-    assert "No judgment of the base model was accepted" in page and "its accuracy is chance" in page
+    assert (
+        "No judgment of the base model was accepted" in page
+        and "none of its judgments can be parsed" in page
+    )
 
 
 def test_a_few_short_items_go_through_every_stage(processes, data_dir, tmp_path):

@@ -1,13 +1,18 @@
 """Sweeps: which runs they make, what they skip and survive, and their one table."""
 
 import json
+import math
+import pathlib
+import re
 import shlex
 import sys
 
 import pytest
 
 from experiments import sweep
+from tests.experiments import run_process
 
+REPO = pathlib.Path(__file__).resolve().parents[2]
 TINY = "experiments/configs/tiny.py"
 
 
@@ -151,3 +156,37 @@ def test_a_folder_of_another_config_is_refused(fake, tmp_path):
         SystemExit, match="seed=0 holds a run of another config; it differs in steps"
     ):
         sweep.main([*fake, "--sweep.seed=0"])
+
+
+def documented():
+    """The sweeps that README and docs name."""
+    files = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+    text = "\n".join(path.read_text().replace("\\\n", " ") for path in files)
+    return re.findall(r"experiments\.sweep (--config=[^`\n]*--sweep[^`\n]*)", text)
+
+
+@pytest.mark.parametrize("command", documented())
+def test_documented_sweeps_are_right(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    options, swept, overrides = sweep.parse(shlex.split(command))
+    runs = sweep.plan(options.config, tmp_path, swept, overrides)
+    assert len(runs) == math.prod(map(len, swept.values())) > 1
+
+
+def test_some_sweeps_are_documented():
+    assert len(documented()) >= 3
+
+
+@pytest.mark.slow
+def test_a_sweep_of_whole_runs(tmp_path, capsys, monkeypatch):
+    """Two seeds of the micro preset through every stage, and once more, when nothing is run."""
+    for name, value in run_process.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--config=tests/experiments/micro.py", f"--workdir={tmp_path}"]
+    assert sweep.main([*arguments, "--sweep.seed=0,1", "--config.note=Swept."]) == 0
+    merged = json.loads((tmp_path / "sweep.json").read_text())
+    assert merged["settings"][0]["seeds"] == [0, 1]
+    assert {row["system"] for row in merged["rows"]} == {"base", "rft", "grm"}
+    capsys.readouterr()
+    assert sweep.main([*arguments, "--sweep.seed=0,1"]) == 0
+    assert capsys.readouterr().out.count("done before") == 2, "a note is no other run"

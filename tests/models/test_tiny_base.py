@@ -59,10 +59,10 @@ def test_it_is_small():
 
 def test_it_judges_the_world_somewhat(base):
     drawn = greedy(base, make_records("test", 64, seed=123))
-    assert sum(one.row["failure"] is None for one in drawn) >= 60
+    assert sum(one.judgment["failure"] is None for one in drawn) >= 60
     # better than always wrong, far from always right
-    assert 16 < sum(one.row["correct"] for one in drawn) < 54
-    assert all(one.row["principles"] for one in drawn if one.row["failure"] is None)
+    assert 16 < sum(one.judgment["correct"] for one in drawn) < 54
+    assert all(one.judgment["principles"] for one in drawn if one.judgment["failure"] is None)
 
 
 @pytest.mark.torch
@@ -87,4 +87,4 @@ def test_transformers_loads_it_with_the_same_logits_and_the_same_greedy_text(bas
             )[0, len(one.prompt_ids) :]
         np.testing.assert_allclose(np.asarray(lm_logits(params, cfg, hidden))[0], theirs, atol=1e-4)
         assert made.tolist() == one.completion_ids.tolist()
-        assert tokenizer.decode(made, skip_special_tokens=True) == one.row["text"]
+        assert tokenizer.decode(made, skip_special_tokens=True) == one.judgment["text"]

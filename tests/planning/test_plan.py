@@ -64,6 +64,14 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     assert programs["meta_step"].args[0].params["score"].shape == (4608, 1)
 
 
+def test_without_a_kl_no_reference_is_planned():
+    without = job(spct_gemma2_9b, rl__beta=0.0)
+    programs = make_programs(without, jax.devices(), ("rl_step", "decode"))
+    assert programs["rl_step"].resident == {}
+    assert "ref_logp" not in programs["rl_step"].args[1]
+    assert "reference" not in programs["decode"].resident
+
+
 def test_adapters_leave_the_optimizer_small():
     adapted = job(spct_gemma2_9b, lora__rank=8)
     step = make_programs(adapted, jax.devices(), ("rl_step",))["rl_step"]

@@ -224,17 +224,12 @@ def test_what_is_absent_is_said(tmp_path):
     results = compare_systems(benchmarks, judged, (1, 2), draws=100, seed=0)
     text = Page(report.render("alone", results, benchmarks, judged, 4, {})).text
     for phrase in (
-        "sampled judgments on records with gold that a Meta RM has scored",
-        "two systems that judge the same items",
-        "no metrics.jsonl",
+        "Not there: sampled judgments on records with gold that a Meta RM has scored",
+        "Not there: two systems that judge the same items",
+        "Nothing was trained in this folder",
     ):
-        assert f"Not there: {phrase}" in text.replace("this folder has ", "")
-    assert (
-        "mean over benchmarks"
-        not in Page(report.render("alone", results, benchmarks, judged, 4, {})).text.split(
-            "What is judged"
-        )[0]
-    )
+        assert phrase in text
+    assert "mean over benchmarks" not in text.split("What is judged")[0], "there is one"
 
 
 def without_scores(judged):
@@ -274,7 +269,7 @@ def test_a_judge_that_never_answered_is_a_word_and_not_a_figure(evaluation):
     (row,) = [t for t in markdown(results).splitlines() if t.startswith("| silent | greedy")]
     assert row == "| silent | greedy |" + " not judged |" * 5 + " 100.00 |"
     text = Page(report.render("silent", results, benchmarks, judged, 2, {})).text
-    assert "No judgment of silent on test gave scores: it has no figure here." in text
+    assert "No judgment of silent on test, hard, wide, single gave scores: it has no figure" in text
     assert "not judged" in text and "request failed:429" in text
     json.dumps(results, allow_nan=False)
 

@@ -24,7 +24,7 @@ DRAW = {"seed": 0, "temperature": 1.0, "buckets": (256, 512), "rows": 4}
 
 def rows_of(asks, answer=None):
     sampler = FakeSampler(answer) if answer else FakeSampler()
-    return [one.row for batch in judge(sampler, {}, PROMPTER, asks, **DRAW) for one in batch]
+    return [one.judgment for batch in judge(sampler, {}, PROMPTER, asks, **DRAW) for one in batch]
 
 
 def ask(one, order=None, **more):
@@ -136,7 +136,7 @@ def test_rl_gets_the_ids_and_log_probabilities_that_were_drawn():
     one = record("r", (2, 7))
     ((drawn,),) = judge(FakeSampler(), {}, PROMPTER, [ask(one)], **DRAW)
     assert drawn.ask == 0 and drawn.prompt_ids == PROMPTER.ids(one, (0, 1))
-    assert drawn.completion_ids.tolist() == [*TOKENIZER.encode(drawn.row["text"]), EOS]
+    assert drawn.completion_ids.tolist() == [*TOKENIZER.encode(drawn.judgment["text"]), EOS]
     np.testing.assert_array_equal(
         drawn.logp, -np.arange(1, len(drawn.completion_ids) + 1, dtype=np.float32) / 8
     )
@@ -146,7 +146,7 @@ def test_samples_differ_by_seed_record_and_index_only():
     def texts(seed, asks):
         batches = judge(FakeSampler(), {}, PROMPTER, asks, **DRAW | {"seed": seed})
         return {
-            (one.row["id"], one.row["sample"]): one.row["text"]
+            (one.judgment["id"], one.judgment["sample"]): one.judgment["text"]
             for batch in batches
             for one in batch
         }
@@ -171,7 +171,9 @@ def test_an_index_is_one_vote_and_trains_like_scores():
     )
     asks = shuffled_asks([record("two", (9, 2)), record("three", (3, 1, 8))], samples=4, seed=3)
     rows = [
-        one.row for batch in judge(FakeSampler(choose), {}, prompter, asks, **DRAW) for one in batch
+        one.judgment
+        for batch in judge(FakeSampler(choose), {}, prompter, asks, **DRAW)
+        for one in batch
     ]
     assert {(row["id"], tuple(row["scores"])) for row in rows} == {
         ("two", (1, 0)),
@@ -191,8 +193,8 @@ def test_an_index_is_one_vote_and_trains_like_scores():
         **DRAW,
     )
     assert (
-        "[Choose the best response]" in hinted[0].row["text"]
-        and ("The best response is: Response 1") in hinted[0].row["text"]
+        "[Choose the best response]" in hinted[0].judgment["text"]
+        and ("The best response is: Response 1") in hinted[0].judgment["text"]
     )
     with pytest.raises(
         ValueError, match="record 'r' has one response: an answer by index needs two or more"
@@ -233,7 +235,7 @@ def test_a_single_response_may_be_scored_from_one_to_ten():
             [ask(single)],
             **settings,
         )
-        assert (drawn.row["scores"], drawn.row["failure"], drawn.row["correct"]) == (
+        assert (drawn.judgment["scores"], drawn.judgment["failure"], drawn.judgment["correct"]) == (
             scores,
             failure,
             None,

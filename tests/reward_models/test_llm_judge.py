@@ -90,7 +90,7 @@ def test_a_pair_is_drawn_as_training_draws_it():
     row = rows_by_sample(model(always(1)), RECORDS, temperature=1.0)["two", 0]
     assert {
         name: row[name] for name in ("text", "order", "scores", "principles", "critique")
-    }.items() <= drawn.row.items()
+    }.items() <= drawn.judgment.items()
 
 
 def test_a_row_is_the_same_whatever_else_is_asked_and_each_pair_has_its_own_randomness():

@@ -40,7 +40,7 @@ def rows_of(asks, text):
         buckets=(256,),
         rows=4,
     )
-    return [one.row for batch in batches for one in batch]
+    return [one.judgment for batch in batches for one in batch]
 
 
 def test_examples_are_unhinted_judgments_with_the_rules_label():

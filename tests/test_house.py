@@ -1,0 +1,122 @@
+"""The rules of the house that a program can check: floors, names of parameters, annotations, first
+lines of docstrings.
+"""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "grm_jax"
+# A room imports from lower floors alone; rooms of one floor do not know each other.
+FLOORS = (
+    ("naming",),
+    ("settings", "compile_cache"),
+    ("judgment", "losses", "models"),
+    ("parallel",),
+    ("tokenizer", "progress"),
+    ("checkpoint",),
+    ("data", "sampling"),
+    ("training",),
+    ("reward_models",),
+    ("benchmarks",),
+    ("evaluation",),
+    ("report", "planning"),
+    ("judge",),
+    ("cli", "serving"),
+    ("__main__",),
+)
+HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
+# rooms and files whose docstrings are not in this form yet
+OLD_TEXT = ("evaluation", "report", "reward_models", "losses", "training")
+OLD_TEXT += ("data/sources.py", "benchmarks/__init__.py")
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def name_of(path: pathlib.Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def room_of(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def is_old_text(path: pathlib.Path) -> bool:
+    return bool({room_of(path), name_of(path)} & set(OLD_TEXT))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Names of all modules that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names |= (
+                {f"grm_jax.{alias.name}" for alias in node.names}
+                if module == "grm_jax"
+                else {module}
+            )
+    return names
+
+
+def public(tree: ast.Module) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Functions, classes and their methods whose names do not begin with an underscore."""
+    nodes = [node for node in tree.body if not getattr(node, "name", "_").startswith("_")]
+    methods = [m for node in nodes if isinstance(node, ast.ClassDef) for m in public(node)]
+    return nodes + methods
+
+
+def parameters(node: ast.FunctionDef) -> list[ast.arg]:
+    args = node.args
+    return [*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_room_imports_from_lower_floors(path):
+    room = room_of(path)
+    assert room in HEIGHT, f"{room}: give the new room a floor in FLOORS"
+    for module in imported(ast.parse(path.read_text())):
+        top, _, rest = module.partition(".")
+        assert top != "experiments", "the package knows nothing of its scripts"
+        # what the front door names is as high as the door
+        other = rest.split(".")[0] if rest.split(".")[0] in HEIGHT else "judge"
+        if top == "grm_jax" and other != room:
+            assert HEIGHT[other] < HEIGHT[room], f"{room} may not import {module}"
+
+
+def test_every_room_is_there_or_to_come():
+    there = {room_of(path) for path in FILES}
+    assert set(HEIGHT) - there <= {"serving"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_function_takes_a_run(path):
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+    taking = [f.name for f in functions for arg in parameters(f) if arg and arg.arg == "run"]
+    assert taking == [], "a function takes what it needs: work folders belong to experiments/"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_public_functions_are_annotated(path):
+    lacking = []
+    for node in public(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            bare = [a.arg for a in parameters(node) if a and a.annotation is None]
+            bare = [name for name in bare if name not in ("self", "cls")]
+            lacking += [f"{node.name}({name})" for name in bare]
+            lacking += [f"{node.name} -> ?"] if node.returns is None else []
+    assert lacking == []
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if not is_old_text(f)], ids=name_of)
+def test_first_line_of_a_docstring_is_a_sentence(path):
+    tree = ast.parse(path.read_text())
+    broken = []
+    for node in [tree, *public(tree)]:
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            first, *rest = (ast.get_docstring(node) or "-.").splitlines()
+            if not first.endswith((".", ":", "?")) or (rest and rest[0]):
+                broken.append(f"{getattr(node, 'name', 'module')}: {first}")
+    assert broken == [], "one sentence on the first line, then a blank line, then the rest"
