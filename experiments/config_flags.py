@@ -89,8 +89,9 @@ def define_preset(*scripts: str) -> flags.FlagHolder:
     """Define the flag --config of `define_config` alone."""
     config_flags.register_flag_parser_for_type(tuple, _TupleParser())
     config_flags.register_flag_parser_for_type(ml_collections.ConfigDict, _DictParser())
+    example = PRESETS[scripts[0]].example if scripts else "tiny"
     holder = config_flags.DEFINE_config_file(
-        "config", help_string="preset to run, e.g. experiments/configs/tiny.py"
+        "config", help_string=f"preset to run, e.g. experiments/configs/{example}.py"
     )
     flags.FLAGS["config"].parser = Parser("config", scripts)
     flags.mark_flag_as_required("config")

@@ -21,12 +21,12 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     config = config_flags.load(CONFIG)
     from experiments.stages import evaluation, meta, rft, rl
-    from experiments.stages.workdir import run_stage, setup, start_processes
+    from experiments.stages.workdir import begin, run_stage, start_processes
 
     # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
-    run = setup(config, pathlib.Path(WORKDIR.value))
+    run = begin(config, pathlib.Path(WORKDIR.value))
 
     # rejective fine-tuning
     run_stage(run, "rft_sample", rft.sample_trajectories)

@@ -16,6 +16,7 @@ import pathlib
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -84,6 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         # whoever read has enough; what is left in the buffer has nowhere to go
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        _say(f"error: {args.file}: damaged gzip file: {error}")
+        return CANNOT
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
         return CANNOT
@@ -180,6 +184,11 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, stop: _Stop) -> int:
     if args.file != "-" and not pathlib.Path(args.file).is_file():
         raise FileNotFoundError(f"{args.file}: no such file")
+    if args.out.endswith(".gz"):
+        raise ValueError(f"--out: results are plain JSON lines; expected no .gz, got {args.out}")
+    if args.out != "-" and args.file != "-" and pathlib.Path(args.out).exists():
+        if os.path.samefile(args.out, args.file):
+            raise ValueError(f"--out: expected another file than the records, got {args.out}")
     judge = load(
         args.model,
         meta=False if args.no_meta else args.meta,
@@ -195,7 +204,8 @@ def _run(args: argparse.Namespace, stop: _Stop) -> int:
     if args.command == "rank":
         asked["top"] = args.top
     out = None if args.out == "-" else pathlib.Path(args.out)
-    done = set() if out is None else _done(out, args.command, asked)
+    with_judgments = args.command == "judge" and args.judgments
+    done = set() if out is None else _done(out, args.command, asked, with_judgments)
     reader = _Reader(args.file, judge, done, stop)
     line_of = _verdict_line if args.command == "judge" else _ranked_line
     written, failures, began = 0, 0, time.monotonic()
@@ -294,8 +304,10 @@ class _Reader:
                 self.lines += 1
                 where = f"{name}:{number}"
                 try:
-                    record = as_record(decode_line(raw, where), where)
-                    if record.id in first_line:
+                    fields = decode_line(raw.rstrip(b"\r\n"), where)
+                    record = as_record(fields, where)
+                    named = isinstance(fields, dict) and "id" in fields
+                    if record.id in first_line and named:
                         raise ValueError(
                             f'{where}: field "id": {record.id!r} was used on line '
                             f"{first_line[record.id]} already"
@@ -371,7 +383,7 @@ def _facts(verdict: Verdict) -> dict[str, Any]:
     return facts | ({} if verdict.failure is None else {"failure": verdict.failure})
 
 
-def _done(path: pathlib.Path, command: str, asked: dict) -> set[str]:
+def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -> set[str]:
     """Digests of the records whose lines are in a file of results; a torn last line is cut off.
 
     Raises ValueError for a file of something else, and for lines of another model or question.
@@ -382,10 +394,15 @@ def _done(path: pathlib.Path, command: str, asked: dict) -> set[str]:
     offset = 0
     with open(path, "r+b") as file:
         for number, raw in enumerate(file, start=1):
+            where = f"{path}:{number}"
             if not raw.endswith(b"\n"):
+                # torn, if it is ours: a file whose only line has no end may be anything
+                if not offset and not raw.startswith(b'{"id": '):
+                    raise ValueError(
+                        f"{where}: not a result of grm {command}; choose another --out"
+                    )
                 file.truncate(offset)
                 break
-            where = f"{path}:{number}"
             line = decode_line(raw, where)
             try:
                 about = line if command == "judge" else line["metadata"]["grm"]
@@ -394,6 +411,11 @@ def _done(path: pathlib.Path, command: str, asked: dict) -> set[str]:
                 raise ValueError(
                     f"{where}: not a result of grm {command}; choose another --out"
                 ) from None
+            if command == "judge" and ("judgments" in line) != with_judgments:
+                raise ValueError(
+                    f"{where}: made {'with' if 'judgments' in line else 'without'} --judgments; "
+                    "choose another --out, or remove this file"
+                )
             for name, value in asked.items():
                 if there[name] != value:
                     raise ValueError(

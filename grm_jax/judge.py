@@ -49,6 +49,7 @@ NARROWEST = 64  # tokens; prompts are padded to the powers of two from here
 # tokens; a small call pads judgments for the Meta RM to the powers of two from here, so that a
 # longer one is seldom a program of its own
 NARROWEST_SEQUENCE = 1024
+MOST = 2**16  # samples of one verdict
 COMPLETION = 2048  # tokens at most, of a model that does not say
 TEMPERATURE = 0.5  # of such a model (paper, D.1)
 # what a kind asks of a record of n responses, for k samples: completions or sequences
@@ -360,7 +361,8 @@ class Judge:
 
     def _how(self, k, seed, temperature, k_meta) -> dict[str, Any]:
         """The arguments of a call, checked, as `_block` takes them."""
-        _count("k", k)
+        if _count("k", k) > MOST:
+            raise ValueError(f"k: expected at most {MOST:,}, got {k}")
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ValueError(f"seed: expected an integer, got {seed!r}")
         if k_meta is not None and _count("k_meta", k_meta) > k:
@@ -409,7 +411,8 @@ class Judge:
     ) -> list[Verdict]:
         by_id: dict[str, Record] = {}
         for record in records:
-            if by_id.setdefault(record.id, record) != record:
+            asked = dataclasses.replace(record, rewards=None)  # gold changes no verdict
+            if by_id.setdefault(record.id, asked) != asked:
                 raise ValueError(f"record {record.id!r}: two records have this id")
             if not self.accepts(len(record.responses)):
                 raise ValueError(
@@ -481,7 +484,11 @@ def _spec(
     """(spec of the system, its folder, what the folder says); None for what it does not have."""
     if isinstance(name, Mapping):
         spec = {"name": str(name.get("kind"))} | dict(name)
+        if kind is not None:
+            raise ValueError(f"kind: expected none beside a spec, which has its own, got {kind!r}")
         kind, folder, description = spec.get("kind"), None, None
+        if not isinstance(kind, str):
+            raise ValueError(f'model: expected a spec with the field "kind", got {dict(name)}')
         if isinstance(spec.get("path"), (str, os.PathLike)):
             folder = model_folder(spec["path"])
             description = read_description(folder)
@@ -497,7 +504,11 @@ def _spec(
         )
     if kind == "cloud" and folder is not None and "critic" not in spec:
         spec["critic"] = str(folder.parent / "critic")
-    if meta is True or not (meta is None or meta is False or isinstance(meta, (str, os.PathLike))):
+    if (
+        meta == ""
+        or meta is True
+        or not (meta is None or meta is False or isinstance(meta, (str, os.PathLike)))
+    ):
         raise ValueError(
             f"meta: expected the folder of a Meta RM, None for the one beside the model, or False "
             f"for none, got {meta!r}"

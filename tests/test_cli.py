@@ -214,7 +214,7 @@ def test_results_of_another_question_are_refused_by_name(grm, file, tmp_path):
     status, _, said = grm("rank", file, "--out", out)
     assert status == 2 and f"{out}:1: not a result of grm rank; choose another --out" in said
     status, _, said = grm("judge", file, "--out", file)
-    assert status == 2 and f"{file}:1: not a result of grm judge" in said
+    assert status == 2 and "--out: expected another file than the records" in said
     assert out.read_bytes() == before
     ranked = tmp_path / "ranked.jsonl"
     grm("rank", file, "--out", ranked, "--top", 1)
@@ -350,3 +350,50 @@ def test_tiny_through_a_pipe(tmp_path):
     ranked = [json.loads(line) for line in done.stdout.splitlines()]
     assert [len(record["responses"]) for record in ranked] == [1, 1]
     assert all(record["metadata"]["grm"]["k_meta"] == 2 for record in ranked)
+
+
+def test_a_file_that_is_not_ours_is_never_changed(grm, tmp_path):
+    records = tmp_path / "one.jsonl"
+    records.write_text(json.dumps(lines("37")[0]))  # no line end
+    before = records.read_bytes()
+    status, _, said = grm("judge", records, "--out", records)
+    assert status == 2 and "--out: expected another file than the records" in said
+    notes = tmp_path / "notes.txt"
+    notes.write_text("do not lose me")
+    status, _, said = grm("judge", records, "--out", notes)
+    assert status == 2 and "notes.txt:1: not a result of grm judge" in said
+    assert (records.read_bytes(), notes.read_text()) == (before, "do not lose me")
+    status, _, said = grm("judge", records, "--out", tmp_path / "x.jsonl.gz")
+    assert status == 2 and "--out: results are plain JSON lines" in said
+
+
+def test_a_result_torn_in_its_first_line_is_made_anew(grm, file, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert grm("judge", file, "--out", out)[0] == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[:30])
+    assert grm("judge", file, "--out", out)[0] == 0
+    assert out.read_bytes() == whole
+
+
+def test_results_with_and_without_judgments_are_not_mixed(grm, file, tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert grm("judge", file, "--out", out)[0] == 0
+    status, _, said = grm("judge", file, "--judgments", "--out", out)
+    assert status == 2 and "out.jsonl:1: made without --judgments" in said
+
+
+def test_a_damaged_gzip_file_is_named(grm, file, tmp_path):
+    torn, plain = tmp_path / "torn.jsonl.gz", tmp_path / "plain.jsonl.gz"
+    torn.write_bytes(gzip.compress(file.read_bytes())[:40])
+    plain.write_bytes(file.read_bytes())
+    for path in (torn, plain):
+        status, _, said = grm("judge", path)
+        assert status == 2 and f"{path}: damaged gzip file" in said
+
+
+def test_equal_records_without_ids_are_judged_each(grm, tmp_path):
+    record = {"conversation": "q", "responses": ["3", "7"]}
+    gold = [record | {"rewards": [1.0, 0.0]}, record | {"rewards": [0.0, 1.0]}, record]
+    status, verdicts, _ = grm("judge", write(tmp_path / "in.jsonl", gold))
+    assert status == 0 and [verdict["best"] for verdict in verdicts] == [1, 1, 1]

@@ -435,3 +435,16 @@ def no_cache_and_quiet(caplog, monkeypatch):
     """The log is empty but for what a test makes."""
     monkeypatch.setenv("GRM_JAX_CACHE", "0")
     caplog.set_level(logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": {"path": "tiny"}}, 'expected a spec with the field "kind"'),
+        ({"name": {"kind": "length"}, "kind": "random"}, "kind: expected none beside a spec"),
+        ({"name": "tiny", "meta": ""}, "meta: expected the folder of a Meta RM"),
+    ],
+)
+def test_arguments_that_would_be_passed_over_are_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        grm_jax.load(**arguments)

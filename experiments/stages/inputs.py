@@ -11,7 +11,7 @@ import ml_collections
 from experiments import config_flags
 from grm_jax.data.examples import best_responses
 from grm_jax.data.sources import load_instructions, load_source
-from grm_jax.data.world import make_instructions, make_records
+from grm_jax.data.world import make_critiques, make_instructions, make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import Template
 from grm_jax.judgment.records import Record, read_records, write_records
@@ -66,7 +66,13 @@ def digests(
 ) -> dict:
     """Digests of what training reads, by content, whatever the files are called."""
     folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
-    return {
+    critic = {}
+    if "critic" in config:
+        records = [r for source in config.data.critiques for r in load_critiques(source, config)]
+        start = config_flags.critic_folder(config)
+        critic["data.critiques"] = digest([store.record_digest(record) for record in records])
+        critic["critic"] = {} if start is None else content_digest(start)
+    return critic | {
         "data.train": digest([store.record_digest(record) for record in inputs.records["train"]]),
         "data.general": digest(inputs.general),
         "templates": {name: template_digest(template) for name, template in templates.items()},
@@ -113,6 +119,13 @@ def _load_split(config, prompter, split, source) -> tuple[list[Record], list[tup
         )
     limit = config.eval.records if split != "train" else 0
     return kept[:limit] if limit else kept, left_out
+
+
+def load_critiques(source: Mapping, config: ml_collections.ConfigDict) -> list[Record]:
+    """Load critiques of single responses, for the critic of CLoud."""
+    if "world" in source:
+        return make_critiques(source["items"], config.seed)
+    return load_source(source)
 
 
 def _load(source, config, split) -> list[Record]:

@@ -153,6 +153,11 @@ def rl_prompts(run: Run) -> list[Record]:
         if not judgment["hinted"]:
             correct.setdefault(judgment["id"], []).append(judgment["correct"])
     kept = [record for record in run.train if not is_too_easy(correct[record.id])]
+    if not kept:
+        raise ValueError(
+            f"rl.drop_easy_prompts: every unhinted judgment of all {len(run.train)} records is "
+            "correct, so none is left to train on; give harder records, or switch it off"
+        )
     print(
         f"RL prompts: {len(kept)} of {len(run.train)} records; the others are too easy", flush=True
     )

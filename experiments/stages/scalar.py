@@ -10,13 +10,11 @@ import pathlib
 from collections.abc import Callable
 
 from experiments import config_flags
+from experiments.stages.inputs import load_critiques
 from experiments.stages.workdir import Run, load_model, load_policy, save_model, with_head
 from grm_jax.data.examples import fitting, instruction_examples
-from grm_jax.data.sources import load_source
-from grm_jax.data.world import make_critiques
 from grm_jax.evaluation import store
 from grm_jax.evaluation.judging import Pass, judge_pass
-from grm_jax.judgment.records import Record
 from grm_jax.reward_models.cloud import critic, critic_example, head_examples
 from grm_jax.reward_models.description import content_digest
 from grm_jax.reward_models.load import System, describe, samplers
@@ -69,7 +67,7 @@ def train_critic(run: Run) -> None:
     critiques = [
         record
         for source in run.config.data.critiques
-        for record in _load_critiques(source, run.config.seed)
+        for record in load_critiques(source, run.config)
     ]
     fraction = settings.general_fraction
     shares = {"critiques": 1.0 - fraction, "general": fraction}
@@ -130,10 +128,6 @@ def train_cloud(run: Run) -> None:
     counts = ", ".join(f"{reason} {count}" for reason, count in sorted(failures.items())) or "none"
     print(f"cloud: samples of records that failed and are left out: {counts}", flush=True)
     _fit_scalar(run, "cloud", preference_loss(run.model_cfg), examples)
-
-
-def _load_critiques(source: dict, seed: int) -> list[Record]:
-    return make_critiques(source["items"], seed) if "world" in source else load_source(source)
 
 
 def _fit_scalar(run: Run, name: str, loss: LossFn, examples: list[dict]) -> None:

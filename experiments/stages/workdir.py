@@ -167,6 +167,19 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     return run
 
 
+def begin(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+    """`setup`, for a script: what cannot be right is the last line, and the end of the program.
+
+    Of several processes one leaves without waiting for the others only after an exception.
+    """
+    try:
+        return setup(config, workdir)
+    except (ValueError, FileNotFoundError) as error:
+        if processes.count() > 1:
+            raise
+        sys.exit(str(error))
+
+
 # ---- stages
 
 

@@ -58,20 +58,32 @@ def judge_all(
     Of several processes all judge, and only process 0 has the judgments on file. Raises ValueError
     where a folder holds judgments of another system, or of other texts.
     """
-    places: list[tuple[dict, pathlib.Path]] = []  # of each identity
     judged = {}
     for system in systems:
-        place = next((place for one, place in places if one == system.identity), None)
-        if place is None:
-            place = folder / system.name
-            places.append((system.identity, place))
-            store.claim(place, system.identity)
+        place = folder / _owner(system, systems, folder)
+        store.claim(place, system.identity)
         judged[system.name] = {
             benchmark.name: _judge(system, benchmark, place / benchmark.name, settings)
             for benchmark in benchmarks
         }
         system.release()  # the weights of one system at a time
     return judged
+
+
+def _owner(system: System, systems: Sequence[System], folder: pathlib.Path) -> str:
+    """The name of the folder of a system: its own, but for two readings of the same judgments
+    (`System.view`), which lie in the first that is there.
+    """
+    readings = [one for one in systems if one.identity == system.identity]
+    if all(one.view is None for one in readings):
+        return system.name
+
+    def first() -> str:
+        on_file = [path.parent for path in sorted(folder.glob(f"*/{store.IDENTITY}"))]
+        owners = [place.name for place in on_file if store.holds(place, system.identity)]
+        return [*owners, *(one.name for one in readings)][0]
+
+    return processes.on_main(f"owner of {system.name}", first)
 
 
 def _judge(

@@ -80,6 +80,12 @@ def claim(folder: pathlib.Path, identity: Mapping) -> None:
         )
 
 
+def holds(folder: pathlib.Path, identity: Mapping) -> bool:
+    """Whether the folder is claimed by a system of this identity."""
+    path = folder / IDENTITY
+    return path.is_file() and _object(path) == json.loads(json.dumps(identity))
+
+
 def differing(a: Mapping, b: Mapping, prefix: str = "") -> list[str]:
     """Dotted names of the fields in which two trees of plain JSON differ, sorted."""
     names = []
@@ -131,9 +137,9 @@ def read_rows(
             if judgment["id"] in records:
                 expected = {"record": records[judgment["id"]], "temperature": temperature}
                 for field, asked in expected.items():
-                    if judgment[field] != asked:
+                    if judgment.get(field) != asked:
                         raise ValueError(
-                            f'{path}:{number}: field "{field}": {judgment[field]!r}, but '
+                            f'{path}:{number}: field "{field}": {judgment.get(field)!r}, but '
                             f"{asked!r} is asked for now, of {judgment['id']!r}. Choose another "
                             "--workdir, or remove this file to judge again"
                         )
@@ -283,9 +289,12 @@ def write_json(path: pathlib.Path, value: object) -> None:
 
 def _object(path: pathlib.Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: expected a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {value!r}")
+    return value
 
 
 def _decoded(path: pathlib.Path, number: int, line: bytes) -> dict:
@@ -293,8 +302,11 @@ def _decoded(path: pathlib.Path, number: int, line: bytes) -> dict:
         judgment = json.loads(line)
     except ValueError as error:
         raise ValueError(f"{path}:{number}: not a JSON object: {error}") from None
-    if not isinstance(judgment, dict) or not {"id", "sample"} <= judgment.keys():
-        raise ValueError(f"{path}:{number}: expected a judgment, an object with id and sample")
+    known = isinstance(judgment, dict) and isinstance(judgment.get("id"), str)
+    if not known or not isinstance(judgment.get("sample"), int):
+        raise ValueError(
+            f"{path}:{number}: expected a judgment, an object with id (text) and sample (a number)"
+        )
     return judgment
 
 

@@ -188,3 +188,22 @@ def test_a_value_that_is_no_json_is_refused_before_anything_is_written(tmp_path)
         with pytest.raises(ValueError):
             store.append(file, [{"id": "a", "sample": 0, "meta_logit": float("nan")}])
     assert (tmp_path / "rows.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", ['{"id": ["a"], "sample": 0}', '{"id": "a", "sample": "0"}'])
+def test_an_id_or_sample_of_another_type_is_named(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: expected a judgment"):
+        store.read_rows(tmp_path / "rows.jsonl", {"a": "0"}, 0.5)
+
+
+def test_a_line_without_its_record_is_refused_by_field(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": "a", "sample": 0}\n')
+    with pytest.raises(ValueError, match=r'rows.jsonl:1: field "record": None'):
+        store.read_rows(tmp_path / "rows.jsonl", {"a": "0"}, 0.5)
+
+
+def test_an_identity_that_is_no_object_is_named(tmp_path):
+    (tmp_path / store.IDENTITY).write_text("[]")
+    with pytest.raises(ValueError, match="identity.json: expected a JSON object"):
+        store.claim(tmp_path, {"kind": "length"})

@@ -219,3 +219,14 @@ def test_digests_follow_the_content(tmp_path):
 def test_nothing_here_loads_jax():
     code = f"import sys, {module.__name__}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_weights_that_differ_in_their_middle_are_others(tmp_path):
+    digests = set()
+    for changed in (None, 1_500_000):
+        data = bytearray(3_000_000)
+        if changed is not None:
+            data[changed] = 1
+        (tmp_path / "model.safetensors").write_bytes(data)
+        digests.add(content_digest(tmp_path)["weights"])
+    assert len(digests) == 2
