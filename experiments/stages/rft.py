@@ -133,6 +133,6 @@ def train(run: Run) -> dict:
     sources, weights = training_sources(run)
     base, loss = load_policy(run, "base"), rft_loss(run.model_cfg)
     trained = fit(run.setup, "rft", base, loss, sources, weights, run.config.rft)
-    save_model(run, "rft", trained, meta="../meta")
+    save_model(run, "rft", trained)
     taught = "judgments" in sources or not run.config.rft.trajectories
     return {"note": None if taught else NOTHING_ACCEPTED}

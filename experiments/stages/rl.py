@@ -139,7 +139,7 @@ def train(run: Run) -> None:
             if stop:
                 leave(training, "rl", state)
         write(late.flush())
-    save_model(run, "grm", finish(setup, training, state), meta="../meta")
+    save_model(run, "grm", finish(setup, training, state))
 
 
 def rl_prompts(run: Run) -> list[Record]:
