@@ -21,7 +21,7 @@ EPSILON = 1e-6
 def group(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
     """Scales rewards by the mean and spread of their group (GRPO, arXiv 2402.03300; SPCT Eq 15).
 
-    A = (r - mean_G r) / (std_G r + 1e-6), population std
+        A = (r - mean_G r) / (std_G r + 1e-6), population std
 
     A group whose rewards are all equal gets zero; this is decided by max == min of the rewards, not
     by a rounded std. The penalty is centered in its group and subtracted after the division:
@@ -40,7 +40,7 @@ def group_no_std(
 ) -> jax.Array:
     """Subtracts the mean of the group (Dr. GRPO, arXiv 2503.20783).
 
-    A = x - mean_G x with x = r - penalty
+        A = x - mean_G x with x = r - penalty
 
     Nothing is divided by the std, so easy and hard prompts weigh as they are.
     """
@@ -51,7 +51,7 @@ def group_no_std(
 def rloo(rewards_B: jax.Array, group_size: int, penalty_B: jax.Array | float = 0.0) -> jax.Array:
     """Subtracts the mean of the others in the group (RLOO, arXiv 2402.14740).
 
-    A_i = x_i - mean_{j != i} x_j with x = r - penalty
+        A_i = x_i - mean_{j != i} x_j with x = r - penalty
 
     The baseline is independent of sample i.
     """
@@ -65,7 +65,7 @@ def reinforce_pp(
 ) -> jax.Array:
     """Scales rewards by the mean and spread of the batch (REINFORCE++, arXiv 2501.03262).
 
-    A = (x - mean_B x) / (std_B x + 1e-6) with x = r - penalty, over the global batch
+        A = (x - mean_B x) / (std_B x + 1e-6) with x = r - penalty, over the global batch
 
     `group_size` has no part in it. The paper spreads the penalty over the tokens as returns-to-go;
     here the sequence carries its sum. A batch whose x are all equal gets zero.
@@ -99,11 +99,12 @@ def objective_mask(
 ) -> jax.Array:
     """Returns the mask [B, C] of the tokens that count in the objective.
 
-    Use it for the loss and for the normalizer alike.
+    Use it for the loss and for the normalizer alike. `cfg.zero_variance` says what it does with
+    groups whose rewards are all equal:
 
-    `cfg.zero_variance` "keep": the mask as it is; such groups have no policy gradient, but the KL
-    acts on them and they count in the normalizer (the plain objective). "drop": their rows become
-    0, so neither holds.
+    "keep": the mask as it is; such groups have no policy gradient, but the KL acts on them and they
+        count in the normalizer (the plain objective).
+    "drop": their rows become 0, so neither holds.
     """
     if cfg.zero_variance == "keep":
         return mask_BC

@@ -64,7 +64,7 @@ def sequence_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.A
 def constant(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
     """Divides by a constant (Dr. GRPO, arXiv 2503.20783): no length in the weight of a token.
 
-    sum_bt x m / (sequences of the batch * max_length)
+        sum_bt x m / (sequences of the batch * max_length)
 
     Set `cfg.max_length` where the width C varies with length buckets; without it C is used.
     """

@@ -13,8 +13,8 @@ from grm_jax.losses.policy import LossInputs, clip_bounds, masked_log_ratio, obj
 def cispo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighs log pi by the clipped ratio, as a constant (MiniMax-M1, arXiv 2506.13585).
 
-    L = -1/(sum_i |o_i|) sum_i sum_t sg(clip(r_it, 1 - low, 1 + high)) A_i log pi_it + beta KL,
-    r_it = pi / pi_old
+        L = -1/(sum_i |o_i|) sum_i sum_t sg(clip(r_it, 1 - low, 1 + high)) A_i log pi_it + beta KL,
+        r_it = pi / pi_old
 
     sg stops the gradient, so this is REINFORCE with a bounded weight: a token beyond the bounds
     still has a gradient, which PPO's clipping would cut. Goes with the advantage `group`. The paper

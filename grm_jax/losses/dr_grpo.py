@@ -12,8 +12,8 @@ from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_rati
 def dr_grpo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clips token ratios, and divides by a constant (arXiv 2503.20783).
 
-    L = -1/(B max_length) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
-    - beta KL_it ],  r_it = pi / pi_old
+        L = -1/(B max_length) sum_i sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
+                                            - beta KL_it ],  r_it = pi / pi_old
 
     A token weighs the same in a short and in a long answer, and the divisor does not depend on the
     lengths that were sampled. Goes with the advantage `group_no_std`. Published clip 0.2 / 0.2,

@@ -12,8 +12,8 @@ from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_rati
 def grpo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clips token ratios, and averages each sequence (arXiv 2402.03300 Eq 3).
 
-    L = -1/B sum_i 1/|o_i| sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
-    - beta KL_it ],  r_it = pi / pi_old
+        L = -1/B sum_i 1/|o_i| sum_t [ min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
+                                       - beta KL_it ],  r_it = pi / pi_old
 
     over the B sequences of the batch. Goes with the advantage `group`. Published clip: the paper
     gives none, 0.2 / 0.2 as in PPO. The 1/|o_i| favors short right and long wrong answers;

@@ -12,8 +12,8 @@ from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_rati
 def gspo(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clips one ratio per sequence (arXiv 2507.18071 Eq 5-7).
 
-    L = -1/B sum_i min(s_i A_i, clip(s_i, 1 - low, 1 + high) A_i) + beta KL,
-    s_i = exp(1/|o_i| sum_t log(pi / pi_old)_it)
+        L = -1/B sum_i min(s_i A_i, clip(s_i, 1 - low, 1 + high) A_i) + beta KL,
+        s_i = exp(1/|o_i| sum_t log(pi / pi_old)_it)
 
     s_i is the geometric mean of the token ratios: a sequence is clipped as a whole, and all of its
     tokens get the same weight. Goes with the advantage `group`. Published clip 3e-4 / 4e-4 (s_i is

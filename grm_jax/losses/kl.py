@@ -77,7 +77,7 @@ def kl_penalty(
 ) -> jax.Array:
     """Returns what a sequence loses from its reward where `cfg.kl_in` is "reward", [B].
 
-    beta * sum_t KL estimate of the sampling policy
+        beta * sum_t KL estimate of the sampling policy
 
     Nothing is differentiated through it. Zero where `cfg.kl_in` is "loss" or `cfg.beta` is 0, where
     `ref_logp_BC` may be None. Hand the result to the advantage estimator as `penalty_B`.

@@ -27,8 +27,9 @@ def ratio_metrics(
 ) -> dict[str, jax.Array]:
     """Measures the drift from the policy that sampled, r = pi / pi_old per token, before clipping.
 
-    ratio_mean, ratio_min, ratio_max: of r over the tokens. abs_log_ratio: mean |log r|. ppo_kl:
-    mean of -log r, an estimate of KL(pi_old, pi). On-policy these are 1, 1, 1, 0, 0.
+    ratio_mean, ratio_min, ratio_max: of r over the tokens; 1, 1, 1 on-policy.
+    abs_log_ratio: mean |log r|; 0 on-policy.
+    ppo_kl: mean of -log r, an estimate of KL(pi_old, pi); 0 on-policy.
     """
     log_ratio_BC = jax.lax.stop_gradient(log_ratio_BC)
     ratio_BC = jnp.exp(log_ratio_BC)

@@ -1,6 +1,6 @@
 """Says what a policy loss gets, and has the pieces that policy losses share.
 
-The importance ratio, the clipped surrogate, and the sum of policy term, KL and metrics.
+These are the importance ratio, the clipped surrogate, and the sum of policy term, KL and metrics.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def clipped_surrogate(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clips the ratio where it would gain (PPO, arXiv 1707.06347 Eq 7), and counts what it cuts.
 
-    min(r A, clip(r, 1 - low, 1 + high) A) per token, [B, C], and the clip metrics
+        min(r A, clip(r, 1 - low, 1 + high) A) per token, [B, C], and the clip metrics
 
     The gradient is cut where r > 1 + high with A > 0, or r < 1 - low with A < 0; the metrics count
     exactly these tokens.
@@ -81,12 +81,16 @@ def objective(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sums up policy loss and KL, both by one aggregation.
 
-    loss = aggregate(policy loss) + beta * aggregate(KL), the KL only where `cfg.kl_in` is "loss"
+        loss = aggregate(policy loss) + beta * aggregate(KL)
 
-    `aggregation` is the loss's published one, used where `cfg.aggregation` is None. Metrics:
-    policy_loss, kl_loss (the term that was added), kl (token mean of k3, whatever the estimator in
-    the loss; left out without `inputs.ref_logp`) and those of `ratio_metrics`. Raises ValueError
-    where beta asks for a KL and there is no `inputs.ref_logp`.
+    The KL is there only where `cfg.kl_in` is "loss". `aggregation` is the loss's published one,
+    used where `cfg.aggregation` is None. Metrics, besides those of `ratio_metrics`:
+
+    policy_loss: the aggregated policy loss.
+    kl_loss: the term that was added.
+    kl: token mean of k3, whatever the estimator in the loss; left out without `inputs.ref_logp`.
+
+    Raises ValueError where beta asks for a KL and there is no `inputs.ref_logp`.
     """
     aggregate = resolve(cfg.aggregation or aggregation, AGGREGATIONS)
     logp_BC, ref_logp_BC, mask_BC = inputs.logp, inputs.ref_logp, inputs.mask

@@ -20,17 +20,20 @@ def bradley_terry(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Asks the better response's reward to be the larger one, and both to stay near zero.
 
-    L = sum_b m [ -log sigmoid(r+ - r-) + c (r+ + r-)^2 ] / (pairs of the batch)
+        L = sum_b m [ -log sigmoid(r+ - r-) + c (r+ + r-)^2 ] / (pairs of the batch)
 
     Bradley and Terry 1952, as for reward models in Ouyang et al. 2022 (arXiv 2203.02155, Eq 1). The
     second term holds the rewards near zero, which the first leaves free up to a constant
     (Eisenstein et al. 2023, arXiv 2312.09244); off at c = 0.
 
     better, worse: fp32[B] rewards r+ and r- of the two responses of a pair, r+ that of the one the
-    gold prefers; mask: fp32[B], 1 on real pairs, 0 on padding; center: c >= 0; normalizer:
-    `count(mask_B[:, None])` of the global batch, None if these arrays are all of it. Returns
-    (scalar, metrics): accuracy (of r+ > r-, ties half), margin (mean of r+ - r-) and reward_mean;
-    micro-batches add up.
+        gold prefers.
+    mask: fp32[B], 1 on real pairs, 0 on padding.
+    center: c >= 0.
+    normalizer: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
+
+    Returns (scalar, metrics): accuracy (of r+ > r-, ties half), margin (mean of r+ - r-) and
+    reward_mean; micro-batches add up.
     """
     pairs = jnp.maximum((count(mask_B[:, None]) if normalizer is None else normalizer).sequences, 1)
     inside_B = mask_B > 0

@@ -12,8 +12,8 @@ from grm_jax.losses.policy import LossInputs, clipped_surrogate, masked_log_rati
 def reinforce_pp(inputs: LossInputs, cfg: LossConfig) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clips token ratios, and averages over tokens (arXiv 2501.03262).
 
-    L = -1/(sum_i |o_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) + beta KL,
-    r_it = pi / pi_old
+        L = -1/(sum_i |o_i|) sum_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i) + beta KL,
+        r_it = pi / pi_old
 
     What sets it apart is not here: the advantage `reinforce_pp` and the KL in the reward (kl "k1",
     kl_in "reward"). The paper leaves the aggregation open; the token mean is that of its code. Clip

@@ -13,10 +13,12 @@ def cross_entropy(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the next-token cross-entropy, in nats per token.
 
-    L = -sum_bt m log pi(token_bt) / (tokens of the batch)
+        L = -sum_bt m log pi(token_bt) / (tokens of the batch)
 
-    logp: fp32[B, T] log-probabilities of the target tokens; mask: fp32[B, T], 1 on completion
-    tokens; normalizer: `count` of the global batch's mask, None if these arrays are all of it.
+    logp: fp32[B, T] log-probabilities of the target tokens.
+    mask: fp32[B, T], 1 on completion tokens.
+    normalizer: `count` of the global batch's mask, None if these arrays are all of it.
+
     Returns (scalar, no metrics); micro-batches add up.
     """
     tokens = (count(mask_BT) if normalizer is None else normalizer).tokens
@@ -32,12 +34,15 @@ def bce(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the binary cross-entropy of a logit.
 
-    L = -sum_b m [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ] / (rows of the batch)
+        L = -sum_b m [ y log sigmoid(z) + (1 - y) log sigmoid(-z) ] / (rows of the batch)
 
-    logits: fp32[B] z; labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0; mask: fp32[B], 1
-    on real rows, 0 on padding; normalizer: `count(mask_B[:, None])` of the global batch, None if
-    these arrays are all of it. Returns (scalar, metrics): accuracy (of z > 0) and label_mean, the
-    share of correct judgments; micro-batches add up.
+    logits: fp32[B] z.
+    labels: fp32[B] y, 1 for a correct judgment (Eq 10), else 0.
+    mask: fp32[B], 1 on real rows, 0 on padding.
+    normalizer: `count(mask_B[:, None])` of the global batch, None if these arrays are all of it.
+
+    Returns (scalar, metrics): accuracy (of z > 0) and label_mean, the share of correct judgments;
+    micro-batches add up.
     """
     rows = jnp.maximum((count(mask_B[:, None]) if normalizer is None else normalizer).sequences, 1)
     inside_B = mask_B > 0

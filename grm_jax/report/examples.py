@@ -1,4 +1,4 @@
-"""Single items for the browser of a report, with every system's judgments to read."""
+"""Chooses single items for the browser of a report, with every system's judgments to read."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ def examples(
     most: int,
     items: int,
 ) -> dict:
-    """Draws {"items": [...], "total": items of all benchmarks} for the browser: up to `items` of
-    each benchmark, as far as CHARACTERS go. most: the largest k.
+    """Draws {"items": [...], "total": items of all benchmarks} for the browser.
 
-    Chosen by a hash of the id; half of them, as far as there are any, are items on which the
-    systems' verdicts are not all right or all wrong.
+    Up to `items` of each benchmark, as far as CHARACTERS go. Chosen by a hash of the id; half of
+    them, as far as there are any, are items on which the systems' verdicts are not all right or all
+    wrong.
+
+    most: the largest k.
     """
     queues = [
         [(benchmark, record) for record in _chosen(benchmark, judged, most)[:items]]
@@ -82,8 +84,10 @@ def _chosen(
 def _verdict(
     record: Record, judged: Judged, most: int
 ) -> tuple[dict | None, dict | None, set[int]]:
-    """(the vote of the first seed, its guided vote, the samples that this keeps); None where the
-    system has no judgments of the record.
+    """Returns (the vote of the first seed, its guided vote, the samples that this keeps).
+
+    The votes are None where the system has no judgments of the record; the guided one also where no
+    sample is kept.
     """
     kind, k = ("sampled", most) if judged.sampled else ("greedy", 1)
     rows = judged.rows.get(kind, [{}])[0]
@@ -101,8 +105,10 @@ def _verdict(
 
 
 def _shown_vote(record: Record, scores: Sequence) -> dict:
-    """The vote as the page shows it; "credit" is that of `expected_credit`, None without gold and
-    for a single response with scores other than 0 and 1.
+    """Returns the vote as the page shows it.
+
+    "credit" is that of `expected_credit`, None without gold and for a single response with scores
+    other than 0 and 1.
     """
     verdict = vote(scores)
     answers = len(record.responses) > 1 or all(s is None or s[0] in (0, 1) for s in scores)
@@ -156,7 +162,7 @@ def _example(
 
 
 def _whole(item: str, judged: Judged, kind: str, count: int) -> list[dict]:
-    """The first `count` whole judgments of the item, of the first seed."""
+    """Returns the first `count` whole judgments of the item, of the first seed."""
     if kind not in judged.rows:
         return []
     judgments = (judged.rows[kind][0].get((item, sample)) for sample in range(count))

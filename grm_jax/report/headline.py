@@ -1,5 +1,6 @@
-"""The headline of an evaluation: lines of a system and a way to judge with it, columns of
-benchmarks; and its Markdown.
+"""Makes the headline of an evaluation, and its Markdown.
+
+Its lines are a system and a way to judge with it, its columns benchmarks.
 """
 
 import math
@@ -13,8 +14,12 @@ LOW = "⚠"
 
 
 def headline(results: Mapping) -> list[dict]:
-    """[{"system", "label", "cells": {benchmark: row}, "unparsed": share of judgments or None,
-    "best": benchmarks where the line has the highest figure}].
+    """Returns the lines of the headline, in the order in which they are shown.
+
+        [{"system", "label",
+          "cells": {benchmark: row},
+          "unparsed": share of judgments, or None,
+          "best": benchmarks where the line has the highest figure}]
 
     Greedy, one sample, and the votes of 8 and of the largest k, plain and guided; a system that
     does not sample has one line. A figure is no "best" where its interval does not lie above
@@ -54,7 +59,7 @@ def headline(results: Mapping) -> list[dict]:
 
 
 def _unparsed(results: Mapping, cells: Mapping[str, Mapping]) -> float | None:
-    """The share of judgments without scores, over the items of all benchmarks."""
+    """Returns the share of judgments without scores, over the items of all benchmarks."""
     own = [b["name"] for b in results["benchmarks"] if b["parts"] is None and b["name"] in cells]
     known = [cells[name] for name in own if cells[name]["parse_failure_rate"] is not None]
     items = sum(row["items"] for row in known)
@@ -104,17 +109,17 @@ def absent_text(row: Mapping | None) -> str:
 
 
 def coverage_text(row: Mapping) -> str:
-    """The coverage in percent, rounded down: what is not whole does not read 100 %."""
+    """Writes the coverage in percent, rounded down: what is not whole does not read 100 %."""
     return "n/a" if row["coverage"] is None else f"{math.floor(1000 * row['coverage']) / 10:g} %"
 
 
 def way_text(aggregation: str, k: int) -> str:
-    """The name of a way to judge, in tables."""
+    """Names a way to judge, in tables."""
     return {"greedy": "greedy", "vote": f"vote @{k}", "meta": f"Meta RM @{k}"}[aggregation]
 
 
 def markdown(results: Mapping) -> str:
-    """The headline and the capabilities, in percent, as Markdown tables."""
+    """Writes the headline and the capabilities, in percent, as Markdown tables."""
     benchmarks = results["benchmarks"]
     least = 100 * results["min_coverage"]
     lines = [
@@ -161,19 +166,19 @@ def markdown(results: Mapping) -> str:
 
 
 def size_text(size: Mapping) -> str:
-    """What a system did with items of one size."""
+    """Says what a system did with items of one size."""
     if not size["items"]:
         return "not tried"
     return f"{size['verdicts']} of {size['items']}" if size["accepted"] else "does not accept"
 
 
 def yes_no(value: bool | None) -> str:
-    """A word for what was shown here, or not."""
+    """Gives a word for what was shown here, or not."""
     return "not shown here" if value is None else "yes" if value else "no"
 
 
 def scalable_text(capability: Mapping) -> str:
-    """Whether more samples helped here, by the interval of the gain."""
+    """Says whether more samples helped here, by the interval of the gain."""
     if not capability["sampled"]:
         return "no, flat by construction"
     if capability["gain"] is None:

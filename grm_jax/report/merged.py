@@ -1,5 +1,6 @@
-"""The figures of several runs as Markdown tables and one plot: means over seeds, a line for each
-setting, system and way to judge.
+"""Shows the figures of several runs as Markdown tables and one plot.
+
+They are means over seeds, a line for each setting, system and way to judge.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from grm_jax.report.plots import STYLE, grid, k_axis, legend, looks, percent_axi
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """The last part of each dotted field, or all of it where two end alike."""
+    """Shortens dotted fields to their last part; all of it stays where two end alike."""
     ends = [field.rpartition(".")[2] for field in fields]
     return {f: end if ends.count(end) == 1 else f for f, end in zip(fields, ends)}
 
 
 def setting_text(values: Mapping) -> str:
-    """A setting in words, "beta=0.02"; "" where nothing was swept."""
+    """Writes a setting in words, "beta=0.02"; "" where nothing was swept."""
     names = short_names(list(values))
     return ", ".join(f"{names[field]}={value}" for field, value in values.items())
 
 
 def markdown(merged: Mapping) -> str:
-    """The merged runs as Markdown tables by benchmark: accuracies, paired differences, k_meta, the
-    Meta RM's AUC, parse failures and ties.
+    """Writes the merged runs as Markdown tables by benchmark.
+
+    Accuracies, paired differences, k_meta, the Meta RM's AUC, parse failures and ties.
     """
     counts = sorted({len(setting["runs"]) for setting in merged["settings"]})
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
@@ -99,8 +101,9 @@ def _claim(row: Mapping) -> tuple[str, str]:
 
 
 def _later_first(row: Mapping) -> Mapping:
-    """The difference of two systems as the later less the earlier one, in the order of systems:
-    what a stage of training adds to the one before.
+    """Turns the difference of two systems into the later less the earlier one.
+
+    Later is meant in the order of systems: what a stage of training adds to the one before.
     """
     if row["a_system"] == row["b_system"] or row["mean"] is None:
         return row
@@ -109,8 +112,9 @@ def _later_first(row: Mapping) -> Mapping:
 
 
 def _table(merged: Mapping, title: str, rows: Sequence[Mapping], label, cell) -> list[str]:
-    """A Markdown table: a line for each label and setting, a column for each benchmark that has any
-    of the rows; [] without rows.
+    """Writes a Markdown table: a line for each label and setting, a column for each benchmark.
+
+    Only benchmarks that have any of the rows; [] without rows.
     """
     if not rows:
         return []

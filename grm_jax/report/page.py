@@ -1,8 +1,8 @@
-"""How a report page is made: one self-contained HTML file from a Jinja template, its script, its
-data and how it prints figures.
+"""Makes a report page: one self-contained HTML file.
 
-The page may load nothing from elsewhere, and its content security policy allows its own script
-alone. Texts enter it escaped, or as JSON that the script puts into the page as text.
+It comes of a Jinja template, its script, its data and how it prints figures. The page may load
+nothing from elsewhere, and its content security policy allows its own script alone. Texts enter it
+escaped, or as JSON that the script puts into the page as text.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ BROWSER = "report_browser.js.jinja"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template in this folder, which also gets `script` and, for its content security
-    policy, `script_hash`.
+    """Renders the page of a template in this folder.
+
+    The template also gets `script` and, for its content security policy, `script_hash`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("grm_jax", "report"),
@@ -78,6 +79,6 @@ def _figure(value: float) -> str:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it stands in, whatever the texts hold."""
+    """Writes JSON that cannot end the script element it stands in, whatever the texts hold."""
     text = json.dumps(value, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,6 +1,7 @@
-"""The plots of a report as inline SVG text: k-curves, accuracy against tokens, k_meta, calibration
-of margins, domains, scores, training curves. Each function takes plain data and returns one `<svg>`
-element.
+"""Draws the plots of a report as inline SVG text.
+
+k-curves, accuracy against tokens, k_meta, calibration of margins, domains, scores, training curves.
+Each function takes plain data and returns one `<svg>` element.
 """
 
 from __future__ import annotations
@@ -88,15 +89,16 @@ PANELS = {
 
 
 def looks(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """(color, marker) of each system; together they stay apart beyond the ten colors."""
+    """Returns (color, marker) of each system; together they stay apart beyond the ten colors."""
     return {
         name: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
     }
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """The figure as an `<svg>` element that scales with the page; ids are unique per `name`, bytes
-    depend on the data alone.
+    """Writes the figure as an `<svg>` element that scales with the page.
+
+    Ids are unique per `name`; bytes depend on the data alone.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -140,7 +142,7 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 
 def system_handles(systems: Sequence[str], shown: Iterable[str]) -> list[Line2D]:
-    """Legend entries of those of the systems that are shown; their looks are those among all."""
+    """Makes legend entries of those of the systems that are shown; looks are those among all."""
     shown = set(shown)
     return [
         Line2D([], [], color=color, marker=marker, linewidth=2.5, markersize=5, label=name)
@@ -169,15 +171,16 @@ def log_axis(axis: Axis, ticks: Sequence[float]) -> None:
 
 
 def k_axis(axes: Axes, ks: Sequence[int], label: str) -> None:
-    """A logarithmic axis of votes with a tick at every k."""
+    """Makes a logarithmic axis of votes with a tick at every k."""
     axes.set_xscale("log", base=2)
     log_axis(axes.xaxis, ks)
     axes.set_xlabel(label)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two positive ones, at most 7: 1, 2, 5 of a decade, fewer where the
-    range is long, and evenly spaced ones where it is short.
+    """Returns round numbers between two positive ones, at most 7.
+
+    1, 2, 5 of a decade, fewer where the range is long, and evenly spaced ones where it is short.
     """
     low_end, high_end = low / 1.05, high * 1.05
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -200,11 +203,13 @@ def curves(
     name: str,
     label: str,
 ) -> str:
-    """Plots the figure's value against `x`, "k" or "tokens_per_item", a panel for each benchmark;
-    bands are 95 % intervals.
+    """Plots the figure's value against `x`, a panel for each benchmark; bands are 95 % intervals.
 
-    rows: of votes and, of guided votes, one for each k. A system that does not sample is a level
-    line over k, one point over tokens, and left out of the latter where it generates nothing.
+    x: "k" or "tokens_per_item".
+    rows: of votes and, of guided votes, one for each k.
+
+    A system that does not sample is a level line over k, one point over tokens, and left out of the
+    latter where it generates nothing.
     """
     look = looks(systems)
     with matplotlib.rc_context(STYLE):
@@ -299,8 +304,9 @@ def k_meta_curves(rows: list[dict], benchmarks: Sequence[str], systems: Sequence
 
 
 def calibration(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[str]) -> str:
-    """Plots accuracy against the margin of the verdict, a panel for each system, a line for each
-    benchmark; bars are one standard error.
+    """Plots accuracy against the margin of the verdict.
+
+    A panel for each system, a line for each benchmark; bars are one standard error.
     """
     benchmarks = [name for name in benchmarks if any(row["benchmark"] == name for row in rows)]
     systems = [name for name in systems if any(row["system"] == name for row in rows)]
@@ -330,8 +336,9 @@ def calibration(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
 
 
 def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[str]) -> str:
-    """Plots accuracy by domain, a panel for each benchmark: a filled dot for the vote of the
-    largest k (bar: 95 % interval), a ring for greedy.
+    """Plots accuracy by domain, a panel for each benchmark.
+
+    A filled dot for the vote of the largest k (bar: 95 % interval), a ring for greedy.
     """
     look = looks(systems)
     names = {b: sorted({r["domain"] for r in rows if r["benchmark"] == b}) for b in benchmarks}
@@ -387,8 +394,11 @@ def score_histograms(
     benchmarks: Sequence[str],
     systems: Sequence[str],
 ) -> str:
-    """Plots the share of each score, for the best response and for the others; a row per benchmark,
-    a column per system. counts: {(system, benchmark): as diagnostics.score_counts}.
+    """Plots the share of each score, for the best response and for the others.
+
+    A row per benchmark, a column per system.
+
+    counts: {(system, benchmark): as diagnostics.score_counts}.
     """
     look = looks(systems)
     systems = [name for name in systems if any(system == name for system, _ in counts)]
@@ -422,7 +432,7 @@ def score_histograms(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centered moving mean over about a tenth of the curve, shorter at its ends."""
+    """Returns the centered moving mean over about a tenth of the curve, shorter at its ends."""
     half = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     right = np.minimum(np.arange(len(values)) + half + 1, len(values))
@@ -431,7 +441,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def split_metrics(of_metric: Mapping) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(named panels, one panel for each other metric) that these curves fill: {title: [metric]}."""
+    """Returns (named panels, one panel for each other metric) that these curves fill.
+
+    Each is {title: [metric]}.
+    """
     named = {
         title: [name for pattern in patterns for name in fnmatch.filter(of_metric, pattern)]
         for title, patterns in PANELS.items()

@@ -1,5 +1,7 @@
-"""report.html: the one self-contained page of an evaluation and, where a run has it, of its
-training: tables, curves, and single items with every system's judgments to read.
+"""Writes report.html, the one self-contained page of an evaluation.
+
+Tables, curves, and single items with every system's judgments to read; also of its training, where
+a run has it.
 """
 
 from __future__ import annotations
@@ -37,10 +39,13 @@ def write_report(
     judged: Mapping[str, Mapping[str, Judged]],
     items: int,
 ) -> Path:
-    """Writes <workdir>/report.html and returns its path. `results`: what results.json holds; of
-    "config", "seed", "timings_s", "notes" and "funnel" any may be absent. Training curves come from
-    <workdir>/metrics.jsonl, if it is there. `items`: at most so many of each benchmark can be read
-    in the page.
+    """Writes <workdir>/report.html and returns its path.
+
+    results: what results.json holds; of "config", "seed", "timings_s", "notes" and "funnel" any may
+        be absent.
+    items: at most so many of each benchmark can be read in the page.
+
+    Training curves come from <workdir>/metrics.jsonl, if it is there.
     """
     workdir = Path(workdir)
     curves = training.read_curves(workdir / "metrics.jsonl")
@@ -57,7 +62,10 @@ def render(
     items: int,
     curves: Mapping[str, training.Curves],
 ) -> str:
-    """The page as text. curves: as `training.read_curves` gives them."""
+    """Renders the page as text.
+
+    curves: as `training.read_curves` gives them.
+    """
     names, systems, most = [b.name for b in benchmarks], results["systems"], max(results["ks"])
     shown = examples(benchmarks, judged, most, items)
     lines = headline(results)
@@ -111,7 +119,7 @@ def _notes(results: Mapping) -> list[str]:
 
 
 def _plots(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict:
-    """{name of a plot: svg, or None where nothing is to be drawn}."""
+    """Returns {name of a plot: svg, or None where nothing is to be drawn}."""
     rows, most = results["rows"], max(results["ks"])
     gold = [
         b["name"] for b in results["benchmarks"] if b["name"] in names and b["metric"] != "none"
@@ -147,8 +155,9 @@ def _plots(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> di
 
 
 def _main_rows(results: Mapping) -> dict[tuple[str, str], dict]:
-    """{(system, benchmark): row} of the vote of the largest k, or of greedy where nothing is
-    sampled.
+    """Returns {(system, benchmark): row} of the vote of the largest k.
+
+    Of greedy where nothing is sampled.
     """
     return {
         (row["system"], row["benchmark"]): row
@@ -170,8 +179,9 @@ def _capabilities(results: Mapping) -> list[dict]:
 
 
 def _comparisons(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict:
-    """Differences between systems as matrices, those of ways of one system as lines, and how many
-    there are: "compared", of which the interval leaves out 0, "apart".
+    """Returns differences between systems as matrices, and those of ways of one system as lines.
+
+    Also how many there are, "compared", and of how many the interval leaves out 0, "apart".
     """
     flat = {row["system"] for row in results["rows"] if row["flat_by_construction"]}
     # a system that does not sample differs from itself by 0, by construction
@@ -190,8 +200,9 @@ def _comparisons(results: Mapping, names: Sequence[str], systems: Sequence[str])
 
 
 def _matrices(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[str]) -> list[dict]:
-    """[{"benchmark", "how", "systems", "cells": {(a, b): difference row, a less b}}]; the mean over
-    benchmarks first.
+    """Returns the differences as matrices, the mean over benchmarks first.
+
+    [{"benchmark", "how", "systems", "cells": {(a, b): difference row, a less b}}]
     """
     of_place: dict[tuple, dict] = {}
     for row in rows:
@@ -220,8 +231,10 @@ def _matrices(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[s
 
 
 def _gains(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[str]) -> dict:
-    """{"columns": benchmarks, "lines": [{"system", "label", "cells": {benchmark: difference
-    row}}]}: what k and the Meta RM add to a system.
+    """Returns what k and the Meta RM add to a system.
+
+    {"columns": benchmarks,
+     "lines": [{"system", "label", "cells": {benchmark: difference row}}]}
     """
     of_line: dict[tuple, dict] = {}
     for row in rows:
@@ -247,8 +260,11 @@ def _gains(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[str]
 
 
 def _domains(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict[str, dict]:
-    """{benchmark: {"domains", "items": {domain: count}, "cells": {(domain, system): row},
-    "systems"}}, by the largest vote, or greedy without one.
+    """Returns accuracy by domain, of the largest vote, or of greedy without one.
+
+    {benchmark: {"domains", "systems",
+                 "items": {domain: count},
+                 "cells": {(domain, system): row}}}
     """
     tables = {}
     for benchmark in names:
@@ -269,8 +285,11 @@ def _domains(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> 
 
 
 def _figures(results: Mapping, systems: Sequence[str]) -> dict[str, dict]:
-    """{benchmark: {"lines": [(figure, credit)], "cells": {(figure, credit, system): row}}}: what
-    the benchmark itself reports.
+    """Returns what the benchmark itself reports.
+
+    {benchmark: {"systems",
+                 "lines": [(figure, credit)],
+                 "cells": {(figure, credit, system): row}}}
     """
     tables: dict[str, dict] = {}
     for row in results["figures"]:
@@ -290,7 +309,11 @@ def _figures(results: Mapping, systems: Sequence[str]) -> dict[str, dict]:
 
 
 def _failures(results: Mapping) -> dict:
-    """{"reasons": names, the most frequent first, "lines": [diagnostics row with its failures]}."""
+    """Returns {"reasons", "lines"}: why judgments failed, and how often.
+
+    reasons: their names, the most frequent first.
+    lines: [diagnostics row with its failures].
+    """
     totals: dict[str, int] = {}
     for row in results["diagnostics"]:
         for reason, count in row["failures"].items():

@@ -1,5 +1,6 @@
-"""What training left for the report: curves of metrics.jsonl, the funnel of rejective sampling, and
-times.
+"""Reads what training left for the report.
+
+Curves of metrics.jsonl, the funnel of rejective sampling, and times.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ Curves = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def read_curves(path: Path) -> dict[str, Curves]:
-    """{stage: {metric: (steps, values)}} of every finite number in a metrics.jsonl, {} without one.
+    """Reads {stage: {metric: (steps, values)}} of every finite number in a metrics.jsonl.
 
-    A step written again after a resume counts once, the later row. A share that a step did not
-    write because nothing of its kind occurred is 0 there (SHARES).
+    Returns {} without one. A step written again after a resume counts once, the later row. A share
+    that a step did not write because nothing of its kind occurred is 0 there (SHARES).
     """
     if not path.is_file():
         return {}
@@ -63,7 +64,10 @@ def _curves(rows: Mapping[int, Mapping]) -> Curves:
 
 
 def sections(curves: Mapping[str, Curves]) -> list[dict]:
-    """[{"title", "steps", "named": svg or None, "other": svg or None, "others"}] of the stages."""
+    """Returns the sections of the stages, each with its curves.
+
+    [{"title", "steps", "named": svg or None, "other": svg or None, "others"}]
+    """
     shown = []
     for stage in sorted(curves, key=lambda s: (s not in STAGE_TITLES, [*STAGE_TITLES, s].index(s))):
         if curves[stage]:
@@ -86,7 +90,7 @@ def sections(curves: Mapping[str, Curves]) -> list[dict]:
 
 
 def bars(values: Mapping[str, float]) -> dict:
-    """{"total", "bars": [(name, value, share of the total, share of the largest)]}."""
+    """Returns {"total", "bars": [(name, value, share of the total, share of the largest)]}."""
     total, largest = sum(values.values()), max(values.values(), default=0)
     return {
         "total": total,
@@ -98,7 +102,7 @@ def bars(values: Mapping[str, float]) -> dict:
 
 
 def funnel(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict]:
-    """`bars` of what became of each trajectory, by kind, the most frequent reason first."""
+    """Makes `bars` of what became of each trajectory, by kind, the most frequent reason first."""
     return {
         kind: bars(dict(sorted(of.items(), key=lambda pair: -pair[1])))
         for kind, of in sorted(counts.items(), reverse=True)

@@ -1,5 +1,6 @@
-"""Reward models that read no meaning: what a benchmark gives to length, to chance and to constancy,
-and an oracle to test protocols with.
+"""Holds reward models that read no meaning.
+
+They show what a benchmark gives to length, to chance and to constancy; an oracle tests protocols.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +10,9 @@ from grm_jax.reward_models.protocol import RewardModel, new_judgment
 
 
 def length_only() -> RewardModel:
-    """A response scores its number of characters. On n = 1 the score has no threshold; its order,
-    as in an ROC curve, has a meaning.
+    """Scores a response by its number of characters.
+
+    On n = 1 the score has no threshold; its order, as in an ROC curve, has a meaning.
     """
     return _without_positions(
         "length-only", lambda record, sample: [len(response) for response in record.responses]
@@ -18,8 +20,9 @@ def length_only() -> RewardModel:
 
 
 def random_scores(seed: int) -> RewardModel:
-    """Independent uniform scores in [0, 1), a function of (seed, record id, sample index, place of
-    the response in the record).
+    """Draws independent uniform scores in [0, 1).
+
+    Each is a function of (seed, record id, sample index, place of the response in the record).
     """
 
     def scores(record: Record, sample: int) -> list[float]:
@@ -33,12 +36,15 @@ def random_scores(seed: int) -> RewardModel:
 
 
 def constant() -> RewardModel:
-    """Every response scores 1: all n are tied, and a single response is always called right."""
+    """Scores every response 1: all n are tied, and a single response is always called right."""
     return _without_positions("constant", lambda record, sample: [1] * len(record.responses))
 
 
 def oracle() -> RewardModel:
-    """The gold itself, for tests of protocols. Raises ValueError for a record without it."""
+    """Gives the gold itself, for tests of protocols.
+
+    Raises ValueError for a record without it.
+    """
 
     def scores(record: Record, sample: int) -> Sequence[float]:
         if record.rewards is None:
@@ -51,7 +57,7 @@ def oracle() -> RewardModel:
 def _without_positions(
     name: str, scores: Callable[[Record, int], Sequence[float]], sampled: bool = False
 ) -> RewardModel:
-    """A model of any n that sees the responses in the record's order; each record is a block."""
+    """Makes a model of any n that sees responses in the record's order; each record is a block."""
 
     def judge(
         records: Sequence[Record],

@@ -1,9 +1,9 @@
-"""CLoud (arXiv 2408.11791): a critic writes a critique of one response, and a value head reads it
-with the response and gives one number.
+"""Judges as CLoud does (arXiv 2408.11791): a critic writes, a value head reads and scores.
 
-The critic is a policy; the head is a scalar model of its own. A response is judged alone, so any
-number of responses will do. A vote over k samples adds up the numbers that k critiques of each
-response lead to, and ranks as their mean does (Eq 12 of arXiv 2504.02495).
+The critic writes a critique of one response; the value head reads it with the response and gives
+one number. The critic is a policy; the head is a scalar model of its own. A response is judged
+alone, so any number of responses will do. A vote over k samples adds up the numbers that k
+critiques of each response lead to, and ranks as their mean does (Eq 12 of arXiv 2504.02495).
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ BATCHES = 8  # sampler batches to a block of records
 
 
 class Critiques(NamedTuple):
-    """One sample: a critique of each response of a record, or the reason why there are none, and
-    the tokens generated.
+    """Holds one sample: critiques of a record's responses, or why there are none, and the tokens.
+
+    There is one critique for each response; the tokens are those generated.
     """
 
     record: Record
@@ -51,18 +52,18 @@ def cloud(
     rows: int,
     completion: int,
 ) -> RewardModel:
-    """Rewards of critiqued responses as scores. The critiques are in "critiques", and in "text" one
-    below the other.
+    """Scores responses by the rewards that the head gives them with their critiques.
 
-    Args:
-      sampler_of: temperature -> sampler of the critic (`sampling.mapped.make_sampler`), of at most
-          `completion` tokens.
-      critic_params, head_params: of the policy, and {"backbone", "score"}; both of architecture
-          `cfg`.
-      seed: with the record, the response and the sample index it fixes every critique.
-      buckets, sequence_buckets: widths of the prompts, and of prompt and critique together. What
-          does not fit fails as "too_long".
-      rows: critiques drawn, and sequences scored, at once.
+    The critiques are in "critiques" of a judgment, and in "text" one below the other.
+
+    sampler_of: temperature -> sampler of the critic (`sampling.mapped.make_sampler`), of at most
+        `completion` tokens.
+    critic_params, head_params: of the policy, and {"backbone", "score"}; both of architecture
+        `cfg`.
+    seed: with the record, the response and the sample index it fixes every critique.
+    buckets, sequence_buckets: widths of the prompts, and of prompt and critique together, in
+        tokens. What does not fit fails as "too_long".
+    rows: critiques drawn, and sequences scored, at once.
     """
     if max(buckets) + completion > max(sequence_buckets):
         raise ValueError(
@@ -118,8 +119,9 @@ def critic(
     buckets: Sequence[int],
     rows: int,
 ) -> RewardModel:
-    """The critic alone, for the critiques that a head is trained on: judgments with "critiques" and
-    neither scores nor a failure. Arguments as in `cloud`.
+    """Makes the critic alone, for the critiques that a head is trained on.
+
+    Its judgments have "critiques" and neither scores nor a failure. Arguments as in `cloud`.
     """
 
     def judge(
@@ -136,15 +138,16 @@ def critic(
 
 
 def critic_prompt(record: Record, i: int) -> str:
-    """The user's turn that the critic answers: the conversation and response i, and no other."""
+    """Writes the user's turn that the critic answers: the conversation and response i, no other."""
     return render_prompt(
         TEMPLATE, dataclasses.replace(record, responses=(record.responses[i],), rewards=None), (0,)
     )
 
 
 def critiqued_ids(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[list[int]]:
-    """For each response the token ids that the head reads: the critic's prompt, and the critique as
-    the model's turn.
+    """Returns, for each response, the token ids that the head reads.
+
+    They are the critic's prompt, and the critique as the model's turn.
     """
     return [
         tokenizer.chat_prompt_with_answer(critic_prompt(record, i), text)
@@ -163,8 +166,9 @@ def write_critiques(
     buckets: Sequence[int],
     rows: int,
 ) -> Iterator[list[Critiques]]:
-    """Every sample of every record, in their order, block by block. A record with a prompt over the
-    largest bucket fails as "too_long".
+    """Draws every sample of every record, in their order, block by block.
+
+    A record with a prompt over the largest bucket fails as "too_long".
     """
     # samples that share a prompt's prefill
     at_once = next(k for k in range(min(len(samples), rows), 0, -1) if len(samples) % k == 0)
@@ -208,8 +212,9 @@ def write_critiques(
 
 
 def critic_example(tokenizer: Tokenizer, record: Record) -> dict:
-    """Training example of `training.step.rft_loss` for the critic, from a record with one response
-    and metadata {"critique": str}.
+    """Makes the critic's training example for `training.step.rft_loss`.
+
+    The record has one response and metadata {"critique": str}.
     """
     if len(record.responses) != 1 or not isinstance(record.metadata.get("critique"), str):
         raise ValueError(
@@ -222,8 +227,9 @@ def critic_example(tokenizer: Tokenizer, record: Record) -> dict:
 
 
 def head_examples(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[dict]:
-    """Training examples of `training.step.preference_loss` for the head: all gold pairs of a
-    record, each response with its critique.
+    """Makes the head's training examples for `training.step.preference_loss`.
+
+    They are all gold pairs of a record, each response with its critique.
     """
     ids = critiqued_ids(tokenizer, record, texts)
     return [
@@ -233,7 +239,7 @@ def head_examples(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) ->
 
 
 def _blocks(records: Sequence[Record], responses: int) -> Iterator[list[Record]]:
-    """Records in their order, in blocks that end once they hold `responses` responses."""
+    """Cuts records, in their order, into blocks that end once they hold `responses` responses."""
     block, held = [], 0
     for record in records:
         block.append(record)

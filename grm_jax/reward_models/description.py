@@ -1,16 +1,29 @@
-"""What a model folder says of itself, and where a model's folder is.
+"""Reads what a model folder says of itself, and finds the folders of models.
 
 `grm.json` beside config.json says how the model wants to be asked:
 
-    {"kind": "pointwise_grm",                  one of KINDS
-     "templates": {"pointwise": {"pointwise.jinja": TEXT, "_context.jinja": TEXT, ...}, "single":
-         ...}    by role; the first file is the one that is rendered, the others it includes
-     "answer": "scores",                       what its box holds: `judgment.parsing.ANSWERS`
-     "chat": "gemma",                          the format of turns that its tokenizer writes
-     "lengths": {"prompt": 6144, "completion": 2048}      tokens, as it was trained; null: not said
-     "temperature": 0.5,                       of its samples; null: not said
-     "k_meta": null,                           samples that its Meta RM keeps; null: half of them
-     "meta": "../meta"}                        folder of its Meta RM, from here; null: none
+    {
+        "kind": "pointwise_grm",
+        "templates": {
+            "pointwise": {"pointwise.jinja": TEXT, "_context.jinja": TEXT, ...},
+            "single": ...
+        },
+        "answer": "scores",
+        "chat": "gemma",
+        "lengths": {"prompt": 6144, "completion": 2048},
+        "temperature": 0.5,
+        "k_meta": null,
+        "meta": "../meta"
+    }
+
+kind: one of KINDS.
+templates: by role; the first file is the one that is rendered, the others it includes.
+answer: what its box holds (`judgment.parsing.ANSWERS`).
+chat: the format of turns that its tokenizer writes.
+lengths: tokens, as it was trained; null: not said.
+temperature: of its samples; null: not said.
+k_meta: samples that its Meta RM keeps; null: half of them.
+meta: folder of its Meta RM, from here; null: none.
 
 All but "kind" may be left out. Nothing here needs JAX.
 """
@@ -53,10 +66,13 @@ TOKENIZER_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """How a model wants to be asked: the fields of grm.json, as the head of this file has them.
+    """Says how a model wants to be asked.
 
-    templates: {role: Template}; a mapping of file names to texts becomes one. Raises ValueError
-    with all fields that are wrong.
+    The fields are those of grm.json, as the head of this file has them.
+
+    templates: {role: Template}; a mapping of file names to texts becomes one.
+
+    Raises ValueError with all fields that are wrong.
     """
 
     kind: str
@@ -140,10 +156,14 @@ def write_description(folder: str | os.PathLike, description: Description) -> No
 def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> pathlib.Path:
     """Finds the Hugging Face folder of a model by its name.
 
-    name: "tiny", the trained GRM in the package, or "tiny_base", the base model there; a folder
-    with config.json; the work folder of a run, of whose models the first of `parts` is taken; or a
-    model of the Hugging Face hub, "owner/name", which is downloaded. Raises FileNotFoundError, with
-    all that was tried.
+    `name` is one of:
+
+    - "tiny", the trained GRM in the package, or "tiny_base", the base model there;
+    - a folder with config.json;
+    - the work folder of a run, of whose models the first of `parts` is taken;
+    - a model of the Hugging Face hub, "owner/name", which is downloaded.
+
+    Raises FileNotFoundError, with all that was tried.
     """
     folder = BUILT_IN.get(os.fspath(name), pathlib.Path(name).expanduser())
     tried = [folder, *(folder / "models" / part for part in parts), *(folder / p for p in parts)]
@@ -162,9 +182,9 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
 
 
 def meta_folder(folder: pathlib.Path, description: Description | None) -> pathlib.Path | None:
-    """Finds the Meta RM that lies beside a model: where its grm.json says, else the folder `meta`
-    beside its folder `grm`; None where there is none.
+    """Finds the Meta RM that lies beside a model; None where there is none.
 
+    It lies where the model's grm.json says, else in the folder `meta` beside its folder `grm`.
     Raises FileNotFoundError where grm.json names a folder that is not there.
     """
     if description is not None and description.meta is not None:
@@ -181,11 +201,12 @@ def meta_folder(folder: pathlib.Path, description: Description | None) -> pathli
 
 
 def content_digest(path: str | os.PathLike) -> dict[str, str]:
-    """Digests of what a model's answers depend on: {"weights", "config", "tokenizer"} of a model
-    folder, as far as it has them; {"file"} of a file.
+    """Digests what a model's answers depend on.
 
-    Weight files of up to 256 MiB are read whole. Larger ones are known by name, size, their first
-    and last MiB, and 256 blocks of 64 KiB spread over the rest: a retrained model differs in them.
+    Returns {"weights", "config", "tokenizer"} of a model folder, as far as it has them; {"file"} of
+    a file. Weight files of up to 256 MiB are read whole. Larger ones are known by name, size, their
+    first and last MiB, and 256 blocks of 64 KiB spread over the rest: a retrained model differs in
+    them.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -200,7 +221,7 @@ def content_digest(path: str | os.PathLike) -> dict[str, str]:
 
 
 def template_digest(template: Template) -> str:
-    """A digest of a template's files, names and texts."""
+    """Digests a template's files, names and texts."""
     return hashlib.sha256(json.dumps(template.files).encode()).hexdigest()[:16]
 
 
@@ -248,7 +269,10 @@ def _from_hub(name: str) -> pathlib.Path:
 
 
 def _templates(roles: Mapping[str, Any]) -> dict[str, Template]:
-    """{role: Template} of templates or their files. Raises ValueError, naming the role."""
+    """Returns {role: Template} of templates or their files.
+
+    Raises ValueError, naming the role.
+    """
     if unknown := [role for role in roles if role not in ROLES]:
         raise ValueError(f"expected some of the roles {', '.join(ROLES)}, got {unknown[0]!r}")
     templates = {}

@@ -1,4 +1,4 @@
-"""The pointwise generative reward model: records in, judgments out.
+"""Turns records into judgments with the pointwise generative reward model.
 
 One road for every stage: an `Ask` (record, response order, sample indices) becomes a prompt, the
 sampler draws completions, each completion is parsed, and its scores are put back into the record's
@@ -22,12 +22,13 @@ from grm_jax.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Prompter:
-    """How a record is put to the policy: its tokenizer, the templates for lists and for single
-    responses, and how its answer is read.
+    """Says how a record is put to the policy, and how its answer is read.
+
+    It holds the tokenizer and the templates for lists and for single responses.
 
     answer: "scores" (one for each response), "ten" (the same, but a single response is put by the
-    template for lists and scored from 1 to 10 as well), or "index" (the number of the best one:
-    LLM-as-a-Judge). See `read_answer`.
+        template for lists and scored from 1 to 10 as well), or "index" (the number of the best one:
+        LLM-as-a-Judge). See `read_answer`.
     """
 
     tokenizer: Tokenizer
@@ -40,8 +41,9 @@ class Prompter:
             raise ValueError(f"answer is {self.answer!r}; expected one of {', '.join(ANSWERS)}")
 
     def ids(self, record: Record, order: Sequence[int], hint: bool = False) -> list[int]:
-        """Token ids of the prompt, up to where the model begins to write. Raises ValueError for one
-        response where the answer is an index.
+        """Returns the token ids of the prompt, up to where the model begins to write.
+
+        Raises ValueError for one response where the answer is an index.
         """
         if self.answer == "index" and len(record.responses) == 1:
             raise ValueError(
@@ -58,8 +60,10 @@ class Prompter:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """Judge `record` once for every index in `samples`, its responses shown in `order`. `key` names
-    the randomness; `prompt_ids` is the prompt, once it is rendered (`with_prompts`).
+    """Asks to judge `record` once for every index in `samples`, its responses shown in `order`.
+
+    key: names the randomness.
+    prompt_ids: the prompt, once it is rendered (`with_prompts`).
     """
 
     record: Record
@@ -71,7 +75,7 @@ class Ask:
 
 
 def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
-    """Render and tokenize the prompts of the asks that have none yet."""
+    """Renders and tokenizes the prompts of the asks that have none yet."""
     return [
         ask
         if ask.prompt_ids is not None
@@ -83,10 +87,10 @@ def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
 def split_by_length(
     prompter: Prompter, records: Sequence[Record], limit: int
 ) -> tuple[list[Record], list[tuple[str, int]]]:
-    """(records whose prompt fits, [(id, prompt tokens)] of the others). Over-long records are left
-    out, never cut.
+    """Returns (records whose prompt fits, [(id, prompt tokens)] of the others).
 
-    The hint is counted in, so that a record that fits fits in every stage.
+    Over-long records are left out, never cut. The hint is counted in, so that a record that fits
+    fits in every stage.
     """
     kept, dropped = [], []
     for record in records:
@@ -106,11 +110,11 @@ def drawn_judgment(
     temperature: float,
     answer: str = "scores",
 ) -> dict:
-    """One judgment as it is stored: the raw text, what was parsed from it, and whether it is
-    correct (Eq 10).
+    """Makes one judgment as it is stored, from a completion.
 
-    `scores` are in the record's order, or None with the reason in `failure` (`read_answer`).
-    Whether a single response's score from 1 to 10 is correct cannot be said.
+    It holds the raw text, what was parsed from it, and whether it is correct (Eq 10). `scores` are
+    in the record's order, or None with the reason in `failure` (`read_answer`). Whether a single
+    response's score from 1 to 10 is correct cannot be said.
     """
     record = ask.record
     text = tokenizer.decode(completion.token_ids)
@@ -135,9 +139,7 @@ def drawn_judgment(
 
 
 class Drawn(NamedTuple):
-    """One judgment: its row, the index of its ask, and the ids and log-probabilities that RL trains
-    on.
-    """
+    """Holds one judgment, the index of its ask, and the ids and log-probabilities for RL."""
 
     judgment: dict
     ask: int
@@ -157,8 +159,9 @@ def judge(
     buckets: Sequence[int],
     rows: int,
 ) -> Iterator[list[Drawn]]:
-    """Draw and parse judgments, batch by batch (the batches are those of
-    `grm_jax.sampling.rollout.plan`).
+    """Draws and parses judgments, batch by batch.
+
+    The batches are those of `grm_jax.sampling.rollout.plan`.
     """
     asks = with_prompts(prompter, asks)
     requests = [Request(ask.prompt_ids or (), ask.key, ask.samples) for ask in asks]

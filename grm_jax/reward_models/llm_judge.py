@@ -1,5 +1,6 @@
-"""LLM-as-a-Judge: the policy reads a pair and writes, in a box, the number of the better response
-(Eq 13), and its TokenProb form.
+"""Judges as LLM-as-a-Judge does, and in its TokenProb form.
+
+The policy reads a pair and writes, in a box, the number of the better response (Eq 13).
 
 A pair is one generation. A list goes through all its pairs: the responses of each are shown in the
 order in which the sample shows the list, and a response scores the number of pairs that it won. A
@@ -38,8 +39,9 @@ UNASKED = {
 
 
 class Opinion(NamedTuple):
-    """One sample of one record: the responses are shown in `order`; `found` fills with the evidence
-    of each pair (i, j), i < j.
+    """Holds one sample of one record: the responses are shown in `order`.
+
+    found: fills with the evidence of each pair (i, j), i < j.
     """
 
     record: Record
@@ -58,18 +60,23 @@ def llm_judge(
     buckets: Sequence[int],
     rows: int,
 ) -> RewardModel:
-    """The pairwise generative judge, n >= 2. Arguments as in `pointwise.pointwise_grm`;
-    `prompter.answer` must be "index".
+    """Makes the pairwise generative judge, n >= 2.
 
-    Besides the fields of the protocol a row holds "pairs", one object for each generation:
+    Arguments as in `pointwise.pointwise_grm`; `prompter.answer` must be "index". Besides the fields
+    of the protocol a judgment holds "pairs", one object for each generation:
 
-        {"pair": [i, j], "order": [first shown, second shown], "text", "chosen": index in the record
-         or null, "probability": see `index_probability`, null without a choice, "tokens",
-         "principles", "critique", "failure"}
+        {
+            "pair": [i, j],
+            "order": [first shown, second shown],
+            "text": what was generated,
+            "chosen": index in the record, or null,
+            "probability": see `index_probability`; null without a choice,
+            "tokens", "principles", "critique", "failure"
+        }
 
-    For n = 2 the row has the text, principles, critique and failure of its one pair; for a list its
-    text is "", and its failure is "pair_failed:" with the reason of the first pair that failed. A
-    prompt that no bucket holds is the failure "too_long".
+    For n = 2 the judgment has the text, principles, critique and failure of its one pair; for a
+    list its text is "", and its failure is "pair_failed:" with the reason of the first pair that
+    failed. A prompt that no bucket holds is the failure "too_long".
 
     Raises ValueError for a prompter that reads scores, and when judging a record with one response.
     """
@@ -139,8 +146,10 @@ def llm_judge(
 
 
 def pair_ask(opinion: Opinion, pair: tuple[int, int]) -> Ask:
-    """The pair as a record of its own, without gold (two losers of a list may be equally good) and,
-    in a list, with its own randomness.
+    """Asks about the pair as a record of its own.
+
+    The record has no gold (two losers of a list may be equally good) and, in a list, its own
+    randomness.
     """
     record, (i, j) = opinion.record, pair
     two = dataclasses.replace(
@@ -156,8 +165,9 @@ def pair_ask(opinion: Opinion, pair: tuple[int, int]) -> Ask:
 
 
 def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
-    """What a row keeps of one generation about a pair; `chosen` is 0 or 1, an index in that pair,
-    or None.
+    """Returns what a judgment keeps of one generation about a pair.
+
+    `chosen` is 0 or 1, an index in that pair, or None.
     """
     judged, chosen, probability = drawn.judgment, None, None
     if judged["failure"] is None:
@@ -171,8 +181,9 @@ def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
 
 
 def by_probability(judgment: dict) -> dict:
-    """TokenProb's judgment from that of an LLM-as-a-Judge: the winner of a pair scores the
-    probability of its number in place of 1.
+    """Makes TokenProb's judgment from that of an LLM-as-a-Judge.
+
+    The winner of a pair scores the probability of its number in place of 1.
     """
     if judgment["failure"] is not None:
         return judgment
@@ -186,12 +197,12 @@ def by_probability(judgment: dict) -> dict:
 def index_probability(
     tokenizer: Tokenizer, ids_C: np.ndarray, logp_C: np.ndarray, span: tuple[int, int]
 ) -> float:
-    """Probability, at the sampling temperature (1 where greedy), with which the tokens that hold
-    characters `span` of the text were drawn.
+    """Returns the probability with which the tokens of characters `span` of the text were drawn.
 
-    A number written in several tokens has the product of their probabilities. Where a token holds
-    other characters as well ("{2" or "2}"), its probability is taken whole: that of the number
-    together with them, which is as good as the number's own where nothing else could stand there.
+    It is that at the sampling temperature (1 where greedy). A number written in several tokens has
+    the product of their probabilities. Where a token holds other characters as well ("{2" or "2}"),
+    its probability is taken whole: that of the number together with them, which is as good as the
+    number's own where nothing else could stand there.
     """
     start, end = span
     after = len(ids_C)  # the tokens that hold the span are ids_C[before:after]
@@ -204,7 +215,7 @@ def index_probability(
 
 
 def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
-    """The row of an opinion whose pairs have all been judged."""
+    """Makes the judgment of an opinion whose pairs have all been judged."""
     record, n = opinion.record, len(opinion.record.responses)
     found = [opinion.found[pair] for pair in pairs(n)]
     failure = next((one["failure"] for one in found if one["failure"] is not None), None)

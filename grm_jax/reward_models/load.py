@@ -1,20 +1,22 @@
-"""From the description of a system in a config to the reward model itself.
+"""Makes the reward model itself from the description of a system in a config.
 
     {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
-     "templates": {"pointwise": NAME_OR_FILE, "single", "meta"}, "answer": "scores", or "ten":
-     single responses are scored from 1 to 10, as the paper does on ReaLMistake; "hint": True tells
-     it the best response, as half of rejective sampling does}
-    {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER, "templates": {"judge":
-        NAME_OR_FILE}}
-    {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}    a sequence-classification
-        folder with one label, of ours or public
+     "templates": {"pointwise": NAME_OR_FILE, "single": ..., "meta": ...},
+     "answer": "scores", "hint": False}
+    {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER,
+     "templates": {"judge": NAME_OR_FILE}}
+    {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}
     {"name": "pairs", "kind": "pair_rm", "path": FOLDER, "swap_average": False}
     {"name": "cloud", "kind": "cloud", "path": FOLDER of the head, "critic": FOLDER}
-    {"name": "gpt", "kind": "remote", "base_url": URL, "model": NAME, ...}    further arguments of
-        reward_models.remote.remote_judge
-    {"name": "length", "kind": "length"}, or "random", "constant"
-    {"name": "mine", "kind": "package.module:function"}    function(spec, asking, seed) ->
-        RewardModel
+    {"name": "gpt", "kind": "remote", "base_url": URL, "model": NAME, ...}
+    {"name": "length", "kind": "length" or "random" or "constant"}
+    {"name": "mine", "kind": "package.module:function"}
+
+pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, as the paper does on
+    ReaLMistake; "hint": True tells it the best response, as half of rejective sampling does.
+scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
+remote: further arguments of `reward_models.remote.remote_judge`.
+package.module:function: function(spec, asking, seed) -> RewardModel.
 
 A FOLDER is what `description.model_folder` finds: "tiny", a Hugging Face folder, the work folder of
 a run, a model of the hub. Its grm.json says which templates and answer the model was trained with.
@@ -58,12 +60,14 @@ from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How all systems of a comparison are asked: devices, numerics, lengths, sampling, and the
-    templates of those whose folder names none.
+    """Says how all systems of a comparison are asked.
 
-    samples_per_order: consecutive samples that show the responses in one order. templates_win:
-    whether all are asked by these templates, whatever their folders say, as a run does that trains
-    them.
+    It holds devices, numerics, lengths, sampling, and the templates of those whose folder names
+    none.
+
+    samples_per_order: consecutive samples that show the responses in one order.
+    templates_win: whether all are asked by these templates, whatever their folders say, as a run
+        does that trains them.
     """
 
     mesh: Mesh
@@ -76,17 +80,18 @@ class Asking:
 
 
 class System(NamedTuple):
-    """A reward model that is known, and not loaded.
+    """Holds a reward model that is known, and not loaded.
 
-    name, kind: of its spec. identity: plain JSON with all that the text of a judgment depends on,
-        by content; two systems that are equal in it may share their judgments.
+    name, kind: of its spec.
+    identity: plain JSON with all that the text of a judgment depends on, by content; two systems
+        that are equal in it may share their judgments.
     load: (seed, rows=None, sequences=None) -> RewardModel; rows at once, and widths of sequences,
         in place of those of `Asking`. The weights are loaded by the first call, and stay until
         `release`.
     view: from a judgment that `load`'s model gives to this system's own; None where they are the
         same.
-    accepts: whether it can judge n responses. sampled: whether its samples differ. Both are None
-        where only the loaded model can tell.
+    accepts: whether it can judge n responses; None where only the loaded model can tell.
+    sampled: whether its samples differ; None where only the loaded model can tell.
     """
 
     name: str
@@ -135,7 +140,10 @@ def describe(spec: Mapping, asking: Asking) -> System:
 
 
 def wrong_fields(spec: Mapping) -> str | None:
-    """What is wrong with the kind and the names of a spec's fields; None for kinds of one's own."""
+    """Says what is wrong with the kind and the names of a spec's fields.
+
+    Returns None where nothing is, and for kinds of one's own.
+    """
     kind = spec.get("kind")
     if not isinstance(kind, str) or (kind not in KINDS and ":" not in kind):
         return (
@@ -160,8 +168,9 @@ def wrong_fields(spec: Mapping) -> str | None:
 def samplers(
     asking: Asking, model_cfg: Gemma2Config, tokenizer: Tokenizer
 ) -> Callable[[float], Callable]:
-    """temperature -> the sampler of a policy; 0 is greedy. One compiled program serves all who
-    sample alike.
+    """Returns temperature -> the sampler of a policy; 0 is greedy.
+
+    One compiled program serves all who sample alike.
     """
     sampling, mesh = asking.sampling, None
     if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and asking.mesh.size > 1):
@@ -185,7 +194,7 @@ _sampler = functools.cache(make_sampler)
 
 
 class Batches(NamedTuple):
-    """The shapes of programs: rows at once, and what prompts and sequences are padded to."""
+    """Holds the shapes of programs: rows at once, and what prompts and sequences are padded to."""
 
     rows: int
     buckets: tuple[int, ...]
@@ -193,7 +202,10 @@ class Batches(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What a kind says of a spec: see `System`. loader: () -> (seed, batches) -> model."""
+    """Holds what a kind says of a spec (see `System`).
+
+    loader: () -> (seed, batches) -> model.
+    """
 
     identity: dict
     loader: Callable[[], Callable[[int, Batches], RewardModel]]
@@ -203,7 +215,7 @@ class _Kind(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """A model folder that was looked at: everything but its tensors."""
+    """Holds what was seen of a model folder: everything but its tensors."""
 
     path: pathlib.Path
     cfg: Gemma2Config
@@ -375,7 +387,7 @@ def _cloud(spec, asking) -> _Kind:
 
 
 def _remote(spec, asking) -> _Kind:
-    """The prompt is the template of pointwise scores or, with answer "index", of a judge."""
+    """Asks by the template of pointwise scores or, with answer "index", of a judge."""
     answer = _answer(spec, asking)
     role = "judge" if answer == "index" else "pointwise"
     templates: dict[str, Any] = {
@@ -411,8 +423,10 @@ def _baseline(spec, asking) -> _Kind:
 
 
 def _own(spec, asking) -> _Kind:
-    """A kind of one's own: what it is, is for its function to say, so its identity is all that the
-    function gets, and the weights of folders that it names.
+    """Describes a kind of one's own.
+
+    What it is, is for its function to say, so its identity is all that the function gets, and the
+    weights of folders that it names.
     """
     function = resolve(spec["kind"], {})
     identity = {name: value for name, value in spec.items() if name != "name"}
@@ -473,8 +487,9 @@ FIELDS = {  # kind: (optional, required), beside name and kind
 
 
 def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
-    """Looks at the folder that a spec names in `field`, which must hold a model of one of `kinds`
-    (of grm.json).
+    """Looks at the folder that a spec names in `field`.
+
+    It must hold a model of one of `kinds` (of grm.json).
     """
     try:
         path = description.model_folder(spec[field], parts)
@@ -504,8 +519,10 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
 
 
 def _template(spec, asking, role, *folders: _Folder) -> Template:
-    """The template of a role: what the first of the folders says that has a word on it, which a
-    spec may repeat; else the spec's, else that of `asking`.
+    """Finds the template of a role.
+
+    It is what the first of the folders says that has a word on it, which a spec may repeat; else
+    the spec's, else that of `asking`.
     """
     if asking.templates_win and role in asking.templates:
         return asking.templates[role]
@@ -534,8 +551,10 @@ def _template(spec, asking, role, *folders: _Folder) -> Template:
 
 
 def _answer(spec, asking, folder: _Folder | None = None) -> str:
-    """What the box holds: the spec's word, else the folder's. A model that writes the number of the
-    best response has no scores to give, and the other way round.
+    """Says what the box holds: the spec's word, else the folder's.
+
+    A model that writes the number of the best response has no scores to give, and the other way
+    round.
     """
     said = folder and folder.description
     own = said and said.kind == "pointwise_grm" and not asking.templates_win
@@ -556,7 +575,7 @@ def _numerics(asking) -> dict:
 
 
 def _asked(asking) -> dict:
-    """What a judgment of any local model depends on, beside its folder and its templates."""
+    """Returns what any local model's judgment depends on, beside its folder and its templates."""
     return {
         "dtype": asking.numerics.dtype,
         "lengths": {"prompt": asking.lengths.prompt, "completion": asking.lengths.completion},
@@ -572,8 +591,9 @@ def _digests(**templates: Template) -> dict[str, str]:
 def _meta_guide(
     meta: _Folder, template: Template, asking: Asking
 ) -> Callable[[RewardModel, Batches], RewardModel]:
-    """Puts the Meta RM's logit beside every sampled judgment that parsed; greedy ones are not voted
-    on.
+    """Puts the Meta RM's logit beside every sampled judgment that parsed.
+
+    Greedy ones are not voted on.
     """
     params, tokenizer = meta.params(asking.mesh), load_tokenizer(meta.path)
     scorer = make_scorer(meta.cfg)

@@ -1,9 +1,9 @@
-"""Meta RM: a scalar model that reads a record and one judgment of it, and says (as a logit) whether
-the judgment is correct.
+"""Asks a Meta RM whether a judgment is correct.
 
-Its input is the chat prompt of the `meta` template (conversation and responses, in the order the
-judge saw) with the judgment's text as the model's turn; its label is Eq 10 (paper, section 4 and
-C.1).
+A scalar model reads a record and one judgment of it, and says (as a logit) whether the judgment is
+correct. Its input is the chat prompt of the `meta` template (conversation and responses, in the
+order the judge saw) with the judgment's text as the model's turn; its label is Eq 10 (paper,
+section 4 and C.1).
 """
 
 import functools
@@ -23,7 +23,7 @@ from grm_jax.tokenizer import Tokenizer
 
 
 def meta_ids(tokenizer: Tokenizer, template: Template, record: Record, row: dict) -> list[int]:
-    """Token ids of a record with one of its judgment rows."""
+    """Returns the token ids of a record with one of its judgments."""
     return tokenizer.chat_prompt_with_answer(
         render_meta_prompt(template, record, row["order"]), row["text"]
     )
@@ -32,8 +32,9 @@ def meta_ids(tokenizer: Tokenizer, template: Template, record: Record, row: dict
 def meta_examples(
     tokenizer: Tokenizer, template: Template, records: Mapping[str, Record], rows: Sequence[dict]
 ) -> list[dict]:
-    """Training examples {"id", "tokens", "positions", "labels"} of judgment rows, hinted ones left
-    out (the paper's data are unhinted).
+    """Makes training examples {"id", "tokens", "positions", "labels"} of judgments.
+
+    Hinted ones are left out (the paper's data are unhinted).
     """
     examples = []
     for row in rows:
@@ -54,8 +55,9 @@ def meta_examples(
 
 @functools.cache
 def make_scorer(cfg: Gemma2Config) -> Callable:
-    """Jitted `(params, tokens_BT, positions_BT) -> logits_B`. Rows are shared among the data axes
-    of the parameters' mesh, where those divide B.
+    """Returns the jitted `(params, tokens_BT, positions_BT) -> logits_B`.
+
+    Rows are shared among the data axes of the parameters' mesh, where those divide B.
     """
     return jax.jit(
         lambda params, tokens_BT, positions_BT: scalar_logits(params, cfg, tokens_BT, positions_BT)
@@ -69,8 +71,9 @@ def score_sequences(
     buckets: Sequence[int],
     rows: int,
 ) -> list[float]:
-    """Logits of token sequences, in their order; run in batches of `rows` sequences of similar
-    length.
+    """Returns the logits of token sequences, in their order.
+
+    They run in batches of `rows` sequences of similar length.
     """
     by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     logits = [0.0] * len(sequences)
@@ -99,8 +102,9 @@ def add_logits(
     buckets: Sequence[int],
     batch: int,
 ) -> None:
-    """Puts `meta_logit` into judgment rows, `batch` of them scored at once. Those that did not
-    parse are not scored: no vote counts them.
+    """Puts `meta_logit` into judgments, `batch` of them scored at once.
+
+    Those that did not parse are not scored: no vote counts them.
     """
     parsed = [row for row in rows if row["failure"] is None]
     sequences = [meta_ids(tokenizer, template, records[row["id"]], row) for row in parsed]

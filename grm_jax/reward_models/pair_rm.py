@@ -1,8 +1,10 @@
-"""PairRM: reads a conversation and two responses, and gives one number S that says which is better,
-by its sign.
+"""Judges as PairRM does: one number S of two responses says by its sign which is better.
 
-    chosen = floor((3 - sgn S) / 2)        (Eq 5 of arXiv 2504.02495): 1, the response shown first,
-    for S >= 0, and 2 for S < 0
+It reads a conversation and the two responses (Eq 5 of arXiv 2504.02495).
+
+    chosen = floor((3 - sgn S) / 2)
+
+This is 1, the response shown first, for S >= 0, and 2 for S < 0.
 """
 
 import dataclasses
@@ -33,17 +35,17 @@ def pair_rm(
     rows: int,
     swap_average: bool = False,
 ) -> RewardModel:
-    """Pairs won as scores, the same for every sample.
+    """Scores responses by the pairs they win, the same for every sample.
 
     Two responses are shown once, in the order of sample 0 (`swapped`: reversed): scores (1, 0) or
     (0, 1), and S in "preference". A list of n > 2 goes through all n (n - 1) ordered pairs, and a
     response scores half of those it wins: n - 1 when it wins against each other one in both orders.
     S of each is in "preferences" as [first, second, S], with indices of the record.
 
-    params: {"backbone", "score"}. buckets: lengths that sequences are padded to; a record with a
-        longer one fails as "too_long".
-    rows: sequences scored at once. swap_average: S(a, b) becomes (S(a, b) - S(b, a)) / 2, in which
-        a position bias cancels.
+    params: {"backbone", "score"}.
+    buckets: lengths that sequences are padded to; a record with a longer one fails as "too_long".
+    rows: sequences scored at once.
+    swap_average: S(a, b) becomes (S(a, b) - S(b, a)) / 2, in which a position bias cancels.
     """
     scorer = make_scorer(cfg)
 
@@ -81,8 +83,10 @@ def pair_rm(
 
 
 def pair_ids(tokenizer: Tokenizer, record: Record, first: int, second: int) -> list[int]:
-    """Token ids of the conversation with two responses, by their index in the record, up to where
-    the model begins to write.
+    """Returns the token ids of the conversation with two responses.
+
+    The responses are given by their index in the record; the ids end where the model begins to
+    write.
     """
     two = dataclasses.replace(
         record, responses=(record.responses[first], record.responses[second]), rewards=None
@@ -91,13 +95,14 @@ def pair_ids(tokenizer: Tokenizer, record: Record, first: int, second: int) -> l
 
 
 def chosen(preference: float) -> int:
-    """1 if the response shown first is chosen, else 2 (Eq 5; S = 0 goes to the first)."""
+    """Returns 1 if the response shown first is chosen, else 2 (Eq 5; S = 0 goes to the first)."""
     return math.floor((3 - np.sign(preference)) / 2)
 
 
 def pair_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list[dict]:
-    """Training examples of `training.step.meta_loss` from all gold pairs: both orders of each,
-    label 1 where the better one is shown first.
+    """Makes training examples of `training.step.meta_loss` from all gold pairs.
+
+    Both orders of each, label 1 where the better one is shown first.
     """
     examples = []
     for record in records:
@@ -116,7 +121,7 @@ def pair_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list[dict]
 
 
 def _asked_pairs(record: Record, order: Sequence[int]) -> list[tuple[int, int]]:
-    """(shown first, shown second) of every question that a record asks."""
+    """Returns (shown first, shown second) of every question that a record asks."""
     if len(record.responses) < 2:
         raise ValueError(
             f"record {record.id!r}: expected at least 2 responses for a pairwise model, got 1"

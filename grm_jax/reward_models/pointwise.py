@@ -1,8 +1,7 @@
-"""The pointwise generative reward model behind the protocol: one generation scores all n responses,
-n = 1, 2 or many.
+"""Puts the pointwise generative reward model behind the protocol.
 
-Guided by a Meta RM it is the same model: `meta_rm.add_logits` puts a logit beside each of its
-    judgments, and the vote keeps the k_meta best.
+One generation scores all n responses, n = 1, 2 or many. Guided by a Meta RM it is the same model:
+`meta_rm.add_logits` puts a logit beside each of its judgments, and the vote keeps the k_meta best.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +24,15 @@ def pointwise_grm(
     per_order: int = 1,
     hinted: bool = False,
 ) -> RewardModel:
-    """`grm.judge` as a reward model; its rows are those of `grm.drawn_judgment`.
+    """Makes a reward model of `grm.judge`; its judgments are those of `grm.drawn_judgment`.
 
-    Args:
-      sampler_of: temperature -> sampler (`grm_jax.sampling.mapped.make_sampler`).
-      seed: of response orders and of sampling. buckets, rows: see `grm_jax.sampling.rollout.plan`.
-      per_order: samples s with equal s // per_order show the responses in one order, and share the
+    sampler_of: temperature -> sampler (`grm_jax.sampling.mapped.make_sampler`).
+    seed: of response orders and of sampling.
+    buckets, rows: see `grm_jax.sampling.rollout.plan`.
+    per_order: samples s with equal s // per_order show the responses in one order, and share the
         prompt's keys and values. They are drawn together whichever of them are asked for, in a
-        program of one shape, so that a row does not depend on the others.
-      hinted: whether the prompts tell the best response, as half of rejective sampling does.
+        program of one shape, so that a judgment does not depend on the others.
+    hinted: whether the prompts tell the best response, as half of rejective sampling does.
 
     A prompt that no bucket holds is the failure "too_long".
     """

@@ -1,12 +1,19 @@
-"""What every reward model is to the evaluator: a name and one function from records to judgments.
+"""Says what every reward model is: a name and one function from records to judgments.
 
-A judgment is one opinion on one record, the same JSON object for every paradigm
-(`StoredJudgment`). A vote over k judgments is the SUM of their scores in every paradigm, so one
-evaluator serves all (Eq 12-14 of arXiv 2504.02495): a pointwise GRM writes 1..10 per response; a
-scalar model its reward, and a mean of scalars ranks as their sum; a pairwise judge gives 1 to the
-response that it chose and 0 to the other, so the sum is the majority; TokenProb gives the choice
-its probability. A pairwise model faces a list of n > 2 through all its pairs, and the scores are
-the pairs won: the best response of a list has n - 1 exactly when it wins against each other one.
+That is what the evaluator sees.
+
+A judgment is one opinion on one record, the same JSON object for every paradigm (`StoredJudgment`).
+A vote over k judgments is the SUM of their scores in every paradigm, so one evaluator serves all
+(Eq 12-14 of arXiv 2504.02495):
+
+pointwise GRM: writes 1..10 per response.
+scalar model: writes its reward, and a mean of scalars ranks as their sum.
+pairwise judge: gives 1 to the response that it chose and 0 to the other, so the sum is the
+    majority.
+TokenProb: gives the choice its probability.
+
+A pairwise model faces a list of n > 2 through all its pairs, and the scores are the pairs won: the
+best response of a list has n - 1 exactly when it wins against each other one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +23,22 @@ from grm_jax.judgment.records import Record, response_order
 
 
 class StoredJudgment(TypedDict, total=False):
-    """One judgment as a model gives it and the store keeps it (evaluation/store.py).
+    """Holds one judgment as a model gives it and the store keeps it (evaluation/store.py).
 
-    id, domain, rewards: of the record. sample, order: which sample, and the order in which it
-    showed the responses. temperature: 0 is greedy. scores: n numbers in the record's order, or None
-    with the reason in `failure`. text: what was generated ("" for a scalar model). tokens,
-    prompt_tokens: generated, and read. principles, critique: what was parsed of the text.
-    meta_logit: the Meta RM's. hinted: whether the prompt told the best response. correct: Eq 10.
-    record, seconds: put in by the store. step, reward: of a rollout. Paradigms add what explains
-    their scores: "pairs", "critiques", "preference", "error", "cost".
+    id, domain, rewards: of the record.
+    sample, order: which sample, and the order in which it showed the responses.
+    temperature: 0 is greedy.
+    scores: n numbers in the record's order, or None with the reason in `failure`.
+    text: what was generated ("" for a scalar model).
+    tokens, prompt_tokens: generated, and read.
+    principles, critique: what was parsed of the text.
+    meta_logit: the Meta RM's.
+    hinted: whether the prompt told the best response.
+    correct: Eq 10.
+    record, seconds: put in by the store.
+    step, reward: of a rollout.
+
+    Paradigms add what explains their scores: "pairs", "critiques", "preference", "error", "cost".
     """
 
     id: str
@@ -53,13 +67,16 @@ TOO_LONG = "too_long"  # the failure of a record whose input no bucket holds: no
 
 
 class Judge(Protocol):
-    """`judge(records, samples, temperature, swapped)` yields judgments, block by block.
+    """Yields judgments, block by block: `judge(records, samples, temperature, swapped)`.
 
     There is one for every record and sample index. That of (record, sample) depends on the model's
-    seed, the record and the sample index alone, never on the other records. `temperature` 0 is
-    greedy. `swapped` shows the responses in the
-    reverse of the order they would have had: what a position bias changes. A model without sampling
-    or without positions ignores what does not apply to it.
+    seed, the record and the sample index alone, never on the other records.
+
+    temperature: 0 is greedy.
+    swapped: shows the responses in the reverse of the order they would have had: what a position
+        bias changes.
+
+    A model without sampling or without positions ignores what does not apply to it.
     """
 
     def __call__(
@@ -72,9 +89,11 @@ class Judge(Protocol):
 
 
 class RewardModel(NamedTuple):
-    """name: as in tables. judge: see `Judge`. sampled: whether samples differ (False: the k-curve
-    is flat by construction).
+    """Holds a reward model: a name and a judge, and what it can do.
 
+    name: as in tables.
+    judge: see `Judge`.
+    sampled: whether samples differ (False: the k-curve is flat by construction).
     accepts: whether the model can judge a record of n responses at all (a pairwise model has
         nothing to say on n = 1).
     """
@@ -86,7 +105,7 @@ class RewardModel(NamedTuple):
 
 
 def shown_order(seed: int, record: Record, sample: int, swapped: bool) -> tuple[int, ...]:
-    """The order in which `sample` shows the responses; reversed if `swapped`."""
+    """Returns the order in which `sample` shows the responses; reversed if `swapped`."""
     order = response_order(seed, record.id, sample, len(record.responses))
     return order[::-1] if swapped else order
 
@@ -99,7 +118,7 @@ def new_judgment(
     scores: Sequence[float] | None,
     **evidence: Any,
 ) -> dict:
-    """Make a judgment, a `StoredJudgment`.
+    """Makes a judgment, a `StoredJudgment`.
 
     `evidence` may hold "failure" (needed where scores is None), "text", "tokens" and whatever
     explains the scores. Critiques that no head has read have neither scores nor a failure.
@@ -126,5 +145,5 @@ def new_judgment(
 
 
 def pairs(n: int) -> list[tuple[int, int]]:
-    """All unordered pairs (i < j) of n responses."""
+    """Returns all unordered pairs (i < j) of n responses."""
     return [(i, j) for i in range(n) for j in range(i + 1, n)]

@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible chat API: GPT-4o, or an open model on an inference server.
+"""Puts a judge behind any OpenAI-compatible chat API: GPT-4o, or an open model on a server.
 
 One request a judgment. The prompt is a template of ours, the reply is parsed as a policy's own text
 is, and what the request cost is kept beside it. Requests run side by side in an event loop of their
@@ -35,8 +35,9 @@ ABOUT_THIS_REQUEST = (400, 413, 422, 451)
 
 
 class Attempt(NamedTuple):
-    """One exchange: the server's JSON object, or the failure's name, the server's words, and
-    whether and after how long to try again.
+    """Holds one exchange: the server's JSON object, or the failure's name and the server's words.
+
+    With a failure it says whether and after how long to try again.
     """
 
     body: dict[str, Any] | None
@@ -63,28 +64,33 @@ def remote_judge(
     max_tokens: int = 2048,
     price_per_million: tuple[float, float] | None = None,
 ) -> RewardModel:
-    """POST {base_url}/chat/completions, once for each record and sample.
+    """Asks a server: POST {base_url}/chat/completions, once for each record and sample.
 
-    Args:
-      base_url: such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
-      template, single_template, answer: as in `grm.Prompter`. With "index" a list is shown whole,
-          and its best response named.
-      api_key_env: name of the environment variable that holds the key, read when judging begins;
-          None sends no key.
-      seed: of response orders, and of the `seed` field of a request, a function of (seed, record
-          id, sample); many servers ignore it.
-      concurrency: requests in flight. timeout_s: for a whole attempt. retries: further attempts
-        after timeouts, connection errors and the statuses 408, 409, 429 and 5xx, with exponential
-        backoff, or as Retry-After says.
-      price_per_million: (input, output) tokens, in any currency.
+    base_url: such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
+    template, single_template, answer: as in `grm.Prompter`. With "index" a list is shown whole, and
+        its best response named.
+    api_key_env: name of the environment variable that holds the key, read when judging begins; None
+        sends no key.
+    seed: of response orders, and of the `seed` field of a request, a function of (seed, record id,
+        sample); many servers ignore it.
+    concurrency: requests in flight.
+    timeout_s: seconds for a whole attempt.
+    retries: further attempts after timeouts, connection errors and the statuses 408, 409, 429 and
+        5xx, with exponential backoff, or as Retry-After says.
+    price_per_million: (input, output) tokens, in any currency.
 
-    Rows have the fields of the protocol and "principles", "critique", "finish", "served_model",
-    "prompt_tokens", "cost" (None where the server reports no usage, or without a price; "tokens" is
-    0 then), "latency_s" (of the last attempt), "attempts", "error" (the server's words). A judgment
-    that does not come is a named failure, "request_failed:" and timeout, connection, http_STATUS,
-    malformed_reply (no chat completion in JSON) or no_text; text that does not parse has the
-    parser's reason. A block of rows is yielded every ROWS_PER_BLOCK requests, in the order in which
-    they finish.
+    Besides the fields of the protocol a judgment holds:
+
+    principles, critique, finish, served_model, prompt_tokens
+    cost: None where the server reports no usage ("tokens" is 0 then), or without a price.
+    latency_s: of the last attempt, in seconds.
+    attempts
+    error: the server's words.
+
+    A judgment that does not come is a named failure, "request_failed:" and timeout, connection,
+    http_STATUS, malformed_reply (no chat completion in JSON) or no_text; text that does not parse
+    has the parser's reason. A block of judgments is yielded every ROWS_PER_BLOCK requests, in the
+    order in which they finish.
 
     Raises ValueError for settings that cannot work, and RuntimeError, with url and status, for an
     answer that every request would get: a redirect, 401, 403, 404 and other 4xx. No message holds
@@ -208,8 +214,9 @@ def _api_key(variable: str | None) -> str | None:
 def _side_by_side(
     portal: BlockingPortal, function: Callable, arguments: Iterable[tuple], concurrency: int
 ) -> Generator[Any, None, None]:
-    """Results of an async function in the order in which they come, at most `concurrency` calls at
-    a time. The first exception ends it.
+    """Yields results of an async function in the order in which they come.
+
+    At most `concurrency` calls run at a time. The first exception ends it.
     """
     pending = set()
 
@@ -239,8 +246,10 @@ async def _chat(
     timeout_s: float,
     retries: int,
 ) -> dict[str, Any]:
-    """One request with its retries: {"text", "failure", "finish", "served_model", "prompt_tokens",
-    "tokens", "latency_s", "attempts", "error"}.
+    """Makes one request with its retries.
+
+    Returns {"text", "failure", "finish", "served_model", "prompt_tokens", "tokens", "latency_s",
+    "attempts", "error"}.
     """
     for number in range(1, retries + 2):
         began = time.monotonic()
@@ -318,8 +327,9 @@ async def _attempt(
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Seconds that a server asks to wait, from a number or an HTTP date; None where it says nothing
-    that can be read.
+    """Returns the seconds that a server asks to wait, from a number or an HTTP date.
+
+    None where it says nothing that can be read.
     """
     if header is None:
         return None
@@ -333,8 +343,9 @@ def _retry_after(header: str | None) -> float | None:
 
 
 def _read_completion(body: dict) -> dict[str, Any]:
-    """Text and counts of a chat completion. Raises KeyError, IndexError, TypeError or
-    AttributeError where it is none.
+    """Returns the text and counts of a chat completion.
+
+    Raises KeyError, IndexError, TypeError or AttributeError where it is none.
     """
     choice, usage = body["choices"][0], body["usage"] if isinstance(body.get("usage"), dict) else {}
     content, finish, served = (
@@ -356,7 +367,7 @@ def _count(value: Any) -> int | None:
 
 
 def _encodable(text: str) -> str:
-    """The text without halves of surrogate pairs, which JSON may hold and a UTF-8 file may not."""
+    """Drops halves of surrogate pairs, which JSON may hold and a UTF-8 file may not."""
     return text.encode("utf-8", "replace").decode()
 
 

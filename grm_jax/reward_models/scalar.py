@@ -1,9 +1,8 @@
-"""Scalar reward model: reads the conversation with one response as the model's turn, and gives that
-response one number.
+"""Judges with a scalar reward model: one number for one response.
 
-Trained here by the Bradley-Terry loss, or a public `Gemma2ForSequenceClassification` folder with
-one label. The reward is read at the last token that is not the padding token, which is where
-transformers reads it.
+It reads the conversation with the response as the model's turn. Trained here by the Bradley-Terry
+loss, or a public `Gemma2ForSequenceClassification` folder with one label. The reward is read at the
+last token that is not the padding token, which is where transformers reads it.
 """
 
 import dataclasses
@@ -35,10 +34,10 @@ def scalar_rm(
     buckets: Sequence[int],
     rows: int,
 ) -> RewardModel:
-    """Rewards as scores, the same for every sample and order.
+    """Gives rewards as scores, the same for every sample and order.
 
-    params: {"backbone", "score"}. buckets: lengths that sequences are padded to; a record with a
-        longer one fails as "too_long".
+    params: {"backbone", "score"}.
+    buckets: lengths that sequences are padded to; a record with a longer one fails as "too_long".
     rows: sequences scored at once.
     """
     scorer = make_scorer(cfg)
@@ -73,12 +72,11 @@ def scalar_rm(
 
 
 def response_ids(tokenizer: Tokenizer, record: Record, i: int) -> list[int]:
-    """Token ids of the conversation with response i as the model's turn, up to the token that the
-    reward is read at.
+    """Returns the token ids of the conversation with response i as the model's turn.
 
-    A tokenizer without a padding token of its own may pad with the token that ends a turn.
-    transformers then takes it for padding and reads the token before it, so it is left out here, in
-    training and in judging.
+    They end at the token that the reward is read at. A tokenizer without a padding token of its own
+    may pad with the token that ends a turn. transformers then takes it for padding and reads the
+    token before it, so it is left out here, in training and in judging.
     """
     turns = [(turn.role, turn.content) for turn in record.conversation]
     ids = tokenizer.chat([*turns, ("assistant", record.responses[i])])
@@ -94,8 +92,9 @@ def score_groups(
     buckets: Sequence[int],
     rows: int,
 ) -> list[list[float] | None]:
-    """Logits of the sequences of each group; None for a group with a sequence longer than the
-    largest bucket.
+    """Returns the logits of the sequences of each group.
+
+    None for a group with a sequence longer than the largest bucket.
     """
     fits = [all(len(sequence) <= max(buckets) for sequence in group) for group in groups]
     logits = iter(
@@ -111,15 +110,17 @@ def score_groups(
 
 
 def gold_pairs(rewards: Sequence[float]) -> list[tuple[int, int]]:
-    """(better, worse) for every two responses that the gold tells apart: all pairs of a list, ties
-    left out.
+    """Returns (better, worse) for every two responses that the gold tells apart.
+
+    These are all pairs of a list, ties left out.
     """
     return [(i, j) for i, a in enumerate(rewards) for j, b in enumerate(rewards) if a > b]
 
 
 def pair_example(record_id: str, better_ids: Sequence[int], worse_ids: Sequence[int]) -> dict:
-    """Training example of `training.step.preference_loss`: both sequences, padded to the longer one
-    (tokens 0, positions -1).
+    """Makes a training example of `training.step.preference_loss`.
+
+    It holds both sequences, padded to the longer one (tokens 0, positions -1).
     """
     example: dict[str, Any] = {"id": record_id}
     width = max(len(better_ids), len(worse_ids))
@@ -131,7 +132,7 @@ def pair_example(record_id: str, better_ids: Sequence[int], worse_ids: Sequence[
 
 
 def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list[dict]:
-    """`pair_example`s of all gold pairs of the records; a single response gives none."""
+    """Makes `pair_example`s of all gold pairs of the records; a single response gives none."""
     examples = []
     for record in records:
         ids = [response_ids(tokenizer, record, i) for i in range(len(record.responses))]
@@ -145,12 +146,12 @@ def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list
 def load_scalar(
     folder: str | os.PathLike, mesh: Mesh | None = None, **numerics: Any
 ) -> tuple[dict, Gemma2Config, Tokenizer]:
-    """(params, cfg, tokenizer) of a `Gemma2ForSequenceClassification` folder with one label, for
-    `scalar_rm`.
+    """Loads (params, cfg, tokenizer) for `scalar_rm`.
 
-    folder: config.json, safetensors, and tokenizer.json or tokenizer.model. mesh: over which the
-        parameters are laid; None for one
-    device. numerics: overrides of dtype, scan_layers, remat, attention of the config.
+    folder: a `Gemma2ForSequenceClassification` folder with one label: config.json, safetensors, and
+        tokenizer.json or tokenizer.model.
+    mesh: over which the parameters are laid; None for one device.
+    numerics: overrides of dtype, scan_layers, remat, attention of the config.
 
     The tokenizer's pad_id is that of config.json, the token that transformers passes over when it
     looks for the last one; where config.json says null, transformers passes over none, and pad_id
