@@ -28,7 +28,7 @@ FLOORS = (
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 # rooms and files whose docstrings are not in this form yet
-OLD_TEXT = ("evaluation", "report", "reward_models", "training")
+OLD_TEXT = ("report", "reward_models")
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
