@@ -27,8 +27,6 @@ FLOORS = (
     ("__main__",),
 )
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
-# rooms and files whose docstrings are not in this form yet
-OLD_TEXT = ("evaluation", "training")
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 
 
@@ -38,10 +36,6 @@ def name_of(path: pathlib.Path) -> str:
 
 def room_of(path: pathlib.Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
-def is_old_text(path: pathlib.Path) -> bool:
-    return bool({room_of(path), name_of(path)} & set(OLD_TEXT))
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -109,7 +103,7 @@ def test_public_functions_are_annotated(path):
     assert lacking == []
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if not is_old_text(f)], ids=name_of)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_first_line_of_a_docstring_is_a_sentence(path):
     tree = ast.parse(path.read_text())
     broken = []

@@ -5,8 +5,8 @@ The systems and benchmarks of the paper's Table 2. Edit `systems` and `benchmark
 dict, described in grm_jax/reward_models/load.py and grm_jax/benchmarks. What is added later is
 judged alone; the rest is on file.
 
-Hardware: what the largest of the systems needs; 27B in bfloat16 takes 54 GB for its weights. Result
-    and time: not run here.
+Hardware: what the largest of the systems needs; 27B in bfloat16 takes 54 GB for its weights.
+Result and time: not run here.
 """
 
 import ml_collections

@@ -4,10 +4,11 @@ Quick start: every stage of SPCT on the checkable world with the tiny base model
 package. It starts from the 27B preset and changes sizes, and the rates and temperatures that a
 model of this size needs; the method is the same.
 
-Hardware: 2 CPU cores, a device each (launch/quickstart.sh). Time: 13:26 in all with idle cores
-(sampling 48 s, RFT 54, RL 178, Meta RM 156, evaluation 354); 863 s in its stages with tests at the
-lowest priority beside it. Result (seed 0): greedy 92.0, vote of 16 98.0, with the Meta RM 98.8 % on
-200 records of `test`. Over three seeds and 1,000 records: docs/tiny_full.md.
+Hardware: 2 CPU cores, a device each (launch/quickstart.sh).
+Time: 13:26 in all with idle cores (sampling 48 s, RFT 54, RL 178, Meta RM 156, evaluation 354);
+    863 s in its stages with tests at the lowest priority beside it.
+Result (seed 0): greedy 92.0, vote of 16 98.0, with the Meta RM 98.8 % on 200 records of `test`.
+    Over three seeds and 1,000 records: docs/tiny_full.md.
 """
 
 import ml_collections

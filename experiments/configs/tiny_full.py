@@ -5,8 +5,10 @@ The quick start with a full evaluation: 1,000 records of each split, and votes o
 a process; the reported figures are means over `--config.seed=0`, `1` and `2`, each with a work
 folder of its own. The base model is the same in all.
 
-Hardware: 2 CPU cores. Result: docs/tiny_full.md. Time: about 80 core-minutes a seed; two seeds at
-once, one pinned to each core, draw 1.6 times what one process with both cores does.
+Hardware: 2 CPU cores.
+Time: about 80 core-minutes a seed; two seeds at once, one pinned to each core, draw 1.6 times what
+    one process with both cores does.
+Result: docs/tiny_full.md.
 """
 
 import ml_collections

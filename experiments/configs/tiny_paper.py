@@ -7,10 +7,10 @@ command again; --config.seeds=1 --config.groups=main makes a part, and the docum
 from all parts that are there. --config.fast=True trains for a few steps and judges a few items, to
 see the whole job run: 8 min.
 
-Hardware: 2 CPU cores, of which a process uses one well: give each seed a core. Time: 1.8 to 2.1 h a
-seed on one core, by group 0.66 to 0.81 (main), 0.21 to 0.30 (judges), 0.64 to 0.67 (ablations) and
-0.27 to 0.31 (sizes); the two bases of sizes before that, 15 and 22 min. Other work ran beside seeds
-1 and 2.
+Hardware: 2 CPU cores, of which a process uses one well: give each seed a core.
+Time: 1.8 to 2.1 h a seed on one core, by group 0.66 to 0.81 (main), 0.21 to 0.30 (judges), 0.64 to
+    0.67 (ablations) and 0.27 to 0.31 (sizes); the two bases of sizes before that, 15 and 22 min.
+    Other work ran beside seeds 1 and 2.
 Result: docs/results.md.
 """
 

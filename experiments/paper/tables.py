@@ -1,8 +1,7 @@
-"""The paper in miniature, report: tables, plots and claims from the results.json of every seed ->
-Markdown.
+"""The paper in miniature, report: tables, plots and claims, from every seed to Markdown.
 
-Values are percentages: mean over seeds, with the standard error over seeds where there are two or
-    more.
+Read from the results.json of every seed. Values are percentages: mean over seeds, with the standard
+error over seeds where there are two or more.
 """
 
 import math

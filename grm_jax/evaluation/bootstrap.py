@@ -1,12 +1,12 @@
-"""Bootstrap over items: how far a figure would move, had other items been drawn (Efron and
-Tibshirani 1993, chapters 13 and 16).
+"""Bootstraps over items: tells how far a figure would move, had other items been drawn.
 
 Items that share a prompt (several pairs of one question, candidates judged one by one) are no
-independent draws, so prompts are resampled, each with all of its items. All figures of a benchmark
-share their resamples, so the difference of any two is paired. Confidence intervals are percentiles
-of the resampled figures. A figure that is no weighted mean of its items (a ROC area) is computed on
-random halves of the prompts instead: a half without replacement varies around the whole as much as
-a resample of full size does (McCarthy 1969), and holds no item twice.
+independent draws, so prompts are resampled, each with all of its items (Efron and Tibshirani 1993,
+chapters 13 and 16). All figures of a benchmark share their resamples, so the difference of any two
+is paired. Confidence intervals are percentiles of the resampled figures. A figure that is no
+weighted mean of its items (a ROC area) is computed on random halves of the prompts instead: a half
+without replacement varies around the whole as much as a resample of full size does (McCarthy 1969),
+and holds no item twice.
 
 Letters: B resamples, I items.
 """
@@ -19,8 +19,9 @@ LEVEL = 0.95
 
 
 def resamples(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
-    """count_BI, float32: how many times each item is in each of `draws` resamples with replacement;
-    items of one prompt come together.
+    """Counts how many times each item is in each of `draws` resamples with replacement.
+
+    Returns count_BI, float32; items of one prompt come together.
     """
     rng, group_I = np.random.default_rng(seed), _groups(prompts)
     groups = group_I.max() + 1
@@ -31,8 +32,9 @@ def resamples(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
 
 
 def halves(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
-    """inside_BI, bool: `draws` random halves of the prompts, without replacement, with all items of
-    each.
+    """Draws random halves of the prompts, without replacement, with all items of each.
+
+    Returns inside_BI, bool, of B = `draws` halves.
     """
     rng, group_I = np.random.default_rng(seed), _groups(prompts)
     groups = group_I.max() + 1
@@ -48,10 +50,9 @@ def _groups(prompts: Sequence[Hashable]) -> np.ndarray:
 
 
 def weighted_means(count_BI: np.ndarray, values_I: np.ndarray, weight_I: np.ndarray) -> np.ndarray:
-    """sum of weight * value / sum of weight in every resample, float64 (B,); NaN where no item of
-    weight > 0 is in it.
+    """Computes sum of weight * value / sum of weight in every resample, float64 (B,).
 
-    Items of weight 0 may have any value, NaN too.
+    NaN where no item of weight > 0 is in it. Items of weight 0 may have any value, NaN too.
     """
     used_I = weight_I > 0
     terms_I2 = np.stack(
@@ -69,7 +70,7 @@ def weighted_means(count_BI: np.ndarray, values_I: np.ndarray, weight_I: np.ndar
 
 
 def interval(draws_B: np.ndarray) -> tuple[float | None, float | None]:
-    """(low, high) of the central 95 % of the draws; (None, None) where there are none."""
+    """Returns (low, high) of the central 95 % of the draws; (None, None) where there are none."""
     draws_B = draws_B[np.isfinite(draws_B)]
     if not len(draws_B):
         return None, None
@@ -78,23 +79,24 @@ def interval(draws_B: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def stderr(draws_B: np.ndarray) -> float | None:
-    """The standard deviation of the draws: the figure's standard error, with items of one prompt
-    drawn together; None where there are none, 0 for one.
+    """Returns the standard deviation of the draws; None where there are none, 0 for one.
+
+    It is the figure's standard error, with items of one prompt drawn together.
     """
     draws_B = draws_B[np.isfinite(draws_B)]
     return float(draws_B.std(ddof=1 if len(draws_B) > 1 else 0)) if len(draws_B) else None
 
 
 def spread(draws_B: np.ndarray) -> dict[str, float | None]:
-    """{"stderr", "ci_low", "ci_high"} of the draws, as fields of results.json."""
+    """Returns {"stderr", "ci_low", "ci_high"} of the draws, as fields of results.json."""
     low, high = interval(draws_B)
     return {"stderr": stderr(draws_B), "ci_low": low, "ci_high": high}
 
 
 def sign_share(draws_B: np.ndarray) -> float | None:
-    """Twice the share of the draws on the smaller side of 0 (a draw of 0 is on both), at most 1:
-    small where a difference keeps its sign.
+    """Returns twice the share of the draws on the smaller side of 0, at most 1.
 
+    A draw of 0 is on both sides. The share is small where a difference keeps its sign.
     It reads like a two-sided p-value. The number of draws bounds it from below: no draw on the
     other side gives 2 / draws.
     """

@@ -1,5 +1,7 @@
-"""The figures of several systems on several benchmarks: everything in results.json that comes of
-judgments. docs/evaluation.md has the schema, field by field.
+"""Tabulates the figures of several systems on several benchmarks.
+
+This is everything in results.json that comes of judgments. docs/evaluation.md has the schema, field
+by field.
 """
 
 import collections
@@ -25,18 +27,23 @@ def compare_systems(
     seed: int,
     min_coverage: float = 0.9,
 ) -> dict:
-    """Makes flat lists of plain data. `judged`: {system: {benchmark: judgments}}. `draws` resamples
-    of the items; `seed` draws them and the votes of k. A figure of less coverage than
-    `min_coverage` is marked where it is shown.
+    """Makes the tables of results.json, flat lists of plain data.
 
-    "benchmarks": name, version, protocol, metric, counts, chance, and items by number of responses;
-        behind them the figures that several benchmarks make together, with their "parts".
-    "rows": one per system, benchmark, aggregation, k and k_meta (figures.row_of).
-    "figures", "domains": greedy, and the votes of the largest k: every figure that the benchmark
+    judged: {system: {benchmark: judgments}}.
+    draws: resamples of the items.
+    seed: draws the resamples and the votes of k.
+    min_coverage: a figure of less coverage is marked where it is shown.
+
+    Returns:
+      "benchmarks": name, version, protocol, metric, counts, chance, and items by number of
+        responses; behind them the figures that several benchmarks make together, with their
+        "parts".
+      "rows": one per system, benchmark, aggregation, k and k_meta (`figures.row_of`).
+      "figures", "domains": greedy, and the votes of the largest k: every figure that the benchmark
         names, and accuracy by domain.
-    "diagnostics", "calibration": see diagnostics.py. "meta_rm": see votes.meta_auc; a pool is a
-        seed.
-    "paired", "capabilities": see differences.difference_row and .capability.
+      "diagnostics", "calibration": see diagnostics.py.
+      "meta_rm": see `votes.meta_auc`; a pool is a seed.
+      "paired", "capabilities": see `differences.difference_row` and `differences.capability`.
     """
     tables = collections.defaultdict(list)
     gaps: list[differences.Difference] = []
@@ -78,9 +85,10 @@ def compare_systems(
 
 
 def without_judgments(results: Mapping) -> list[str]:
-    """Names what was asked and never answered, "<system> on <benchmark>, <benchmark>": no judgment
-    of it gave scores, so it has no figure. A program that is to judge ends with another status than
-    0 then.
+    """Names what was asked and never answered, "<system> on <benchmark>, <benchmark>".
+
+    No judgment of it gave scores, so it has no figure. A program that is to judge ends with another
+    status than 0 then.
     """
     heard: dict[str, dict[str, bool]] = {}
     for row in results["rows"]:
@@ -159,8 +167,9 @@ def _add_wholes(
     fields: Mapping[str, Field],
     of_benchmark: Mapping[str, Mapping[str, Mapping[Way, Figure]]],
 ) -> None:
-    """Adds the figures that several benchmarks make together, where all of their parts are here:
-    to "benchmarks", and a row for each system and way that has all parts.
+    """Adds the figures that several benchmarks make together, where all of their parts are here.
+
+    They go to "benchmarks", and a row for each system and way that has all parts.
     """
     rows = {
         (r["system"], r["benchmark"], r["aggregation"], r["k"], r["k_meta"]): r
@@ -201,9 +210,10 @@ def _add_wholes(
 
 
 def wholes(benchmarks: Sequence[Benchmark]) -> dict[str, dict[str, float]]:
-    """Finds what benchmarks make together, {whole: {benchmark: weight}}: a leaderboard's figure
-    whose parts are all here, their weights adding up to 1; behind it the plain mean over the
-    benchmarks with gold, if there are two.
+    """Finds what benchmarks make together, {whole: {benchmark: weight}}.
+
+    A leaderboard's figure whose parts are all here, their weights adding up to 1; behind it the
+    plain mean over the benchmarks with gold, if there are two.
     """
     weights: dict[str, dict[str, float]] = {}
     for benchmark in benchmarks:

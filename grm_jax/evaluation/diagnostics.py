@@ -1,5 +1,7 @@
-"""What stands beside a system's accuracy on a benchmark: position bias, costs, failures by name,
-the scores that it gives, and how far its margins can be trusted.
+"""Measures what stands beside a system's accuracy on a benchmark.
+
+Position bias, costs, failures by name, the scores that it gives, and how far its margins can be
+trusted.
 
 Letters: I items, N responses.
 """
@@ -19,12 +21,15 @@ SCORES = 20  # the highest score of a histogram
 
 
 def position_swap(field: Field, judged: Judged) -> dict | None:
-    """Compares greedy with the responses in their order and in the reverse of it. None where there
-    is nothing to compare.
+    """Compares greedy with the responses in their order and in the reverse of it.
+
+    None where there is nothing to compare.
 
     "consistent": share of the items, among those where both parsed, with the same winner or tied
-    winners; "both_right": share of the same items with the best response alone on top both times,
-    None without gold; "unparsed": items where one of the two failed.
+        winners.
+    "both_right": share of the same items with the best response alone on top both times, None
+        without gold.
+    "unparsed": items where one of the two failed.
     """
     same, right, unparsed = [], [], 0
     for one, other in zip(
@@ -57,8 +62,9 @@ def position_swap(field: Field, judged: Judged) -> dict | None:
 
 
 def costs(judged: Judged) -> dict:
-    """Counts failures by name over all judgments of the system here; means per judgment: seconds of
-    wall time, prompt tokens and cost where judgments tell.
+    """Counts failures by name over all judgments of the system here, and averages what they cost.
+
+    Means per judgment: seconds of wall time, prompt tokens and cost where judgments tell.
     """
     judgments = [j for kinds in judged.rows.values() for rows in kinds for j in rows.values()]
 
@@ -77,11 +83,10 @@ def costs(judged: Judged) -> dict:
 
 
 def score_counts(field: Field, judged: Judged, ks: Sequence[int]) -> dict | None:
-    """Counts the scores that the sampled judgments give (the greedy ones of a system that does not
-    sample): {"best" | "others": {score: count}}. None without gold, and for scores that are no
-    whole numbers of 0..SCORES.
+    """Counts the scores that the sampled judgments give, {"best" | "others": {score: count}}.
 
-    A single response counts as best where its reward is 1.
+    The greedy ones of a system that does not sample. None without gold, and for scores that are no
+    whole numbers of 0..SCORES. A single response counts as best where its reward is 1.
     """
     kind, samples = ("sampled", max(ks)) if judged.sampled else ("greedy", 1)
     counts: dict[str, collections.Counter] = {}
@@ -116,8 +121,9 @@ def _pool_score_counts(pool: Pool) -> dict[str, dict[int, int]] | None:
 
 
 def calibration(field: Field, judged: Judged, ks: Sequence[int]) -> list[dict]:
-    """Tells how accurate a verdict is by its margin: the best total less the second, per judgment
-    that parsed. Bins hold about equally many items; [] without gold.
+    """Tells how accurate a verdict is by its margin: the best total less the second.
+
+    Per judgment that parsed. Bins hold about equally many items; [] without gold.
     """
     kind, k = ("sampled", max(ks)) if judged.sampled else ("greedy", 1)
     margins, credits = [], []

@@ -1,6 +1,4 @@
-"""What several figures say together: paired differences on one benchmark and over all of them, and
-what a system can do at all.
-"""
+"""Compares figures: paired differences on one benchmark and over all, and what a system can do."""
 
 import dataclasses
 import itertools
@@ -18,7 +16,7 @@ FOCUS_K = 8  # the k of the paper's tables; the largest k where an evaluation ha
 
 
 class Difference(NamedTuple):
-    """Figure a less figure b on the items that both could judge; draws_B: its resamples."""
+    """Holds figure a less figure b on the items that both could judge; draws_B: its resamples."""
 
     a: tuple[str, Way]
     b: tuple[str, Way]
@@ -30,8 +28,9 @@ class Difference(NamedTuple):
 
 
 def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
-    """Figure a less figure b, the benchmark's overall ones; None where the shared items, or all
-    resamples of them, do not give them.
+    """Subtracts figure b from figure a, the benchmark's overall ones.
+
+    None where the shared items, or all resamples of them, do not give them.
     """
     shared_I = a.used_I & b.used_I
     if not shared_I.any():
@@ -71,8 +70,10 @@ def difference(field: Field, a: Figure, b: Figure) -> Difference | None:
 def wanted_pairs(
     systems: Mapping[str, Mapping[Way, Figure]], ks: Sequence[int]
 ) -> list[tuple[tuple[str, Way], tuple[str, Way]]]:
-    """Lists which figures to compare: every two systems, greedy and by their votes of the largest
-    k; then what more samples add to each, and the Meta RM at every k.
+    """Lists which figures to compare.
+
+    Every two systems, greedy and by their votes of the largest k; then what more samples add to
+    each, and the Meta RM at every k.
     """
     most = max(ks)
     focus = FOCUS_K if FOCUS_K in ks else most
@@ -96,8 +97,9 @@ def wanted_pairs(
 
 
 def over_benchmarks(differences: Sequence[Difference]) -> list[Difference]:
-    """Averages each difference that two or more benchmarks have; benchmarks are resampled apart, so
-    their draws add up.
+    """Averages each difference that two or more benchmarks have.
+
+    Benchmarks are resampled apart, so their draws add up.
     """
     groups: dict[tuple, list[Difference]] = {}
     for difference in differences:
@@ -118,9 +120,7 @@ def over_benchmarks(differences: Sequence[Difference]) -> list[Difference]:
 
 
 def _mean_draws(many: Sequence[Difference]) -> np.ndarray:
-    """The draws of the mean; where benchmarks have different numbers of draws, as many as the
-    fewest.
-    """
+    """Averages the draws; where benchmarks have different numbers, as many as the fewest."""
     draws = min(len(d.draws_B) for d in many)
     return np.mean([d.draws_B[:draws] for d in many], axis=0)
 
@@ -155,15 +155,15 @@ def capability(
     differences: Sequence[Difference],
     ks: Sequence[int],
 ) -> dict:
-    """Says what the system did here: verdicts on items of one, two and many responses, and accuracy
-    at the largest k less accuracy at k = 1.
+    """Says what the system did here: verdicts by the size of items, and what more samples gain.
 
-    "one", "two", "many": {"items", "accepted", "verdicts"}: of the benchmarks' items, those that it
-        accepts and those on which some judgment gave scores.
+    "one", "two", "many": {"items", "accepted", "verdicts"}, for items of one, two and many
+        responses: of the benchmarks' items, those that it accepts and those on which some judgment
+        gave scores.
     "input_flexible": it gave verdicts on all three sizes; None while a size that it accepts was not
         among the items.
-    "scalable": whether the 95 % interval of the gain, mean over benchmarks, lies above 0; the gain
-        of the guided vote stands apart.
+    "scalable": whether the 95 % interval of the gain, mean over benchmarks, lies above 0. The gain
+        is accuracy at the largest k less accuracy at k = 1; that of the guided vote stands apart.
     """
     sizes = {size: {"items": 0, "accepted": 0, "verdicts": 0} for size in SIZES}
     sampled = False
@@ -199,8 +199,9 @@ def capability(
 def _gain(
     prefix: str, way: Way, system: str, differences: Sequence[Difference], sampled: bool
 ) -> dict:
-    """The mean over benchmarks of what `way` adds to one sample; "scalable" is None where nothing
-    shows it.
+    """Averages over benchmarks what `way` adds to one sample.
+
+    "scalable" is None where nothing shows it.
     """
     many = [d for d in differences if (d.a, d.b) == ((system, way), (system, ("vote", 1, None)))]
     value = low = high = None

@@ -1,11 +1,11 @@
-"""One system on one benchmark: the figures of every way to judge with it (greedy, a vote of k, a
-vote that a Meta RM guides).
+"""Computes the figures of one system on one benchmark, for every way to judge with it.
 
-All systems of a benchmark are laid out over the same items and resampled alike, so that
-`grm_jax.evaluation.differences` may pair any two. An item that a system cannot judge (a list, or a
-single response, that it does not accept) is not applicable: NaN in every array, no part of any
-mean, and counted. An item whose judgments all failed is worth a guess, and its share is said beside
-the figure; where no item has a judgment with scores there is no figure at all.
+A way is greedy, a vote of k, or a vote that a Meta RM guides. All systems of a benchmark are laid
+out over the same items and resampled alike, so that `grm_jax.evaluation.differences` may pair any
+two. An item that a system cannot judge (a list, or a single response, that it does not accept) is
+not applicable: NaN in every array, no part of any mean, and counted. An item whose judgments all
+failed is worth a guess, and its share is said beside the figure; where no item has a judgment with
+scores there is no figure at all.
 
 A benchmark says how its figures come of its items (`Benchmark.summarize`): a mean over sections,
 say, whose means weigh subsets. In accuracy that is a weighted mean of the items; `weights` finds
@@ -39,9 +39,9 @@ Way = tuple[str, int, int | None]  # (aggregation, k, k_meta); aggregation: gree
 
 
 class Judged(NamedTuple):
-    """All judgments of one system on one benchmark, {"greedy" | "swapped" | "sampled": [Rows of
-    each seed]}, and the files they lie in.
+    """Holds all judgments of one system on one benchmark, and the files they lie in.
 
+    rows: {"greedy" | "swapped" | "sampled": [Rows of each seed]}; paths likewise.
     sampled: `RewardModel.sampled`; where it is False there are greedy judgments only, and a vote of
         any k is the greedy verdict.
     accepted: ids of the records that the system can judge.
@@ -56,8 +56,9 @@ class Judged(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """The items of a benchmark, by id, and their resamples. longest_I: index of the longest
-    response in characters, -1 where several are.
+    """Holds the items of a benchmark, by id, and their resamples.
+
+    longest_I: index of the longest response in characters, -1 where several are.
     """
 
     benchmark: Benchmark
@@ -73,11 +74,12 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One way of judging with one system on one benchmark, mean over seeds; all arrays over the
-    benchmark's items, NaN where not applicable.
+    """Holds what one way of judging with one system gives on one benchmark, mean over seeds.
 
-    flat: the greedy figure of a system that does not sample, at some k. The meaning of the arrays
-        is that of `votes.Estimate`.
+    All arrays are over the benchmark's items, NaN where not applicable. Their meaning is that of
+    `votes.Estimate`.
+
+    flat: the greedy figure of a system that does not sample, at some k.
     applicable_I, parsed_I: bool, items that the system can judge, and those of them with a judgment
         that gave scores, among all that the figure draws from.
     credit_I, strict_I, tie_I: NaN as well for single responses where the system gives them scores
@@ -85,7 +87,7 @@ class Figure:
     score_IV: what votes give to the single response of an item (NaN where a vote has none), only
         where the metric is "roc_auc".
     agree_I: expected agreement with choosing the longest response, NaN where no response is.
-        `seeds`: mean credit of each seed.
+    seeds: mean credit of each seed.
     """
 
     system: str
@@ -106,7 +108,7 @@ class Figure:
 
     @property
     def used_I(self) -> np.ndarray:
-        """Items that the figure is over, bool; none where no judgment gave scores."""
+        """Marks the items that the figure is over, bool; none where no judgment gave scores."""
         known_I = np.isfinite(self.credit_I if self.score_IV is None else self.failed_I)
         return known_I & (self.parsed_I & self.applicable_I).any()
 
@@ -124,8 +126,9 @@ ITEM_ARRAYS = (
 
 
 def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
-    """Lays out a benchmark, with `draws` resamples that are a function of (seed, name, number of
-    items) alone.
+    """Lays out a benchmark, with `draws` resamples.
+
+    The resamples are a function of (seed, name, number of items) alone.
     """
     records = tuple(sorted(benchmark.records, key=lambda record: record.id))
     longest = []
@@ -157,8 +160,9 @@ def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
 
 
 def make_pools(field: Field, judged: Judged, kind: str, samples: int) -> list[Pool]:
-    """Collects one pool a seed, of the first `samples` samples; [] where the system was not asked
-    in this way, or accepts no item of the benchmark.
+    """Collects one pool a seed, of the first `samples` samples.
+
+    [] where the system was not asked in this way, or accepts no item of the benchmark.
     """
     pools = []
     for rows in judged.rows.get(kind, ()):
@@ -175,10 +179,10 @@ def make_pools(field: Field, judged: Judged, kind: str, samples: int) -> list[Po
 
 
 def figures(field: Field, judged: Judged, ks: Sequence[int], seed: int) -> dict[Way, Figure]:
-    """Makes the figure of every way of judging that the judgments allow. A system without sampling
-    has its greedy figure at every k, marked `flat`.
+    """Makes the figure of every way of judging that the judgments allow.
 
-    The Meta RM keeps the half of k; of the largest k also an eighth, a quarter, one and all.
+    A system without sampling has its greedy figure at every k, marked `flat`. The Meta RM keeps the
+    half of k; of the largest k also an eighth, a quarter, one and all.
     """
     of_way: dict[Way, Figure] = {}
     if pools := make_pools(field, judged, "greedy", 1):
@@ -245,8 +249,9 @@ def _figure(field: Field, judged: Judged, pools: list[Pool], way: Way, seed: int
 def _agreement(
     pool: Pool, estimate: Estimate, longest_J: np.ndarray, way: Way, how: dict
 ) -> np.ndarray:
-    """Credit against the longest response in place of the gold, among votes that are not lost; NaN
-    where there is no longest response.
+    """Gives credit against the longest response in place of the gold, among votes not lost.
+
+    NaN where there is no longest response.
     """
     other = dataclasses.replace(pool, gold_I=np.maximum(longest_J, 0))
     credit_J = votes.estimate(other, way[1], way[2], **how).credit_I
@@ -265,8 +270,9 @@ def _mean(values_I: np.ndarray) -> float | None:
 
 
 def summarize(field: Field, values_I: np.ndarray, used_I: np.ndarray) -> dict[str, float]:
-    """The benchmark's figures over the items used; a NaN among their values is a score that no
-    judgment gave.
+    """Computes the benchmark's figures over the items used.
+
+    A NaN among their values is a score that no judgment gave.
     """
     values = {
         field.ids[i]: None if np.isnan(values_I[i]) else float(values_I[i])
@@ -276,11 +282,10 @@ def summarize(field: Field, values_I: np.ndarray, used_I: np.ndarray) -> dict[st
 
 
 def weights(field: Field, used_I: np.ndarray) -> dict[str, np.ndarray]:
-    """{figure: weight_I}: what the credit of each item adds to each figure of a benchmark of
-    accuracy.
+    """Returns {figure: weight_I}: what the credit of each item adds to each figure.
 
-    Its figures are weighted means, so `summarize` gives the weights when, in place of credits, it
-    gets the columns of an identity matrix.
+    For a benchmark of accuracy. Its figures are weighted means, so `summarize` gives the weights
+    when, in place of credits, it gets the columns of an identity matrix.
     """
     key = used_I.tobytes()
     if key not in field.weights:
@@ -299,7 +304,7 @@ def weights(field: Field, used_I: np.ndarray) -> dict[str, np.ndarray]:
 def figure_draws(
     field: Field, name: str, values_I: np.ndarray, used_I: np.ndarray, value: float
 ) -> np.ndarray:
-    """Resamples (B,) of a figure of accuracy whose value is `value`."""
+    """Returns the resamples (B,) of a figure of accuracy whose value is `value`."""
     weight_I = weights(field, used_I)[name]
     total = weight_I[used_I] @ values_I[used_I]
     if not np.isclose(total, value, atol=1e-6):
@@ -311,8 +316,9 @@ def figure_draws(
 
 
 def area_draws(field: Field, figure: Figure) -> dict[str, np.ndarray]:
-    """Every figure on random halves of the prompts, by the first vote of each item, (HALVES,), less
-    the figure on all of them; NaN where a half lacks it.
+    """Computes every figure on random halves of the prompts, less the figure on all of them.
+
+    Of shape (HALVES,), by the first vote of each item; NaN where a half lacks it.
     """
     key = (figure.score_IV[:, 0].tobytes(), figure.used_I.tobytes())
     if key not in field.areas:
@@ -343,8 +349,9 @@ def credit_values(field: Field, figure: Figure, credit: str) -> np.ndarray:
 
 
 def values_of(field: Field, figure: Figure, credit: str = "expected") -> dict[str, float]:
-    """All figures of the benchmark, by name. `credit` names a rule of CREDITS where the metric is
-    accuracy.
+    """Computes all figures of the benchmark, by name.
+
+    `credit` names a rule of CREDITS where the metric is accuracy.
     """
     if figure.score_IV is None:
         return summarize(field, credit_values(field, figure, credit), figure.used_I)
@@ -355,8 +362,9 @@ def values_of(field: Field, figure: Figure, credit: str = "expected") -> dict[st
 def draws_of(
     field: Field, figure: Figure, name: str, value: float, credit: str = "expected"
 ) -> np.ndarray:
-    """Resamples of the figure `name` of `values_of`: as many as the field's where the metric is
-    accuracy, else HALVES.
+    """Returns resamples of the figure `name` of `values_of`.
+
+    As many as the field's where the metric is accuracy, else HALVES.
     """
     if figure.score_IV is None:
         return figure_draws(field, name, credit_values(field, figure, credit), figure.used_I, value)
@@ -364,7 +372,7 @@ def draws_of(
 
 
 def chance_of(field: Field, used_I: np.ndarray) -> float | None:
-    """The overall figure of a guess on these items; None where there is none."""
+    """Returns the overall figure of a guess on these items; None where there is none."""
     if field.benchmark.metric == "roc_auc":
         return area_chance(field, used_I)
     n_I = np.array([len(record.responses) for record in field.records])
@@ -373,13 +381,15 @@ def chance_of(field: Field, used_I: np.ndarray) -> float | None:
 
 
 def field_gold(field: Field) -> np.ndarray:
-    """Which records have gold, bool (I,)."""
+    """Tells which records have gold, bool (I,)."""
     return np.array([record.rewards is not None for record in field.records])
 
 
 def area_chance(field: Field, used_I: np.ndarray) -> float | None:
-    """The overall figure, mean over random judges of single responses: each comes with the judge
-    that gives the opposite scores, so that the chance of a ROC area is one half exactly.
+    """Averages the overall figure over random judges of single responses.
+
+    Each comes with the judge that gives the opposite scores, so that the chance of a ROC area is
+    one half exactly.
     """
     key = used_I.tobytes()
     if key not in field.chances:
@@ -392,8 +402,9 @@ def area_chance(field: Field, used_I: np.ndarray) -> float | None:
 
 
 def official_credit(benchmark: Benchmark, judged: Judged) -> str | None:
-    """The rule of the benchmark's own runner for this system: that for generative judges where it
-    samples, else that for scalar models.
+    """Returns the rule of the benchmark's own runner for this system.
+
+    That for generative judges where it samples, else that for scalar models.
     """
     return (
         None
@@ -405,9 +416,10 @@ def official_credit(benchmark: Benchmark, judged: Judged) -> str | None:
 
 
 def both_orders(field: Field, judged: Judged) -> float | None:
-    """The overall figure by the official rule for a judge that is asked in both orders
-    (`Official.orders`), from greedy verdicts; mean over seeds. None where the rule does not hold
-    for this system, where it was not asked in both, or where no judgment gave scores.
+    """Computes the overall figure by the official rule for a judge that is asked in both orders.
+
+    The rule is `Official.orders`, the verdicts greedy ones; mean over seeds. None where the rule
+    does not hold for this system, where it was not asked in both, or where no judgment gave scores.
     """
     official = field.benchmark.official
     if official is None or official.orders is None or not judged.sampled:
@@ -437,8 +449,9 @@ def both_orders(field: Field, judged: Judged) -> float | None:
 
 
 def _verdict(pool: Pool, i: int) -> int:
-    """1 where the first judgment of a pair has the better response on top, -1 where the other, 0
-    for a tie or no verdict.
+    """Reads the first judgment of a pair: 1 where it has the better response on top, -1 the other.
+
+    0 for a tie or no verdict.
     """
     first, second = pool.scores_IKN[i, 0, :2]
     return int(np.sign(first - second)) * (1 if pool.gold_I[i] == 0 else -1)
@@ -500,8 +513,9 @@ def row_of(field: Field, figure: Figure, official: str | None) -> dict:
 
 
 def coverage(figure: Figure) -> float | None:
-    """The share of the applicable items whose verdict rests on a judgment that gave scores, mean
-    over the votes of an item; None without such items.
+    """Returns the share of the applicable items whose verdict rests on a judgment that gave scores.
+
+    Mean over the votes of an item; None without such items.
     """
     if not figure.applicable_I.any():
         return None
@@ -511,8 +525,9 @@ def coverage(figure: Figure) -> float | None:
 def whole_row(
     whole: str, parts: Sequence[tuple[float, Field, Figure]], rows: Sequence[dict]
 ) -> dict:
-    """Makes the row of a figure that several benchmarks make together (`Benchmark.part`) of one
-    system and way: the sum of weight times value. Benchmarks are resampled apart, so their draws
+    """Makes the row of a figure that several benchmarks make together, of one system and way.
+
+    The sum of weight times value (`Benchmark.part`). Benchmarks are resampled apart, so their draws
     add up. rows: of the parts. What the parts do not tell is None.
     """
     values = [row["value"] for row in rows]
@@ -556,8 +571,9 @@ def whole_row(
 
 
 def named_rows(field: Field, figure: Figure, official: str | None) -> list[dict]:
-    """Lists every figure of the benchmark by name: its sections and subsets, under the paper's
-    credit and, where it differs, the official one.
+    """Lists every figure of the benchmark by name: its sections and subsets.
+
+    Under the paper's credit and, where it differs, the official one.
     """
     return [
         {
@@ -572,8 +588,9 @@ def named_rows(field: Field, figure: Figure, official: str | None) -> list[dict]
 
 
 def domain_rows(field: Field, figure: Figure) -> list[dict]:
-    """Lists the accuracy by the records' domain, in the order of their names; [] where no judgment
-    gave scores.
+    """Lists the accuracy by the records' domain, in the order of their names.
+
+    [] where no judgment gave scores.
     """
     domains_I = np.array([record.domain for record in field.records])
     known_I = figure.used_I & np.isfinite(figure.credit_I)

@@ -1,7 +1,8 @@
-"""Judge every benchmark with every system, and keep every judgment:
+"""Judges every benchmark with every system, and keeps every judgment.
 
-    <folder>/<system>/identity.json          what the system is (`store.claim`)
-    <folder>/<system>/<benchmark>/{greedy,swapped,sampled}-seed<s>.jsonl          its judgments
+    <folder>/<system>/identity.json                what the system is (`store.claim`)
+    <folder>/<system>/<benchmark>/<pass>.jsonl     its judgments; <pass> is greedy-seed<s>,
+                                                   swapped-seed<s> or sampled-seed<s>
 
 A system is loaded only where something is missing, and each file is continued where it ends, so a
 run that was killed, or one with another system, benchmark or larger k, does the new part alone. Two
@@ -25,7 +26,7 @@ from grm_jax.reward_models.protocol import RewardModel
 
 
 class Pass(NamedTuple):
-    """One way of asking: a file {kind}-seed<s>.jsonl. temperature 0 is greedy."""
+    """Names one way of asking: a file {kind}-seed<s>.jsonl. temperature 0 is greedy."""
 
     kind: str
     samples: tuple[int, ...]
@@ -34,8 +35,9 @@ class Pass(NamedTuple):
 
 
 def passes(settings: EvalConfig, sampled: bool) -> list[Pass]:
-    """How a system is asked; one that does not sample once, and once more with the responses
-    swapped, whatever k.
+    """Lists the ways in which a system is asked.
+
+    One that does not sample is asked once, and once more with the responses swapped, whatever k.
     """
     ways = []
     if settings.greedy or not sampled:
@@ -53,7 +55,7 @@ def judge_all(
     folder: pathlib.Path,
     settings: EvalConfig,
 ) -> dict[str, dict[str, Judged]]:
-    """{system: {benchmark: Judged}} with every judgment that the settings ask for.
+    """Returns {system: {benchmark: Judged}} with every judgment that the settings ask for.
 
     Of several processes all judge, and only process 0 has the judgments on file. Raises ValueError
     where a folder holds judgments of another system, or of other texts.
@@ -71,8 +73,9 @@ def judge_all(
 
 
 def _owner(system: System, systems: Sequence[System], folder: pathlib.Path) -> str:
-    """The name of the folder of a system: its own, but for two readings of the same judgments
-    (`System.view`), which lie in the first that is there.
+    """Names the folder of a system: its own, but for two readings of the same judgments.
+
+    These (`System.view`) lie in the first that is there.
     """
     readings = [one for one in systems if one.identity == system.identity]
     if all(one.view is None for one in readings):
@@ -125,7 +128,7 @@ def judge_pass(
     retry: Collection[str] = (),
     view: View | None = None,
 ) -> Rows:
-    """The slim rows of the records by one way of asking; what the file lacks is judged first.
+    """Returns the slim rows of the records by one way of asking, judging first what the file lacks.
 
     load: the model, called only where something is missing. retry: see `store.missing`. Of several
     processes those but the first have no rows from the file.

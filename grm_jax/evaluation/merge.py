@@ -1,6 +1,7 @@
-"""Figures of several runs as one table: the mean over seeds of each setting, with its standard
-error. Runs whose configs differ in anything but the seed and the fields that were swept do not
-belong together, and are refused.
+"""Merges the figures of several runs into one table: the mean over seeds, with its standard error.
+
+The mean is that of each setting. Runs whose configs differ in anything but the seed and the fields
+that were swept do not belong together, and are refused.
 """
 
 import json
@@ -40,8 +41,9 @@ MEANS = (
 
 
 def other_fields(a: Mapping, b: Mapping, but: Sequence[str] = ()) -> list[str]:
-    """Names the fields in which two configs differ so that their figures may: all but IGNORED and
-    `but`. A name stands for all that is below it too.
+    """Names the fields in which two configs differ so that their figures may.
+
+    All but IGNORED and `but`. A name stands for all that is below it too.
     """
     plain_a, plain_b = (json.loads(json.dumps(config)) for config in (a, b))
     left_out = (*IGNORED, *but)
@@ -53,8 +55,9 @@ def other_fields(a: Mapping, b: Mapping, but: Sequence[str] = ()) -> list[str]:
 
 
 def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
-    """Merges runs, {name: what its results.json holds}, of which those that agree in all swept
-    fields are seeds of one setting. docs/evaluation.md has what comes out.
+    """Merges runs, {name: what its results.json holds}; docs/evaluation.md has what comes out.
+
+    Those that agree in all swept fields are seeds of one setting.
 
     Raises ValueError that names run and fields: where a config differs elsewhere, where two runs of
     a setting have the same seed, where one lacks rows that another has, and for another schema.
@@ -113,7 +116,10 @@ def _check(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
 
 
 def field_of(config: Mapping, field: str, name: str = "config") -> Any:
-    """The value of a dotted field of a config. Raises ValueError naming the run without it."""
+    """Returns the value of a dotted field of a config.
+
+    Raises ValueError naming the run that lacks it.
+    """
     node: Any = config
     for part in field.split("."):
         if not isinstance(node, Mapping) or part not in node:
@@ -157,11 +163,13 @@ def _merged(table: str, rows: Sequence[Mapping]) -> dict:
 
 
 def spread(values: Sequence[float | None], errors: Sequence[float | None]) -> dict:
-    """{"mean", "seed_stderr", "item_stderr", "values"} of one figure over runs.
+    """Returns {"mean", "seed_stderr", "item_stderr", "values"} of one figure over runs.
 
-    seed_stderr: standard deviation between the runs / sqrt(runs), None for one. item_stderr: the
-    mean of the runs' own errors: right where all judge the same items and agree on them, too large
-    where they do not. A figure that a run lacks leaves no mean.
+    seed_stderr: standard deviation between the runs / sqrt(runs), None for one.
+    item_stderr: the mean of the runs' own errors: right where all judge the same items and agree on
+        them, too large where they do not.
+
+    A figure that a run lacks leaves no mean.
     """
     seeds, mean = len(values), _mean(values)
     deviation = None

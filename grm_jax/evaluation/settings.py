@@ -1,4 +1,4 @@
-"""Settings of an evaluation: how systems are asked, and how figures are taken from the answers."""
+"""Says how systems are asked, and how figures are taken from the answers."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from grm_jax.settings import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, check
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """How systems are asked, and how figures are taken from the answers.
+    """Says how systems are asked, and how figures are taken from the answers.
 
     ks: samples in a vote, growing from 1, against which gains are measured.
     temperature: of everything that is sampled.

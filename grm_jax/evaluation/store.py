@@ -1,4 +1,4 @@
-"""The store of judgments: every judgment ever drawn is kept, and only what is missing is asked for.
+"""Stores judgments: every one ever drawn is kept, and only what is missing is asked for.
 
 A file holds the judgments of one system on one set of records, by one seed and one way of asking,
 one JSON object a line (`reward_models.protocol.StoredJudgment`). Judgments are appended block by
@@ -8,9 +8,9 @@ depends on, by content. Each judgment carries "record", a digest of the record t
 "temperature", and "seconds", its share of the wall time of its block. A judgment that was asked
 again (see `missing`) has several lines, and the last one counts.
 
-Sampling for rejective fine-tuning and for the Meta RM, the rollouts of RL, critiques and
-benchmarks all lie in such files. What a trainer reads goes through `in_drawn_order`: the order of
-lines in a file depends on interruptions, the order of training must not.
+Sampling for rejective fine-tuning and for the Meta RM, the rollouts of RL, critiques and benchmarks
+all lie in such files. What a trainer reads goes through `in_drawn_order`: the order of lines in a
+file depends on interruptions, the order of training must not.
 """
 
 import collections
@@ -50,15 +50,16 @@ IDENTITY = "identity.json"
 
 
 def record_digest(record: Record) -> str:
-    """12 hexadecimal digits of everything in the record: a judgment of another text under the same
-    id is not this one's.
+    """Returns 12 hexadecimal digits of everything in the record.
+
+    A judgment of another text under the same id is not this one's.
     """
     text = json.dumps(record_to_dict(record), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def claim(folder: pathlib.Path, identity: Mapping) -> None:
-    """Make the folder that of the system with this identity, plain JSON.
+    """Makes the folder that of the system with this identity, plain JSON.
 
     Raises ValueError, naming the fields that differ, if it holds judgments of another system. Of
     several processes process 0 looks and writes.
@@ -81,13 +82,13 @@ def claim(folder: pathlib.Path, identity: Mapping) -> None:
 
 
 def holds(folder: pathlib.Path, identity: Mapping) -> bool:
-    """Whether the folder is claimed by a system of this identity."""
+    """Tells whether the folder is claimed by a system of this identity."""
     path = folder / IDENTITY
     return path.is_file() and _object(path) == json.loads(json.dumps(identity))
 
 
 def differing(a: Mapping, b: Mapping, prefix: str = "") -> list[str]:
-    """Dotted names of the fields in which two trees of plain JSON differ, sorted."""
+    """Names the fields, dotted and sorted, in which two trees of plain JSON differ."""
     names = []
     for name in sorted({*a, *b}):
         x, y = a.get(name), b.get(name)
@@ -99,7 +100,7 @@ def differing(a: Mapping, b: Mapping, prefix: str = "") -> list[str]:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """Every judgment of a file, in the order of its lines; a torn last line is passed over.
+    """Reads every judgment of a file, in the order of its lines; a torn last line is passed over.
 
     Raises ValueError (file, line) for a line that is no JSON object.
     """
@@ -109,7 +110,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def read_line(path: pathlib.Path, offset: int) -> dict:
-    """The whole judgment whose line begins at `offset` bytes."""
+    """Reads the whole judgment whose line begins at `offset` bytes."""
     with open(path, "rb") as file:
         file.seek(offset)
         return json.loads(file.readline())
@@ -118,8 +119,9 @@ def read_line(path: pathlib.Path, offset: int) -> dict:
 def read_rows(
     path: pathlib.Path, records: Mapping[str, str], temperature: float, view: View | None = None
 ) -> Rows:
-    """The slim rows of `records`, {id: digest}, as `view` shows them; those of other records are
-    passed over, and a torn last line is cut from the file.
+    """Reads the slim rows of `records`, {id: digest}, as `view` shows them.
+
+    Those of other records are passed over, and a torn last line is cut from the file.
 
     Raises ValueError (file, line, field) for a broken line, and for judgments of another text or
     temperature than asked now.
@@ -151,10 +153,10 @@ def read_rows(
 def missing(
     rows: Rows, records: Sequence[Record], samples: Sequence[int], retry: Collection[str] = ()
 ) -> list[tuple[tuple[int, ...], list[Record]]]:
-    """[(samples, records)] still to be asked for: what has no row, or one whose failure `retry`
-    names.
+    """Lists the [(samples, records)] still to be asked for.
 
-    "request_failed" stands for "request_failed:timeout" and all others that begin like it.
+    What has no row, or one whose failure `retry` names. "request_failed" stands for
+    "request_failed:timeout" and all others that begin like it.
     """
     groups: dict[tuple[int, ...], list[Record]] = collections.defaultdict(list)
     for record in records:
@@ -178,8 +180,9 @@ def judge_missing(
     done: int,
     view: View | None = None,
 ) -> Rows:
-    """Ask `judge` for what `missing` named, append its judgments to the file, and return their slim
-    rows.
+    """Asks `judge` for what `missing` named, and appends its judgments to the file.
+
+    Returns their slim rows.
 
     label, done: for the progress line. Of several processes all ask, and process 0 writes. SIGTERM
     ends the process behind the block under way. Raises ValueError naming model and record for a
@@ -224,16 +227,18 @@ def judge_missing(
 
 
 def appending(path: pathlib.Path) -> IO[bytes]:
-    """The file, open for `append`; made where it is missing. Of several processes process 0 has
-    the file, and the others nothing.
+    """Opens the file for `append`; it is made where it is missing.
+
+    Of several processes process 0 has the file, and the others nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(processes.written(path), "ab")
 
 
 def append(file: IO[bytes], judgments: Sequence[Mapping]) -> list[int]:
-    """Write a block of judgments, and return the offsets of their lines, in bytes. What has been
-    written is not lost with the process.
+    """Writes a block of judgments, and returns the offsets of their lines, in bytes.
+
+    What has been written is not lost with the process.
     """
     lines = [
         json.dumps(judgment, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -250,8 +255,9 @@ def append(file: IO[bytes], judgments: Sequence[Mapping]) -> list[int]:
 
 
 def cut(path: pathlib.Path, keep: Callable[[dict], bool]) -> None:
-    """Cut a file before the first judgment that is not to be kept, or that is torn; a missing file
-    stays missing.
+    """Cuts a file before the first judgment that is not to be kept, or that is torn.
+
+    A missing file stays missing.
     """
     if not path.is_file():
         return
@@ -264,8 +270,9 @@ def cut(path: pathlib.Path, keep: Callable[[dict], bool]) -> None:
 
 
 def in_drawn_order(judgments: Sequence[dict], records: Sequence[Record]) -> list[dict]:
-    """The judgments of `records`, short prompts first, then by hint, record and sample: the order
-    in which an uninterrupted run draws them, whatever the order of their lines.
+    """Sorts the judgments of `records`: short prompts first, then by hint, record and sample.
+
+    This is the order in which an uninterrupted run draws them, whatever the order of their lines.
     """
     index = {record.id: i for i, record in enumerate(records)}
     last = {(j["id"], j.get("hinted", False), j["sample"]): j for j in judgments}
@@ -281,7 +288,7 @@ def in_drawn_order(judgments: Sequence[dict], records: Sequence[Record]) -> list
 
 
 def write_json(path: pathlib.Path, value: object) -> None:
-    """Write a file of JSON, whole or not at all."""
+    """Writes a file of JSON, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)

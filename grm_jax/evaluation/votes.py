@@ -1,5 +1,6 @@
-"""Votes over k of the K judgments sampled for an item (Eq 14 of arXiv 2504.02495), plain or guided
-by the Meta RM: how accurate they are, how often they tie or have no verdict.
+"""Votes over k of the K judgments sampled for an item, plain or guided by the Meta RM.
+
+Tells how accurate votes are (Eq 14 of arXiv 2504.02495), how often they tie or have no verdict.
 
 Every item has a pool of K samples. A vote over k < K of them is estimated on many subsets of the
 pool: each item's pool is shuffled several times, and every shuffle gives K // k disjoint subsets.
@@ -28,13 +29,18 @@ from grm_jax.judgment.rules import best_index
 
 @dataclass(frozen=True)
 class Pool:
-    """Judgments of one system on one benchmark, K per item; items sorted by id, samples by index.
+    """Holds judgments of one system on one benchmark, K per item.
 
-    n_I: int, responses of the item. gold_I: int, index of the best response; where n = 1, the 0/1
-        reward itself; -1 where the record has no gold.
+    Items are sorted by id, samples by index.
+
+    n_I: int, responses of the item.
+    gold_I: int, index of the best response; where n = 1, the 0/1 reward itself; -1 where the record
+        has no gold.
     scores_IKN: float, in record order, 0 where the judgment failed or the item has no such
-        response. valid_IK: bool.
-    meta_IK: float, Meta RM logit, NaN where absent. tokens_IK: int, generated tokens.
+        response.
+    valid_IK: bool.
+    meta_IK: float, Meta RM logit, NaN where absent.
+    tokens_IK: int, generated tokens.
     """
 
     ids: tuple[str, ...]
@@ -51,19 +57,20 @@ class Pool:
 
     @property
     def chance_I(self) -> np.ndarray:
-        """Accuracy of a random guess: 1/n, and 1/2 for a single response scored 0 or 1."""
+        """Returns a random guess's accuracy: 1/n, and 1/2 for a single response scored 0 or 1."""
         return np.where(self.n_I == 1, 0.5, 1.0 / self.n_I)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Per-item means, over the subsets of the pool, of everything that is known about one way of
-    judging.
+    """Holds what is known about one way of judging: per-item means over the subsets of the pool.
 
-    credit_I: expected 1/t credit. strict_I: a tie is wrong. Both are NaN without gold.
-    tie_I: a top shared by several responses. lost_I: every judgment of the vote failed, worth the
-        guess of `Pool.chance_I`.
-    failed_I: share of judgments that did not parse. tokens_I: per judgment.
+    credit_I: expected 1/t credit. NaN without gold.
+    strict_I: a tie is wrong. NaN without gold.
+    tie_I: a top shared by several responses.
+    lost_I: every judgment of the vote failed, worth the guess of `Pool.chance_I`.
+    failed_I: share of judgments that did not parse.
+    tokens_I: per judgment.
     """
 
     ids: tuple[str, ...]
@@ -77,7 +84,7 @@ class Estimate:
 
 
 def make_pool(records: Iterable[Record], judgments: Iterable[Mapping]) -> Pool:
-    """The judgments of one system, kind and seed as arrays, over the records that they judge.
+    """Lays the judgments of one system, kind and seed out as arrays, over the records judged.
 
     Raises ValueError naming the item where samples repeat, counts differ between items (an
     evaluation cut short), scores do not fit the responses, or the gold is not one maximum (n >= 2)
@@ -139,18 +146,18 @@ def _gold(record: Record) -> int:
 
 
 def has_logits(pool: Pool) -> bool:
-    """Says whether the Meta RM has scored this pool; one scored in part is an error that the vote
-    raises.
+    """Says whether the Meta RM has scored this pool.
+
+    One scored in part is an error that the vote raises.
     """
     return bool((pool.valid_IK & np.isfinite(pool.meta_IK)).any())
 
 
 def subsets(ids: Sequence[str], samples: int, k: int, shuffles: int, seed: int) -> np.ndarray:
-    """index_IVk: `shuffles` x (samples // k) subsets of k sample indices for every item, a function
-    of (seed, item id) alone.
+    """Draws index_IVk: `shuffles` x (samples // k) subsets of k sample indices for every item.
 
-    Disjoint within a shuffle. For k = 1 and k = samples further shuffles would repeat the same
-    votes, so one is taken.
+    A function of (seed, item id) alone. Disjoint within a shuffle. For k = 1 and k = samples
+    further shuffles would repeat the same votes, so one is taken.
     """
     if not 1 <= k <= samples:
         raise ValueError(f"k = {k} judgments asked of a pool of {samples}")
@@ -167,8 +174,9 @@ def subsets(ids: Sequence[str], samples: int, k: int, shuffles: int, seed: int) 
 
 
 def _meta_first(pool: Pool, index_IVk: np.ndarray) -> np.ndarray:
-    """Each subset sorted by preference: parsed before failed, higher Meta RM logit first, then the
-    lower sample index.
+    """Sorts each subset by preference.
+
+    Parsed before failed, higher Meta RM logit first, then the lower sample index.
     """
     missing = pool.valid_IK & ~np.isfinite(pool.meta_IK)
     if missing.any():
@@ -253,10 +261,10 @@ def estimate(
 def single_scores(
     pool: Pool, k: int, k_meta: int | None = None, *, shuffles: int = 8, seed: int = 0
 ) -> np.ndarray:
-    """mean_IV: what every vote gives to the first response of each item, in a benchmark of single
-    responses the only one; the mean over the scores that parsed.
+    """Returns mean_IV: what every vote gives to the first response of each item.
 
-    A sum would not compare items with different numbers of failures. NaN where all judgments of a
+    In a benchmark of single responses it is the only one. The mean is over the scores that parsed:
+    a sum would not compare items with different numbers of failures. NaN where all judgments of a
     vote failed.
     """
     _, chosen_IVk = _subsets_voted(pool, k, k_meta, shuffles, seed)
@@ -266,16 +274,18 @@ def single_scores(
 
 
 def item_stderr(values_I: np.ndarray) -> float:
-    """Standard error of the mean over items; 0 for one item, where it is not defined."""
+    """Returns the standard error of the mean over items; 0 for one, where it is not defined."""
     return float(values_I.std(ddof=1) / np.sqrt(len(values_I))) if len(values_I) > 1 else 0.0
 
 
 def meta_auc(pool: Pool) -> dict:
-    """Measures how well the logits tell right judgments from wrong ones (Eq 10), among those that
-    parsed; every item needs gold.
+    """Measures how well the logits tell right judgments from wrong ones (Eq 10).
 
-    "auc": over all judgments of the split. "auc_within_item": mean over the items that have both,
-    with its standard error; only this one can help a vote, which compares judgments of one item.
+    Among those that parsed; every item needs gold.
+
+    "auc": over all judgments of the split.
+    "auc_within_item": mean over the items that have both, with its standard error; only this one
+        can help a vote, which compares judgments of one item.
     """
     used_IK = pool.valid_IK & np.isfinite(pool.meta_IK)
     strict_IV = _votes(pool, subsets(pool.ids, pool.samples, 1, 1, 0))[1].astype(bool)

@@ -82,8 +82,10 @@ def _chunked_logprobs(embedding_VD, hidden_BTD, target_BT, *, cfg, temperature, 
 
 
 def _target_logprobs(embedding_VD, cfg, hidden_BTD, target_BT, temperature):
-    """log p(target) and entropy at each position. The target's logit is picked by comparison, not
-    by gather: its gradient is then no scatter, and it partitions over a sharded vocabulary.
+    """Computes log p(target) and entropy at each position.
+
+    The target's logit is picked by comparison, not by gather: its gradient is then no scatter, and
+    it partitions over a sharded vocabulary.
     """
     logits_BTV = lm_logits({"embedding": embedding_VD}, cfg, hidden_BTD) / temperature
     log_normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -99,8 +101,9 @@ def _target_logprobs(embedding_VD, cfg, hidden_BTD, target_BT, temperature):
 
 
 def _split(x_BT, chunk):
-    """[B, T, ...] -> [C, B, chunk, ...], the end padded with zeros. Rows stay whole, so a batch
-    sharded over devices stays so.
+    """Cuts [B, T, ...] -> [C, B, chunk, ...], the end padded with zeros.
+
+    Rows stay whole, so a batch sharded over devices stays so.
     """
     B, T = x_BT.shape[:2]
     padded = jnp.pad(x_BT, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x_BT.ndim - 2))

@@ -1,7 +1,8 @@
-"""The loop of a training stage: a state that resumes, batches on the mesh, metrics one step late.
+"""Loops over the steps of a training stage: a resumable state, batches on the mesh, late metrics.
 
-Plain functions around `training.step.make_train_step`. RFT, the Meta RM and the scalar reward
-models are `fit` on examples; RL has a loop of its own and shares `begin` and `save_state`.
+Metrics come one step late. Plain functions around `training.step.make_train_step`. RFT, the Meta RM
+and the scalar reward models are `fit` on examples; RL has a loop of its own and shares `begin` and
+`save_state`.
 """
 
 import dataclasses
@@ -28,8 +29,10 @@ from grm_jax.training.step import LossFn, adapted, make_train_step
 
 
 class StageSettings(Protocol):
-    """The settings that every training stage has. Batches count sequences; a batch is cut into
-    batch_size / micro_batch parts, whose gradients add up.
+    """Names the settings that every training stage has.
+
+    Batches count sequences; a batch is cut into batch_size / micro_batch parts, whose gradients add
+    up.
     """
 
     learning_rate: float
@@ -40,11 +43,12 @@ class StageSettings(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """What the training stages of a run share.
+    """Holds what the training stages of a run share.
 
-    folder: of metrics.jsonl, tensorboard/ and checkpoints/<stage>/. digest: of everything that the
-    result depends on; a checkpoint of another digest is refused. sequence_buckets: lengths that
-    batches are padded to. every, keep: steps between checkpoints, and how many of them stay.
+    folder: of metrics.jsonl, tensorboard/ and checkpoints/<stage>/.
+    digest: of everything that the result depends on; a checkpoint of another digest is refused.
+    sequence_buckets: lengths that batches are padded to.
+    every, keep: steps between checkpoints, and how many of them stay.
     """
 
     folder: pathlib.Path
@@ -61,9 +65,9 @@ class TrainSetup:
 
 
 class Training(NamedTuple):
-    """A stage that is ready to go on: its jitted step, schedule, checkpoints, state, and what was
-    saved beside the state ({} at first).
+    """Holds a stage that is ready to go on: its jitted step, schedule, checkpoints and state.
 
+    extra: what was saved beside the state ({} at first).
     params_of: state -> the model's parameters. With adapters the state holds these alone, and they
         are merged into the frozen weights.
     """
@@ -77,8 +81,9 @@ class Training(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a stage leaves: the model's parameters, and the adapters that are merged into them, or
-    None.
+    """Holds what a stage leaves: the model's parameters, and the adapters merged into them.
+
+    The adapters are None where there are none.
     """
 
     params: dict
@@ -93,11 +98,11 @@ def make_step(
     settings: StageSettings,
     updates: int,
 ) -> tuple[Callable, optax.Schedule, optax.GradientTransformation, TrainState]:
-    """Make (jitted step, learning-rate schedule, optimizer, state as ShapeDtypeStructs laid over
-    the mesh) of a training stage.
+    """Makes (jitted step, learning-rate schedule, optimizer, abstract state) of a training stage.
 
-    `params` may be arrays or ShapeDtypeStructs: nothing is computed, so what is planned
-    (planning/programs.py) is what is run.
+    The state is one of ShapeDtypeStructs laid over the mesh. `params` may be arrays or
+    ShapeDtypeStructs: nothing is computed, so what is planned (planning/programs.py) is what is
+    run.
     """
     optimizer, schedule = make_optimizer(optimizer_config, settings.learning_rate, updates)
     abstract = abstract_state(params, optimizer)
@@ -121,11 +126,14 @@ def begin(
     updates: int,
     donate: bool = False,
 ) -> Training:
-    """Make a new training state from `params`, or restore the last one that this stage saved.
+    """Makes a new training state from `params`, or restores the last one that this stage saved.
 
-    updates: in all, for the schedule. donate: `params` are the state's from now on, and deleted;
-    without it they stay on the devices beside it, as RL's reference must. With lora.rank > 0
-    `params` stay as they are and adapters beside them are trained (models/lora.py).
+    updates: in all, for the schedule.
+    donate: `params` are the state's from now on, and deleted; without it they stay on the devices
+        beside it, as RL's reference must.
+
+    With lora.rank > 0 `params` stay as they are and adapters beside them are trained
+    (models/lora.py).
     """
     # what is trained: all weights, or adapters beside frozen ones
     frozen, merged, lora = None, None, setup.lora
@@ -160,18 +168,18 @@ def begin(
 
 
 def save_state(setup: TrainSetup, training: Training, state: TrainState, extra: dict) -> None:
-    """Write a checkpoint of the state, with what the loop needs beside it (JSON-able)."""
+    """Writes a checkpoint of the state, with what the loop needs beside it (JSON-able)."""
     save(training.checkpoints, int(state.step), state, extra, setup.digest)
 
 
 def leave(training: Training, stage: str, state: TrainState) -> None:
-    """End this process, as SIGTERM asked, once the checkpoint just begun is on disk."""
+    """Ends this process, as SIGTERM asked, once the checkpoint just begun is on disk."""
     training.checkpoints.close()
     processes.leave(f"{stage}, saved behind update {int(state.step)}")
 
 
 def finish(setup: TrainSetup, training: Training, state: TrainState) -> Trained:
-    """Close the checkpoints of a stage that is done, and give what it trained."""
+    """Closes the checkpoints of a stage that is done, and gives what it trained."""
     training.checkpoints.close()
     return Trained(training.params_of(state), state.params if setup.lora.rank else None)
 
@@ -185,11 +193,10 @@ def fit(
     weights: Mapping[str, float],
     settings: StageSettings,
 ) -> Trained:
-    """Minimize `loss_fn` over examples drawn from `sources` by weight. `params` are donated (see
-    `begin`).
+    """Minimizes `loss_fn` over examples drawn from `sources` by weight.
 
-    Examples hold "id" and the fields of the loss's batch without "normalizer"; fields of positions
-    have names that end in "positions".
+    `params` are donated (see `begin`). Examples hold "id" and the fields of the loss's batch
+    without "normalizer"; fields of positions have names that end in "positions".
     """
     first_example = next(iter(sources.values()))[0]
     positions = [name for name in first_example if name.endswith("positions")]

@@ -36,9 +36,11 @@ class LateMetrics:
     So the host never waits for a step that it has just started.
 
         # in the loop: the step before this one
-        for step, row in late.push(step, metrics, ids): log.write(step, row)
+        for step, row in late.push(step, metrics, ids):
+            log.write(step, row)
         # before a checkpoint, and after the loop
-        for step, row in late.flush(): log.write(step, row)
+        for step, row in late.flush():
+            log.write(step, row)
     """
 
     def __init__(self):
@@ -53,9 +55,8 @@ class LateMetrics:
     ) -> Iterator[tuple[int, dict]]:
         """Takes the metrics of a step just dispatched; yields (step, floats) of the one before.
 
-        They are checked by `check_finite`.
-        `tokens` is how many the step trained on. Rows get step_s, the seconds between this fetch
-        and the last, and tokens_per_s.
+        They are checked by `check_finite`. `tokens` is how many the step trained on. Rows get
+        step_s, the seconds between this fetch and the last, and tokens_per_s.
         """
         previous, self._pending = self._pending, (step, metrics, item_ids, tokens)
         return self._fetch(previous)

@@ -1,4 +1,4 @@
-"""What the stages minimize, from their settings."""
+"""Says what the stages minimize, from their settings."""
 
 from grm_jax.losses import LossConfig, policy_loss
 from grm_jax.models.config import Gemma2Config
@@ -9,7 +9,7 @@ from grm_jax.training.step import LossFn, rl_loss
 def rl_objective(
     rl: RlConfig, model_cfg: Gemma2Config, max_length: int
 ) -> tuple[LossFn, LossConfig]:
-    """Make the loss of the RL step, and the settings that it shares with KL penalty and mask.
+    """Makes the loss of the RL step, and the settings that it shares with KL penalty and mask.
 
     max_length: tokens of the longest completion.
     """

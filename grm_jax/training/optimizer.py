@@ -1,4 +1,4 @@
-"""AdamW with a clipped gradient and a learning-rate schedule."""
+"""Makes AdamW with a clipped gradient and a learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DECAY: Rule = ("a number in [0, 1)", lambda x: 0 <= x < 1)
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101), its gradient clipping and its schedule.
+    """Sets AdamW (arXiv 1711.05101), its gradient clipping and its schedule.
 
     schedule: what follows the warm-up: "constant", or "cosine" or "linear" down to `final_fraction`
         of the peak at the last step.

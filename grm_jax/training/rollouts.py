@@ -26,9 +26,11 @@ def rollout_batch(
 ) -> dict[str, np.ndarray]:
     """Lays B rollouts side by side, right-padded to the narrowest of `buckets` that holds them all.
 
-    prompts_B, completions_B: token ids, the stop token included. logps_B: of the completion's
-    tokens, under the policy that sampled them. Returns tokens, positions int32[B, T] (position -1
-    in padding), mask fp32[B, T], 1 on completion tokens, and old_logp fp32[B, T], 0 elsewhere.
+    prompts_B, completions_B: token ids, the stop token included.
+    logps_B: of the completion's tokens, under the policy that sampled them.
+
+    Returns tokens, positions int32[B, T] (position -1 in padding), mask fp32[B, T], 1 on completion
+    tokens, and old_logp fp32[B, T], 0 elsewhere.
     """
     lengths = [len(prompt) + len(rest) for prompt, rest in zip(prompts_B, completions_B)]
     shape = (len(lengths), bucket_length(max(lengths), buckets))
@@ -75,20 +77,25 @@ def rollout_metrics(
 
     Args:
       judgments_B: with tokens (of the completion, the stop token included), finish ("length" where
-      it hit its limit), reward, correct (Eq 10), scores or None, and failure, the reason where
-      scores are None.
+        it hit its limit), reward, correct (Eq 10), scores or None, and failure, the reason where
+        scores are None.
       prompt_tokens_B: lengths in tokens.
 
     Returns, where their denominator is not zero:
       num_tokens: prompt and completion tokens of the batch.
-      completions/{mean, min, max}_length, the same of completions that ended by themselves as
-      .../*_terminated_length, and completions/clipped_ratio, the truncated share.
-      reward/mean, reward/std (population, over the batch), reward/group_std (mean over groups),
+      completions/{mean, min, max}_length: of completions, in tokens.
+      completions/{mean, min, max}_terminated_length: of completions that ended by themselves.
+      completions/clipped_ratio: the truncated share.
+      reward/mean, reward/std: over the batch; std is that of a population.
+      reward/group_std: mean over groups.
       frac_reward_zero_std: share of groups whose rewards are all equal.
-      correct@1: share of correct completions. oracle@G: share of prompts with a correct one.
+      correct@1: share of correct completions.
+      oracle@G: share of prompts with a correct one.
       parse_failure_rate, and parse_failure/<reason> for those that occur: shares of all
-      completions. tie_rate: share of the judged lists (n >= 2) whose highest score is shared.
+        completions.
+      tie_rate: share of the judged lists (n >= 2) whose highest score is shared.
       score_share/<s>: share of score s in the scores of judged lists.
+
     Raises ValueError if the lengths differ or B is no multiple of group_size.
     """
     B = len(judgments_B)
@@ -136,11 +143,11 @@ def sampler_gap(
 ) -> dict[str, float]:
     """Measures how far the trainer's log-probabilities are from the sampler's, where mask is 1.
 
-    Nothing is clamped.
-    sampling/logp_difference/{mean, max}: of |trainer - sampler|. sampling/importance_ratio/{min,
-        mean, max}: of exp(trainer - sampler).
-    sampling/token_mult_prob_error: mean of exp |trainer - sampler|; 1.0 if both agree. Empty where
-        no token has mask 1.
+    Nothing is clamped. Empty where no token has mask 1.
+
+    sampling/logp_difference/{mean, max}: of |trainer - sampler|.
+    sampling/importance_ratio/{min, mean, max}: of exp(trainer - sampler).
+    sampling/token_mult_prob_error: mean of exp |trainer - sampler|; 1.0 if both agree.
     """
     inside_BT = to_host(mask_BT) > 0
     difference = (

@@ -1,4 +1,4 @@
-"""Settings of the stages that train."""
+"""Holds the settings of the stages that train."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,10 +31,13 @@ LOSS_FIELDS = ("beta", "kl", "kl_in", "clip_low", "clip_high", "aggregation", "z
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How a stage trains, whatever its loss.
+    """Says how a stage trains, whatever its loss.
 
-    learning_rate: peak of the schedule. batch_size: rows of one update. micro_batch: rows on all
-    devices at once; the gradients of batch_size / micro_batch of them add up. steps: batches.
+    learning_rate: peak of the schedule.
+    batch_size: rows of one update.
+    micro_batch: rows on all devices at once; the gradients of batch_size / micro_batch of them add
+        up.
+    steps: batches.
     """
 
     learning_rate: float
@@ -47,7 +50,7 @@ class FitConfig:
 
     @property
     def updates(self) -> int:
-        """Optimizer updates of the whole stage."""
+        """Returns the optimizer updates of the whole stage."""
         return self.steps
 
     def check_shares(self, stage: str, shares: int) -> None:
@@ -61,10 +64,11 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RlConfig(FitConfig):
-    """How rule-based online RL trains (arXiv 2504.02495, 3.2).
+    """Says how rule-based online RL trains (arXiv 2504.02495, 3.2).
 
     loss, advantage, reward: functions by name (`grm_jax.losses`, `judgment.rules.REWARDS`), or as
-        package.module:function. loss_args: the loss's own settings, by keyword.
+        package.module:function.
+    loss_args: the loss's own settings, by keyword.
     beta, kl, kl_in, clip_low, clip_high, aggregation, zero_variance: see `LossConfig`.
     group_size: rollouts of one prompt. batch_size counts rollouts.
     temperature: of the rollouts, and of the policy's log-probabilities.
@@ -125,12 +129,13 @@ class RlConfig(FitConfig):
 
     @property
     def updates(self) -> int:
-        """Optimizer updates of the whole stage."""
+        """Returns the optimizer updates of the whole stage."""
         return self.steps * self.updates_per_rollout
 
     def loss_config(self, max_length: int | None = None) -> LossConfig:
-        """The settings that the loss shares with the KL penalty and the mask; max_length: tokens
-        of the longest completion.
+        """Returns the settings that the loss shares with the KL penalty and the mask.
+
+        max_length: tokens of the longest completion.
         """
         fields = {name: getattr(self, name) for name in LOSS_FIELDS}
         return LossConfig(max_length=max_length, **fields)

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step: a plain pytree."""
+"""Holds what a training run carries from step to step: a plain pytree."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from flax import struct
 class TrainState:
     """Holds what a step takes and gives.
 
-    step: int32 scalar, updates made so far. params: float32 master weights. opt_state: state of the
-    optax optimizer.
+    step: int32 scalar, updates made so far.
+    params: float32 master weights.
+    opt_state: state of the optax optimizer.
     """
 
     step: jax.Array
@@ -32,9 +33,12 @@ def init_state(
     """Makes the state before the first step.
 
     `params` are copied, because the train step donates its state: the caller's arrays (a reference
-    policy, say) stay valid. With `donate` they are taken over instead, and deleted. `shardings`: of
-    every leaf, `parallel.mesh.param_shardings(mesh, abstract_state(params, optimizer))`, which lays
-    the optimizer's moments as their parameters; None for a single device.
+    policy, say) stay valid.
+
+    donate: `params` are taken over instead, and deleted.
+    shardings: of every leaf, `parallel.mesh.param_shardings(mesh, abstract_state(params,
+        optimizer))`, which lays the optimizer's moments as their parameters; None for a single
+        device.
     """
     make = jax.jit(
         lambda p: _state(jax.tree.map(jnp.copy, p), optimizer),

@@ -2,6 +2,7 @@
 
 A batch is a dict of arrays with a leading batch axis B: `mask` (fp32[B, T], or fp32[B] where a row
 is the unit; 1 where the loss counts) and whatever else the loss reads.
+
 A loss is `loss_fn(params, batch) -> (scalar, metrics)`. Inside a step it sees one micro-batch, in
 which `batch["normalizer"]` holds the counts of the whole batch (`losses.aggregation.count` of the
 mask). It returns sums divided by these counts, so that micro-batches add up to the loss of the
@@ -106,8 +107,9 @@ def _parts(batch, micro_batches):
 
 
 def _accumulate(loss_fn, params, batch, micro_batches, frozen, placed):
-    """Loss, gradient and metrics of the batch, from its micro-batches; gradients lie as `placed`
-    says, if it is not None.
+    """Computes loss, gradient and metrics of the batch, from its micro-batches.
+
+    Gradients lie as `placed` says, if it is not None.
     """
     whole = {"normalizer": normalizer_of(batch)} | ({} if frozen is None else {"frozen": frozen})
 
@@ -148,7 +150,9 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
 
     Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1
         on tokens to be learned.
-    The loss is in nats per token. Metrics: entropy (mean over the masked positions).
+    Metrics: entropy (mean over the masked positions).
+
+    The loss is in nats per token.
     """
 
     def loss_fn(params, batch):
@@ -166,9 +170,11 @@ def rl_loss(
     """Puts a loss (`losses.policy_loss`) on the policy's log-probabilities at a temperature.
 
     Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
-    included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B]; ref_logp
-    fp32[B, T], which may be missing where loss_cfg.beta is 0. Metrics: those of the loss, and
-    entropy. Warns, once, of a loss that does not report the `kl_loss` that loss_cfg asks for.
+        included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B];
+        ref_logp fp32[B, T], which may be missing where loss_cfg.beta is 0.
+    Metrics: those of the loss, and entropy.
+
+    Warns, once, of a loss that does not report the `kl_loss` that loss_cfg asks for.
     """
 
     def loss_fn(params, batch):
@@ -195,9 +201,9 @@ def rl_loss(
 def meta_loss(cfg: Gemma2Config) -> LossFn:
     """Makes the binary cross-entropy of the scalar head, for the Meta RM and PairRM.
 
-    params: {"backbone", "score"} of `models.heads`. Batch: tokens, positions int32[B, T]; labels
-        fp32[B], 1 for a correct judgment
-    (PairRM: where the response shown first is the better one); mask fp32[B], 0 on padding rows.
+    params: {"backbone", "score"} of `models.heads`.
+    Batch: tokens, positions int32[B, T]; labels fp32[B], 1 for a correct judgment (PairRM: where
+        the response shown first is the better one); mask fp32[B], 0 on padding rows.
     Metrics: accuracy (of logit > 0), label_mean.
     """
 
@@ -211,9 +217,10 @@ def meta_loss(cfg: Gemma2Config) -> LossFn:
 def preference_loss(cfg: Gemma2Config, center: float = 0.0) -> LossFn:
     """Makes the Bradley-Terry loss of the scalar head, for scalar and CLoud reward models.
 
-    params: {"backbone", "score"} of `models.heads`. Batch: better_tokens, better_positions,
-    worse_tokens, worse_positions int32[B, T], both sequences of pair b in row b; mask fp32[B], 0 on
-    padding rows. center: see `losses.preference.bradley_terry`, as the metrics.
+    params: {"backbone", "score"} of `models.heads`.
+    Batch: better_tokens, better_positions, worse_tokens, worse_positions int32[B, T], both
+        sequences of pair b in row b; mask fp32[B], 0 on padding rows.
+    center: see `losses.preference.bradley_terry`, as the metrics.
     """
 
     def loss_fn(params, batch):
