@@ -275,6 +275,8 @@ def save_model(
     )
     if processes.is_main():
         write_description(folder, _description(run, kind, **described))
+    # the others were back earlier; what comes next may read the folder
+    processes.barrier(f"models/{name} written")
 
 
 def _description(run: Run, kind: str, **described) -> Description:
