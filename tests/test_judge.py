@@ -141,8 +141,9 @@ def test_a_conversation_may_be_a_text_dicts_or_turns(honest):
     dicts = honest([{"role": "user", "content": "Say a number."}], ("3", "9", "5"), k=2)
     turns = honest([Turn("user", "Say a number.")], ["3", "9", "5"], k=2)
     assert text == dicts == turns
-    longer = honest([Turn("user", "Hi"), {"role": "assistant", "content": "Hi"}, Turn("user", "?")],
-                    ["3", "9"])  # fmt: skip
+    longer = honest(
+        [Turn("user", "Hi"), {"role": "assistant", "content": "Hi"}, Turn("user", "?")], ["3", "9"]
+    )
     assert longer.best == 1 and longer.id != text.id
     assert honest("Say a number.", ["3", "9", "5"], k=2, reference="9").id != text.id
 
