@@ -23,6 +23,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from grm_jax.json_files import read_object, shown
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, Turn, record_from_dict, record_to_dict
 from grm_jax.judgment.voting import default_k_meta, pick_winner, select_by_meta, vote
@@ -170,7 +171,7 @@ def load(
     from grm_jax.sampling.settings import Lengths, Sampling
 
     enable_compile_cache()
-    config = {} if folder is None else _config(folder)
+    config = {} if folder is None else read_object(folder / "config.json")
     said, guesses = description or Description("pointwise_grm"), []
 
     def settle(what: str, given: Any, stated: Any, guess: Any) -> Any:
@@ -453,7 +454,7 @@ def as_record(value: Any, where: str = "record") -> Record:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise ValueError(
             f"{where}: expected a Record, or a dict with conversation and responses, got "
-            f"{_short(value)}"
+            f"{shown(value)}"
         )
     fields, named = dict(value), "id" in value
     if "conversation" in fields:
@@ -461,7 +462,7 @@ def as_record(value: Any, where: str = "record") -> Record:
     if isinstance(fields.get("responses"), str):
         raise ValueError(
             f'{where}: field "responses": expected a list of texts, got the text '
-            f'{_short(fields["responses"])}; a single response is ["..."]'
+            f'{shown(fields["responses"])}; a single response is ["..."]'
         )
     if isinstance(fields.get("responses"), tuple):
         fields["responses"] = list(fields["responses"])
@@ -529,20 +530,9 @@ def _spec(
 
 def _kind_of(folder: pathlib.Path) -> str:
     """What a folder without grm.json most likely is."""
-    if "SequenceClassification" in str(_config(folder).get("architectures")):
+    if "SequenceClassification" in str(read_object(folder / "config.json").get("architectures")):
         return "bradley_terry"
     return "pointwise_grm"
-
-
-def _config(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {_short(config)}")
-    return config
 
 
 def _mesh(folder: pathlib.Path | None) -> Mesh:
@@ -639,8 +629,3 @@ def _temperature(value: Any) -> float:
     if not good or not (math.isfinite(value) and 0 <= value <= 100):
         raise ValueError(f"temperature: expected a number from 0 to 100, got {value!r}")
     return float(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -23,6 +23,8 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
+from grm_jax.json_files import read_object
+
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
 # A serialized ModelProto that is appended to another is merged into it. This one: normalizer_spec
@@ -188,7 +190,7 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
 
 
 def _load_hugging_face(path: Path) -> Tokenizer:
-    spec = _read_json(path)
+    spec = read_object(path)
     try:
         original = tokenizers.Tokenizer.from_file(str(path))
     # the library raises bare Exception for a JSON file that is no tokenizer
@@ -294,8 +296,8 @@ def _special_ids(folder: Path, id_of: Callable[[str], int | None]) -> dict[str, 
     texts: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            texts.update({k: v for k, v in _read_json(folder / file).items() if v is not None})
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+            texts.update({k: v for k, v in read_object(folder / file).items() if v is not None})
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     result: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
         text = texts.get(f"{name}_token")
@@ -306,16 +308,6 @@ def _special_ids(folder: Path, id_of: Callable[[str], int | None]) -> dict[str, 
             raise ValueError(f"{folder}: {name}_token {text!r} is not in tokenizer.json")
         result[name] = index[0] if isinstance(index, list) else index
     return result
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
-    return content
 
 
 def _without_dummy_prefix(node: dict | None, part: str) -> dict | None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import IO
 
+from grm_jax.json_files import read_object
 from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.parallel import processes
 from grm_jax.progress import progress
@@ -68,7 +69,7 @@ def claim(folder: pathlib.Path, identity: Mapping) -> None:
     def look() -> list[str]:
         path, plain = folder / IDENTITY, json.loads(json.dumps(identity))
         if path.is_file():
-            return differing(_object(path), plain)
+            return differing(read_object(path), plain)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, plain)
         return []
@@ -84,7 +85,7 @@ def claim(folder: pathlib.Path, identity: Mapping) -> None:
 def holds(folder: pathlib.Path, identity: Mapping) -> bool:
     """Tells whether the folder is claimed by a system of this identity."""
     path = folder / IDENTITY
-    return path.is_file() and _object(path) == json.loads(json.dumps(identity))
+    return path.is_file() and read_object(path) == json.loads(json.dumps(identity))
 
 
 def differing(a: Mapping, b: Mapping, prefix: str = "") -> list[str]:
@@ -292,16 +293,6 @@ def write_json(path: pathlib.Path, value: object) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
-
-
-def _object(path: pathlib.Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {value!r}")
-    return value
 
 
 def _decoded(path: pathlib.Path, number: int, line: bytes) -> dict:

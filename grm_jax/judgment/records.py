@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grm_jax.json_files import shown
+
 ROLES = ("system", "user", "assistant")
 FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference", "metadata")
 
@@ -60,7 +62,7 @@ def record_from_dict(d: Any, where: str) -> Record:
     """
     if not isinstance(d, dict):
         raise ValueError(
-            f"{where}: expected a JSON object with fields {', '.join(FIELDS)}, got {_short(d)}"
+            f"{where}: expected a JSON object with fields {', '.join(FIELDS)}, got {shown(d)}"
         )
     _reject_unknown(d, FIELDS, where)
     record_id = _text(d, "id", where)
@@ -71,11 +73,11 @@ def record_from_dict(d: Any, where: str) -> Record:
     if not isinstance(responses, list) or not responses:
         raise ValueError(
             f'{where}: field "responses": expected a non-empty list of strings, got '
-            f"{_short(responses)}"
+            f"{shown(responses)}"
         )
     metadata = d.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise ValueError(f'{where}: field "metadata": expected an object, got {_short(metadata)}')
+        raise ValueError(f'{where}: field "metadata": expected an object, got {shown(metadata)}')
     return Record(
         id=record_id,
         conversation=_conversation(d.get("conversation"), where),
@@ -214,8 +216,7 @@ def to_record_order(scores: Sequence[int], order: Sequence[int]) -> tuple[int, .
 def _conversation(turns: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(turns, list) or not turns:
         raise ValueError(
-            f'{where}: field "conversation": expected a non-empty list of turns, got '
-            f"{_short(turns)}"
+            f'{where}: field "conversation": expected a non-empty list of turns, got {shown(turns)}'
         )
     result = []
     for i, turn in enumerate(turns):
@@ -223,13 +224,13 @@ def _conversation(turns: Any, where: str) -> tuple[Turn, ...]:
         if not isinstance(turn, dict):
             raise ValueError(
                 f'{where}: field "{name}": expected an object with "role" and "content", got '
-                f"{_short(turn)}"
+                f"{shown(turn)}"
             )
         _reject_unknown(turn, ("role", "content"), where, name + ".")
         if turn.get("role") not in ROLES:
             raise ValueError(
                 f'{where}: field "{name}.role": expected one of {", ".join(ROLES)}, got '
-                f"{_short(turn.get('role'))}"
+                f"{shown(turn.get('role'))}"
             )
         result.append(
             Turn(turn["role"], _checked_text(turn.get("content"), f"{name}.content", where))
@@ -254,7 +255,7 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
             )
         if not isinstance(best, int) or isinstance(best, bool) or not 0 <= best < n:
             raise ValueError(
-                f'{where}: field "best": expected an integer from 0 to {n - 1}, got {_short(best)}'
+                f'{where}: field "best": expected an integer from 0 to {n - 1}, got {shown(best)}'
             )
         return tuple(float(i == best) for i in range(n))
     if "rewards" not in d:
@@ -263,7 +264,7 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
     if not isinstance(rewards, list) or len(rewards) != n:
         raise ValueError(
             f'{where}: field "rewards": expected a list of {n} numbers, one for each response, '
-            f"got {_short(rewards)}"
+            f"got {shown(rewards)}"
         )
     for i, value in enumerate(rewards):
         # NaN fails both
@@ -273,17 +274,17 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
             or not -1e300 < value < 1e300
         ):
             raise ValueError(
-                f'{where}: field "rewards[{i}]": expected a finite number, got {_short(value)}'
+                f'{where}: field "rewards[{i}]": expected a finite number, got {shown(value)}'
             )
     floats = tuple(float(value) for value in rewards)
     if n == 1 and floats[0] not in (0.0, 1.0):
         raise ValueError(
             f'{where}: field "rewards": expected [0] or [1] for a single response, got '
-            f"{_short(rewards)}"
+            f"{shown(rewards)}"
         )
     if n > 1 and floats.count(max(floats)) > 1:
         raise ValueError(
-            f'{where}: field "rewards": expected exactly one largest value, got {_short(rewards)}'
+            f'{where}: field "rewards": expected exactly one largest value, got {shown(rewards)}'
         )
     return floats
 
@@ -296,7 +297,7 @@ def _text(d: dict, name: str, where: str) -> str:
 
 def _checked_text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f'{where}: field "{name}": expected a string, got {_short(value)}')
+        raise ValueError(f'{where}: field "{name}": expected a string, got {shown(value)}')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -320,8 +321,3 @@ def _reject_unknown(d: dict, known: Sequence[str], where: str, prefix: str = "")
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -40,6 +40,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grm_jax.json_files import cut, read_object, shown
 from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.prompts import Template, template_from_files
 from grm_jax.settings import POSITIVE, SettingsError, check, one_of
@@ -110,12 +111,7 @@ def read_description(folder: str | os.PathLike) -> Description | None:
     path = pathlib.Path(folder) / FILE
     if not path.is_file():
         return None
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {_short(fields)}")
+    fields = read_object(path)
     known = [field.name for field in dataclasses.fields(Description)]
     problems = [
         f'{path}: field "{name}": unknown; {_nearest(name, known)}'
@@ -263,7 +259,7 @@ def _from_hub(name: str) -> pathlib.Path:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(
             f"model {name!r}: no such folder, and the Hugging Face hub gave nothing "
-            f"({type(error).__name__}: {_short(said, 200)}); {expected}. Without a network a "
+            f"({type(error).__name__}: {cut(said, 200)}); {expected}. Without a network a "
             "folder is needed"
         ) from error
 
@@ -286,10 +282,10 @@ def _templates(roles: Mapping[str, Any]) -> dict[str, Template]:
 
 def _template(files: Any) -> Template:
     if not isinstance(files, Mapping) or not files:
-        raise ValueError(f"expected an object of file names and texts, got {_short(files)}")
+        raise ValueError(f"expected an object of file names and texts, got {shown(files)}")
     for name, text in files.items():
         if not isinstance(text, str):
-            raise ValueError(f"expected the text of the file {name!r}, got {_short(text)}")
+            raise ValueError(f"expected the text of the file {name!r}, got {shown(text)}")
         if not _is_text(name + text):
             raise ValueError(f"file {name!r}: half of a surrogate pair is not text")
     return template_from_files(files)
@@ -318,8 +314,3 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _listing(folder: pathlib.Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     return (", ".join(names[:8]) + (", ..." if len(names) > 8 else "")) or "an empty folder"
-
-
-def _short(value: Any, limit: int = 80) -> str:
-    text = value if isinstance(value, str) and limit > 80 else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

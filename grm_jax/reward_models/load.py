@@ -272,7 +272,7 @@ def _pointwise(spec, asking) -> _Kind:
                 per_order=asking.samples_per_order,
                 hinted=hint,
             )
-            return guide(model, batches) if guide else model
+            return guide(model, batches)
 
         return build
 
