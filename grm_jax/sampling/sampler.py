@@ -8,6 +8,7 @@ alone: see `sample_key` and `choose_tokens`.
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -200,6 +201,21 @@ def decode_step(
     )
 
 
+def _split_blocks(params: dict, cfg: Gemma2Config) -> Callable[[], dict]:
+    """Splits the weights of unrolled blocks before a loop; the result stacks them up again inside.
+
+    An unrolled scan takes slices of the stack. XLA on the CPU does not hoist these out of the loop:
+    every step would write a copy of every weight. Slices of a stack of what was split it folds
+    away. The barrier keeps it from joining both first. A scan that is not unrolled needs the stack.
+    """
+    if cfg.scan_layers:
+        return lambda: params
+    blocks = jax.lax.optimization_barrier(
+        [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(cfg.n_blocks)]
+    )
+    return lambda: params | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
 def _unfinished(state, axes):
     """Whether a row is not done, here or on any device along the axes."""
     here = jnp.any(~state["done"])
@@ -234,9 +250,10 @@ def sample(
     """
     params = cast_weights(params, cfg)  # else every step would read them wide and write a copy
     prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2)
+    restack = _split_blocks(params, cfg)
 
     def step(carry):
-        state = decode_step(params, cfg, scfg, prefix, carry[0])
+        state = decode_step(restack(), cfg, scfg, prefix, carry[0])
         return state, _unfinished(state, together)
 
     unfinished = _unfinished(state, together)
