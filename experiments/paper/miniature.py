@@ -25,6 +25,7 @@ from experiments.stages.workdir import Run, run_stage, setup
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.parsing import BOX, read_answer
+from grm_jax.judgment.reasoning import blanked
 from grm_jax.judgment.records import Record, write_records
 from grm_jax.judgment.rules import best_index, is_correct
 
@@ -270,7 +271,7 @@ def by_index(judgment: dict) -> dict:
     if first == second:
         return judgment | {"scores": None, "failure": "tie", "correct": False}
     text = judgment["text"]
-    text = text[: text.rindex(BOX)] + f"{BOX}{1 if first > second else 2}}}"
+    text = text[: blanked(text).rindex(BOX)] + f"{BOX}{1 if first > second else 2}}}"
     answer = read_answer(text, order, "index")
     correct = is_correct(answer["scores"], judgment["rewards"])
     return judgment | {"text": text, **answer, "correct": correct}

@@ -8,6 +8,7 @@ from experiments.stages.workdir import Run, load_policy, save_model, system
 from grm_jax.data.examples import fitting, instruction_examples, supervised_example
 from grm_jax.evaluation import store
 from grm_jax.evaluation.judging import Pass, judge_pass
+from grm_jax.judgment.reasoning import blanked
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_too_easy
 from grm_jax.training.loop import fit
@@ -87,7 +88,7 @@ def funnel(judgments: list[dict]) -> dict[str, dict[str, int]]:
 
 def without_principles(text: str) -> str:
     """A judgment from its analysis on; as it is where it has no analysis."""
-    return text[max(0, text.find("Analysis:")) :]
+    return text[max(0, blanked(text).find("Analysis:")) :]
 
 
 def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:

@@ -14,6 +14,7 @@ from grm_jax.benchmarks.base import Benchmark, Figures, Place, Reading, finish, 
 from grm_jax.benchmarks.credit import best_of_k_figures, grouped, within_list_auc
 from grm_jax.benchmarks.pairs import summarize_domains
 from grm_jax.data.sources import Row, row_text, row_value
+from grm_jax.judgment.reasoning import without_reasoning
 from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
 
 SAMPLERS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -132,10 +133,11 @@ def is_right(output: str, reference: float) -> bool:
 
 
 def answer_field(output: str) -> str | None:
-    """Returns the "answer" of the first JSON object in the output.
+    """Returns the "answer" of the first JSON object in the output, behind its reasoning.
 
     Where that cannot be read, what first follows the word answer.
     """
+    output = without_reasoning(output)
     line = output.replace("\n", "")
     if "{" in line:
         try:

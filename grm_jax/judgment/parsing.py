@@ -6,7 +6,8 @@ each item must be an integer in ASCII digits, with blanks around it and a sign a
 "08", "-1"). Everything else is a failure, because leniency would hide drift of the format, and
 dropping an item would shift the rest:
 
-    no_box           no \boxed{ in the text, or the last one never closes
+    no_box           no \boxed{ in the answer, or the last one never closes
+    only_reasoning   every \boxed{ stands in the model's reasoning (`judgment.reasoning`)
     empty_box        nothing but blanks in it
     wrong_count      not n items
     not_a_number     an item such as "eight", "8/10", "\text{8}", "" or fullwidth digits
@@ -14,10 +15,12 @@ dropping an item would shift the rest:
     out_of_range     an integer below `low` or above `high`
     truncated        the generation hit its length limit, whatever it contains
 
-Of several bad items the first one names the failure. An answer by index is read by the same rules:
-one item, an integer from 1 to n. Principles and critique are read on a best-effort basis and never
-fail a judgment: headings may be bare ("Analysis:"), Markdown ("### Scores:", "**Analysis**:") or
-numbered ("2. Analysis:"). All functions take time linear in the length of the text.
+The reasoning before an answer ("<think> ... </think>") is no part of it: boxes and headings there
+do not count. Of several bad items the first one names the failure. An answer by index is read by
+the same rules: one item, an integer from 1 to n. Principles and critique are read on a best-effort
+basis and never fail a judgment: headings may be bare ("Analysis:"), Markdown ("### Scores:",
+"**Analysis**:") or numbered ("2. Analysis:"). All functions take time linear in the length of the
+text.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from grm_jax.judgment.reasoning import blanked
 from grm_jax.judgment.records import to_record_order
 from grm_jax.judgment.rules import score_range
 
@@ -34,6 +38,7 @@ from grm_jax.judgment.rules import score_range
 ANSWERS = ("scores", "ten", "index")
 FAILURE_REASONS = (
     "no_box",
+    "only_reasoning",
     "empty_box",
     "wrong_count",
     "not_a_number",
@@ -113,17 +118,7 @@ def parse_judgment(
 
     That is principles and critique.
     """
-    if truncated:
-        return ParseFailure("truncated")
-    start = text.rfind(BOX)
-    content = _balanced(text, start + len(BOX)) if start >= 0 else None
-    if content is None:
-        return ParseFailure("no_box")
-    scores = _scores(content, n, low, high)
-    if isinstance(scores, ParseFailure):
-        return scores
-    principles, critique = _principles_and_critique(text[:start])
-    return Judgment(principles, critique, scores)
+    return _parse(text, blanked(text), n, low, high, truncated)
 
 
 def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFailure:
@@ -131,11 +126,12 @@ def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFa
 
     And principles and critique before it.
     """
-    parsed = parse_judgment(text, 1, low=1, high=n, truncated=truncated)
+    answer = blanked(text)  # what it holds stands at the same place in the text
+    parsed = _parse(text, answer, 1, low=1, high=n, truncated=truncated)
     if isinstance(parsed, ParseFailure):
         return parsed
-    start = text.rfind(BOX) + len(BOX)
-    content = text[start : text.index("}", start)]  # an integer: no brace inside
+    start = answer.rfind(BOX) + len(BOX)
+    content = answer[start : answer.index("}", start)]  # an integer: no brace inside
     start += len(content) - len(content.lstrip())
     return Choice(
         parsed.principles,
@@ -175,6 +171,28 @@ def read_answer(
         "principles": [list(principle) for principle in parsed.principles],
         "critique": parsed.critique,
     }
+
+
+def _parse(
+    text: str, answer: str, n: int, low: int, high: int, truncated: bool
+) -> Judgment | ParseFailure:
+    """Reads a judgment of `answer`: the text with its reasoning written over."""
+    if truncated:
+        return ParseFailure("truncated")
+    start = answer.rfind(BOX)
+    if start < 0:
+        return ParseFailure("only_reasoning" if BOX in text else "no_box")
+    content = _balanced(answer, start + len(BOX))
+    if content is None:
+        return ParseFailure("no_box")
+    scores = _scores(content, n, low, high)
+    if isinstance(scores, ParseFailure):
+        return scores
+    before = answer[:start]
+    if answer != text:
+        before = re.sub(r"\n{3,}", "\n\n", before)
+    principles, critique = _principles_and_critique(before)
+    return Judgment(principles, critique, scores)
 
 
 def _balanced(text: str, start: int) -> str | None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from grm_jax.data.examples import supervised_example
 from grm_jax.judgment.prompts import load_template, render_prompt
+from grm_jax.judgment.reasoning import without_reasoning
 from grm_jax.judgment.records import Record, gold
 from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
@@ -22,6 +23,7 @@ from grm_jax.tokenizer import Tokenizer
 
 TEMPLATE = load_template("scalar")
 TRUNCATED = "truncated"  # the failure of a sample in which a critique ran into the token limit
+ONLY_REASONING = "only_reasoning"  # ... in which nothing follows the reasoning of one
 BATCHES = 8  # sampler batches to a block of records
 
 
@@ -147,10 +149,10 @@ def critic_prompt(record: Record, i: int) -> str:
 def critiqued_ids(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[list[int]]:
     """Returns, for each response, the token ids that the head reads.
 
-    They are the critic's prompt, and the critique as the model's turn.
+    They are the critic's prompt, and the critique as the model's turn, without its reasoning.
     """
     return [
-        tokenizer.chat_prompt_with_answer(critic_prompt(record, i), text)
+        tokenizer.chat_prompt_with_answer(critic_prompt(record, i), without_reasoning(text))
         for i, text in enumerate(texts)
     ]
 
@@ -254,6 +256,8 @@ def _blocks(records: Sequence[Record], responses: int) -> Iterator[list[Record]]
 def _critiques(tokenizer, record, sample, completions) -> Critiques:
     texts = [tokenizer.decode(one.token_ids) for one in completions]
     failure = None if all(one.finished for one in completions) else TRUNCATED
+    if any(text.strip() and not without_reasoning(text) for text in texts):
+        failure = failure or ONLY_REASONING
     return Critiques(record, sample, texts, failure, sum(len(one.token_ids) for one in completions))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from grm_jax.data.pipeline import bucket_length
 from grm_jax.judgment.prompts import Template, render_meta_prompt
+from grm_jax.judgment.reasoning import without_reasoning
 from grm_jax.judgment.records import Record, gold
 from grm_jax.judgment.rules import meta_label
 from grm_jax.models.config import Gemma2Config
@@ -23,9 +24,9 @@ from grm_jax.tokenizer import Tokenizer
 
 
 def meta_ids(tokenizer: Tokenizer, template: Template, record: Record, row: dict) -> list[int]:
-    """Returns the token ids of a record with one of its judgments."""
+    """Returns the token ids of a record with one of its judgments, without its reasoning."""
     return tokenizer.chat_prompt_with_answer(
-        render_meta_prompt(template, record, row["order"]), row["text"]
+        render_meta_prompt(template, record, row["order"]), without_reasoning(row["text"])
     )
 
 

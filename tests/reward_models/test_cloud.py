@@ -18,6 +18,9 @@ from tests.reward_models.judge_cases import EOS, TOKENIZER, FakeSampler, record
 def critique(prompt, key):
     """Says what the response is worth, and a digit that depends on the sample."""
     (worth,) = re.findall(r"I am worth (\d+)\.", prompt)
+    if worth in ("14", "15"):  # says nothing, or something, behind its reasoning
+        said = "" if worth == "14" else "It says 4 and a bit 2"
+        return f"<think>It says 99 and a bit 9</think>{said}", True
     return f"It says {worth} and a bit {key[0] % 10}", worth != "13"  # 13 runs into the token limit
 
 
@@ -114,6 +117,13 @@ def test_a_critique_that_was_cut_fails_its_sample_and_stays_on_record(build):
         (False, None),
     ]
     assert rows[0]["text"].startswith("[Response 1] It says 4") and rows[0]["tokens"] > 0
+
+
+def test_the_head_reads_no_reasoning_and_a_critique_of_nothing_else_fails(build):
+    thought, silent = judged(build()[0], [record("a", (5, 15)), record("b", (5, 14))])
+    assert thought["scores"][1] == 4.02 and thought["failure"] is None
+    assert silent["scores"] is None and silent["failure"] == "only_reasoning"
+    assert thought["critiques"][1].startswith("<think>"), "what was written stays on record"
 
 
 def test_too_long_for_the_critic_or_for_the_head(build):

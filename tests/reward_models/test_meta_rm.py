@@ -43,6 +43,12 @@ def rows_of(asks, text):
     return [one.judgment for batch in batches for one in batch]
 
 
+def test_a_meta_rm_reads_no_reasoning():
+    one, row = record("r", (2, 7)), {"order": (1, 0), "text": judgment([9, 3])}
+    thought = row | {"text": f"<think>{judgment([1, 8])}</think>\n{row['text']}"}
+    assert meta_ids(TOKENIZER, TEMPLATE, one, thought) == meta_ids(TOKENIZER, TEMPLATE, one, row)
+
+
 def test_examples_are_unhinted_judgments_with_the_rules_label():
     one, single = record("r", (2, 7)), record("s", (1,))
     asks = [
