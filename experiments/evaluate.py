@@ -28,7 +28,6 @@ def main(_):
     config = config_flags.load(CONFIG)
     from experiments.stages import evaluation
     from experiments.stages.workdir import hold, start_processes
-    from grm_jax.evaluation.comparisons import without_judgments
     from grm_jax.parallel import processes
 
     start_processes()
@@ -45,8 +44,7 @@ def main(_):
         if processes.count() > 1:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
-    if results and (silent := without_judgments(results)):
-        sys.exit(f"not one judgment, so no figure: {'; '.join(silent)}")
+    evaluation.exit_without_judgments(results)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def main(_):
         run_stage(run, name, stage)
     # the finished model on every split
     settings = config_flags.section(config, "eval")
-    evaluation.evaluate_run(run, scalar.trained(run), settings)
+    results = evaluation.evaluate_run(run, scalar.trained(run), settings)
+    evaluation.exit_without_judgments(results)
 
 
 if __name__ == "__main__":

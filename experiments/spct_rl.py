@@ -38,7 +38,8 @@ def main(_):
     run_stage(run, "meta", meta.train)
     # base, RFT and RL policy on every split
     settings = config_flags.section(config, "eval")
-    evaluation.evaluate_run(run, evaluation.policies(run), settings)
+    results = evaluation.evaluate_run(run, evaluation.policies(run), settings)
+    evaluation.exit_without_judgments(results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from grm_jax import __version__
@@ -46,7 +46,8 @@ and further fields of a record ("rewards", "reference", "domain", "metadata") ma
 OUTPUT = """\
 Results are JSON lines, in the order of the records. A line that cannot be read is an error on
 stderr, the others are judged, and the exit status is 1. With --out, a run that was interrupted
-goes on where it was: give the same command again.
+goes on where it was: give the same command again. Where not one record got a verdict, the exit
+status is 1.
 """
 JUDGE = """\
 Writes for each record its verdict:
@@ -205,10 +206,11 @@ def _run(args: argparse.Namespace, stop: _Stop) -> int:
         asked["top"] = args.top
     out = None if args.out == "-" else pathlib.Path(args.out)
     with_judgments = args.command == "judge" and args.judgments
-    done = set() if out is None else _done(out, args.command, asked, with_judgments)
+    done = {} if out is None else _done(out, args.command, asked, with_judgments)
     reader = _Reader(args.file, judge, done, stop)
     line_of = _verdict_line if args.command == "judge" else _ranked_line
-    written, failures, began = 0, 0, time.monotonic()
+    written, began = 0, time.monotonic()
+    reasons: collections.Counter[str | None] = collections.Counter()  # of those without a verdict
     with open(out, "ab") if out else _stdout() as file:
         shown = out is not None or not sys.stdout.isatty()
         total = None if args.file == "-" else _count_lines(args.file) - len(done)
@@ -220,7 +222,7 @@ def _run(args: argparse.Namespace, stop: _Stop) -> int:
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 written += 1
-                failures += verdict.scores is None
+                reasons.update([verdict.failure] if verdict.scores is None else ())
         except _Stopped:
             _say(
                 f"stopped by {signal.Signals(stop.came).name}. "
@@ -232,11 +234,18 @@ def _run(args: argparse.Namespace, stop: _Stop) -> int:
                 )
             )
             return 128 + stop.came
+    failures = reasons.total()
     _say(_summary(written, len(reader.found), failures, time.monotonic() - began))
     if reader.bad:
         _say(f"{reader.bad} of {reader.lines} lines could not be used")
+    judged = written - failures + sum(done[digest] for digest in reader.found)
+    if not judged and written + len(reader.found):
+        commonest = "".join(
+            f"; {most} of {written} failed as {reason!r}" for reason, most in reasons.most_common(1)
+        )
+        _say(f"error: not one record has a verdict, so nothing was judged{commonest}")
         return FAILED_LINES
-    return 0
+    return FAILED_LINES if reader.bad else 0
 
 
 def _summary(written: int, found: int, failures: int, seconds: float) -> str:
@@ -286,7 +295,7 @@ class _Reader:
     with their digests.
     """
 
-    def __init__(self, path: str, judge: Judge, done: set[str], stop: _Stop):
+    def __init__(self, path: str, judge: Judge, done: Collection[str], stop: _Stop):
         self.path, self.judge, self.done, self.stop = path, judge, done, stop
         self.waiting: collections.deque[tuple[Record, str]] = collections.deque()
         self.found: set[str] = set()  # digests of records that were done before
@@ -383,12 +392,13 @@ def _facts(verdict: Verdict) -> dict[str, Any]:
     return facts | ({} if verdict.failure is None else {"failure": verdict.failure})
 
 
-def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -> set[str]:
-    """Digests of the records whose lines are in a file of results; a torn last line is cut off.
+def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -> dict[str, bool]:
+    """{digest of a record whose line is in a file of results: whether it has a verdict}; a torn
+    last line is cut off.
 
     Raises ValueError for a file of something else, and for lines of another model or question.
     """
-    done: set[str] = set()
+    done: dict[str, bool] = {}
     if not path.is_file():
         return done
     offset = 0
@@ -422,7 +432,7 @@ def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -
                         f'{where}: field "{name}": {there[name]!r}, but {value!r} is asked for '
                         "now; choose another --out, or remove this file"
                     )
-            done.add(digest)
+            done[digest] = "failure" not in about
             offset += len(raw)
     return done
 

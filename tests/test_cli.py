@@ -98,6 +98,22 @@ def test_judge_writes_a_verdict_for_each_record(grm, file):
     }
 
 
+@pytest.mark.parametrize("command", ["judge", "rank"])
+def test_the_status_says_where_nothing_was_judged(grm, tmp_path, command):
+    silent = write(tmp_path / "silent.jsonl", lines(("4", "fails"), ("fails", "2")))
+    out = tmp_path / "out.jsonl"
+    for _ in range(2):  # asked, and on file
+        status, _, said = grm(command, silent, "--k", 2, "--out", out)
+        assert status == 1 and "not one record has a verdict, so nothing was judged" in said
+    assert len(out.read_text().splitlines()) == 2, "what failed is kept, with its reason"
+    first = grm(command, silent, "--k", 2)
+    assert "; 2 of 2 failed as 'no_box'" in first[2]
+    # one verdict among them, and it is a result
+    write(silent, lines(("4", "fails"), ("fails", "2"), "37"))
+    assert grm(command, silent, "--k", 2, "--out", out)[0] == 0
+    assert grm(command, silent, "--k", 2, "--out", out)[0] == 0, "all on file"
+
+
 def test_rank_sorts_the_responses_of_records(grm, tmp_path):
     records = lines(("5", "8", "6"), ("2", "9"), ("4", "fails"), metadata={"mine": 1})
     records[0] |= {"rewards": [0.5, 0.1, 0.9], "domain": "d", "reference": "8"}

@@ -1,6 +1,7 @@
 """The end of every run: judge what is missing, figures, results.json, table.md, report.html."""
 
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 
 import ml_collections
@@ -12,7 +13,7 @@ from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import describe as describe_world
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
-from grm_jax.evaluation.comparisons import compare_systems
+from grm_jax.evaluation.comparisons import compare_systems, without_judgments
 from grm_jax.evaluation.judging import judge_all
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.prompts import load_template
@@ -59,6 +60,12 @@ def evaluate(
     print(markdown(results))
     print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
     return results
+
+
+def exit_without_judgments(results: Mapping) -> None:
+    """End the program with a message where a system has not one judgment on a benchmark."""
+    if results and (silent := without_judgments(results)):
+        sys.exit(f"not one judgment, so no figure: {'; '.join(silent)}")
 
 
 def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> dict:

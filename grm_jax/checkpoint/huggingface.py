@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,6 +67,12 @@ _DTYPES = {
     "float16": np.dtype(np.float16),
 }
 _FLOATS = ("F32", "BF16", "F16")  # safetensors' own names
+# exponent bits, which are all set in NaN and infinities and in nothing else
+_EXPONENTS = {
+    np.dtype(np.float32): np.uint32(0x7F800000),
+    np.dtype(ml_dtypes.bfloat16): np.uint16(0x7F80),
+    np.dtype(np.float16): np.uint16(0x7C00),
+}
 STAGED_BYTES = 64 * 2**20  # of a shard, put together on the host and copied to the device at once
 # asked of a file at once: small enough to be turned round within a processor's cache
 READ_BYTES = 2**18
@@ -92,8 +98,8 @@ def load_params(
       dtype: of the result, whatever the files hold (float32, bfloat16 or float16).
       architecture: CAUSAL_LM, or SCALAR for {"backbone", "score"}.
 
-    Raises FileNotFoundError for a missing file and ValueError for a truncated file, or a missing,
-    unexpected or mis-shaped tensor.
+    Raises FileNotFoundError for a missing file and ValueError for a truncated file, a missing,
+    unexpected or mis-shaped tensor, or a number that is not finite.
     """
     folder = pathlib.Path(folder)
     expected = flatten(abstract_params(cfg, architecture))
@@ -288,7 +294,7 @@ def _reader(
     def read_one(
         name: str, index: tuple[slice, ...], whole: tuple[int, ...], out: np.ndarray
     ) -> None:
-        lazy = tensors[name][1]
+        file, lazy = tensors[name]
         rows, *columns = [
             slice(min(s.start, n), min(s.stop, n))
             for s, n in zip(hf_slice(index, whole, inputs), lazy.get_shape())
@@ -300,7 +306,12 @@ def _reader(
         for first in range(0, n_rows, step):
             some = slice(first, min(first + step, n_rows))
             part = lazy[(slice(rows.start + some.start, rows.start + some.stop), *columns)]
-            target[some] = part.astype(dtype, copy=False)
+            with np.errstate(over="ignore"):  # which is an error below
+                converted = part.astype(dtype, copy=False)
+            if not all_finite(converted):
+                corner = (rows.start + first, *(column.start for column in columns))
+                refuse_not_finite(file, name, part, corner, dtype)
+            target[some] = converted
 
     def read(part: Part) -> np.ndarray:
         index = tuple(slice(start, stop) for start, stop in part)
@@ -313,6 +324,42 @@ def _reader(
         return out
 
     return read
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Says whether every number of an array is finite.
+
+    Floats of up to 32 bits by their exponents, as fast as memory: NumPy has no fast way for
+    bfloat16.
+    """
+    exponent = _EXPONENTS.get(array.dtype)
+    if exponent is None or array.size == 0:
+        return bool(np.isfinite(array).all())
+    return (array.view(exponent.dtype) & exponent).max() != exponent
+
+
+def refuse_not_finite(
+    file: os.PathLike,
+    name: str,
+    part: np.ndarray,
+    corner: Sequence[int] = (),
+    dtype: np.dtype | None = None,
+) -> None:
+    """Raises ValueError, naming the first number of a tensor's part that is NaN or infinite.
+
+    corner: where the part begins in the tensor. dtype: that it is converted to, and may be beyond.
+    """
+    with np.errstate(over="ignore"):
+        converted = part.astype(dtype or part.dtype, copy=False)
+    if all_finite(converted):
+        return
+    place = tuple(np.argwhere(~np.isfinite(converted.astype(np.float32)))[0])
+    index = ", ".join(str(i + start) for i, start in zip(place, corner or (0,) * part.ndim))
+    value = float(part[place])
+    raise ValueError(
+        f"{file}: tensor {name} holds {value:g} at [{index}]; expected finite numbers"
+        + (f" that {converted.dtype.name} can hold" if np.isfinite(value) else "")
+    )
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
@@ -346,6 +393,8 @@ def save_folder(
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: a larger model goes into several files with an index; one tensor is never
         split. The host holds one such file and one tensor.
+
+    Raises ValueError, and writes nothing, for parameters that do not fit or are not finite.
     """
     flat, wanted = flatten(params), flatten(abstract_params(cfg, architecture))
     if {path: leaf.shape for path, leaf in flat.items()} != {
@@ -459,6 +508,7 @@ def _write_tensors(
                 tensors[name] = np.ascontiguousarray(
                     to_hf(array, find_row(path).inputs).astype(dtype, copy=False)
                 )
+                refuse_not_finite(folder.with_name(label) / file, name, tensors[name])
                 weight_map[name] = file
                 advance(n_bytes)
                 del array

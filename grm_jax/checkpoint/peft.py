@@ -10,7 +10,7 @@ import shutil
 
 import numpy as np
 
-from grm_jax.checkpoint.huggingface import open_safetensors, write_safetensors
+from grm_jax.checkpoint.huggingface import open_safetensors, refuse_not_finite, write_safetensors
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
 from grm_jax.models.table import find_row, flatten, hf_names, unflatten
@@ -44,6 +44,7 @@ def save_adapters(
                 else array.reshape(array.shape[0], -1)
             )
             tensors[name] = np.ascontiguousarray(flat.T)
+            refuse_not_finite(pathlib.Path(folder) / TENSORS, name, tensors[name])
     if not is_main():
         return
     folder = pathlib.Path(folder).absolute()
@@ -84,7 +85,7 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
     """Reads such a folder: (adapters as numpy arrays, config).
 
     Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is
-    missing, left over, or of another shape.
+    missing, left over, of another shape, or not finite.
     """
     folder = pathlib.Path(folder)
     try:
@@ -130,7 +131,10 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
                 names = _names(path, matrix, cfg)
                 if missing := [name for name in names if name not in there]:
                     raise ValueError(f"{folder / TENSORS}: no tensor {missing[0]}")
-                tensors = [file.get_tensor(name).T for name in names]
+                tensors = [file.get_tensor(name) for name in names]
+                for name, tensor in zip(names, tensors, strict=True):
+                    refuse_not_finite(folder / TENSORS, name, tensor)
+                tensors = [tensor.T for tensor in tensors]
                 if any(tensor.size != np.prod(shape) for tensor in tensors):
                     raise ValueError(
                         f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; "

@@ -7,6 +7,7 @@ section 4 and C.1).
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -74,7 +75,8 @@ def score_sequences(
 ) -> list[float]:
     """Returns the logits of token sequences, in their order.
 
-    They run in batches of `rows` sequences of similar length.
+    They run in batches of `rows` sequences of similar length. Raises ValueError for a logit that is
+    not finite.
     """
     by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     logits = [0.0] * len(sequences)
@@ -90,6 +92,12 @@ def score_sequences(
             tokens_BT[row, :length], positions_BT[row, :length] = sequences[i], np.arange(length)
         for i, logit in zip(chosen, to_host(scorer(params, tokens_BT, positions_BT))):
             logits[i] = float(logit)
+            if not math.isfinite(logits[i]):
+                raise ValueError(
+                    f"the logit of a sequence of {len(sequences[i])} tokens is {logits[i]}, not "
+                    "finite; the weights, or the dtype that is computed in, are not those of a "
+                    "model that works"
+                )
     return logits
 
 

@@ -104,6 +104,9 @@ def generate(
     Yields:
       The indices of the batch's requests, and their completions, request by request and sample by
       sample.
+
+    Raises:
+      ValueError: logits were not finite, so that what they chose is no text of the model.
     """
     k = len(requests[0].samples) if requests else 1
     for batch in plan(requests, buckets, rows):
@@ -124,6 +127,8 @@ def generate(
         for p, index in enumerate(batch.requests):
             for j, sample in enumerate(requests[index].samples):
                 n = int(drawn["length"][p, j])
+                if not np.isfinite(drawn["logp"][p, j, :n]).all():
+                    _refuse_logits(requests[index], sample, drawn["logp"][p, j, :n])
                 completions.append(
                     Completion(
                         requests[index].item_id,
@@ -134,3 +139,12 @@ def generate(
                     )
                 )
         yield list(batch.requests), completions
+
+
+def _refuse_logits(request: Request, sample: int, logp_C: np.ndarray) -> None:
+    token = int(np.argmin(np.isfinite(logp_C)))
+    raise ValueError(
+        f"item {request.item_id!r}, sample {sample}: the logits of token {token} behind a prompt "
+        f"of {len(request.prompt_ids)} tokens are not finite (log-probability {logp_C[token]}); "
+        "the weights, or the dtype that is computed in, are not those of a model that works"
+    )

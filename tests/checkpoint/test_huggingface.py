@@ -199,6 +199,57 @@ def test_wrong_tensors_are_named_with_their_file(folder, kind):
         load_params(folder, CFG)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "architecture, tensor, index",
+    [
+        ("Gemma2ForCausalLM", "model.embed_tokens.weight", (63, 2)),
+        ("Gemma2ForCausalLM", "model.layers.3.input_layernorm.weight", (5,)),
+        ("Gemma2ForCausalLM", "model.norm.weight", (0,)),
+        ("Gemma2ForCausalLM", Q0, (17, 3)),
+        ("Gemma2ForCausalLM", "model.layers.2.mlp.down_proj.weight", (1, 23)),
+        (SCALAR, "score.weight", (0, 7)),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named(tmp_path, dtype, architecture, tensor, index, value):
+    save_folder(tmp_path / "m", random_params(architecture), CFG, architecture=architecture)
+    path = tmp_path / "m" / "model.safetensors"
+    tensors = {name: huggingface._DTYPES[dtype].type(x) for name, x in load_file(path).items()}
+    tensors[tensor][index] = value
+    save_file(tensors, path)
+    mesh = make_mesh(fsdp=2, tensor=2, replica=-1)
+    shardings = param_shardings(mesh, abstract_params(CFG, architecture))
+    for where in (None, shardings):
+        with pytest.raises(ValueError) as error:
+            load_params(tmp_path / "m", CFG, where, architecture=architecture)
+        assert str(error.value) == (
+            f"{path}: tensor {tensor} holds {value:g} at [{', '.join(map(str, index))}]; expected "
+            "finite numbers"
+        )
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_named(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors[Q0][4, 1] = 1e5
+    save_file(tensors, path)
+    assert load_params(folder, CFG)["blocks"]
+    with pytest.raises(
+        ValueError, match=r"holds 100000 at \[4, 1\]; expected finite numbers that float16 can hold"
+    ):
+        load_params(folder, CFG, dtype="float16")
+
+
+def test_weights_that_are_not_finite_are_never_written(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    params = random_params()
+    params["final_norm"]["scale"][3] = np.nan
+    with pytest.raises(ValueError, match=r"model.safetensors: tensor model.norm.weight holds nan"):
+        save_folder(folder, params, CFG)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_one_of_several_files_that_is_cut_or_missing_is_named(tmp_path):
     save_folder(tmp_path / "model", random_params(), CFG, max_shard_bytes=6000)
     third = sorted(tmp_path.glob("model/*.safetensors"))[2]

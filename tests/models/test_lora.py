@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
+from safetensors.numpy import load_file, save_file
 
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
@@ -174,6 +175,27 @@ def test_a_damaged_adapter_file_is_named(tmp_path):
         load_adapters(tmp_path / "adapter", CFG)
     config.write_text(config.read_text()[:20])
     with pytest.raises(ValueError, match="adapter_config.json: expected JSON with r, lora_alpha"):
+        load_adapters(tmp_path / "adapter", CFG)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_adapters_that_are_not_finite_are_named(tmp_path, value):
+    lora = LoraConfig(rank=3)
+    adapters = jax.tree.map(np.array, random_adapters(lora, seed=2))
+    matrix = flatten_dict(adapters)["blocks", "layer_1_attn", "q", "lora_b"]
+    matrix[0, 2].reshape(-1)[4] = value
+    with pytest.raises(
+        ValueError, match=rf"adapter_model.safetensors: tensor \S+lora_B\S+ holds {value:g} at \["
+    ):
+        save_adapters(tmp_path / "adapter", adapters, CFG, lora, "base")
+    assert not (tmp_path / "adapter").exists()
+    save_adapters(tmp_path / "adapter", random_adapters(lora, seed=2), CFG, lora, "base")
+    path = tmp_path / "adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[3]
+    tensors[name][2, 1] = value
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=rf"{name} holds {value:g} at \[2, 1\]; expected finite"):
         load_adapters(tmp_path / "adapter", CFG)
 
 

@@ -10,7 +10,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import grm_jax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.data.world import make_records
 from grm_jax.judgment.prompts import load_template
@@ -109,6 +111,36 @@ def test_each_kind_that_lies_in_a_folder_judges_what_it_accepts(head, asking):
     assert {row["failure"] for row in exact} == {None}
     assert all(row["critiques"] for row in rows["cloud"].values())
     assert len({json.dumps(row["scores"]) for row in rows["scalar"].values()}) > 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_an_error_before_anything_is_judged(
+    head, folder, asking, tmp_path, value
+):
+    """Of every kind, and of each of its folders."""
+    head = shutil.copytree(head, tmp_path / "head")
+    asked: list[tuple[str, dict, str]] = [
+        ("pointwise_grm", {"path": str(folder)}, "model.norm.weight"),
+        ("pointwise_grm", {"path": "tiny_base", "meta": str(head)}, "score.weight"),
+        ("llm_judge", {"path": str(folder)}, "model.norm.weight"),
+        ("token_prob", {"path": str(folder)}, "model.norm.weight"),
+        ("scalar", {"path": str(head)}, "score.weight"),
+        ("bradley_terry", {"path": str(head)}, "score.weight"),
+        ("pair_rm", {"path": str(head)}, "score.weight"),
+        ("cloud", {"path": str(head), "critic": "tiny_base"}, "score.weight"),
+        ("cloud", {"path": str(head), "critic": str(folder)}, "model.norm.weight"),
+    ]
+    for path, tensor in ((folder, "model.norm.weight"), (head, "score.weight")):
+        file = path / "model.safetensors"
+        tensors = {name: array.copy() for name, array in load_file(file).items()}
+        tensors[tensor].reshape(-1)[3] = value
+        save_file(tensors, file)
+    for kind, fields, tensor in asked:
+        system = describe({"name": "broken", "kind": kind, **fields}, asking)
+        with pytest.raises(ValueError, match=rf"tensor {tensor} holds {value:g} at \["):
+            system.load(0)
+    with pytest.raises(ValueError, match=rf"tensor model.norm.weight holds {value:g}"):
+        grm_jax.load(folder)("question", ["a", "b"])
 
 
 def test_more_rows_at_once_give_the_same_judgments_and_weights_are_loaded_once(asking, monkeypatch):

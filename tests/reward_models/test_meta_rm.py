@@ -117,3 +117,18 @@ def test_no_sequences_no_scores_and_too_long_is_an_error(scored):
     assert score_sequences(scorer, params, [], (8,), 4) == []
     with pytest.raises(ValueError, match="length 9 exceeds the largest of the buckets"):
         score_sequences(scorer, params, sequences, (8,), 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_an_error(value):
+    """No place in a vote, no score, no winner of a pair is made of it."""
+
+    def scorer(params, tokens_BT, positions_BT):
+        return np.where(tokens_BT[:, 0] == 9, value, 1.0)
+
+    scores = score_sequences(scorer, {}, [[1, 2], [3]], (4,), 2)
+    assert scores == [1.0, 1.0]
+    with pytest.raises(
+        ValueError, match=rf"the logit of a sequence of 3 tokens is {value}, not finite"
+    ):
+        score_sequences(scorer, {}, [[1, 2], [9, 2, 3]], (4,), 2)

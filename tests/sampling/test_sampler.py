@@ -309,3 +309,18 @@ def test_a_prompt_that_does_not_fit_is_named(prompts):
         plan(requests(prompts), (6, 10), 9)
     with pytest.raises(ValueError, match="3 samples"):
         plan(requests(prompts), (12,), 2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_an_error_and_no_text(params, temperature, value):
+    broken = jax.tree.map(lambda x: x, params)
+    broken["final_norm"] = {"scale": params["final_norm"]["scale"].at[0].set(value)}
+    settings = SamplingConfig(max_new_tokens=4, temperature=temperature, stop_ids=(1,))
+    sampler = make_sampler(dataclasses.replace(CFG, final_softcap=None), settings)
+    asked = [Request([5, 6, 7], f"item {i}", (0, 1)) for i in range(2)]
+    with pytest.raises(
+        ValueError,
+        match=r"item 'item 0', sample 0: the logits of token 0 behind a prompt of 3 tokens are not",
+    ):
+        list(generate(sampler, broken, asked, seed=0, buckets=(6,), rows=4))
