@@ -34,6 +34,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags as ml_config_flags
 
 from experiments import config_flags
+from grm_jax import locks
 from grm_jax.evaluation.merge import merge, other_fields
 from grm_jax.report import merged as report
 
@@ -55,12 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     workdir = pathlib.Path(options.workdir)
     if options.merge:
         folders = [pathlib.Path(folder) for folder in options.merge]
+        hold(workdir)
         write(workdir, folders, tuple(filter(None, options.by.split(","))))
         return 0
     runs = plan(options.config, workdir, swept, overrides)
     if options.dry_run:
         print("\n".join(shlex.join(run.command) for run in runs))
         return 0
+    hold(workdir)
     failed = run_all(runs)
     done = [run.folder for run in runs if run.folder not in failed]
     if done:
@@ -68,6 +71,17 @@ def main(arguments: Sequence[str]) -> int:
     for folder in failed:
         print(f"failed: {folder}; its output is in {log_of(folder)}")
     return 1 if failed else 0
+
+
+def hold(workdir: pathlib.Path) -> None:
+    """Keep the folder for this process; ends the program, saying who has it, if another does. Each
+    run has a folder of its own, which its process keeps.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        locks.hold(workdir / ".lock", str(workdir))
+    except ValueError as error:
+        sys.exit(f"{error}. Wait for it, or choose another --workdir")
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import gzip
 import json
 import logging
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from grm_jax import __version__
+from grm_jax import __version__, locks
 from grm_jax.judge import Judge, Verdict, as_record, load
 from grm_jax.judgment.records import Record, decode_line, record_from_dict, record_to_dict
 from grm_jax.reward_models.description import ROLES
@@ -190,6 +191,29 @@ def _run(args: argparse.Namespace, stop: _Stop) -> int:
     if args.out != "-" and args.file != "-" and pathlib.Path(args.out).exists():
         if os.path.samefile(args.out, args.file):
             raise ValueError(f"--out: expected another file than the records, got {args.out}")
+    out = None if args.out == "-" else pathlib.Path(args.out)
+    with _held(out):
+        return _write(args, out, stop)
+
+
+@contextlib.contextmanager
+def _held(out: pathlib.Path | None) -> Iterator[None]:
+    """Keep the file of results for this process: two of them would mix their lines."""
+    if out is None or not out.absolute().parent.is_dir() or (out.exists() and not out.is_file()):
+        yield  # no file to keep, or none that could be
+        return
+    file = out.resolve()
+    try:
+        release = locks.hold(file.with_name(f".{file.name}.lock"), f"--out {out}")
+    except ValueError as error:
+        raise ValueError(f"{error}; wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        release()
+
+
+def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> int:
     judge = load(
         args.model,
         meta=False if args.no_meta else args.meta,
@@ -204,7 +228,6 @@ def _run(args: argparse.Namespace, stop: _Stop) -> int:
     asked = judge.asked(**how)
     if args.command == "rank":
         asked["top"] = args.top
-    out = None if args.out == "-" else pathlib.Path(args.out)
     with_judgments = args.command == "judge" and args.judgments
     done = {} if out is None else _done(out, args.command, asked, with_judgments)
     reader = _Reader(args.file, judge, done, stop)

@@ -214,6 +214,33 @@ def test_a_file_of_results_is_continued(grm, file, tmp_path):
     assert [names for names, *_ in fabricated_judge.CALLS] == [("r0",)]
 
 
+def test_two_commands_never_write_one_file(grm, file, tmp_path):
+    """Nor through a link; what is no file has no lock."""
+    out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
+    link.symlink_to(out)
+    hold = (
+        "import pathlib, sys, time; from grm_jax import locks; "
+        "locks.hold(pathlib.Path(sys.argv[1]), ''); print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / ".out.jsonl.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for command in ("judge", "rank"):
+            for path in (out, link):
+                status, lines, said = grm(command, file, "--k", 2, "--out", path)
+                assert status == 2 and lines == [] and not out.exists()
+                who = rf"--out {path} is in use by process {other.pid} on \S+, for \d+ s"
+                assert re.search(rf"{who} .*; wait for it, or choose another --out\n$", said)
+        other.kill()
+    assert grm("judge", file, "--k", 2, "--out", link)[0] == 0 and out.is_file()
+    assert grm("judge", file, "--k", 2, "--out", "/dev/null")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl",
+        "link.jsonl",
+        "out.jsonl",
+    ], "no lock is left"
+
+
 def test_results_of_another_question_are_refused_by_name(grm, file, tmp_path):
     out = tmp_path / "out.jsonl"
     grm("judge", file, "--out", out)

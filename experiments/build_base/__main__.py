@@ -13,6 +13,7 @@ import collections
 import pathlib
 import pickle
 import random
+import sys
 import time
 
 import jax
@@ -22,6 +23,7 @@ import optax
 from absl import app, flags
 
 from experiments.build_base.tokenizer import save_tokenizer, train_tokenizer
+from grm_jax import locks
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
@@ -188,6 +190,10 @@ def learning_rate(step, steps, decay):
 def main(_):
     workdir = pathlib.Path(_WORKDIR.value)
     workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        locks.hold(workdir / ".lock", str(workdir))
+    except ValueError as error:
+        sys.exit(f"{error}. Wait for it, or choose another --workdir.")
     render, cfg = renderer(), model_config(_WIDTH.value)
     if not (workdir / "hf" / "tokenizer.json").is_file():
         documents = [corpus.make_document(SEED, i, render) for i in range(20_000)]

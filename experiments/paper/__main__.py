@@ -42,7 +42,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     from experiments.paper import document, miniature
     from experiments.paper.systems import GROUPS
-    from experiments.stages.workdir import start_processes
+    from experiments.stages.workdir import hold, start_processes
     from grm_jax.parallel import processes
 
     start_processes()
@@ -61,6 +61,10 @@ def main(_):
         # a call with few judgments is as long as one with `rows`
         config.evaluate.sampling.rows = 64
     config.lock()
+    try:
+        hold(workdir)
+    except ValueError as error:
+        sys.exit(str(error))
     for width in config.widths if "sizes" in config.groups else ():
         build_base(config, workdir, width)
     for seed in config.seeds:

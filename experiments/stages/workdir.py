@@ -20,7 +20,6 @@ them: the folder is one that all see.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -28,7 +27,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import IO
 
 import jax
 import ml_collections
@@ -36,6 +34,7 @@ import ml_collections
 from experiments import config_flags
 from experiments.stages import inputs as inputs_module
 from experiments.stages.inputs import digest, load_inputs, write_inputs
+from grm_jax import locks
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.compile_cache import enable_compile_cache
@@ -313,30 +312,17 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> Gemma2Config:
 # ---- whose the folder is
 
 
-_held: dict[pathlib.Path, IO[str]] = {}
-
-
 def hold(workdir: pathlib.Path) -> None:
     """Keep the folder for this process until it ends. ValueError, saying who has it, if another
     does.
     """
-    place = workdir.absolute()
-    if not processes.is_main() or place in _held:
+    if not processes.is_main():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / ".lock", "a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"{workdir} is in use: {file.read().strip() or 'by another process'}. Wait for it, or "
-            "choose another --workdir."
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n")
-    file.flush()
-    _held[place] = file
+        locks.hold(workdir / ".lock", str(workdir))
+    except ValueError as error:
+        raise ValueError(f"{error}. Wait for it, or choose another --workdir.") from None
 
 
 def _refuse_other_config(workdir: pathlib.Path, config) -> None:

@@ -1,9 +1,9 @@
 """Whose a work folder is: of one run, by the content of all that it read, and of one process."""
 
 import json
+import os
 import pathlib
-import subprocess
-import sys
+import socket
 
 import pytest
 
@@ -96,12 +96,25 @@ def test_too_many_records_left_out_are_an_error_before_compute(start):
         start([record("a", "Name 1 animal"), *long])
 
 
-def test_two_processes_never_share_a_folder(tmp_path):
-    hold(tmp_path)
-    hold(tmp_path)  # this process has it already
-    code = "import pathlib, sys; from experiments.stages.workdir import hold; "
-    code += "hold(pathlib.Path(sys.argv[1]))"
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert f"{tmp_path} is in use: process " in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize(
+    "script, preset, more",
+    [
+        ("spct_rl", "tests/experiments/micro.py", ()),
+        ("reward_model", "tests/experiments/micro_reward_model.py", ()),
+        ("evaluate", "experiments/configs/tiny_evaluate.py", ()),
+        ("sweep", "tests/experiments/micro.py", ("--sweep.seed=0,1",)),
+        ("paper", "experiments/configs/tiny_paper.py", ("--out=paper.md",)),
+    ],
+)
+def test_no_script_shares_its_folder_with_another_process(
+    processes, tmp_path, script, preset, more
+):
+    folder = tmp_path / "run"
+    hold(folder)
+    hold(folder)  # this process has it already
+    job = processes.start(REPO / preset, folder, *more, script=script)
+    assert processes.finish(job) == 1
+    last = pathlib.Path(f"{folder}.log").read_text().splitlines()[-1]
+    assert f"{folder} is in use by process {os.getpid()} on {socket.gethostname()}, for " in last
+    assert last.rstrip(".").endswith("Wait for it, or choose another --workdir")
+    assert [path.name for path in folder.iterdir()] == [".lock"], "nothing is written"
