@@ -22,8 +22,9 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from grm_jax import __version__, locks
+from grm_jax.json_files import decode
 from grm_jax.judge import Judge, Verdict, as_record, load
-from grm_jax.judgment.records import Record, decode_line, record_from_dict, record_to_dict
+from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
 from grm_jax.reward_models.description import ROLES
 
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ class _Reader:
                 self.lines += 1
                 where = f"{name}:{number}"
                 try:
-                    fields = decode_line(raw.rstrip(b"\r\n"), where)
+                    fields = decode(raw.rstrip(b"\r\n"), where)
                     record = as_record(fields, where)
                     named = isinstance(fields, dict) and "id" in fields
                     if record.id in first_line and named:
@@ -436,7 +437,7 @@ def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -
                     )
                 file.truncate(offset)
                 break
-            line = decode_line(raw, where)
+            line = decode(raw, where)
             try:
                 about = line if command == "judge" else line["metadata"]["grm"]
                 digest, there = about["record"], {name: about[name] for name in asked}

@@ -1,29 +1,176 @@
-"""Reads a JSON object of a file, and shows wrong values in messages of errors."""
+"""Reads JSON that can be written again, says what a broken file looks like, shows wrong values."""
 
 import json
+import math
 import pathlib
 from typing import Any
+
+DEPTH = 100  # levels of lists and objects in one another
+DIGITS = 1000  # of an integer; Python writes none of more than 4,300
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+# what a file begins with, and what it then is
+_SIGNS = (
+    (LFS_POINTER, "a Git LFS pointer, not the file itself: `git lfs pull` brings that"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+    (b"BZh", "bzip2 data"),
+    (b"\xfd7zXZ", "xz data"),
+    (b"\xff\xfe", "UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text: save it as UTF-8"),
+)
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
-    Raises ValueError with the path for what is no UTF-8 JSON or another JSON value.
+    Raises ValueError, which the path opens, for what is no JSON (`decode`) or another JSON value.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"{path}: not a UTF-8 JSON file: {error}") from error
+    value = decode(path.read_bytes(), str(path))
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {shown(value)}")
     return value
 
 
+def decode(raw: bytes, where: str) -> Any:
+    """Returns the JSON value of a file or line; a byte order mark in front is passed over.
+
+    Raises ValueError, which `where` ("file:line") opens and which says what it looks like, for what
+    is not UTF-8 or not JSON; and for what could not be written again or is read in two ways: NaN
+    and numbers beyond the range of floats, half of a surrogate pair, more than DIGITS digits, more
+    than DEPTH levels, and an object with one name twice.
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = looks_like(raw) or f"byte 0x{raw[error.start]:02x} at {error.start} is not UTF-8"
+        raise ValueError(f"{where}: not UTF-8 JSON: {what}") from None
+    try:
+        value = json.loads(
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_object,
+        )
+    except RecursionError:
+        raise ValueError(f"{where}: not UTF-8 JSON: more than {DEPTH} levels deep") from None
+    except ValueError as error:
+        what = looks_like(raw) or (f"cut off? {error}" if _cut_off(error, text) else error)
+        raise ValueError(f"{where}: not UTF-8 JSON: {what}") from None
+    # no other text holds half a pair or too many levels
+    if "\\u" in text or raw.count(b"[") + raw.count(b"{") > DEPTH:
+        check_plain(value, where)
+    return value
+
+
+def check_plain(value: object, where: str, field: str = "") -> None:
+    """Checks that a value is JSON that can be written and read again.
+
+    Raises ValueError, which `where` opens and which names the place in `field`, for other types,
+    numbers that are not finite or have more than DIGITS digits, half of a surrogate pair in a text
+    or a name, and more than DEPTH levels.
+    """
+    problem = _problem(value, field, DEPTH)
+    if problem is not None:
+        raise ValueError(f"{where}: {problem}")
+
+
+def looks_like(raw: bytes) -> str | None:
+    """Says what a file that begins with these bytes is; None for what may be JSON or a table."""
+    head = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not head:
+        return "the file is empty" if not raw else "nothing but white space"
+    if head[:1] == b"<":
+        return f"an HTML or XML page, perhaps an error or a login page: {shown_bytes(head)}"
+    return next((f"{what}" for sign, what in _SIGNS if raw.startswith(sign)), None)
+
+
+def shown_bytes(raw: bytes) -> str:
+    """Returns the repr of the first bytes as text, cut to 60 characters."""
+    return cut(repr(raw[:60].decode("utf-8", "replace")), 60)
+
+
 def shown(value: object) -> str:
     """Returns the repr of a value, cut to 80 characters."""
-    return cut(repr(value), 80)
+    try:
+        return cut(repr(value), 80)
+    except (RecursionError, ValueError):  # too deep, or an integer of too many digits
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def cut(text: str, limit: int) -> str:
     """Returns a text of at most `limit` characters, ending in dots if it was longer."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _problem(value: object, field: str, levels: int) -> str | None:
+    name = f'field "{field}": ' if field else ""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            at = error.start
+            return f"{name}character {at} is half of a surrogate pair, not text"
+    elif isinstance(value, bool) or value is None:
+        return None
+    elif isinstance(value, int):
+        if abs(value) >= 10**DIGITS:
+            return f"{name}expected a number of at most {DIGITS} digits"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            return f"{name}expected a finite number, got {value}"
+    elif not isinstance(value, (list, dict)):
+        return f"{name}expected JSON, got a {type(value).__name__}"
+    elif not levels:
+        place = f'field "{cut(field, 60)}": ' if field else ""
+        return f"{place}more than {DEPTH} levels of lists and objects"
+    elif isinstance(value, list):
+        parts = (_problem(part, f"{field}[{i}]", levels - 1) for i, part in enumerate(value))
+        return next((problem for problem in parts if problem), None)
+    else:
+        for key, part in value.items():
+            if not isinstance(key, str):
+                return f"{name}expected names that are text, got {shown(key)}"
+            own = f"{field}.{key}" if field else key
+            if _problem(key, "", 0):
+                return f'field "{ascii(own)[1:-1]}": its name holds half of a surrogate pair'
+            if problem := _problem(part, own, levels - 1):
+                return problem
+    return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(f"field {ascii(twice)} stands twice in one object")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{cut(text, 40)} is beyond the range of a number")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _cut_off(error: ValueError, text: str) -> bool:
+    """Whether the text ends where JSON would go on."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")

@@ -175,7 +175,7 @@ def test_a_bad_line_is_an_error_by_number_and_voids_nothing(grm, tmp_path):
         f"{path}:{number}" for number in (3, 4, 5, 7, 9, 11)
     ]
     assert 'field "conversation"' in errors[1] and "used on line 1 already" in errors[3]
-    assert "not a line of UTF-8 JSON" in errors[5]
+    assert "not UTF-8 JSON" in errors[5]
     assert "grm: 6 of 10 lines could not be used" in said
     status, verdicts, said = grm("judge", path, model="pairs")
     assert status == 1 and [v["best"] for v in verdicts] == [1, 1, 1]

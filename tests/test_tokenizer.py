@@ -313,7 +313,7 @@ def test_a_missing_or_foreign_file_is_named(tmp_path, small):
     with pytest.raises(ValueError, match="not a SentencePiece model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json: not a UTF-8 JSON file"):
+    with pytest.raises(ValueError, match="tokenizer.json: not UTF-8 JSON"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="not a tokenizer.json"):

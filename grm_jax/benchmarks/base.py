@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grm_jax.data.sources import Row, read_rows, row_value
+from grm_jax.data.files import SUFFIXES, Row, data_files
+from grm_jax.data.sources import read_rows, row_value
 from grm_jax.judgment.records import Record, record_from_dict
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
 Figures = dict[str, float]
 
 
@@ -148,17 +148,13 @@ def local_files(root: Path, benchmark: str, split: str = "") -> list[Path]:
         raise FileNotFoundError(f'benchmark {benchmark!r}: field "path": {root} does not exist')
     if root.is_file():
         return [root]
-    files = sorted(
-        file for file in root.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES)
-    )
+    files = data_files(root, split)
     if not files:
         raise FileNotFoundError(
             f'benchmark {benchmark!r}: field "path": expected files {", ".join(SUFFIXES)} in '
             f"{root}, found none"
         )
-    return [
-        file for file in files if split and file.name.startswith((f"{split}-", f"{split}."))
-    ] or files
+    return files
 
 
 def make_record(row: Row, **fields: Any) -> Record:

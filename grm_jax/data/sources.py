@@ -2,8 +2,8 @@
 
 A source is a plain dict (or ml_collections ConfigDict) with one of
 
-    path          a file (.jsonl, .json, also .gz; .parquet, .csv) or a folder of such files, or
-                  what `datasets` wrote with save_to_disk
+    path          a file (JSON or JSON Lines, CSV or TSV, also gzipped; Parquet, Arrow: `files`) or
+                  a folder of such files, or what `datasets` wrote with save_to_disk
     hub           a data set name for `datasets.load_dataset`
 
 and, where they are needed,
@@ -11,7 +11,8 @@ and, where they are needed,
     format        a name in FORMATS, or `package.module:function` for a function Row -> dict of a
                   record (docs/extend.md); read off the first row's fields if absent
     columns       instead of a format: which column holds which field of a record (`_from_columns`)
-    config, split of a data set (split "train" if absent)
+    config, split of a data set (split "train" if absent); split also of a folder whose files are
+                  named after theirs, and of JSON that is {"train": [...], ...}
     shuffle_seed, limit  take the first `limit` records, in an order that is a function of
                   (shuffle_seed, id) if a seed is given
 
@@ -20,37 +21,31 @@ Every error names file, line or item, field, and what was expected.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import gzip
+import functools
 import itertools
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from grm_jax.data.files import SUFFIXES, Row, data_files, read_file
+from grm_jax.json_files import check_plain, cut, decode, shown
 from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
 from grm_jax.naming import resolve
 
 SOURCE_KEYS = ("path", "hub", "format", "columns", "config", "split", "shuffle_seed", "limit")
 RECORD_COLUMNS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference")
 INSTRUCTION_COLUMNS = ("id", "prompt", "completion", "messages")
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv")
-
-
-@dataclass(frozen=True)
-class Row:
-    """Holds one row as it was read.
-
-    where: opens error messages. name: "folder/file" or "data set/split". index: of the row in it.
-    """
-
-    where: str
-    name: str
-    index: int
-    data: dict[str, Any]
+# what the fields of preference sets are called
+PROMPTS = ("prompt", "messages", "question", "instruction", "conversations", "context")
+DIALOGUES = ("messages", "conversations")  # that may repeat the prompt
+UNREAD = ("history", "input")  # that hold a part of the prompt
+RESPONSE_LISTS = ("responses", "completions", "answers")
+RESPONSE_TEXTS = ("response", "completion", "answer", "text", "content")
+SENDERS = {"human": "user", "gpt": "assistant"}
+SCORES = ("overall_score", "score", "reward", "rating")
 
 
 def load_source(source: Mapping[str, Any]) -> list[Record]:
@@ -58,21 +53,49 @@ def load_source(source: Mapping[str, Any]) -> list[Record]:
 
     Ids are unique in it and the same on every reading: those of the file for "records";
     "rmb/bon/<uid>" and "rmb/pair/<uid>"; otherwise "<format>/<file>/<row>", which change when rows
-    are inserted before. Raises ValueError or FileNotFoundError.
+    are inserted before. Raises ValueError or FileNotFoundError. Rows without a single best response
+    are left out and counted on the console (`read_source`).
+    """
+    records, tied = read_source(source)
+    if tied:
+        print(
+            f"{_place(checked_spec(source))}: {len(tied)} of {len(tied) + len(records)} rows have "
+            f"no single best response and are left out: {cut(', '.join(tied), 60)}",
+            flush=True,
+        )
+    return records
+
+
+def read_source(source: Mapping[str, Any]) -> tuple[list[Record], list[str]]:
+    """Reads (records of a source, ids of the rows that are none as several responses are the best).
+
+    Such rows belong to sets of scored responses, and are left out there, and with columns; in
+    records of our own they are errors. Otherwise as `load_source`.
     """
     spec = checked_spec(source)
     columns = spec.get("columns")
     if columns is not None:
         _check_names(columns, RECORD_COLUMNS, "columns")
-    convert: Callable[[Row], dict] | None = None
-    records, first_seen = [], {}
-    for row in _rows(spec):
-        if columns is not None:
-            d = _from_columns(row, columns)
-        else:
-            if convert is None:
-                convert = resolve(spec.get("format") or infer_format(row), FORMATS)
-            d = convert(row)
+    convert: Callable[[Row], dict]
+    records, tied, first_seen = [], [], {}
+    rows = _rows(spec)
+    first = next(rows, None)
+    if first is None:
+        raise ValueError(f"{_place(spec)}: no row in it")
+    if columns is None:
+        convert = resolve(spec.get("format") or infer_format(first), FORMATS)
+    else:
+        convert = functools.partial(_from_columns, columns=columns)
+    rows = itertools.chain([first], rows)
+    if convert is _from_helpsteer:
+        rows = _lists_of(rows)
+    for row in rows:
+        d = convert(row)
+        scored = columns is not None or convert in (_from_scored, _from_helpsteer, _from_strength)
+        alone = convert is _from_helpsteer and len(d["responses"]) == 1
+        if alone or scored and _is_tied(d.get("rewards")):
+            tied.append(d["id"])
+            continue
         record = record_from_dict(d, row.where)
         if record.id in first_seen:
             raise ValueError(
@@ -81,7 +104,24 @@ def load_source(source: Mapping[str, Any]) -> list[Record]:
             )
         first_seen[record.id] = row.where
         records.append(record)
-    return _take(records, lambda record: record.id, spec)
+    if not records:
+        raise ValueError(
+            f"{_place(spec)}: no record in it: none of its {len(tied)} rows has a single best "
+            "response"
+        )
+    return _take(records, lambda record: record.id, spec), tied
+
+
+def _is_tied(rewards: Any) -> bool:
+    """Whether several of the responses have the largest reward."""
+    if not isinstance(rewards, list) or len(rewards) < 2 or not all(map(_is_number, rewards)):
+        return False  # what else it is, `record_from_dict` says
+    return rewards.count(max(rewards)) > 1
+
+
+def _is_number(value: Any) -> bool:
+    finite = isinstance(value, (int, float)) and -1e300 < value < 1e300
+    return finite and not isinstance(value, bool)
 
 
 def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -109,7 +149,11 @@ def load_instructions(source: Mapping[str, Any]) -> list[dict[str, str]]:
             )
         if not prompt.strip() or not completion.strip():
             raise ValueError(f"{row.where}: expected a prompt and a completion that are not empty")
-        item_id = str(row.data.get(columns.get("id", "id"), f"{row.name}/{row.index}"))
+        id_field = columns.get("id", "id")
+        item_id = f"{row.name}/{row.index}"
+        if row.data.get(id_field) is not None:
+            item_id = str(row_value(row, id_field, (str, int)))
+        check_plain({"id": item_id, "prompt": prompt, "completion": completion}, row.where)
         if item_id in first_seen:
             raise ValueError(
                 f'{row.where}: field "id": {item_id!r} occurs twice, first at {first_seen[item_id]}'
@@ -130,12 +174,17 @@ def infer_format(row: Row) -> str:
         return "llmbar"
     if {"chosen", "rejected"} <= fields and str(row.data["chosen"]).startswith("\n\nHuman:"):
         return "hh_rlhf"
-    if {"chosen", "rejected"} <= fields and (
-        fields & {"prompt", "messages"} or isinstance(row.data["chosen"], list)
-    ):
+    prompt = fields & set(PROMPTS)
+    if {"chosen", "rejected"} <= fields and (prompt or isinstance(row.data["chosen"], list)):
         return "preference"
+    if prompt and fields & {"preference_strength", "overall_preference"}:
+        return "preference_strength"
+    if prompt and {"response", "helpfulness"} <= fields:
+        return "helpsteer"
+    if prompt and fields & set(RESPONSE_LISTS):
+        return "scored"
     raise ValueError(
-        f"{row.where}: cannot tell the format from the fields {sorted(fields)}; give the "
+        f"{row.where}: cannot tell the format from the fields {sorted(map(str, fields))}; give the "
         f"source a format ({', '.join(FORMATS)}) or columns"
     )
 
@@ -181,16 +230,15 @@ def _from_rmb(row: Row) -> dict:
 
 def _from_llmbar(row: Row) -> dict:
     """LLMBar (princeton-nlp/LLMBar). The domain is the name of the subset's folder."""
-    if row.data.get("label") not in (1, 2):
-        raise ValueError(
-            f'{row.where}: field "label": expected 1 or 2, got {row.data.get("label")!r}'
-        )
+    label = row_value(row, "label", int)
+    if label not in (1, 2):
+        raise ValueError(f'{row.where}: field "label": expected 1 or 2, got {shown(label)}')
     subset = row.name.split("/")[0]
     return {
         "id": f"llmbar/{subset}/{row.index}",
         "conversation": [{"role": "user", "content": row_text(row, "input")}],
         "responses": [row_text(row, "output_1"), row_text(row, "output_2")],
-        "best": row.data["label"] - 1,
+        "best": label - 1,
         "domain": subset,
     }
 
@@ -233,18 +281,145 @@ def _from_hh_rlhf(row: Row) -> dict:
 
 def _from_preference(row: Row) -> dict:
     """Pairs as most preference sets have them: {"prompt", "chosen", "rejected"}, each a text or
-    turns; "messages" may stand for "prompt", and both may be left out where chosen and rejected are
-    whole dialogues (`_conversation`).
+    turns; a name in PROMPTS may stand for "prompt", "system" hold the text of a system turn, and
+    the prompt be left out where chosen and rejected are whole dialogues (`_conversation`).
     """
-    prompt = next((name for name in ("prompt", "messages") if row.data.get(name) is not None), None)
-    responses = [(name, row_value(row, name, (str, list))) for name in ("chosen", "rejected")]
-    conversation, texts = _conversation(row, prompt, responses)
+    responses = [(name, row_value(row, name, (str, list, dict))) for name in ("chosen", "rejected")]
+    return {"id": f"preference/{row.name}/{row.index}", **_answered(row, responses), "best": 0}
+
+
+def _from_scored(row: Row) -> dict:
+    """Several responses with a number each, the larger the better: lists in two fields, such as
+    "responses" and "scores", or one list of objects that hold both, as the "completions" of
+    UltraFeedback and the "answers" of Nectar, whose rank 1 is the best.
+    """
+    field = next(name for name in RESPONSE_LISTS if name in row.data)
+    elements = row_value(row, field, list)
+    if all(isinstance(element, dict) and _turn(element) is None for element in elements):
+        responses, rewards = [], []
+        for i, element in enumerate(elements):
+            one = Row(f'{row.where}: field "{field}[{i}]"', row.name, row.index, element)
+            text, score = _one_of(one, RESPONSE_TEXTS), _one_of(one, (*SCORES, "rank"))
+            responses.append((f"{field}[{i}].{text}", row_value(one, text, (str, list))))
+            value = row_value(one, score, (int, float))
+            rewards.append(-value if score == "rank" else value)
+    else:
+        responses = [(f"{field}[{i}]", element) for i, element in enumerate(elements)]
+        rewards = row_value(row, _one_of(row, (*(f"{name}s" for name in SCORES), "labels")), list)
     return {
-        "id": f"preference/{row.name}/{row.index}",
-        "conversation": conversation,
-        "responses": texts,
-        "best": 0,
+        "id": f"scored/{row.name}/{row.index}",
+        **_answered(row, responses),
+        "rewards": list(rewards),
     }
+
+
+def _from_helpsteer(row: Row) -> dict:
+    """HelpSteer and HelpSteer2 (nvidia), one response a row; responses of one prompt stand together
+    (`_lists_of`), and their helpfulness is the reward.
+    """
+    field = _one_of(row, PROMPTS)
+    responses = [(f"response of row {i}", text) for i, text in row.data["response"]]
+    return {
+        "id": f"helpsteer/{row.name}/{row.index}",
+        **_answered(row, responses, turns=_marked_turns(row, field)),
+        "rewards": row.data["helpfulness"],
+    }
+
+
+def _from_strength(row: Row) -> dict:
+    """Two responses and how much better the second is: HelpSteer2's preferences and HelpSteer3
+    (nvidia), from -3 (the first is much better) to 3; 0 is a tie.
+    """
+    field = next(f for f in ("preference_strength", "overall_preference") if f in row.data)
+    strength = row_value(row, field, (int, float))
+    names = [_one_of(row, (f"response_{i}", f"response{i}")) for i in (1, 2)]
+    responses = [(name, row_value(row, name, (str, list))) for name in names]
+    prompt = _one_of(row, PROMPTS)
+    turns = _marked_turns(row, prompt) if isinstance(row.data[prompt], str) else None
+    return {
+        "id": f"preference_strength/{row.name}/{row.index}",
+        **_answered(row, responses, turns),
+        "rewards": [-strength, strength],
+    }
+
+
+def _answered(row: Row, responses: Sequence[tuple[str, Any]], turns: list | None = None) -> dict:
+    """{"conversation", "responses"} of a row whose prompt has a name in PROMPTS; turns: of it,
+    where they are known.
+
+    Nothing that belongs to the prompt is passed over: ValueError where several fields may be it,
+    and where "messages" beside a prompt say something else than the dialogues.
+    """
+    given = [name for name in PROMPTS if row.data.get(name) is not None]
+    prompt = given[0] if given else None
+    several = [name for name in given if name not in DIALOGUES and row.data[name]]
+    unread = [field for field in UNREAD if row.data.get(field)]
+    if unread or len(several) > 1:
+        raise ValueError(
+            f"{row.where}: cannot tell what the prompt is, as it has the fields "
+            f"{', '.join([*several, *unread])}; give the source columns, or a format of your own "
+            "(docs/extend.md)"
+        )
+    text = "" if prompt is None else row.data[prompt]
+    if isinstance(text, str) and text.startswith("\n\nHuman:"):
+        turns = [
+            {"role": "user" if role == "Human" else "assistant", "content": said.strip()}
+            for role, said in _dialogue(row, str(prompt))
+        ]
+        if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
+            turns = turns[:-1]
+    conversation, texts = _conversation(row, prompt, responses, turns)
+    for name in given[1:]:
+        if name in DIALOGUES:
+            _check_agrees(row, name, conversation)
+    if row.data.get("system"):
+        if conversation[0]["role"] == "system":
+            raise ValueError(f'{row.where}: field "system": the dialogue has a system turn as well')
+        conversation = [{"role": "system", "content": row_text(row, "system")}, *conversation]
+    return {"conversation": conversation, "responses": texts}
+
+
+def _check_agrees(row: Row, field: str, conversation: list[dict[str, str]]) -> None:
+    """Turns beside the prompt are the conversation, with or without an answer to it."""
+    turns = row_turns(row, field)
+    start = int(turns[0]["role"] == "system" != conversation[0]["role"])
+    end = len(turns) - (len(turns) > 1 and turns[-1]["role"] == "assistant")
+    skip = int(conversation[0]["role"] == "system" != turns[0]["role"])
+    _check_same(row, field, turns[start:end], "the conversation", conversation[skip:], start)
+
+
+def _lists_of(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows of one response each, as one row for each run of the same prompt: "response" holds the
+    [(index of its row, text)], "helpfulness" the numbers.
+    """
+    for _, together in itertools.groupby(rows, lambda row: row.data.get(_one_of(row, PROMPTS))):
+        group = list(together)
+        data = group[0].data | {
+            "response": [(row.index, row_text(row, "response")) for row in group],
+            "helpfulness": [row_value(row, "helpfulness", (int, float)) for row in group],
+        }
+        yield dataclasses.replace(group[0], data=data)
+
+
+def _marked_turns(row: Row, field: str) -> list[dict[str, str]]:
+    """Turns of a text in which HelpSteer's marks stand between them."""
+    first, *parts = re.split(r"\n<extra_id_1>(User|Assistant)\n", row_text(row, field))
+    texts, roles = [first, *parts[1::2]], ["User", *parts[::2]]
+    return [
+        {"role": "user" if role == "User" else "assistant", "content": text}
+        for role, text in zip(roles, texts)
+    ]
+
+
+def _one_of(row: Row, names: Sequence[str]) -> str:
+    """The first of the fields that a row has. ValueError for none."""
+    for name in names:
+        if row.data.get(name) is not None:
+            return name
+    raise ValueError(
+        f"{row.where}: expected one of the fields {', '.join(names)}; the row has "
+        f"{', '.join(map(str, row.data))}"
+    )
 
 
 FORMATS: dict[str, Callable[[Row], dict]] = {
@@ -253,6 +428,9 @@ FORMATS: dict[str, Callable[[Row], dict]] = {
     "llmbar": _from_llmbar,
     "hh_rlhf": _from_hh_rlhf,
     "preference": _from_preference,
+    "scored": _from_scored,
+    "helpsteer": _from_helpsteer,
+    "preference_strength": _from_strength,
 }
 
 
@@ -274,7 +452,9 @@ def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
         if name in columns:
             d[name] = str(row_value(row, columns[name], (str, int)))
     cells = {
-        name: _cells(row, columns[name]) for name in ("responses", "rewards") if name in columns
+        name: _cells(row, columns[name], kind)
+        for name, kind in (("responses", str), ("rewards", (int, float)))
+        if name in columns
     }
     if "rewards" in cells:
         d["rewards"] = [reward for _, reward in cells["rewards"]]
@@ -290,34 +470,43 @@ def _from_columns(row: Row, columns: Mapping[str, Any]) -> dict:
     return d
 
 
-def _cells(row: Row, columns: str | Sequence[str]) -> list[tuple[str, Any]]:
-    """(what errors call it, value) of the elements of a column of lists, or of several columns."""
+def _cells(row: Row, columns: str | Sequence[str], kind: Any) -> list[tuple[str, Any]]:
+    """(what errors call it, value) of the elements of a column of lists, or of several columns.
+
+    kind: of the values, where all that a row has is text.
+    """
     if isinstance(columns, str):
         elements = row_value(row, columns, list)
         return [(f"{columns}[{i}]", element) for i, element in enumerate(elements)]
-    return [(column, row_value(row, column, object)) for column in columns]
+    return [(column, row_value(row, column, kind if row.text else object)) for column in columns]
 
 
 def _conversation(
-    row: Row, prompt: str | None, responses: Sequence[tuple[str, Any]]
+    row: Row,
+    prompt: str | None,
+    responses: Sequence[tuple[str, Any]],
+    asked: list[dict[str, str]] | None = None,
 ) -> tuple[list[dict[str, str]], list[Any]]:
     """The turns that all of the responses answer, and their texts.
 
-    prompt: field of a text or of turns. responses: (field, a text, or turns of which the last, an
-    assistant's, is the response) of each. The turns before it are the conversation; they begin with
-    the prompt, before which a system turn may stand. ValueError, naming row and turn, where a
-    dialogue does not begin with the prompt, or two dialogues differ before their last turn.
+    prompt: field of a text or of turns; asked: these turns, where they are known. responses:
+    (field, a text, or turns of which the last, an assistant's, is the response) of each. The turns
+    before it are the conversation; they begin with the prompt, before which a system turn may
+    stand. ValueError, naming row and turn, where a dialogue does not begin with the prompt, or two
+    dialogues differ before their last turn.
     """
-    asked = None if prompt is None else row_turns(row, prompt)
+    if asked is None and prompt is not None:
+        asked = row_turns(row, prompt)
     conversation, source, texts = asked, prompt, []
     for field, response in responses:
         turns = asked
-        if isinstance(response, list):
+        if isinstance(response, (list, dict)):
+            response = [response] if isinstance(response, dict) else response
             *before, answer = _checked_turns(row, field, response)
             if answer["role"] != "assistant":
                 raise ValueError(
                     f'{row.where}: field "{field}[{len(before)}]": expected the last turn to be '
-                    f"the assistant's, which is the response, got {answer['role']!r}"
+                    f"the assistant's, which is the response, got {shown(answer['role'])}"
                 )
             if before and asked:
                 start = int(before[0]["role"] == "system" != asked[0]["role"])
@@ -342,7 +531,7 @@ def _check_same(row, field, turns, other, expected, start=0):
         if turn != wanted:
             raise ValueError(
                 f'{row.where}: field "{field}[{start + i}]": expected turn {i} of "{other}", '
-                f"{str(wanted)[:60]}, got {str(turn)[:60]}"
+                f"{cut(shown(wanted), 60)}, got {cut(shown(turn), 60)}"
             )
 
 
@@ -361,57 +550,18 @@ def _rows(spec: Mapping[str, Any]) -> Iterator[Row]:
     if "hub" in spec:
         yield from _dataset_rows(spec["hub"], spec)
         return
-    path = Path(spec["path"])
+    path, split = Path(spec["path"]), spec.get("split")
     if not path.exists():
         raise FileNotFoundError(f'source: field "path": {path} does not exist')
-    if not path.is_dir():
-        yield from _file_rows(path, spec)
-        return
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         yield from _dataset_rows(path, spec)
         return
-    files = sorted(
-        file for file in path.rglob("*") if file.is_file() and file.name.endswith(_SUFFIXES)
-    )
+    files = data_files(path, split) if path.is_dir() else [path]
     if not files:
-        raise FileNotFoundError(f'source: field "path": no file {", ".join(_SUFFIXES)} in {path}')
+        raise FileNotFoundError(f'source: field "path": no file {", ".join(SUFFIXES)} in {path}')
     for file in files:
-        yield from _file_rows(file, spec)
-
-
-def _file_rows(path: Path, spec: Mapping[str, Any]) -> Iterator[Row]:
-    if not path.name.endswith(_SUFFIXES):
-        raise ValueError(
-            f'source: field "path": expected a file {", ".join(_SUFFIXES)}, or a folder, got {path}'
-        )
-    if path.suffix in (".parquet", ".csv"):
-        yield from _dataset_rows(path, spec)
-        return
-    name = f"{path.absolute().parent.name}/{path.name.split('.json')[0]}"
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            if ".jsonl" in path.suffixes:
-                values = (
-                    (f"{path}:{number}", _decode(raw, f"{path}:{number}"))
-                    for number, raw in enumerate(file, 1)
-                    if raw.strip()
-                )
-            else:
-                whole = _decode(file.read(), str(path))
-                if not isinstance(whole, list):
-                    raise ValueError(
-                        f"{path}: expected a JSON list of objects, got a {type(whole).__name__}"
-                    )
-                values = ((f"{path}[{i}]", value) for i, value in enumerate(whole))
-            for index, (where, value) in enumerate(values):
-                if not isinstance(value, dict):
-                    raise ValueError(
-                        f"{where}: expected a JSON object, got a {type(value).__name__}"
-                    )
-                yield Row(where, name, index, value)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged gzip file: {error}") from error
+        of_split = path.is_dir() and file.name.startswith((f"{split}-", f"{split}."))
+        yield from read_file(file, None if of_split else split)
 
 
 def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
@@ -419,32 +569,26 @@ def _dataset_rows(place: str | Path, spec: Mapping[str, Any]) -> Iterator[Row]:
 
     split = spec.get("split", "train")
     table: Any
-    if isinstance(place, str):
-        table = datasets.load_dataset(place, spec.get("config"), split=split)
-    elif place.is_dir():
-        table = datasets.load_from_disk(str(place))
-        if isinstance(table, datasets.DatasetDict):
-            if split not in table:
-                raise ValueError(
-                    f'{place}: field "split": expected one of {", ".join(map(str, table))}, got '
-                    f"{split!r}"
-                )
-            table = table[split]
-    else:
-        table = datasets.load_dataset(place.suffix[1:], data_files=str(place), split="train")
+    try:
+        if isinstance(place, str):
+            table = datasets.load_dataset(place, spec.get("config"), split=split)
+        else:
+            table = datasets.load_from_disk(str(place))
+    except Exception as error:  # whatever the library and those below it raise
+        what = f"hub: data set {place!r}, split {split!r}" if isinstance(place, str) else place
+        raise ValueError(
+            f"{what}: cannot be read: {type(error).__name__}: {cut(str(error), 300)}"
+        ) from error
+    if isinstance(table, datasets.DatasetDict):
+        if split not in table:
+            raise ValueError(
+                f'{place}: field "split": expected one of {", ".join(map(str, table))}, got '
+                f"{split!r}"
+            )
+        table = table[split]
     name = f"{Path(place).stem}/{split}"
     for index, data in enumerate(table):
         yield Row(f"{place}:{split}[{index}]", name, index, dict(data))
-
-
-def _decode(raw: bytes, where: str) -> Any:
-    def reject(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=reject)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not UTF-8 JSON: {error}") from error
 
 
 # ---- checked access
@@ -453,20 +597,39 @@ def _decode(raw: bytes, where: str) -> Any:
 def row_value(row: Row, field: str, kind: Any) -> Any:
     """Reads a field that is an instance of `kind`. Raises ValueError, naming row and field.
 
-    kind: a type or a tuple of types; a bool is an instance of object alone.
+    kind: a type or a tuple of types; a bool is an instance of object alone. Where all values are
+        text (CSV), a number or a list (as JSON) is read out of one where `kind` is no text.
     """
     if field not in row.data:
         raise ValueError(
-            f'{row.where}: field "{field}": missing; the row has {", ".join(row.data)}'
+            f'{row.where}: field "{field}": missing; the row has {", ".join(map(str, row.data))}'
         )
     value = row.data[field]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if row.text and isinstance(value, str) and not {str, object} & set(kinds):
+        value = _value_of_text(value, kinds)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        names = " or ".join(k.__name__ for k in kinds)
         raise ValueError(
-            f'{row.where}: field "{field}": expected {names}, got {str(value)[:60]!r} '
+            f'{row.where}: field "{field}": expected {names}, got {shown(value)} '
             f"({type(value).__name__})"
         )
     return value
+
+
+def _value_of_text(text: str, kinds: tuple) -> Any:
+    """The number or JSON that a cell of text holds; the text where it holds none of these kinds."""
+    cell = text.strip()
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,18}", cell):
+        return int(cell)
+    if float in kinds and re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", cell):
+        return float(cell)
+    if (list in kinds and cell[:1] == "[") or (dict in kinds and cell[:1] == "{"):
+        try:
+            return decode(cell.encode("utf-8", "replace"), "")
+        except ValueError:
+            pass
+    return text
 
 
 def row_text(row: Row, field: str) -> str:
@@ -489,16 +652,33 @@ def row_turns(row: Row, field: str) -> list[dict[str, str]]:
 
 def _checked_turns(row: Row, field: str, value: list) -> list[dict[str, str]]:
     """Role and content of each turn (other keys, such as RMB's "language", are left out);
-    `record_from_dict` checks what they are.
+    `record_from_dict` checks what they are. Turns may also be {"from", "value"}, as of ShareGPT.
     """
-    for i, turn in enumerate(value):
-        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-            raise ValueError(
-                f'{row.where}: field "{field}[{i}]": expected an object with "role" and "content"'
-            )
     if not value:
         raise ValueError(f'{row.where}: field "{field}": expected at least one turn')
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+    turns = []
+    for i, element in enumerate(value):
+        turn = _turn(element)
+        if turn is None:
+            raise ValueError(
+                f'{row.where}: field "{field}[{i}]": expected an object with "role" and '
+                f'"content", got {shown(element)}'
+            )
+        turns.append(turn)
+    return turns
+
+
+def _turn(element: Any) -> dict[str, Any] | None:
+    """A turn as {"role", "content"}; None for what is none."""
+    if not isinstance(element, dict):
+        return None
+    if {"role", "content"} <= element.keys():
+        return {"role": element["role"], "content": element["content"]}
+    if {"from", "value"} <= element.keys():
+        sender = element["from"]
+        role = SENDERS.get(sender, sender) if isinstance(sender, str) else sender
+        return {"role": role, "content": element["value"]}
+    return None
 
 
 def _single_exchange(row: Row, field: str) -> tuple[str, str]:

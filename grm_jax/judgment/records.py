@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grm_jax.json_files import shown
+from grm_jax.json_files import check_plain, decode, shown
 
 ROLES = ("system", "user", "assistant")
 FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference", "metadata")
@@ -78,6 +78,7 @@ def record_from_dict(d: Any, where: str) -> Record:
     metadata = d.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ValueError(f'{where}: field "metadata": expected an object, got {shown(metadata)}')
+    check_plain(metadata, where, "metadata")
     return Record(
         id=record_id,
         conversation=_conversation(d.get("conversation"), where),
@@ -130,7 +131,7 @@ def read_records(path: str | os.PathLike) -> list[Record]:
                 if not raw.strip():
                     continue
                 where = f"{path}:{number}"
-                record = record_from_dict(decode_line(raw, where), where)
+                record = record_from_dict(decode(raw, where), where)
                 if record.id in first_line:
                     raise ValueError(
                         f'{where}: field "id": {record.id!r} was used on line '
@@ -141,18 +142,6 @@ def read_records(path: str | os.PathLike) -> list[Record]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file after line {number}: {error}") from error
     return records
-
-
-def decode_line(raw: bytes, where: str) -> Any:
-    """The JSON value of a line of a JSONL file; a byte order mark in front is passed over.
-
-    Raises ValueError, which `where` ("file:line") opens, for what is not UTF-8 or not JSON.
-    """
-    try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=_reject_constant)
-    # UnicodeDecodeError and JSONDecodeError are ValueErrors
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not a line of UTF-8 JSON: {error}") from error
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
@@ -317,7 +306,3 @@ def _reject_unknown(d: dict, known: Sequence[str], where: str, prefix: str = "")
                 f'{where}: field "{prefix}{name}": unknown; {hint} (other data belongs under '
                 '"metadata")'
             )
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -8,7 +8,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from grm_jax.data.sources import load_instructions, load_source
+from grm_jax.data.sources import load_instructions, load_source, read_source
 from grm_jax.judgment.records import Turn, write_records
 
 RECORD = {
@@ -322,6 +322,188 @@ def test_a_prompt_and_dialogues_that_do_not_agree_are_named(tmp_path, row, messa
     path = write_jsonl(tmp_path / "pairs.jsonl", [good, row])
     with pytest.raises(ValueError, match=rf"pairs.jsonl:2: field {message}"):
         load_source({"path": path})
+
+
+SHAREGPT = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+MARKED = "q\n<extra_id_1>Assistant\na\n<extra_id_1>User\nmore"
+HUMAN = "\n\nHuman: q\n\nAssistant: a\n\nHuman: more"
+BRIEF = Turn("system", "Be brief.")
+
+
+@pytest.mark.parametrize(
+    "row, form, conversation",
+    [
+        ({"question": "q", "chosen": "good", "rejected": "bad"}, "preference", ASKED),
+        (
+            {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+            "preference",
+            ASKED,
+        ),
+        (
+            {"system": "Be brief.", "question": "q", "chosen": "good", "rejected": "bad"},
+            "preference",
+            (BRIEF, *ASKED),
+        ),
+        (
+            {
+                "conversations": [*SHAREGPT, {"from": "human", "value": "more"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+            "preference",
+            TALK,
+        ),
+        (
+            {"prompt": HUMAN + "\n\nAssistant: ", "chosen": "good", "rejected": "bad"},
+            "preference",
+            TALK,
+        ),
+        ({"prompt": "q", "responses": ["bad", "good"], "scores": [1, 2.5]}, "scored", ASKED),
+        (
+            {"messages": chat("q", "a", "more"), "responses": ["bad", "good"], "rewards": [-1, 0]},
+            "scored",
+            TALK,
+        ),
+        (
+            {
+                "prompt": "q",
+                "responses": [chat("q", "a", "more", "bad"), chat("q", "a", "more", "good")],
+                "ratings": [1, 2],
+            },
+            "scored",
+            TALK,
+        ),
+        (
+            {
+                "instruction": "q",
+                "completions": [
+                    {"model": "m", "response": "bad", "overall_score": 2.0},
+                    {"model": "n", "response": "good", "overall_score": 7.5},
+                ],
+            },
+            "scored",
+            ASKED,
+        ),
+        (
+            {
+                "prompt": HUMAN + "\n\nAssistant: ",
+                "answers": [{"answer": "bad", "rank": 2.0}, {"answer": "good", "rank": 1.0}],
+            },
+            "scored",
+            TALK,
+        ),
+        (
+            {"prompt": MARKED, "response_1": "bad", "response_2": "good", "preference_strength": 1},
+            "preference_strength",
+            TALK,
+        ),
+        (
+            {
+                "context": chat("q", "a", "more"),
+                "response1": "bad",
+                "response2": "good",
+                "overall_preference": 3,
+            },
+            "preference_strength",
+            TALK,
+        ),
+    ],
+)
+def test_other_common_forms_are_read_as_they_are(tmp_path, row, form, conversation):
+    path = write_jsonl(tmp_path / "set.jsonl", [row])
+    (record,) = load_source({"path": path})
+    assert record.id == f"{form}/{tmp_path.name}/set/0"
+    assert record.conversation == conversation
+    assert record.rewards is not None and set(record.responses) == {"good", "bad"}
+    assert record.responses[record.rewards.index(max(record.rewards))] == "good"
+
+
+def test_helpsteer_rows_of_one_prompt_are_one_record(tmp_path):
+    rows = [
+        {"prompt": prompt, "response": text, "helpfulness": score, "verbosity": 9 - score}
+        for prompt, text, score in (
+            ("p", "tie", 2),
+            ("p", "other", 2),
+            (MARKED, "bad", 1),
+            (MARKED, "good", 4),
+            (MARKED, "fair", 2),
+            ("alone", "only", 3),
+        )
+    ]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    (record,), tied = read_source({"path": path})
+    assert (record.responses, record.rewards) == (("bad", "good", "fair"), (1.0, 4.0, 2.0))
+    assert record.conversation == TALK
+    where = f"helpsteer/{tmp_path.name}/train"
+    assert (record.id, tied) == (f"{where}/2", [f"{where}/0", f"{where}/5"])
+
+
+def test_rows_without_a_single_best_response_are_counted_and_shown(tmp_path, capsys):
+    rows = [{"prompt": "q", "responses": ["a", "b"], "scores": [1, k % 2]} for k in range(4)]
+    path = write_jsonl(tmp_path / "set.jsonl", rows)
+    columns = {"conversation": "prompt", "responses": "responses", "rewards": "scores"}
+    for source in ({"path": path}, {"path": path, "columns": columns}):
+        records, tied = read_source(source)
+        assert [r.id.split("/")[-1] for r in records] == ["0", "2"] and len(tied) == 2
+        assert load_source(source) == records
+        said = capsys.readouterr().out
+        assert "2 of 4 rows have no single best response and are left out" in said
+    with pytest.raises(ValueError, match="none of its 1 rows has a single best response"):
+        load_source({"path": write_jsonl(tmp_path / "tie.jsonl", rows[1:2])})
+    # in records of our own it is an error, as they say what is right
+    tie = {**RECORD, "rewards": [1, 1]}
+    with pytest.raises(ValueError, match="expected exactly one largest value"):
+        load_source({"path": write_jsonl(tmp_path / "own.jsonl", [tie])})
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (
+            {"instruction": "q", "input": "x"},
+            "cannot tell what the prompt is, .* instruction, input",
+        ),
+        (
+            {"prompt": "q", "history": [["a", "b"]]},
+            "cannot tell what the prompt is, .* prompt, hist",
+        ),
+        (
+            {"question": "q", "context": "text"},
+            "cannot tell what the prompt is, .*question, context",
+        ),
+        (
+            {"prompt": "more", "messages": chat("q", "a", "more")},
+            r'field "messages\[0\]": expected turn 0 of "the conversation", .*more.*, got .*q',
+        ),
+        (
+            {"system": "x", "messages": [SYSTEM, *chat("q")]},
+            'field "system": the dialogue has a system turn as well',
+        ),
+    ],
+)
+def test_no_part_of_a_prompt_is_passed_over(tmp_path, row, message):
+    path = write_jsonl(tmp_path / "set.jsonl", [{**row, "chosen": "good", "rejected": "bad"}])
+    with pytest.raises(ValueError, match=f"set.jsonl:1: {message}"):
+        load_source({"path": path})
+
+
+def test_dialogues_of_more_than_two_responses_must_agree(tmp_path):
+    talks = [chat("q", "a", "more", text) for text in ("good", "bad", "worse")]
+    columns = {"conversation": "prompt", "responses": "talks", "best": 0}
+    path = write_jsonl(tmp_path / "three.jsonl", [{"prompt": "q", "talks": talks}])
+    (record,) = load_source({"path": path, "columns": columns})
+    assert record.conversation == TALK and record.responses == ("good", "bad", "worse")
+    for last, message in (
+        (chat("q", "b", "more", "worse"), r'"talks\[2\]\[1\]": expected turn 1 of "talks\[1\]"'),
+        (
+            chat("q", "a", "more"),
+            r"\"talks\[2\]\[2\]\": expected the last turn to be the assistant's",
+        ),
+        ("worse", r'"talks\[2\]\[1\]": expected turn 1 of "talks\[1\]", .*, got None'),
+    ):
+        row = {"prompt": "q", "talks": [*talks[:2], last]}
+        with pytest.raises(ValueError, match=f"three.jsonl:1: field {message}"):
+            load_source({"path": write_jsonl(tmp_path / "three.jsonl", [row]), "columns": columns})
 
 
 def test_a_format_of_ones_own(tmp_path, monkeypatch):

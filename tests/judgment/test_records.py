@@ -105,7 +105,7 @@ def test_file_errors_name_the_line(tmp_path):
             read_records(path)
         assert all(name in str(error.value) for name in names), error.value
     path.write_bytes(good.encode() + b'\n"\xff"')
-    with pytest.raises(ValueError, match="r.jsonl:2: not a line of UTF-8"):
+    with pytest.raises(ValueError, match="r.jsonl:2: not UTF-8"):
         read_records(path)
     cut = tmp_path / "cut.jsonl.gz"
     cut.write_bytes(gzip.compress((good + "\n").encode() * 1000)[:-12])
