@@ -15,7 +15,7 @@
 pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, as the paper does on
     ReaLMistake; "hint": True tells it the best response, as half of rejective sampling does.
 scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
-remote: further arguments of `reward_models.remote.remote_judge`.
+remote: further fields of `reward_models.remote.RemoteConfig` (docs/remote.md).
 package.module:function: function(spec, asking, seed) -> RewardModel.
 
 A FOLDER is what `description.model_folder` finds: "tiny", a Hugging Face folder, the work folder of
@@ -26,7 +26,6 @@ that a system does not name is that of `Asking`.
 
 import dataclasses
 import functools
-import inspect
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +49,7 @@ from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
-from grm_jax.reward_models.remote import remote_judge
+from grm_jax.reward_models.remote import RemoteConfig, remote_judge
 from grm_jax.reward_models.scalar import load_scalar, scalar_rm
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
@@ -397,10 +396,11 @@ def _remote(spec, asking) -> _Kind:
     given = {name: value for name, value in spec.items() if name not in ("kind", "templates")}
     arguments: dict[str, Any] = {"max_tokens": asking.lengths.completion, **templates, **given}
     stated = {
-        name: arguments.get(name, parameter.default)
-        for name, parameter in REMOTE.items()
-        if name not in (*NOT_ANSWERS, *templates, "name", "seed")
+        field.name: arguments.get(field.name, field.default)
+        for field in dataclasses.fields(RemoteConfig)
+        if field.name not in (*NOT_ANSWERS, *IF_GIVEN)
     }
+    stated |= {name: arguments[name] for name in IF_GIVEN if arguments.get(name)}
     identity = {"kind": "remote", "templates": _digests(**templates), **stated}
     remote_judge(**arguments)  # says what cannot work; nothing is asked
     fewest = 2 if answer == "index" else 1
@@ -461,18 +461,21 @@ KINDS: dict[str, Callable[[Mapping, Asking], _Kind]] = {
     "remote": _remote,
     **dict.fromkeys(BASELINES, _baseline),
 }
-SET_HERE = ("name", "base_url", "model", "template", "single_template", "seed")
-REMOTE = dict(inspect.signature(remote_judge).parameters)
-REMOTE_FIELDS = tuple(field for field in REMOTE if field not in SET_HERE)
+REMOTE_FIELDS = tuple(field.name for field in dataclasses.fields(RemoteConfig))
 # of a remote system: these do not change what it answers
 NOT_ANSWERS = (
     "base_url",
     "api_key_env",
+    "rename",
+    "stop_reasons",
     "concurrency",
     "timeout_s",
     "retries",
+    "failures_in_a_row",
     "price_per_million",
 )
+# these stand in its identity where they are given: judgments of before they were there are found
+IF_GIVEN = ("system_prompt", "extra_body", "extra_headers")
 FIELDS = {  # kind: (optional, required), beside name and kind
     "pointwise_grm": (("meta", "templates", "answer", "hint"), ("path",)),
     "llm_judge": (("templates",), ("path",)),
@@ -481,7 +484,7 @@ FIELDS = {  # kind: (optional, required), beside name and kind
     "bradley_terry": ((), ("path",)),
     "pair_rm": (("swap_average",), ("path",)),
     "cloud": ((), ("path", "critic")),
-    "remote": (("templates", *REMOTE_FIELDS), ("base_url", "model")),
+    "remote": (("templates", *REMOTE_FIELDS[2:]), REMOTE_FIELDS[:2]),  # a base_url and a model
     **dict.fromkeys(BASELINES, ((), ())),
 }
 

@@ -1,9 +1,11 @@
 """The remote judge against a local server that misbehaves on demand."""
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import re
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +16,7 @@ from grm_jax.judgment.prompts import load_template
 from grm_jax.reward_models import remote
 from grm_jax.reward_models.protocol import shown_order
 from grm_jax.reward_models.remote import remote_judge
+from grm_jax.reward_models.replies import RemoteError
 from tests.reward_models.judge_cases import choose, honest, record
 
 KEY = "sk-very-secret-123"
@@ -203,7 +206,7 @@ def test_an_index_names_the_best_of_a_whole_list(server):
 
 @pytest.mark.parametrize(
     "body, failure",
-    [
+    [  # what is no reply at all is asked again, what was paid for is not
         (completion("I would rather not say."), "no_box"),
         (completion("Scores: \\boxed{9, 2}", "length"), "truncated"),
         (completion("", "length"), "truncated"),
@@ -214,7 +217,7 @@ def test_an_index_names_the_best_of_a_whole_list(server):
         (b"\xff\xfe{", "request_failed:malformed_reply"),
         (b"null", "request_failed:malformed_reply"),
         (b"[" * 100_000, "request_failed:malformed_reply"),
-        ({"object": "error"}, "request_failed:malformed_reply"),
+        ({"object": "error"}, "request_failed:error_in_reply"),
         ({"choices": []}, "request_failed:malformed_reply"),
         ({"choices": [{"text": "an old completion"}]}, "request_failed:malformed_reply"),
         (
@@ -227,13 +230,16 @@ def test_one_bad_reply_is_a_named_failure_and_voids_nothing(server, body, failur
     server.answer = lambda request: (
         (200, body) if "worth 9" in request["messages"][0]["content"] else good(request)
     )
+    completed = isinstance(body, dict) and body.get("choices")
+    attempts = 1 if completed else 3
     five, one, two = rows_of(model(server), RECORDS)
     assert (
         (two["scores"], two["failure"]) == (None, failure)
-        and two["attempts"] == 1
-        and bool(two["error"]) == ("malformed" in failure)
+        and two["attempts"] == attempts
+        and bool(two["error"]) == ("malformed" in failure or "error" in failure)
     )
-    assert five["scores"] == [5, 6, 10, 1, 2] and one["scores"] == [1] and len(server.requests) == 3
+    assert five["scores"] == [5, 6, 10, 1, 2] and one["scores"] == [1]
+    assert len(server.requests) == 2 + attempts
     json.dumps(two)
 
 
@@ -432,9 +438,11 @@ def test_settings_that_cannot_work_are_refused(server, monkeypatch):
         with pytest.raises(ValueError, match="base_url") as caught:
             model(server, base_url=url)
         assert "secret" not in str(caught.value)
-    with pytest.raises(ValueError, match="answer is 'letter'; expected one of scores, ten, index"):
+    with pytest.raises(
+        ValueError, match="answer: expected one of scores, ten, index, got 'letter'"
+    ):
         model(server, answer="letter")
-    with pytest.raises(ValueError, match="concurrency >= 1"):
+    with pytest.raises(ValueError, match="concurrency: expected a positive integer, got 0"):
         model(server, concurrency=0)
     for value in ("", "two\nlines", "caf\u00e9"):
         monkeypatch.setenv("FAKE_API_KEY", value)
@@ -445,3 +453,245 @@ def test_settings_that_cannot_work_are_refused(server, monkeypatch):
         ):
             list(model(server).judge(RECORDS))
     assert not server.requests
+
+
+# ---- parameters
+
+
+def test_parameters_are_renamed_left_out_and_added(server, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", "other-secret-9")
+    judge = model(
+        server,
+        rename={"max_tokens": "max_completion_tokens", "seed": "random_seed"},
+        extra_body={"temperature": None, "reasoning_effort": "low", "provider": {"only": ["x"]}},
+        extra_headers={"X-Title": "grm", "api-key": "$OTHER_KEY"},
+        system_prompt="You are fair.",
+    )
+    server.answer = lambda request: (200, completion(honest(asked(request), (1, 2))[0]))
+    (row,) = rows_of(judge, RECORDS[2:])
+    (request,) = server.requests
+    assert row["scores"] == [9, 2]
+    assert set(request) == {
+        *("model", "messages", "top_p", "max_completion_tokens", "random_seed"),
+        *("reasoning_effort", "provider"),
+    }
+    assert request["max_completion_tokens"] == 2048 and request["provider"] == {"only": ["x"]}
+    assert request["messages"][0] == {"role": "system", "content": "You are fair."}
+    assert [turn["role"] for turn in request["messages"]] == ["system", "user"]
+    sent = {name.lower(): value for name, value in server.headers[0].items()}
+    assert (sent["x-title"], sent["api-key"]) == ("grm", "other-secret-9")
+    server.answer = lambda request: (503, b"other-secret-9 is wrong")
+    assert rows_of(judge, RECORDS[2:])[0]["error"] == "[API key] is wrong"
+
+
+def asked(request):
+    """The prompt, also behind a turn of the system."""
+    return request["messages"][-1]["content"]
+
+
+def test_a_parameter_may_be_given_another_value(server):
+    rows_of(model(server, extra_body={"max_tokens": 7, "seed": None}), RECORDS[2:])
+    assert server.requests[0]["max_tokens"] == 7 and "seed" not in server.requests[0]
+    rename = {"max_tokens": "n_tokens"}
+    rows_of(model(server, rename=rename, extra_body={"n_tokens": None}), RECORDS[2:])
+    assert not {"max_tokens", "n_tokens"} & set(server.requests[1])
+
+
+def test_a_server_that_wants_other_parameters_says_so_once(server):
+    server.answer = lambda request: (
+        (400, {"error": {"message": "Use max_completion_tokens", "param": "max_tokens"}})
+        if "max_tokens" in request
+        else good(request)
+    )
+    many = [record(f"r{i}", (1, 2)) for i in range(50)]
+    with pytest.raises(RemoteError, match=r"rename = {'max_tokens': 'max_completion_tokens'}"):
+        list(model(server, concurrency=1).judge(many))
+    assert len(server.requests) == 1
+    judge = model(server, rename={"max_tokens": "max_completion_tokens"})
+    assert all(row["scores"] for row in rows_of(judge, many))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"concurrency": "8"}, "concurrency: expected a positive integer, got '8'"),
+        ({"retries": -1}, "retries: expected a number >= 0, got -1"),
+        ({"timeout_s": 0}, "timeout_s: expected seconds > 0, got 0"),
+        ({"max_tokens": 0}, "max_tokens: expected a positive integer, got 0"),
+        ({"max_token": 5}, "max_token: no such field; nearest: max_tokens"),
+        ({"model": "a\nb"}, "model: expected the name of a model"),
+        ({"price_per_million": (1.0,)}, r"price_per_million: expected \(input, output\)"),
+        ({"price_per_million": (1.0, float("nan"))}, "price_per_million: expected"),
+        ({"rename": {"max_token": "x"}}, "rename: .* got 'max_token'; nearest: max_tokens"),
+        ({"rename": {"seed": "top_p"}}, "rename: expected names that differ"),
+        ({"extra_body": {"messages": []}}, "extra_body: expected no field 'messages'"),
+        ({"extra_body": {"n": 4}}, "extra_body: expected no field 'n'"),
+        ({"extra_body": {"stream": True}}, "extra_body: expected no stream"),
+        ({"extra_body": {"x": {1, 2}}}, "extra_body: expected plain JSON, got a set"),
+        ({"extra_body": {"x": float("inf")}}, "extra_body: expected finite numbers"),
+        ({"extra_headers": {"a b": "x"}}, "extra_headers: expected names of headers"),
+        ({"extra_headers": {"X-A": "a\nb"}}, "extra_headers: X-A: expected one line"),
+        ({"extra_headers": {"api-key": KEY}}, "extra_headers: api-key: expected .NAME"),
+        ({"extra_headers": {"X-Auth": f"${KEY}"}}, "extra_headers: X-Auth: expected the name"),
+        ({"api_key_env": KEY}, "api_key_env: expected the name of an environment variable"),
+        ({"api_key_env": "gsk_verysecret123"}, "api_key_env: expected the name of an environ"),
+        ({"concurrency": 0, "retries": -1}, "concurrency: .*; retries: "),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_asked_and_no_secret_with_it(
+    server, wrong, message
+):
+    with pytest.raises(ValueError, match=message) as caught:
+        model(server, **wrong)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not server.requests
+
+
+# ---- a server that is down
+
+
+def test_a_server_that_is_down_is_said_at_once_and_stops_the_run(server, caplog):
+    server.close()
+    many = [record(f"r{i:03}", (1, 2)) for i in range(3000)]
+    with pytest.raises(RemoteError) as caught:
+        list(model(server, retries=1, failures_in_a_row=20).judge(many))
+    first = caplog.records[0].getMessage()
+    port = server.url.split(":")[-1].split("/")[0]
+    assert f"127.0.0.1:{port} refuses the connection" in first and "1 in a row" in first
+    assert len(caplog.records) == 1  # and not a line for each request
+    message = str(caught.value)
+    assert message.startswith(f"remote: 20 requests in a row failed at {server.url}/chat/compl")
+    assert "refuses the connection" in message and "is kept" in message and "\n" not in message
+
+
+def test_what_failed_when_the_server_went_down_is_asked_again_and_the_rest_is_kept(server):
+    def answer(request):
+        return good(request) if len(server.requests) <= 21 else (502, b"down")
+
+    server.answer, found = answer, []
+    many = [record(f"r{i:02}", (1, 2)) for i in range(60)]
+    settings = {"retries": 0, "concurrency": 1, "failures_in_a_row": 5}
+    with pytest.raises(RemoteError, match="5 requests in a row failed at .*http_502 down"):
+        for block in model(server, **settings).judge(many):
+            found += block
+    assert [row["id"] for row in found] == [f"r{i:02}" for i in range(21)]
+    assert all(row["failure"] is None for row in found) and len(server.requests) == 26
+
+
+def test_failures_that_are_not_in_a_row_stop_nothing(server):
+    server.answer = lambda request: (
+        good(request) if len(server.requests) % 5 == 0 else (502, b"busy")
+    )
+    many = [record(f"r{i:02}", (1, 2)) for i in range(40)]
+    settings = {"retries": 0, "concurrency": 1, "failures_in_a_row": 5}
+    rows = rows_of(model(server, **settings), many)
+    assert sum(row["failure"] == "request_failed:http_502" for row in rows) == 32
+    server.answer = lambda request: (502, b"busy")
+    assert len(rows_of(model(server, **settings | {"failures_in_a_row": None}), many)) == 40
+
+
+def test_prompts_that_are_too_long_and_refusals_are_no_sign_of_a_server_that_is_down(server):
+    replies = [(400, {"error": "maximum context length"}), (200, completion("", "safety"))]
+    server.answer = lambda request: replies[len(server.requests) % 2]
+    many = [record(f"r{i:02}", (1, 2)) for i in range(40)]
+    rows = rows_of(model(server, failures_in_a_row=3), many)
+    assert {row["failure"] for row in rows} == {"request_failed:http_400", "refused:safety"}
+
+
+def test_a_server_that_is_down_gets_no_retries_until_it_answers(server):
+    server.answer = lambda request: (502, b"down")
+    many = [record(f"r{i:02}", (1, 2)) for i in range(40)]
+    with pytest.raises(RemoteError):
+        list(model(server, retries=3, concurrency=2, failures_in_a_row=10).judge(many))
+    assert len(server.requests) <= 2 * 4 + 10
+
+
+def test_every_wait_is_spread_and_bounded(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 1.0)
+    for number, asked_s in [(1, None), (4, None), (30, None), (10**6, None), (1, 0.0), (2, 60.0)]:
+        waits = {remote.wait_before(number, asked_s) for _ in range(50)}
+        assert len(waits) == 50, "clients that failed together come back together"
+        least = (asked_s or 0.0) + 0.5 * min(120.0, 2.0 ** min(number - 1, 30))
+        assert least <= min(waits) and max(waits) <= (asked_s or 0.0) + 1.5 * 120
+    assert remote.wait_before(1, 121.0) is None and remote.wait_before(1, float("inf")) is None
+
+
+def test_a_reply_that_stalls_in_its_body_is_a_timeout_that_says_so(server):
+    data = json.dumps(completion("\\boxed{9, 2}")).encode()
+    with slow_server([b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + data[:40]]) as url:
+        (row,) = rows_of(model(server, base_url=url, timeout_s=0.5, retries=0), RECORDS[2:])
+    assert row["failure"] == "request_failed:timeout"
+    assert row["error"] == "no whole reply within 0.5 s; HTTP 200 came, and 40 bytes of its body"
+
+
+def test_a_body_that_is_cut_off_is_a_connection_that_broke(server):
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"
+    with slow_server([head + b'{"choices"'], close=True) as url:
+        (row,) = rows_of(model(server, base_url=url, retries=1), RECORDS[2:])
+    assert (row["failure"], row["attempts"]) == ("request_failed:connection", 2)
+    assert "incomplete" in row["error"] or "without sending complete" in row["error"]
+
+
+@contextlib.contextmanager
+def slow_server(replies, close=False):
+    """A server of raw bytes: each connection gets the replies, and then silence or its end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kept = []
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    connection.recv(65536)
+                    for reply in replies:
+                        connection.sendall(reply)
+                    if close:
+                        connection.close()
+                    kept.append(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        for connection in kept:
+            connection.close()
+
+
+def test_a_reply_without_end_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(remote, "LONGEST_REPLY", 1000)
+    server.answer = lambda request: (200, b" " * 5000)
+    (row,) = rows_of(model(server), RECORDS[2:])
+    assert row["failure"] == "request_failed:malformed_reply" and "1,000 bytes" in row["error"]
+
+
+def test_tls_that_can_never_succeed_ends_it_and_a_host_without_address_is_named(server):
+    with pytest.raises(RemoteError, match=r"no TLS with 127.0.0.1:\d+: "):
+        rows_of(model(server, base_url=server.url.replace("http", "https")), RECORDS[2:])
+    settings = {"base_url": "http://nowhere.invalid/v1", "retries": 0}
+    (row,) = rows_of(model(server, **settings), RECORDS[2:])
+    assert row["failure"] == "request_failed:connection"
+    assert "no address of the host nowhere.invalid" in row["error"]
+
+
+def test_lines_about_a_server_hold_no_key(server, caplog):
+    server.answer = failing(2, 503, {"error": f"who is {KEY}?"})
+    rows_of(model(server), RECORDS[2:])
+    said = [entry.getMessage() for entry in caplog.records]
+    assert len(said) == 2 and "[API key]" in said[0] and KEY not in "".join(said)
+    assert said[1] == "remote: answers again, after 2 failed attempts"
+
+
+# ---- what it would cost
+
+
+def test_requests_tokens_and_cost_are_estimated_without_asking(server):
+    judge_of = {"base_url": server.url, "model": "fake", "max_tokens": 100}
+    price = {"price_per_million": (1.0, 10.0)}
+    told = remote.estimate(RECORDS, 3, **TEMPLATES, **judge_of, **price)
+    assert (told.requests, told.completion_tokens) == (9, 900) and not server.requests
+    assert told.cost == pytest.approx((told.prompt_tokens + 10 * 900) / 1e6)
+    rows_of(model(server, max_tokens=100), RECORDS, (0, 1, 2))
+    letters = sum(len(asked(request).encode()) for request in server.requests)
+    assert told.prompt_tokens == pytest.approx(letters / 4, abs=3)
+    more = {"system_prompt": "x" * 400, "extra_body": {"max_completion_tokens": 7}}
+    longer = remote.estimate(RECORDS, 3, **TEMPLATES, **judge_of, **more)
+    assert longer.prompt_tokens == pytest.approx(told.prompt_tokens + 900, abs=9)
+    assert longer.completion_tokens == 63 and longer.cost is None
