@@ -29,6 +29,7 @@ def main(_):
     from experiments.stages import evaluation
     from experiments.stages.workdir import hold, start_processes
     from grm_jax.parallel import processes
+    from grm_jax.reward_models.replies import RemoteError
 
     start_processes()
     workdir = pathlib.Path(WORKDIR.value)
@@ -38,9 +39,9 @@ def main(_):
         settings = config_flags.section(config, "eval")
         systems = evaluation.systems(config)
         results = evaluation.evaluate(systems, benchmarks, workdir, settings, config)
-    except (ValueError, FileNotFoundError) as error:
-        # a config, benchmark or folder that cannot be used, said in full; of several processes
-        # one leaves without waiting for the others only after an exception
+    except (ValueError, FileNotFoundError, RemoteError) as error:
+        # a config, benchmark, folder or server that cannot be used, said in full; of several
+        # processes one leaves without waiting for the others only after an exception
         if processes.count() > 1:
             raise
         sys.exit(f"{type(error).__name__}: {error}")

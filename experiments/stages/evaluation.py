@@ -65,7 +65,10 @@ def evaluate(
 def exit_without_judgments(results: Mapping) -> None:
     """End the program with a message where a system has not one judgment on a benchmark."""
     if results and (silent := without_judgments(results)):
-        sys.exit(f"not one judgment, so no figure: {'; '.join(silent)}")
+        sys.exit(
+            f"not one judgment, so no figure: {'; '.join(silent)}. What failed on the way is asked "
+            "for again with --config.eval.retry=request_failed"
+        )
 
 
 def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> dict:
