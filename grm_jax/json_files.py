@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 DEPTH = 100  # levels of lists and objects in one another
@@ -84,9 +85,31 @@ def looks_like(raw: bytes) -> str | None:
     head = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
         return "the file is empty" if not raw else "nothing but white space"
+    if not raw.strip(b"\0"):
+        return "zeros alone, as of a write that was cut off"
     if head[:1] == b"<":
         return f"an HTML or XML page, perhaps an error or a login page: {shown_bytes(head)}"
     return next((f"{what}" for sign, what in _SIGNS if raw.startswith(sign)), None)
+
+
+def file_looks_like(path: pathlib.Path) -> str:
+    """Returns "; it looks like this: ...", "" for a file of which `looks_like` says None."""
+    with open(path, "rb") as file:
+        words = looks_like(file.read(512))
+    return "" if words is None else f"; it looks like this: {words}"
+
+
+def wrong_fields(where: object, problems: Mapping[str, str]) -> ValueError:
+    """Makes the error of wrong fields of a file: a line for each, with the file and the field.
+
+    problems: {field: what was expected and what was found}.
+    """
+    return ValueError(
+        "\n".join(
+            f"{where}: field {cut(json.dumps(field), 80)}: {words}"
+            for field, words in problems.items()
+        )
+    )
 
 
 def shown_bytes(raw: bytes) -> str:

@@ -166,12 +166,13 @@ def load(
     spec, folder, description = _spec(name, kind, meta)
     # these take a second, and JAX
     from grm_jax.compile_cache import enable_compile_cache
-    from grm_jax.models.config import Numerics
+    from grm_jax.models.config import Numerics, load_config
     from grm_jax.reward_models.load import Asking, describe
     from grm_jax.sampling.settings import Lengths, Sampling
 
     enable_compile_cache()
     config = {} if folder is None else read_object(folder / "config.json")
+    cfg = None if folder is None else load_config(folder)
     said, guesses = description or Description("pointwise_grm"), []
 
     def settle(what: str, given: Any, stated: Any, guess: Any) -> Any:
@@ -180,7 +181,7 @@ def load(
         return next(value for value in (given, stated, guess) if value is not None)
 
     # how it is asked: as the arguments say, else grm.json, else a guess that is said aloud
-    positions = config.get("max_position_embeddings", 8192)
+    positions = 8192 if cfg is None else cfg.max_positions
     lengths = said.lengths or {}
     guess = min(COMPLETION, positions // 4)
     completion = _count(
@@ -218,7 +219,7 @@ def load(
     asking = Asking(
         mesh=mesh,
         # unrolled layers are faster on CPU, and compile slower
-        numerics=Numerics(dtype, not on_cpu or config.get("num_hidden_layers", 0) > 8),
+        numerics=Numerics(dtype, not on_cpu or (cfg is not None and cfg.n_layers > 8)),
         lengths=Lengths(
             prompt,
             completion,

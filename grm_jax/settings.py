@@ -21,6 +21,7 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from grm_jax.json_files import shown
 from grm_jax.naming import resolve
 
 T = TypeVar("T")
@@ -101,7 +102,7 @@ def find_problems(
         words, test = expected.get(field, (None, None))
         if not _is_of(value, annotation):
             words = _with_none(words or _words(annotation), annotation)
-            wrong[field] = f"{field}: expected {words}, got {value!r}"
+            wrong[field] = f"{field}: expected {words}, got {shown(value)}"
         elif test is not None and value is not None:
             if problem := _problem(test, (value,), words):
                 wrong[field] = f"{field}: {problem}"
@@ -149,7 +150,7 @@ def _problem(test, values, words) -> str | None:
         right = test(*values)
     except (ValueError, TypeError) as error:  # the test's own words
         return str(error)
-    return None if right else f"expected {words}, got {values[0]!r}"
+    return None if right else f"expected {words}, got {shown(values[0])}"
 
 
 @functools.cache
@@ -179,11 +180,18 @@ def _is_of(value: Any, annotation: Any) -> bool:
                 return True
         elif kind in (int, float):
             numeric = numbers.Real if kind is float else numbers.Integral
-            if isinstance(value, numeric) and not isinstance(value, bool) and math.isfinite(value):
+            if isinstance(value, numeric) and not isinstance(value, bool) and _is_finite(value):
                 return True
         elif isinstance(value, kind):
             return True
     return False
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is no float, 10**400
+        return False
 
 
 _WORDS = {int: "an integer", float: "a number", bool: "True or False", str: "a text"}

@@ -23,7 +23,7 @@ from typing import Any
 import sentencepiece
 import tokenizers
 
-from grm_jax.json_files import read_object
+from grm_jax.json_files import file_looks_like, read_object, shown
 
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
@@ -158,7 +158,9 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:
-        raise ValueError(f"{path}: not a SentencePiece model: {error}") from error
+        raise ValueError(
+            f"{path}: not a SentencePiece model: {error}{file_looks_like(path)}"
+        ) from error
     has_prefix = model.normalize("a").startswith("▁")
     if has_prefix:
         model = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
@@ -206,11 +208,12 @@ def _load_hugging_face(path: Path) -> Tokenizer:
     model = model if has_prefix else original
     model.no_truncation()
     model.no_padding()
+    vocab_size = max(model.get_vocab().values(), default=-1) + 1
     return _tokenizer(
         path=path,
-        vocab_size=max(model.get_vocab().values()) + 1,
+        vocab_size=vocab_size,
         id_of=model.token_to_id,
-        special=_special_ids(path.parent, model.token_to_id),
+        special=_special_ids(path.parent, model.token_to_id, vocab_size),
         control={
             token.content: i
             for i, token in model.get_added_tokens_decoder().items()
@@ -289,25 +292,51 @@ def _tokenizer(
     )
 
 
-def _special_ids(folder: Path, id_of: Callable[[str], int | None]) -> dict[str, int | None]:
+def _special_ids(
+    folder: Path, id_of: Callable[[str], int | None], vocab_size: int
+) -> dict[str, int | None]:
     """Ids of bos, eos, pad, unk from tokenizer_config.json or special_tokens_map.json (as text),
     else config.json (as ids).
     """
-    texts: dict[str, Any] = {}
+    texts: dict[str, tuple[str, Any]] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            texts.update({k: v for k, v in read_object(folder / file).items() if v is not None})
+            stated = read_object(folder / file).items()
+            texts.update({key: (file, text) for key, text in stated if text is not None})
     config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     result: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
-        text = texts.get(f"{name}_token")
+        file, text = texts.get(f"{name}_token", ("", None))
         if isinstance(text, dict):  # a serialized AddedToken
             text = text.get("content")
-        index = config.get(f"{name}_token_id") if text is None else id_of(text)
-        if text is not None and index is None:
-            raise ValueError(f"{folder}: {name}_token {text!r} is not in tokenizer.json")
-        result[name] = index[0] if isinstance(index, list) else index
+        if file and not isinstance(text, str):
+            raise ValueError(
+                f'{folder / file}: field "{name}_token": expected a text, or an object with a text '
+                f'"content", got {shown(texts[f"{name}_token"][1])}'
+            )
+        if text is not None:
+            result[name] = id_of(text)
+            if result[name] is None:
+                raise ValueError(f"{folder}: {name}_token {text!r} is not in tokenizer.json")
+        else:
+            result[name] = _stated_id(
+                folder / "config.json", f"{name}_token_id", config, vocab_size
+            )
     return result
+
+
+def _stated_id(path: Path, field: str, config: dict[str, Any], vocab_size: int) -> int | None:
+    """A token id of config.json, the first of several; None where it is null or -1."""
+    value = config.get(field)
+    ids: list[Any] = value if isinstance(value, list) and value else [value]
+    for i in ids:
+        is_id = isinstance(i, int) and not isinstance(i, bool) and -1 <= i < vocab_size
+        if i is not None and not is_id:
+            raise ValueError(
+                f'{path}: field "{field}": expected an id below {vocab_size:,} (the tokenizer\'s), '
+                f"or null, got {shown(value)}"
+            )
+    return None if ids[0] == -1 else ids[0]
 
 
 def _without_dummy_prefix(node: dict | None, part: str) -> dict | None:

@@ -327,3 +327,52 @@ def test_a_missing_or_foreign_file_is_named(tmp_path, small):
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</done>"}))
     with pytest.raises(ValueError, match="'</done>' is not in tokenizer.json"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b'{"eos_token": "<eo', "cut off"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b'["<eos>"]', "expected a JSON object, got"),
+        (b'{"a": 1, "a": 2}', "'a' stands twice"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_broken_small_file_is_named_with_what_it_looks_like(tmp_path, file, data, words):
+    folder = byte_level_tokenizer(tmp_path)
+    (folder / file).write_bytes(data)
+    with pytest.raises(ValueError, match=f"{folder / file}: .*{words}"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("value", [5, True, ["<eos>"], {}, {"content": None}, {"text": "<eos>"}])
+def test_a_special_token_that_is_no_text_is_refused(tmp_path, value):
+    folder = byte_level_tokenizer(tmp_path)
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated | {"eos_token": value}))
+    with pytest.raises(ValueError, match='tokenizer_config.json: field "eos_token": expected a te'):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("value", ["1", 1.0, True, -2, 10**9, [1, "5"], [[1]], {"id": 1}])
+def test_an_id_that_the_tokenizer_has_not_is_refused(tmp_path, value):
+    folder = byte_level_tokenizer(tmp_path)
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": 2, "eos_token_id": value}))
+    with pytest.raises(ValueError, match='config.json: field "eos_token_id": expected an id below'):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("value", [None, -1, [], [None]])
+def test_an_id_that_is_off_is_no_id(tmp_path, value):
+    folder = byte_level_tokenizer(tmp_path)
+    (folder / "tokenizer_config.json").unlink()
+    stated = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": value}
+    (folder / "config.json").write_text(json.dumps(stated))
+    if value in (None, -1, [None]):
+        assert load_tokenizer(folder).pad_id == load_tokenizer(folder).eos_id
+    else:
+        with pytest.raises(ValueError, match="pad_token_id"):
+            load_tokenizer(folder)

@@ -32,6 +32,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from grm_jax.json_files import file_looks_like, read_object, shown
 from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
 from grm_jax.models.table import (
     CAUSAL_LM,
@@ -49,7 +50,7 @@ from grm_jax.models.table import (
 from grm_jax.parallel.mesh import Device
 from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.progress import byte_progress
-from grm_jax.tokenizer import load_tokenizer
+from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -213,7 +214,9 @@ def open_safetensors(path: pathlib.Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except SafetensorError as error:
-        raise ValueError(f"{path}: truncated, or not a safetensors file: {error}") from error
+        raise ValueError(
+            f"{path}: truncated, or not a safetensors file: {error}{file_looks_like(path)}"
+        ) from error
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
@@ -222,12 +225,12 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
     """
     index = folder / INDEX
     if index.is_file():
-        try:
-            named = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+        named = read_object(index).get("weight_map")
+        if not isinstance(named, dict) or not all(map(_is_file_name, named.values())):
             raise ValueError(
-                f"{index}: expected JSON with a weight_map from tensor names to files: {error!r}"
-            ) from error
+                f'{index}: field "weight_map": expected an object of tensor names and names of '
+                f"files in this folder, got {shown(named)}"
+            )
         files = sorted(set(named.values()))
     elif (folder / SINGLE).is_file():
         named, files = None, [SINGLE]
@@ -249,6 +252,10 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
             if name not in tensors or tensors[name][0].name != file:
                 raise ValueError(f"{folder / file}: holds no tensor {name}, but {INDEX} says so")
     return tensors
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and name != "" and name == pathlib.Path(name).name
 
 
 def _check(
@@ -360,6 +367,21 @@ def refuse_not_finite(
         f"{file}: tensor {name} holds {value:g} at [{index}]; expected finite numbers"
         + (f" that {converted.dtype.name} can hold" if np.isfinite(value) else "")
     )
+
+
+def load_own_tokenizer(folder: str | os.PathLike, cfg: Gemma2Config) -> Tokenizer:
+    """Reads the tokenizer of a model folder.
+
+    Raises as `load_tokenizer`, and ValueError where it has more ids than the model has rows: the
+    rows of those ids would be another token's.
+    """
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > cfg.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, but config.json says "
+            f"vocab_size = {cfg.vocab_size:,}; expected a row of the embedding for each id"
+        )
+    return tokenizer
 
 
 def write_safetensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:

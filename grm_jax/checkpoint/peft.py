@@ -11,13 +11,39 @@ import shutil
 import numpy as np
 
 from grm_jax.checkpoint.huggingface import open_safetensors, refuse_not_finite, write_safetensors
-from grm_jax.models.config import Gemma2Config
+from grm_jax.json_files import read_object, shown, wrong_fields
+from grm_jax.models.config import MOST, Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
 from grm_jax.models.table import find_row, flatten, hf_names, unflatten
 from grm_jax.parallel.processes import is_main, to_host
+from grm_jax.settings import SettingsError
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 MATRICES = {A: "lora_A", B: "lora_B"}
+# Keys of adapter_config.json that change what is computed, and their values in plain LoRA: one rank
+# and alpha for all, no bias, no DoRA, no other weights. Others are refused.
+_PLAIN: dict[str, tuple] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "init_lora_weights": (True, False, None, "gaussian"),  # others change the base's weights too
+} | dict.fromkeys(
+    """
+    alora_invocation_tokens alpha_pattern arrow_config exclude_modules kasa_config layer_replication
+    layers_pattern layers_to_transform loftq_config lora_bias modules_to_save monteclora_config
+    rank_pattern target_parameters trainable_token_indices use_bdlora use_dora use_qalora use_rslora
+    velora_config
+    """.split(),
+    (None, False, [], {}),
+)
+_WITHOUT_EFFECT = frozenset(
+    """
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode
+    lora_dropout lora_ga_config megatron_config megatron_core peft_version qalora_group_size
+    revision runtime_config
+    """.split()
+)
 
 
 def save_adapters(
@@ -84,40 +110,12 @@ def save_adapters(
 def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, LoraConfig]:
     """Reads such a folder: (adapters as numpy arrays, config).
 
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one, or a tensor that is
-    missing, left over, of another shape, or not finite.
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, for a field of
+    adapter_config.json that plain LoRA has not, or a tensor that is missing, left over, of another
+    shape, or not finite.
     """
     folder = pathlib.Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        rank, alpha, modules = config["r"], config["lora_alpha"], config["target_modules"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / CONFIG}: expected JSON with r, lora_alpha and target_modules: {error!r}"
-        ) from error
-    short = {
-        find_row(path).hf_name.split(".")[-2]: path.rsplit("/", 1)[1]
-        for path in adapted_paths(cfg, LoraConfig(1))
-    }
-    # a name, or "all-linear"
-    targets = modules if isinstance(modules, list) else [modules]
-    unknown = (
-        [name for name in targets if name not in short]
-        or config.get("rank_pattern")
-        or config.get("alpha_pattern")
-    )
-    if (
-        config.get("peft_type") != "LORA"
-        or config.get("bias", "none") != "none"
-        or config.get("use_dora")
-        or config.get("use_rslora")
-        or unknown
-    ):
-        raise ValueError(
-            f"{folder / CONFIG}: expected plain LoRA on some of {', '.join(short)}, one rank and "
-            f"alpha for all, without bias, DoRA or rsLoRA; got {config}"
-        )
-    lora = LoraConfig(rank, alpha, tuple(short[name] for name in targets))
+    lora = _read_config(folder / CONFIG, cfg)
     flat, used = {}, set()
     with open_safetensors(folder / TENSORS) as file:
         there = set(file.keys())
@@ -150,6 +148,47 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
             f"first is {left[0]}"
         )
     return unflatten(flat), lora
+
+
+def _read_config(path: pathlib.Path, cfg: Gemma2Config) -> LoraConfig:
+    """Reads adapter_config.json. Raises ValueError, one line for each field that is wrong."""
+    config = read_object(path)
+    problems = {
+        key: f"expected {shown(values[0])}, got {shown(config[key])}"
+        for key, values in _PLAIN.items()
+        if key in config
+        and not any(type(config[key]) is type(x) and config[key] == x for x in values)
+    }
+    known = {*_PLAIN, *_WITHOUT_EFFECT, "r", "lora_alpha", "target_modules"}
+    problems |= {
+        key: f"unknown, and not null: {shown(value)}; expected a plain LoRA"
+        for key, value in config.items()
+        if key not in known and value is not None
+    }
+    if "peft_type" not in config:
+        problems["peft_type"] = "expected 'LORA', got nothing"
+    short = {
+        find_row(weight).hf_name.split(".")[-2]: weight.rsplit("/", 1)[1]
+        for weight in adapted_paths(cfg, LoraConfig(1))
+    }
+    rank, alpha, modules = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
+    # peft takes a text for a regular expression
+    named = isinstance(modules, list) and all(isinstance(name, str) for name in modules)
+    if not named or not modules or any(name not in short for name in modules):
+        problems["target_modules"] = (
+            f"expected a list of some of {', '.join(short)}, got {shown(modules)}"
+        )
+        modules = list(short)
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST:
+        problems["r"] = f"expected an integer from 1 to {MOST:,}, got {shown(rank)}"
+        rank = 1
+    try:
+        lora = LoraConfig(rank, alpha, tuple(dict.fromkeys(short[name] for name in modules)))
+        if not problems:
+            return lora
+    except SettingsError as error:
+        problems["lora_alpha"] = error.problems[0].removeprefix("alpha: ")
+    raise wrong_fields(path, problems)
 
 
 def _names(weight: str, matrix: str, cfg: Gemma2Config) -> list[str]:

@@ -1,15 +1,20 @@
 """Describes a Gemma-2 model: its sizes, from a Hugging Face `config.json` or as published."""
 
 import dataclasses
-import json
+import difflib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from grm_jax.settings import Rule, build, check, one_of
+from grm_jax.json_files import read_object, shown, wrong_fields
+from grm_jax.settings import Rule, SettingsError, build, check, one_of
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
 ATTENTIONS = ("reference", "splash", "splash_interpreted")
+MOST = 2**31 - 1  # of a size: positions and ids are int32
+MOST_LAYERS = 10_000
+_SIZE: Rule = (f"an integer from 1 to {MOST:,}", lambda x: 1 <= x <= MOST)
+_SCALE: Rule = ("a number > 0, in the range of float32", lambda x: 1.2e-38 <= x <= 3.4e38)
 _NUMERICS: dict[str, Rule] = {
     "dtype": one_of(("float32", "bfloat16")),
     "remat": one_of(("none", "full", "dots")),
@@ -92,6 +97,17 @@ class Gemma2Config:
             self,
             _NUMERICS
             | {
+                "vocab_size d_model n_heads n_kv_heads d_ff sliding_window max_positions": _SIZE,
+                "n_layers": (
+                    f"an integer from 1 to {MOST_LAYERS:,}",
+                    lambda layers: 1 <= layers <= MOST_LAYERS,
+                ),
+                "head_dim": (
+                    f"an even integer from 2 to {MOST:,}",
+                    lambda size: 2 <= size <= MOST and size % 2 == 0,
+                ),
+                "query_pre_attn_scalar rope_theta norm_eps": _SCALE,
+                "attn_softcap final_softcap": (f"{_SCALE[0]}, or None for off", _SCALE[1]),
                 "attention": one_of(ATTENTIONS),
                 "layer_types": (
                     f"{LOCAL!r} or {GLOBAL!r} for each layer",
@@ -163,33 +179,169 @@ _HF_FIELDS = {
 }
 
 
+# Keys of which this model has one value (the first; the others mean the same). Other values change
+# what is computed, and are refused.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "hidden_act": ("gelu_pytorch_tanh", None),  # for other programs than transformers
+    "attention_bias": (False,),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0.0, 0, None),
+    "tie_word_embeddings": (True,),
+    "use_bidirectional_attention": (False, None),
+    "is_causal": (True, None),
+    "use_sliding_window": (True, None),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (1.0, 1, None),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+}
+_ROPE = ("rope_parameters", "rope_scaling")  # the new name and the old
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys that do not change the function: what was trained how, with which program, and how
+# transformers generates (written there before generation_config.json was).
+_WITHOUT_EFFECT = frozenset(
+    """
+    architectures auto_map cache_implementation chunk_size_feed_forward dtype finetuning_task
+    id2label initializer_range is_decoder label2id model_type name_or_path num_labels
+    output_attentions output_hidden_states prefix pretraining_tp problem_type return_dict
+    task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states tokenizer_class
+    torch_dtype torchscript transformers_version use_bfloat16 use_cache cross_attention_hidden_size
+    sep_token_id unk_token_id decoder_start_token_id
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length max_new_tokens min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    """.split()
+)
+_KNOWN = frozenset(
+    {key for key, _ in _HF_FIELDS.values()}
+    | {"rope_theta", "layer_types", "sliding_window_size"}
+    | {*_FIXED, *_ROPE, *_TOKEN_IDS, *_WITHOUT_EFFECT}
+)
+
+
 def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: Any) -> Gemma2Config:
     """Reads the contents of a Hugging Face `config.json`.
 
-    `overrides` set dtype, scan_layers, remat, attention. Raises ValueError, naming `where` and the
-    key, for another architecture or a feature that Gemma-2 checkpoints do not use.
+    An absent key has the value that transformers assumes; null is off where transformers reads it
+    so (the softcaps, layer_types). Keys that begin with "_" or "unsloth" are notes of programs.
+
+    `overrides` set dtype, scan_layers, remat, attention, vocab_size. Raises ValueError, one line
+    for each wrong key that names `where` and the key, for another architecture, a value that the
+    model has not, a key that is unknown and not null, and two keys that disagree.
     """
     if hf.get("model_type") != "gemma2":
-        raise ValueError(f"{where}: model_type is {hf.get('model_type')!r}; expected 'gemma2'")
-    activation = hf.get("hidden_activation") or "gelu_pytorch_tanh"
-    if activation != "gelu_pytorch_tanh":
-        raise ValueError(
-            f"{where}: hidden_activation is {activation!r}; expected 'gelu_pytorch_tanh'"
-        )
-    if hf.get("attention_bias"):
-        raise ValueError(f"{where}: attention_bias is true; Gemma-2 has no attention biases")
-    if hf.get("tie_word_embeddings") is False:
-        raise ValueError(f"{where}: tie_word_embeddings is false; Gemma-2 ties its embeddings")
+        words = f"expected 'gemma2', got {shown(hf.get('model_type'))}"
+        raise wrong_fields(where, {"model_type": words})
+    problems = {
+        key: f"expected {shown(values[0])}, got {shown(hf[key])}"
+        for key, values in _FIXED.items()
+        if key in hf and not any(_same(hf[key], value) for value in values)
+    }
+    problems |= {
+        key: f"unknown, so that nothing says what it changes in the model; {_nearest(key)}"
+        for key, value in hf.items()
+        if key not in _KNOWN and value is not None and not key.startswith(("_", "unsloth"))
+    }
     fields = {field: hf.get(key, default) for field, (key, default) in _HF_FIELDS.items()}
-    rope = hf.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ValueError(
-            f"{where}: rope_parameters.rope_type is {rope['rope_type']!r}; expected 'default'"
+    old_window = hf.get("sliding_window_size")
+    if old_window is not None and not _same(old_window, fields["sliding_window"]):
+        problems["sliding_window_size"] = (
+            f"expected sliding_window = {shown(fields['sliding_window'])}, got {shown(old_window)}"
         )
-    fields["rope_theta"] = float(hf.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
-    types = hf.get("layer_types")
-    fields["layer_types"] = tuple(types) if types else alternating(fields["n_layers"])
-    return Gemma2Config(**(fields | overrides))
+    theta_key, fields["rope_theta"] = _rope_theta(hf, problems)
+    problems |= _wrong_annotations(hf)
+    types, layers = hf.get("layer_types"), fields["n_layers"]
+    if isinstance(types, list):
+        fields["layer_types"] = tuple(types)
+    elif types is None:
+        countable = isinstance(layers, int) and 1 <= layers <= MOST_LAYERS
+        fields["layer_types"] = alternating(layers) if countable else ()
+    else:
+        fields["layer_types"] = types
+    keys = {field: key for field, (key, _) in _HF_FIELDS.items()} | {"rope_theta": theta_key}
+    try:
+        cfg = Gemma2Config(**(fields | overrides))
+        if not problems:
+            return cfg
+    except SettingsError as error:
+        for problem in error.problems:
+            field, _, words = problem.partition(": ")
+            problems.setdefault(keys.get(field, field), words)
+    raise wrong_fields(where, problems)
+
+
+def _rope_theta(hf: Mapping[str, Any], problems: dict[str, str]) -> tuple[str, Any]:
+    """(key, value) of the base of the rotary position embedding; it may stand in three places.
+
+    Adds to problems: another kind of rotary embedding, and places that disagree.
+    """
+    thetas = {"rope_theta": hf["rope_theta"]} if "rope_theta" in hf else {}
+    for name in _ROPE:
+        rope = hf.get(name)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            problems[name] = f"expected an object or null, got {shown(rope)}"
+            continue
+        for key, value in rope.items():
+            if key == "rope_theta":
+                thetas[f"{name}.{key}"] = value
+            elif key in ("rope_type", "type"):
+                if value != "default":
+                    problems[f"{name}.{key}"] = f"expected 'default', got {shown(value)}"
+            elif key == "partial_rotary_factor" and any(_same(value, x) for x in _FIXED[key]):
+                pass
+            else:
+                problems[f"{name}.{key}"] = (
+                    f"expected only rope_type 'default' and rope_theta, got {shown(value)}"
+                )
+    (first, theta), *others = thetas.items() or [("rope_theta", 10_000.0)]
+    for name, other in others:
+        if not _same(other, theta) and not _is_wrong_number(theta):
+            problems[name] = f"expected {first} = {shown(theta)}, got {shown(other)}"
+    return first, theta
+
+
+def _is_wrong_number(value: Any) -> bool:
+    return isinstance(value, bool) or not isinstance(value, (int, float))
+
+
+def _wrong_annotations(hf: Mapping[str, Any]) -> dict[str, str]:
+    """Problems of the keys that are read by others than the model: ids, names, labels."""
+    problems = {}
+    for key in _TOKEN_IDS:
+        value = hf.get(key)
+        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        right = value is None or bool(ids)
+        for i in ids if value is not None else ():
+            right &= isinstance(i, int) and not isinstance(i, bool) and -1 <= i <= MOST
+        if not right:
+            some = ", or a list of ids" if key == "eos_token_id" else ""
+            problems[key] = f"expected the id of a token{some}, or null, got {shown(value)}"
+    names = hf.get("architectures")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        problems["architectures"] = f"expected a list of names, got {shown(names)}"
+    for key in ("dtype", "torch_dtype"):
+        if hf.get(key) is not None and not isinstance(hf[key], str):
+            problems[key] = f"expected the name of a dtype, got {shown(hf[key])}"
+    return problems
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are equal. True is not 1; 1 is 1.0."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _nearest(key: str) -> str:
+    near = difflib.get_close_matches(key, _KNOWN, n=1, cutoff=0.8)
+    return f"did you mean {near[0]!r}?" if near else "take it out of the file if it changes nothing"
 
 
 def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> dict[str, Any]:
@@ -198,6 +350,8 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
     `checkpoint/huggingface.py` adds dtype and token ids.
     """
     hf = {key: getattr(cfg, field) for field, (key, _) in _HF_FIELDS.items()}
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "rms_norm_eps"):
+        hf[key] = None if hf[key] is None else float(hf[key])  # transformers refuses an integer
     if cfg.query_pre_attn_scalar == int(cfg.query_pre_attn_scalar):
         # transformers refuses a float here
         hf["query_pre_attn_scalar"] = int(cfg.query_pre_attn_scalar)
@@ -208,22 +362,31 @@ def to_hf_dict(cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM") -> di
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": True,
-        "rope_theta": cfg.rope_theta,
+        "rope_theta": float(cfg.rope_theta),
         "layer_types": list(cfg.layer_types),
     }
 
 
-def load_config(folder: str | pathlib.Path, **overrides: Any) -> Gemma2Config:
-    """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
+def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Reads the config.json of a Hugging Face folder, as it is.
 
-    Raises FileNotFoundError where there is none.
+    Raises FileNotFoundError where there is none, and ValueError where it is no JSON object.
     """
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file; expected a Hugging Face Gemma-2 folder with config.json"
         )
-    return from_hf_dict(json.loads(path.read_text()), where=str(path), **overrides)
+    return read_object(path)
+
+
+def load_config(folder: str | pathlib.Path, **overrides: Any) -> Gemma2Config:
+    """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
+
+    Raises FileNotFoundError where there is none, and ValueError as `from_hf_dict`.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    return from_hf_dict(read_config(folder), where=str(path), **overrides)
 
 
 GEMMA2_2B = Gemma2Config(

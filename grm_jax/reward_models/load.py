@@ -33,11 +33,11 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from grm_jax.checkpoint.huggingface import load_params
+from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
-from grm_jax.models.config import Gemma2Config, Numerics, load_config
+from grm_jax.models.config import Gemma2Config, Numerics, load_config, read_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.naming import resolve
 from grm_jax.parallel.mesh import param_shardings
@@ -54,7 +54,7 @@ from grm_jax.reward_models.scalar import load_scalar, scalar_rm
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sampling.settings import Lengths, Sampling
-from grm_jax.tokenizer import Tokenizer, load_tokenizer
+from grm_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +226,9 @@ class _Folder(NamedTuple):
         chat = "gemma" if self.description is None else self.description.chat
         return content_digest(self.path) | {"chat": chat}
 
+    def tokenizer(self) -> Tokenizer:
+        return load_own_tokenizer(self.path, self.cfg)
+
     def params(self, mesh: Mesh) -> dict:
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
         return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
@@ -254,7 +257,7 @@ def _pointwise(spec, asking) -> _Kind:
     }
 
     def loader():
-        params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
+        params, tokenizer = folder.params(asking.mesh), folder.tokenizer()
         prompter = Prompter(tokenizer, pointwise, single, answer)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
         guide = _meta_guide(*meta, asking) if meta else lambda model, batches: model
@@ -291,7 +294,7 @@ def _judge(spec, asking) -> _Kind:
     }
 
     def loader():
-        params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
+        params, tokenizer = folder.params(asking.mesh), folder.tokenizer()
         prompter = Prompter(tokenizer, template, template, answer="index")
         sampler_of = samplers(asking, folder.cfg, tokenizer)
         return lambda seed, batches: llm_judge(
@@ -338,7 +341,7 @@ def _pair_rm(spec, asking) -> _Kind:
     }
 
     def loader():
-        params, tokenizer = folder.params(asking.mesh), load_tokenizer(folder.path)
+        params, tokenizer = folder.params(asking.mesh), folder.tokenizer()
         return lambda seed, batches: pair_rm.pair_rm(
             spec["name"],
             params,
@@ -365,7 +368,7 @@ def _cloud(spec, asking) -> _Kind:
     }
 
     def loader():
-        tokenizer = load_tokenizer(critic.path)
+        tokenizer = critic.tokenizer()
         critic_params, head_params = critic.params(asking.mesh), head.params(asking.mesh)
         sampler_of = samplers(asking, critic.cfg, tokenizer)
         return lambda seed, batches: cloud_module.cloud(
@@ -500,7 +503,7 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ValueError(f'field "{field}": {error}') from error
     architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
-    stated = json.loads((path / "config.json").read_text()).get("architectures")
+    stated = read_config(path).get("architectures")
     if stated and architecture not in stated:
         raise ValueError(
             f'field "{field}": expected a folder with a {architecture}, but '
@@ -598,7 +601,7 @@ def _meta_guide(
 
     Greedy ones are not voted on.
     """
-    params, tokenizer = meta.params(asking.mesh), load_tokenizer(meta.path)
+    params, tokenizer = meta.params(asking.mesh), meta.tokenizer()
     scorer = make_scorer(meta.cfg)
 
     def guide(model: RewardModel, batches: Batches) -> RewardModel:

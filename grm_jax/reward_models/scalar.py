@@ -6,7 +6,6 @@ last token that is not the padding token, which is where transformers reads it.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +14,14 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from grm_jax.checkpoint.huggingface import load_params
+from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.records import Record, gold
-from grm_jax.models.config import Gemma2Config, load_config
+from grm_jax.models.config import Gemma2Config, load_config, read_config
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models.meta_rm import make_scorer, score_sequences
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
-from grm_jax.tokenizer import Tokenizer, load_tokenizer
+from grm_jax.tokenizer import Tokenizer
 
 
 def scalar_rm(
@@ -155,12 +154,14 @@ def load_scalar(
 
     The tokenizer's pad_id is that of config.json, the token that transformers passes over when it
     looks for the last one; where config.json says null, transformers passes over none, and pad_id
-    is -1. Raises as `load_config`, `load_params`, `load_tokenizer`.
+    is -1. Raises as `load_config`, `load_params`, `load_own_tokenizer`.
     """
     folder = pathlib.Path(folder)
     cfg = load_config(folder, **numerics)
     shardings = None if mesh is None else param_shardings(mesh, abstract_params(cfg, SCALAR))
     # 0 is what transformers assumes for Gemma-2
-    pad_id = json.loads((folder / "config.json").read_text()).get("pad_token_id", 0)
-    tokenizer = dataclasses.replace(load_tokenizer(folder), pad_id=-1 if pad_id is None else pad_id)
+    pad_id = read_config(folder).get("pad_token_id", 0)
+    tokenizer = dataclasses.replace(
+        load_own_tokenizer(folder, cfg), pad_id=-1 if pad_id is None else pad_id
+    )
     return load_params(folder, cfg, shardings, architecture=SCALAR), cfg, tokenizer

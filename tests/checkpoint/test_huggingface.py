@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from grm_jax.checkpoint import huggingface
-from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params, save_folder
 from grm_jax.models import Gemma2, Gemma2Config, lm_logits
 from grm_jax.models.config import alternating, load_config
 from grm_jax.models.heads import scalar_logits
@@ -278,6 +278,59 @@ def test_the_index_says_which_file_counts(tmp_path):
     assert_equal(load_params(tmp_path / "model", CFG), random_params())
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"weight_map": None},
+        {"weight_map": ["model.safetensors"]},
+        {"weight_map": {Q0: 5}},
+        {"weight_map": {Q0: "../model.safetensors"}},
+        {"weight_map": {Q0: "/model.safetensors"}},
+        {"weight_map": {Q0: ""}},
+    ],
+    ids=str,
+)
+def test_an_index_that_names_no_files_of_its_folder_is_refused(folder, content):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match='index.json: field "weight_map": expected an object'):
+        load_params(folder, load_config(folder))
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7\nsize 9\n",
+            "Git LFS pointer",
+        ),
+        (b"<html>not found</html>", "an HTML or XML page"),
+        (b"", "empty"),
+        (bytes(4096), "zeros alone"),
+        (b"PK\x03\x04rest", "a zip archive"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_weights_that_are_no_safetensors_are_named_with_what_they_look_like(folder, data, words):
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match=f"model.safetensors: .*{words}"):
+        load_params(folder, load_config(folder))
+
+
+def test_a_tokenizer_of_more_ids_than_the_model_has_rows_is_refused(folder, tokenizer_folder):
+    """JAX would read the last row for all of them."""
+    words = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    words["model"]["vocab"]["one_more"] = CFG.vocab_size
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    (folder / "tokenizer_config.json").write_bytes(
+        (tokenizer_folder / "tokenizer_config.json").read_bytes()
+    )
+    with pytest.raises(ValueError, match=f"{CFG.vocab_size + 1} ids, but config.json says vocab_s"):
+        load_own_tokenizer(folder, load_config(folder))
+    cfg = load_config(folder, vocab_size=CFG.vocab_size + 1)
+    assert load_own_tokenizer(folder, cfg).vocab_size == cfg.vocab_size
+
+
 def test_truncated_file_is_named(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -298,7 +351,7 @@ def test_broken_index_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"holds no tensor {Q0}"):
         load_params(tmp_path / "model", CFG)
     index.write_text("{")
-    with pytest.raises(ValueError, match="index.json: expected JSON with a weight_map"):
+    with pytest.raises(ValueError, match="index.json: not UTF-8 JSON: cut off"):
         load_params(tmp_path / "model", CFG)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
@@ -21,6 +23,7 @@ from grm_jax.models.lora import LoraConfig, adapted_paths, init_adapters, merge
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step, rft_loss
+from tests.json_values import JSON
 
 CFG = Gemma2Config(
     vocab_size=64,
@@ -156,7 +159,7 @@ def test_a_folder_comes_back_as_it_was(tmp_path):
     (tmp_path / "adapter/adapter_config.json").write_text(
         json.dumps(config | {"target_modules": ["q_proj", "lm_head"]})
     )
-    with pytest.raises(ValueError, match="expected plain LoRA on some of"):
+    with pytest.raises(ValueError, match='"target_modules": expected a list of some of k_proj'):
         load_adapters(tmp_path / "adapter", CFG)
 
 
@@ -174,7 +177,7 @@ def test_a_damaged_adapter_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors"):
         load_adapters(tmp_path / "adapter", CFG)
     config.write_text(config.read_text()[:20])
-    with pytest.raises(ValueError, match="adapter_config.json: expected JSON with r, lora_alpha"):
+    with pytest.raises(ValueError, match="adapter_config.json: not UTF-8 JSON: cut off"):
         load_adapters(tmp_path / "adapter", CFG)
 
 
@@ -197,6 +200,92 @@ def test_adapters_that_are_not_finite_are_named(tmp_path, value):
     save_file(tensors, path)
     with pytest.raises(ValueError, match=rf"{name} holds {value:g} at \[2, 1\]; expected finite"):
         load_adapters(tmp_path / "adapter", CFG)
+
+
+PLAIN = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": "base",
+    "r": 3,
+    "lora_alpha": 6,
+    "target_modules": ["q_proj", "down_proj"],
+}
+# what peft computes something else for
+OTHERS = [
+    ("use_dora", True),
+    ("use_rslora", True),
+    ("rank_pattern", {"q_proj": 8}),
+    ("alpha_pattern", {"q_proj": 8}),
+    ("modules_to_save", ["score"]),
+    ("layers_to_transform", [0]),
+    ("fan_in_fan_out", True),
+    ("lora_bias", True),
+    ("bias", "all"),
+    ("bias", None),
+    ("init_lora_weights", "pissa"),
+    ("layer_replication", [[0, 2], [1, 3]]),
+    ("peft_type", "IA3"),
+    ("peft_type", None),
+    ("task_type", "SEQ_CLS"),
+    ("r", 0),
+    ("r", None),
+    ("r", "8"),
+    ("r", 8.0),
+    ("r", True),
+    ("lora_alpha", None),
+    ("lora_alpha", "16"),
+    ("lora_alpha", 0),
+    ("target_modules", "q_proj"),  # a regular expression of whole names, which none matches
+    ("target_modules", "all-linear"),
+    ("target_modules", []),
+    ("target_modules", ["q_proj", None]),
+    ("target_modules", ["lm_head"]),
+    ("a_kind_of_lora_to_come", {"rank": 2}),
+]
+
+
+def fields_named(folder, changes):
+    """Fields that `load_adapters` names as wrong; None where it goes on to the tensors."""
+    (folder / "adapter_config.json").write_text(json.dumps(PLAIN | changes))
+    try:
+        load_adapters(folder, CFG)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        start = f"{folder / 'adapter_config.json'}: field "
+        if f"{folder / 'adapter_config.json'}: not UTF-8 JSON: " in str(error):
+            assert "Infinity is not JSON" in str(error) or "NaN is not JSON" in str(error)
+            return set(changes)
+        found = str(error).splitlines()
+        assert all(line.startswith(start) for line in found), found
+        return {json.JSONDecoder().raw_decode(line, len(start))[0] for line in found}
+
+
+@pytest.mark.parametrize("key, value", OTHERS, ids=lambda x: str(x)[:30])
+def test_what_is_no_plain_lora_is_refused_by_name(tmp_path, key, value):
+    assert fields_named(tmp_path, {key: value}) == {key}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"use_dora": False, "rank_pattern": {}, "lora_dropout": 0.1, "eva_config": None}]
+)
+def test_plain_lora_goes_on_to_its_tensors(tmp_path, change):
+    assert fields_named(tmp_path, change) is None
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted({*PLAIN, *(key for key, _ in OTHERS), "revision", "lora_dropout"}))
+        | st.text(min_size=1, max_size=5),
+        JSON,
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_any_adapter_config_is_plain_or_refused_by_name(tmp_path_factory, changes):
+    named = fields_named(tmp_path_factory.mktemp("adapter"), changes)
+    assert named is None or (named and named <= set(changes))
 
 
 @pytest.mark.parametrize(
