@@ -5,7 +5,7 @@ cannot be right before anything is computed.
     def main(_):
         config = config_flags.load(CONFIG)
         lengths = config_flags.section(config, "lengths")
-    app.run(main, flags_parser=config_flags.parse_flags)
+    config_flags.run(main)
 
 A section of a config is a frozen dataclass that checks itself (experiments/stages/settings.py says
 which). Here is what concerns files, several sections at once, and names of fields.
@@ -22,7 +22,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -31,6 +31,7 @@ from ml_collections import config_dict
 from ml_collections.config_flags import config_flags, tuple_parser
 
 from experiments import config_help
+from grm_jax import signals
 
 # what changes neither the parameters of a run nor a judgment, but for rounding; the evaluation has
 # an identity of its own (grm_jax/evaluation/judging.py)
@@ -96,6 +97,14 @@ def define_preset(*scripts: str) -> flags.FlagHolder:
     flags.FLAGS["config"].parser = Parser("config", scripts)
     flags.mark_flag_as_required("config")
     return holder
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Parse the command line and run a script. Ctrl-C and SIGTERM end it with a line, at once where
+    nothing is to be saved (`processes.stop_signal`).
+    """
+    with signals.ending():
+        app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:

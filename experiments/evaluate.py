@@ -16,7 +16,7 @@ Run it again after adding a system, a benchmark or a larger k: only the new judg
 import pathlib
 import sys
 
-from absl import app, logging
+from absl import logging
 
 from experiments import config_flags
 
@@ -49,4 +49,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_flags.parse_flags)
+    config_flags.run(main)

@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from experiments import config_flags
 
@@ -226,4 +226,4 @@ def write(plan: dict, out: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_flags.parse_flags)
+    config_flags.run(main)

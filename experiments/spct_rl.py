@@ -9,7 +9,7 @@ experiments/stages/workdir.py.
 
 import pathlib
 
-from absl import app, logging
+from absl import logging
 
 from experiments import config_flags
 
@@ -43,4 +43,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_flags.parse_flags)
+    config_flags.run(main)

@@ -34,7 +34,7 @@ from absl import flags
 from ml_collections.config_flags import config_flags as ml_config_flags
 
 from experiments import config_flags
-from grm_jax import locks
+from grm_jax import locks, signals
 from grm_jax.evaluation.merge import merge, other_fields
 from grm_jax.report import merged as report
 
@@ -64,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(shlex.join(run.command) for run in runs))
         return 0
     hold(workdir)
-    failed = run_all(runs)
+    failed, stopped = run_all(runs)
+    if stopped:
+        return stopped
     done = [run.folder for run in runs if run.folder not in failed]
     if done:
         write(workdir, done, tuple(field for field in swept if field != "seed"))
@@ -182,8 +184,12 @@ def resolve(preset: str, overrides: Sequence[str]) -> tuple[str, dict]:
     return script, json.loads(json.dumps(config.to_dict()))
 
 
-def run_all(runs: Sequence[Run]) -> list[pathlib.Path]:
-    """Run what is not done, one after the other; the folders of those that failed."""
+def run_all(runs: Sequence[Run]) -> tuple[list[pathlib.Path], int]:
+    """Run what is not done, one after the other: (the folders of those that failed, 0).
+
+    A signal goes to the run under way, and no further one is begun: its exit status then stands in
+    the place of 0.
+    """
     failed = []
     for i, run in enumerate(runs, start=1):
         label = f"[{i}/{len(runs)}] {run.folder.name}"
@@ -194,18 +200,27 @@ def run_all(runs: Sequence[Run]) -> list[pathlib.Path]:
         began, log = time.monotonic(), log_of(run.folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "w") as file:
-            status = subprocess.run(run.command, stdout=file, stderr=subprocess.STDOUT).returncode
+            output = {"stdout": file, "stderr": subprocess.STDOUT}
+            status, came = signals.run(run.command, label, **output)
         took = f"{(time.monotonic() - began) / 60:.1f} min"
         if status == 0 and read_results(run.folder):
             print(f"{label}: done in {took}", flush=True)
-            continue
+            if not came:
+                continue
+        if came:
+            print(
+                f"== stopped by {came[0].name}: {label} ended with status {status}; its output is "
+                f"in {log}. The same command goes on from there",
+                flush=True,
+            )
+            return failed, status or 128 + came[0]
         failed.append(run.folder)
         end = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
         print(
             f"{label}: failed after {took} with status {status}; the end of {log}:\n{end}",
             flush=True,
         )
-    return failed
+    return failed, 0
 
 
 def log_of(folder: pathlib.Path) -> pathlib.Path:
@@ -242,4 +257,5 @@ def write(workdir: pathlib.Path, folders: Sequence[pathlib.Path], swept: Sequenc
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with signals.ending():
+        sys.exit(main(sys.argv[1:]))

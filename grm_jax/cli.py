@@ -19,16 +19,13 @@ import sys
 import time
 import zlib
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from grm_jax import __version__, locks
+from grm_jax import __version__, locks, signals
 from grm_jax.json_files import decode
 from grm_jax.judge import Judge, Verdict, as_record, load
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
 from grm_jax.reward_models.description import ROLES
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 
@@ -94,8 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
         return CANNOT
-    except KeyboardInterrupt:  # asked twice
-        return 128 + signal.SIGINT
+    except _Stopped:
+        _say(f"stopped by {stop.came[0].name}, before the first record")
+        return 128 + stop.came[0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -215,6 +213,7 @@ def _held(out: pathlib.Path | None) -> Iterator[None]:
 
 
 def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> int:
+    stop.waiting = True  # there is nothing to save
     judge = load(
         args.model,
         meta=False if args.no_meta else args.meta,
@@ -225,6 +224,7 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
         completion=args.completion,
         rows=args.rows,
     )
+    stop.waiting = False
     how = {"k": args.k, "seed": args.seed, "temperature": args.temperature, "k_meta": args.k_meta}
     asked = judge.asked(**how)
     if args.command == "rank":
@@ -249,7 +249,7 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
                 reasons.update([verdict.failure] if verdict.scores is None else ())
         except _Stopped:
             _say(
-                f"stopped by {signal.Signals(stop.came).name}. "
+                f"stopped by {stop.came[0].name}. "
                 + (
                     f"{len(done) + written} records are in {out}; the same command goes on from "
                     "there"
@@ -257,7 +257,7 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
                     else f"{written} records are done; with --out FILE a run can go on later"
                 )
             )
-            return 128 + stop.came
+            return 128 + stop.came[0]
     failures = reasons.total()
     _say(_summary(written, len(reader.found), failures, time.monotonic() - began))
     if reader.bad:
@@ -293,25 +293,28 @@ class _Stop:
     """
 
     def __init__(self):
-        self.came, self.waiting, self.before = 0, False, {}
+        self.came: list[signal.Signals] = []
+        self.waiting, self.contexts = False, contextlib.ExitStack()
 
     def __enter__(self) -> _Stop:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.before[number] = signal.signal(number, self._handle)
+        self.came = self.contexts.enter_context(signals.heard(self._say, handle=self._handle))
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            # a process that is on its way out needs no further word
-            signal.signal(number, signal.SIG_IGN if self.came else handler)
+        self.contexts.close()
+        if self.came:  # a process that is on its way out needs no further word
+            for number in signals.SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.came:
-            raise KeyboardInterrupt
-        self.came = number
+    def _say(self, number: signal.Signals, times: int) -> None:
+        if times > 1:
+            signals.end(number, f"grm: stopped by {number.name}, at once")
+        if not self.waiting:
+            _say("stopping when the records under way are done; once more to stop at once")
+
+    def _handle(self, number: signal.Signals) -> None:
         if self.waiting:
             raise _Stopped
-        _say("stopping when the records under way are done; once more to stop at once")
 
 
 class _Reader:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "grm_jax"
 # A room imports from lower floors alone; rooms of one floor do not know each other.
 FLOORS = (
-    ("naming", "json_files"),
+    ("naming", "json_files", "signals"),
     ("settings", "compile_cache", "locks"),
     ("judgment", "losses", "models"),
     ("parallel",),

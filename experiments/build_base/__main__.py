@@ -23,7 +23,7 @@ import optax
 from absl import app, flags
 
 from experiments.build_base.tokenizer import save_tokenizer, train_tokenizer
-from grm_jax import locks
+from grm_jax import locks, signals
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
@@ -279,4 +279,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with signals.ending():
+        app.run(main)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import app, flags
 
+from grm_jax import signals
 from grm_jax.checkpoint.huggingface import TOKENIZER_FILES
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.voting import default_k_meta
@@ -118,4 +119,5 @@ def _row(rows: Sequence[Mapping], split: str, way: tuple) -> Mapping:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with signals.ending():
+        app.run(main)

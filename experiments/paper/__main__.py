@@ -15,13 +15,13 @@ its figures to those that are there.
 """
 
 import pathlib
-import subprocess
 import sys
 
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments import config_flags
+from grm_jax import signals
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.paper")
 OUT = flags.DEFINE_string(
@@ -83,7 +83,7 @@ def build_base(config: ml_collections.ConfigDict, workdir: pathlib.Path, width: 
     if (folder / "config.json").is_file():
         return
     print(f"=== base of width {width}", flush=True)
-    subprocess.run(
+    status, came = signals.run(
         [
             sys.executable,
             "-m",
@@ -94,8 +94,10 @@ def build_base(config: ml_collections.ConfigDict, workdir: pathlib.Path, width: 
             f"--steps={config.base.steps}",
             f"--decay_steps={config.base.decay_steps}",
         ],
-        check=True,
+        f"the base of width {width}",
     )
+    if status or came:
+        sys.exit(status or 128 + came[0])
 
 
 def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, group: str) -> dict:
@@ -135,4 +137,4 @@ def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, g
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=config_flags.parse_flags)
+    config_flags.run(main)

@@ -67,7 +67,7 @@ def train(run: Run) -> None:
         MetricsLog(setup.folder, "rl", first, setup.sinks) as log,
         store.appending(path) as file,
         progress("rl", settings.steps, done=first) as advance,
-        processes.stop_signal() as stopped,
+        processes.stop_signal("rl") as stopped,
     ):
         late = LateMetrics()
         on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
@@ -80,11 +80,18 @@ def train(run: Run) -> None:
                 log.write(step, row)
                 advance(**{name: row[metric] for name, metric in SHOWN.items() if metric in row})
 
+        saved = first * updates
         for step in range(first, settings.steps):
             # rollouts: G judgments of each prompt by the policy as it is now
+            position = prompts.get_state()
             chosen = [records[i] for i in next(prompts)["index"]]
             policy = training.params_of(state)
-            rollouts = roll_out(run, sampler, policy, chosen, step)
+            rollouts = roll_out(run, sampler, policy, chosen, step, stopped)
+            if rollouts is None:  # asked to stop: as after the step before
+                write(late.flush())
+                if int(state.step) > saved:
+                    save_state(setup, training, state, {"batches": position})
+                leave(training, "rl", state)
             judgments = [rollout.judgment for rollout in rollouts]
 
             # rewards
@@ -136,6 +143,7 @@ def train(run: Run) -> None:
             if stop or (step + 1) % setup.every == 0:
                 write(late.flush())
                 save_state(setup, training, state, {"batches": prompts.get_state()})
+                saved = int(state.step)
             if stop:
                 leave(training, "rl", state)
         write(late.flush())
@@ -165,10 +173,15 @@ def rl_prompts(run: Run) -> list[Record]:
 
 
 def roll_out(
-    run: Run, sampler: Callable, params: dict, records: list[Record], step: int
-) -> list[Drawn]:
+    run: Run,
+    sampler: Callable,
+    params: dict,
+    records: list[Record],
+    step: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Drawn] | None:
     """G judgments of each record under the current policy; rows p*G ... p*G + G - 1 are the group
-    of record p.
+    of record p. None where the process is asked to stop behind a batch of them.
     """
     G, seed, settings = run.config.rl.group_size, run.config.seed, run.config.rl
     asks = []
@@ -190,7 +203,11 @@ def roll_out(
         buckets=(width,),
         rows=min(len(asks) * G, run.asking.sampling.rows // G * G),
     )
-    drawn = [rollout for batch in batches for rollout in batch]
+    drawn: list[Drawn] = []
+    for batch in batches:
+        drawn += batch
+        if stopped():
+            return None
     return sorted(drawn, key=lambda rollout: (rollout.ask, rollout.judgment["sample"]))
 
 

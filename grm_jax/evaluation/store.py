@@ -186,16 +186,16 @@ def judge_missing(
     Returns their slim rows.
 
     label, done: for the progress line. Of several processes all ask, and process 0 writes. SIGTERM
-    ends the process behind the block under way. Raises ValueError naming model and record for a
-    judgment that was not asked for, twice given, or whose scores are no n finite numbers, and where
-    one that was asked for did not come.
+    and Ctrl-C end the process behind the block under way. Raises ValueError naming model and record
+    for a judgment that was not asked for, twice given, or whose scores are no n finite numbers, and
+    where one that was asked for did not come.
     """
     rows: Rows = {}
     total = done + sum(len(samples) * len(records) for samples, records in asked)
     with (
         appending(path) as file,
         progress(label, total, "judgments", done) as advance,
-        processes.stop_signal() as stopped,
+        processes.stop_signal(label) as stopped,
     ):
         for samples, records in asked:
             wanted = {(record.id, sample): record for record in records for sample in samples}

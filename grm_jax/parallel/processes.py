@@ -1,9 +1,9 @@
-"""Joins the processes of a job: start, what process 0 does for all, barriers, the end on SIGTERM.
+"""Joins the processes of a job: start, what process 0 does for all, barriers, the end on a signal.
 
     joined = processes.initialize()             # before anything else asks JAX for its devices
     processes.barrier("loaded", timeout_s=600)  # LateProcesses names those that did not come
     done = processes.on_main("done", count)     # process 0 reads or writes files, all get it
-    with processes.stop_signal() as stopped:    # asked at every step: after SIGTERM save and leave
+    with processes.stop_signal("rl") as stopped:  # asked at every step: on a signal save and leave
 
 Every process runs the same program on the same values, and only what touches files asks who it is.
 
@@ -32,6 +32,8 @@ import numpy as np
 from jax._src import cloud_tpu_init, distributed
 from jax.experimental import multihost_utils
 
+from grm_jax import signals
+
 # process 0, which has the store, leaves so much later than the others who read there who is missing
 READING_S = 3
 # a process that is done waits so long for the others; after that JAX ends the whole job
@@ -41,6 +43,9 @@ STOPPED = 75  # exit status of a job that was asked to stop, and saved: EX_TEMPF
 _HOSTS, _BARRIERS, _TOLD = "grm_jax/hosts", "grm_jax/barriers", "grm_jax/told"
 # the same numbers in every process, as all run the same program
 _told, _polls = itertools.count(), itertools.count()
+_asked_by: list[signal.Signals] = []  # the signal that `stopped` has told of
+_for_good = contextlib.ExitStack()  # contexts that no one leaves
+_AGAIN = "The same command goes on from there"
 
 
 class Processes(NamedTuple):
@@ -130,6 +135,7 @@ def initialize(
         flush=True,
     )
     jax.distributed.initialize(**asked, **times)
+    _for_good.enter_context(signals.heard(_interrupted, (signal.SIGINT,)))
     # runs before what JAX registered when it was imported
     atexit.register(_leave_after_error, heartbeat_s)
     state.client.key_value_set(f"{_HOSTS}/{state.process_id}", socket.gethostname())
@@ -232,34 +238,66 @@ def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Opens a context in which SIGTERM ends nothing; it gives `stopped()`, to be called each step.
+def stop_signal(label: str = "") -> Iterator[Callable[[], bool]]:
+    """Opens a context in which SIGTERM and Ctrl-C end nothing; it gives `stopped()`.
 
-    That says whether to save now, and then `leave`. Of several processes one may have got the
-    signal: JAX tells the others, and `stopped` is true at the same step in all of them. A lone
-    process that leaves the context without having looked ends there, by the signal.
+    That is called behind every block of work, and says whether to save now, and then `leave`. What
+    is being finished, and for how long at most, is said at once; a second signal ends the process
+    wherever it is. Of several processes one may have got the signal: JAX tells the others, and
+    `stopped` is true at the same block in all of them. A lone process that leaves the context
+    without having looked ends there, by the signal.
     """
     # JAX has the signal, inside the context and outside of it
     if distributed.global_state.client is not None:
         yield lambda: multihost_utils.reached_preemption_sync_point(next(_polls))
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    looked, longest = time.monotonic(), 0.0
+
+    def say(number: signal.Signals, times: int) -> None:
+        if times > 1:
+            signals.end(number, f"== stopped by {number.name}, at once: {_AGAIN}")
+        since = time.monotonic() - looked
+        bound = f"the longest took {longest:.0f} s" if longest else "the first, which also compiles"
+        print(
+            f"{number.name}: {label or 'this process'} finishes the block under way ({since:.0f} s "
+            f"so far; {bound}) and saves; once more to end at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def stopped() -> bool:
+        nonlocal looked, longest
+        now = time.monotonic()
+        looked, longest = now, max(longest, now - looked)
+        if came:
+            _asked_by[:] = came[:1]
+        return bool(came)
+
+    with signals.heard(say) as came:
+        yield stopped
     if came:
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(came[0])
 
 
 def leave(where: str) -> None:
-    """Ends this process, as SIGTERM asked: with a line that says `where`, and the status STOPPED.
+    """Ends this process, as a signal asked: with a line that says `where`, and a status.
 
-    Everything must be saved.
+    That is STOPPED for SIGTERM, which a launcher sends, and 130 for Ctrl-C. Everything must be
+    saved.
     """
-    print(f"== stopped by SIGTERM: {where}. The same command goes on from there", flush=True)
-    raise SystemExit(STOPPED)
+    number = _asked_by[0] if _asked_by else signal.SIGTERM
+    print(f"== stopped by {number.name}: {where}. {_AGAIN}", flush=True)
+    raise SystemExit(STOPPED if number == signal.SIGTERM else 128 + number)
+
+
+def _interrupted(number: signal.Signals, times: int) -> None:
+    """Ctrl-C in a job of several processes: JAX knows SIGTERM alone, and tells the others."""
+    if times > 1:
+        signals.end(number, f"== stopped by {number.name}, at once: {_AGAIN}")
+    print(
+        f"{number.name}: taken for SIGTERM; once more to end at once", file=sys.stderr, flush=True
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _late(state, name: str, timeout_s: float, error: Exception) -> LateProcesses:

@@ -173,7 +173,7 @@ def save_state(setup: TrainSetup, training: Training, state: TrainState, extra: 
 
 
 def leave(training: Training, stage: str, state: TrainState) -> None:
-    """Ends this process, as SIGTERM asked, once the checkpoint just begun is on disk."""
+    """Ends this process, as a signal asked, once the checkpoint just begun is on disk."""
     training.checkpoints.close()
     processes.leave(f"{stage}, saved behind update {int(state.step)}")
 
@@ -215,7 +215,7 @@ def fit(
     with (
         MetricsLog(setup.folder, stage, first, setup.sinks) as log,
         progress(stage, settings.steps, done=first) as advance,
-        processes.stop_signal() as stopped,
+        processes.stop_signal(stage) as stopped,
     ):
 
         def write(rows):

@@ -148,25 +148,37 @@ def test_killed_in_every_stage(processes, micro, finished, tmp_path):
     assert_same(tmp_path / "killed", whole)
 
 
-def test_sigterm_saves_and_the_run_goes_on(processes, micro, finished, tmp_path):
+def test_a_signal_saves_and_the_run_goes_on(processes, micro, finished, tmp_path):
     workdir, whole = tmp_path / "stopped", finished[0]
     log = pathlib.Path(f"{workdir}.log")
-    for reached, where in (
-        (at_line("rft_sample", 1), "rft_sample, "),
-        (at_line("rl", 1), "rl, saved behind update "),
+    for reached, number, status, where in (
+        (at_line("rft_sample", 1), signal.SIGINT, 130, "rft_sample, "),
+        (at_line("rft", 1), signal.SIGINT, 130, "rft, saved behind update "),
+        (at_line("rl", 1), signal.SIGTERM, STOPPED, "rl, saved behind update "),
     ):
         process = processes.start(micro, workdir)
         while process.is_alive() and not reached(workdir):
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGTERM)
-        assert processes.finish(process) == STOPPED, log.read_text()[-6000:]
-        assert log.read_text().splitlines()[-1].startswith(f"== stopped by SIGTERM: {where}")
+        os.kill(process.pid, number)
+        assert processes.finish(process) == status, log.read_text()[-6000:]
+        text = log.read_text()
+        assert text.splitlines()[-1].startswith(f"== stopped by {number.name}: {where}")
+        assert f"{number.name}: {where.split(',')[0]}" in text and "Traceback" not in text
     saved = int(log.read_text().rsplit("saved behind update ", 1)[1].split(".")[0])
     assert (
         lines(workdir, "rl") == saved
         and max(int(path.name) for path in (workdir / "checkpoints/rl").iterdir()) == saved
     )
-    assert f"rl: goes on from update {saved} of 5" in processes.run(micro, workdir)
+    # twice: at once, wherever it is; what is on file stays
+    process = processes.start(micro, workdir)
+    while process.is_alive() and not at_line("meta_sample", 1)(workdir):
+        time.sleep(0.002)
+    for _ in range(2):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert processes.finish(process) == 130 and "Traceback" not in log.read_text()
+    assert f"rl: goes on from update {saved} of 5" in log.read_text()
+    processes.run(micro, workdir)
     assert_same(workdir, whole)
 
 

@@ -2,10 +2,14 @@
 
 import json
 import math
+import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
@@ -146,6 +150,29 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(fake, tmp_path, capsys):
     merged = json.loads((tmp_path / "sweep/sweep.json").read_text())
     assert merged["settings"][0]["seeds"] == [0, 1]
     assert "seed 9" in (tmp_path / "sweep/seed=9.log").read_text()
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_goes_to_the_run_under_way_and_no_further_one_begins(
+    fake, tmp_path, capsys, number, status
+):
+    log = tmp_path / "sweep/seed=8.log"
+
+    def interrupt():
+        while not log.is_file() or "waits" not in log.read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert sweep.main([*fake, "--sweep.seed=8,0"]) == status
+    thread.join()
+    said = capsys.readouterr()
+    assert f"{number.name}: passed on to [1/2] seed=8" in said.err
+    last = said.out.splitlines()[-1]
+    assert last.startswith(f"== stopped by {number.name}: [1/2] seed=8 ended with status {status}")
+    assert "[2/2]" not in said.out and not (tmp_path / "sweep/sweep.md").exists()
+    assert f"== stopped by {number.name}: eight, saved" in log.read_text()
 
 
 def test_a_folder_of_another_config_is_refused(fake, tmp_path):

@@ -4,6 +4,7 @@ what every launcher's variables mean.
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -220,24 +221,30 @@ def test_one_process_starts_nothing(monkeypatch):
     assert processes.on_main("alone", lambda: {1: (2, 3)}) == {1: (2, 3)} and processes.count() == 1
 
 
-def test_sigterm_waits_for_whoever_looks_and_ends_who_does_not():
+@pytest.mark.parametrize(
+    "number, saved", [(signal.SIGTERM, processes.STOPPED), (signal.SIGINT, 130)]
+)
+def test_a_signal_waits_for_whoever_looks_and_ends_who_does_not(number, saved):
     worker = """
-import os, signal, sys
+import os, sys
 from grm_jax.parallel import processes
-with processes.stop_signal() as stopped:
+with processes.stop_signal("rl") as stopped:
     assert not stopped()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), int(os.environ["NUMBER"]))
     print("alive", flush=True)
     if sys.argv[1] == "look" and stopped():
         processes.leave("here")
 print("not reached")
 """
-    said = "== stopped by SIGTERM: here. The same command goes on from there\n"
-    assert finish(start(1, "look", lambda i: {}, worker), 60)[0][:2] == (
-        processes.STOPPED,
-        "alive\n" + said,
-    )
-    assert finish(start(1, "away", lambda i: {}, worker), 60)[0][:2] == (-15, "alive\n")
+
+    def ended(what):
+        return finish(start(1, what, lambda i: {"NUMBER": int(number)}, worker), 60)[0]
+
+    said = f"== stopped by {number.name}: here. The same command goes on from there\n"
+    status, out, err = ended("look")
+    assert (status, out) == (saved, "alive\n" + said)
+    assert f"{number.name}: rl finishes the block under way (" in err and "Traceback" not in err
+    assert ended("away")[:2] == (-number, "alive\n")
 
 
 SLURM = {
