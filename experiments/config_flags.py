@@ -46,6 +46,16 @@ NOT_RESULTS = (
     "data.eval",
     "data.max_left_out",
 )
+# what a run knows by its content, wherever it lies (experiments/stages/inputs.py)
+BY_CONTENT = (
+    "model.path",
+    "tokenizer.path",
+    "critic.path",
+    "templates",
+    "data.train",
+    "data.general",
+    "data.critiques",
+)
 STAGES = ("rft", "rl", "meta", "bradley_terry", "pair_rm", "critic", "cloud")  # that train
 
 
@@ -84,6 +94,20 @@ def define_config(*scripts: str) -> tuple[flags.FlagHolder, flags.FlagHolder]:
         required=True,
     )
     return holder, workdir
+
+
+def define_stages() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """Define the flags --stages and --from of a script that trains (stages/reuse.py)."""
+    stages = flags.DEFINE_list(
+        "stages", [], "stages to run, and eval for the evaluation; all where it is left out"
+    )
+    takes = flags.DEFINE_multi_string(
+        "from",
+        [],
+        "work folder, or folder of such, whose finished stages are taken over where they depend on "
+        "the same; may be repeated",
+    )
+    return stages, takes
 
 
 def define_preset(*scripts: str) -> flags.FlagHolder:
@@ -267,12 +291,14 @@ def config_digest(config: ml_collections.ConfigDict) -> str:
     ).hexdigest()
 
 
-def of_results(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config's sections and fields without those in NOT_RESULTS."""
+def of_results(
+    config: Mapping[str, Any], prefix: str = "", but: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A config's sections and fields without those in NOT_RESULTS, and in `but`."""
     return {
-        name: of_results(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        name: of_results(value, f"{prefix}{name}.", but) if isinstance(value, Mapping) else value
         for name, value in config.items()
-        if prefix + name not in NOT_RESULTS
+        if prefix + name not in (*NOT_RESULTS, *but)
     }
 
 

@@ -14,6 +14,7 @@ from absl import logging
 from experiments import config_flags
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.reward_model")
+STAGES, FROM = config_flags.define_stages()
 
 
 def main(_):
@@ -26,7 +27,7 @@ def main(_):
     # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
-    run = begin(config, pathlib.Path(WORKDIR.value))
+    run = begin(config, pathlib.Path(WORKDIR.value), STAGES.value, FROM.value)
 
     # the head; for CLoud the critic and its critiques before it
     for name, stage in scalar.training_stages(run):

@@ -14,6 +14,7 @@ from absl import logging
 from experiments import config_flags
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.spct_rl")
+STAGES, FROM = config_flags.define_stages()
 
 
 def main(_):
@@ -26,7 +27,7 @@ def main(_):
     # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
-    run = begin(config, pathlib.Path(WORKDIR.value))
+    run = begin(config, pathlib.Path(WORKDIR.value), STAGES.value, FROM.value)
 
     # rejective fine-tuning
     run_stage(run, "rft_sample", rft.sample_trajectories)

@@ -8,9 +8,11 @@
     <workdir>/sweep.md, sweep.json, sweep.png   mean and standard error over seeds of each setting
 
 Any field of the preset can be swept; values are written as on the command line of a run, tuples in
-brackets. Overrides (--config.FIELD=VALUE) go to every run. Each run is a process of its own, one
-after the other; a run that is done is skipped, one that was stopped goes on, and where one fails
-the others still run: the table is made of those that are done. --dry_run prints the commands alone.
+brackets. Overrides (--config.FIELD=VALUE), --stages and --from go to every run. Each run is a
+process of its own, one after the other. A stage that does not depend on what varies is done once:
+the others take it over (experiments/stages/reuse.py). A run that is done is skipped, one that was
+stopped goes on, and where one fails the others still run: the table is made of those that are done.
+--dry_run prints the commands alone.
 
     python -m experiments.sweep --workdir=runs/merged --merge runs/tiny_full_0 runs/tiny_full_1
 
@@ -34,10 +36,13 @@ from absl import flags
 from ml_collections.config_flags import config_flags as ml_config_flags
 
 from experiments import config_flags
+from experiments.stages.inputs import user_functions
 from grm_jax import locks, signals
+from grm_jax.evaluation import store
 from grm_jax.evaluation.merge import merge, other_fields
 from grm_jax.report import merged as report
 
+TRAINING = ("experiments.spct_rl", "experiments.reward_model")  # whose stages are taken over
 TAIL = 20  # lines of a failed run's output that are shown
 config_flags.define_preset()  # which tells ml_collections how to read tuples and sections
 
@@ -113,13 +118,15 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
             if match[1] in swept:
                 parser.error(f"--sweep.{match[1]}: expected once, with all of its values")
             swept[match[1]] = split_values(match[2])
-        elif re.match(r"--config\.[^=]+=", argument):
+        elif re.match(r"--(config\.[^=]+|stages|from)=", argument):
             overrides.append(argument)
         else:
             parser.error(
                 f"{argument}: expected --sweep.FIELD=VALUE,... or --config.FIELD=VALUE, or an "
                 "option that --help shows"
             )
+        if argument.startswith("--stages=") and "eval" not in argument.partition("=")[2].split(","):
+            parser.error(f"{argument}: expected eval among them, which the table is made of")
     if options.merge and (swept or overrides or options.config):
         parser.error("--merge: expected work folders, --workdir and --by alone")
     if not options.merge and not (options.config and swept):
@@ -152,7 +159,9 @@ def plan(
         if folder in [run.folder for run in runs]:
             sys.exit(f"{name}: expected values that differ; this combination is there twice")
         own = [*overrides, *(f"--config.{field}={value}" for field, value in chosen.items())]
-        script, config = resolve(preset, own)
+        script, config = resolve(preset, [word for word in own if word.startswith("--config.")])
+        if script in TRAINING:
+            own.append(f"--from={workdir}")
         command = [sys.executable, "-m", script, f"--config={preset}", f"--workdir={folder}", *own]
         runs.append(Run(folder, command, config))
         if results := read_results(folder):
@@ -161,7 +170,22 @@ def plan(
                     f"{folder} holds a run of another config; it differs in {', '.join(fields)}. "
                     "Choose another --workdir"
                 )
+            if fields := other_functions(folder, config):
+                sys.exit(
+                    f"{folder} holds a run of other code; what {', '.join(fields)} names has "
+                    "changed since. Bring it back, or choose another --workdir"
+                )
     return runs
+
+
+def other_functions(folder: pathlib.Path, config: dict) -> list[str]:
+    """Fields of a config that name a function of the user's whose module is not as it was when the
+    run in this folder read it.
+    """
+    path = folder / "config.json"
+    inputs = json.loads(path.read_text()).get("inputs", {}) if path.is_file() else {}
+    now = user_functions(config)
+    return store.differing(inputs.get("functions", now), now)
 
 
 def resolve(preset: str, overrides: Sequence[str]) -> tuple[str, dict]:

@@ -6,6 +6,7 @@ file systems that know it. Nothing here needs JAX.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import logging
@@ -18,6 +19,13 @@ from typing import IO
 
 log = logging.getLogger(__name__)
 _held: dict[pathlib.Path, IO[str]] = {}
+
+
+@atexit.register
+def _close() -> None:
+    """Ends what is held, as the end of the process would: without a ResourceWarning."""
+    while _held:
+        _held.popitem()[1].close()
 
 
 def hold(lock: pathlib.Path, what: str) -> Callable[[], None]:

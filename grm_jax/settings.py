@@ -14,6 +14,7 @@ Types are read off the annotations, so that rules are about values alone.
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import numbers
 import types
@@ -112,6 +113,31 @@ def find_problems(
         if not wrong.keys() & values.keys():
             if problem := _problem(test, tuple(values.values()), words.format(**values)):
                 problems.append(f"{fields.split()[0]}: {problem}")
+    return problems
+
+
+def wrong_arguments(function: Callable, values: Mapping[str, Any]) -> list[str]:
+    """Find the arguments that are not of a function's types: "name: what is wrong" for each.
+
+    A type is that of the annotation, or else of the default, of which a number stands for numbers;
+    one that is neither plain nor there tests nothing.
+    """
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):  # of names that only a type checker imports
+        hints = {}
+    problems = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in values and parameter.kind is not parameter.VAR_KEYWORD:
+            expected = hints.get(name, Any)
+            if name not in hints and isinstance(parameter.default, tuple(_WORDS) + (tuple,)):
+                kind = type(parameter.default)
+                expected = float if kind is int else kind
+            plain = (*_WORDS, tuple, types.NoneType)
+            if all((typing.get_origin(part) or part) in plain for part in _parts(expected)):
+                if not _is_of(_without_lists(values[name]), expected):
+                    words = _with_none(_words(expected), expected)
+                    problems.append(f"{name}: expected {words}, got {values[name]!r}")
     return problems
 
 

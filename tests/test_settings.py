@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ import pytest
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.models.config import Numerics
 from grm_jax.sampling.settings import Lengths, Sampling
-from grm_jax.settings import POSITIVE, SettingsError, build, check, function_in, one_of, some_of
+from grm_jax.settings import (
+    POSITIVE,
+    SettingsError,
+    build,
+    check,
+    function_in,
+    one_of,
+    some_of,
+    wrong_arguments,
+)
 
 TABLE = {"mean": sum}
 
@@ -144,3 +154,48 @@ def test_evaluation_settings(wrong, message):
     EvalConfig((1, 2, 8), 1.0, samples_per_order=16)  # more than the largest k: all share an order
     with pytest.raises(ValueError, match=message):
         EvalConfig(**{"ks": (1, 2, 8), "temperature": 1.0} | wrong)
+
+
+def by_default(inputs, cfg, width=1, name="a", sharp=True, pair=(1, 2), free=None):
+    pass
+
+
+def by_annotation(inputs, cfg, width: float | None, steps: int = 3, mode: "Mode" = 1, *, on: bool):  # noqa: F821
+    pass
+
+
+def annotated(inputs, cfg, width: float | None, steps: int = 3, where: pathlib.Path = None, **rest):
+    pass
+
+
+@pytest.mark.parametrize(
+    "function, values, problems",
+    [
+        (by_default, {}, []),
+        (by_default, {"width": 0.5, "name": "b", "sharp": False, "pair": [1], "free": {}}, []),
+        (by_default, {"width": "wide"}, ["width: expected a number, got 'wide'"]),
+        (by_default, {"width": True}, ["width: expected a number, got True"]),
+        (by_default, {"width": float("nan")}, ["width: expected a number, got nan"]),
+        (
+            by_default,
+            {"name": 1, "sharp": 1, "pair": 1},
+            [
+                "name: expected a text, got 1",
+                "sharp: expected True or False, got 1",
+                "pair: expected a tuple, got 1",
+            ],
+        ),
+        # what is annotated is what is meant: None where it says so, no fraction for an integer
+        (annotated, {"width": None, "steps": 3, "where": 1, "other": "x"}, []),
+        (annotated, {"width": "x"}, ["width: expected a number, or None, got 'x'"]),
+        (annotated, {"steps": 0.5}, ["steps: expected an integer, got 0.5"]),
+        # an annotation that cannot be read here tests nothing, a default does
+        (
+            by_annotation,
+            {"width": "x", "on": 1, "steps": "x"},
+            ["steps: expected a number, got 'x'"],
+        ),
+    ],
+)
+def test_arguments_are_of_the_types_that_a_function_says(function, values, problems):
+    assert wrong_arguments(function, values) == problems

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 
 from experiments import config_flags
+from experiments.stages import reuse
 from experiments.stages.settings import NAME
 from experiments.stages.workdir import Run, about_stages, system
 from grm_jax.benchmarks import Benchmark, load_benchmark
@@ -72,7 +73,18 @@ def exit_without_judgments(results: Mapping) -> None:
 
 
 def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> dict:
-    """`evaluate` systems on the splits of a run."""
+    """`evaluate` systems on the splits of a run; {} where --stages leaves it out. Judgments that a
+    folder of --from has of one of the systems are taken over.
+    """
+    if run.stages is not None and reuse.EVALUATION not in run.stages:
+        return {}
+
+    def take() -> None:
+        for one in systems:
+            place = run.workdir / "judgments" / one.name
+            reuse.take_judgments(place, one.name, one.identity, run.givers)
+
+    processes.on_main("judgments", take)
     records = run.workdir / "records"
     benchmarks = [
         load_benchmark(
@@ -98,9 +110,23 @@ def about_split(sources: Sequence[Mapping]) -> str | None:
 
 
 def policies(run: Run) -> list[System]:
-    """The systems of config.eval.systems, guided by the run's Meta RM."""
+    """The systems of config.eval.systems, guided by the run's Meta RM; without what --stages left
+    out.
+    """
+
+    def done(stage: str) -> bool:
+        return processes.on_main(f"{stage}?", lambda: reuse.done(run.workdir, stage) is not None)
+
     meta, per_order = str(run.folder("meta")), run.config.eval.samples_per_order
-    return [system(run, name, per_order, meta=meta) for name in run.config.eval.systems]
+    guided = {"meta": meta} if done("meta") else {}
+    trained_by = {"rft": "rft", "grm": "rl"}
+    there = []
+    for name in run.config.eval.systems:
+        if name not in trained_by or done(trained_by[name]):
+            there.append(system(run, name, per_order, **guided))
+        else:
+            print(f"{name} is not evaluated: its stage {trained_by[name]} is not done", flush=True)
+    return there
 
 
 def asking_of(config: ml_collections.ConfigDict) -> Asking:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -15,6 +15,7 @@ from grm_jax.data.world import make_critiques, make_instructions, make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import Template
 from grm_jax.judgment.records import Record, read_records, write_records
+from grm_jax.naming import source_digest
 from grm_jax.reward_models.description import content_digest, template_digest
 from grm_jax.reward_models.grm import Prompter, split_by_length
 
@@ -66,13 +67,15 @@ def digests(
 ) -> dict:
     """Digests of what training reads, by content, whatever the files are called."""
     folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
-    critic = {}
+    beside: dict[str, Any] = {}
+    if functions := user_functions(config):
+        beside["functions"] = functions
     if "critic" in config:
         records = [r for source in config.data.critiques for r in load_critiques(source, config)]
         start = config_flags.critic_folder(config)
-        critic["data.critiques"] = digest([store.record_digest(record) for record in records])
-        critic["critic"] = {} if start is None else content_digest(start)
-    return critic | {
+        beside["data.critiques"] = digest([store.record_digest(record) for record in records])
+        beside["critic"] = {} if start is None else content_digest(start)
+    return beside | {
         "data.train": digest([store.record_digest(record) for record in inputs.records["train"]]),
         "data.general": digest(inputs.general),
         "templates": {name: template_digest(template) for name, template in templates.items()},
@@ -80,6 +83,19 @@ def digests(
         "model": {} if folder is None else content_digest(folder),
         "tokenizer": content_digest(tokenizer),
     }
+
+
+def user_functions(config: Mapping) -> dict[str, dict[str, str]]:
+    """{section: {field: digest}} of the user's own functions that training calls, by the code of
+    their modules.
+    """
+    section = config.get("rl", {})
+    named = {
+        name: source_digest(section[name])
+        for name in ("loss", "reward", "advantage", "kl", "aggregation")
+        if ":" in (section.get(name) or "")
+    }
+    return {"rl": named} if named else {}
 
 
 def digest(value: object) -> str:

@@ -11,7 +11,7 @@ from grm_jax.evaluation.judging import Pass, judge_pass
 from grm_jax.judgment.reasoning import blanked
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import accept_hinted, accept_unhinted, is_too_easy
-from grm_jax.training.loop import fit
+from grm_jax.training.loop import Trained, fit
 from grm_jax.training.step import rft_loss
 
 NOTHING_ACCEPTED = (
@@ -129,8 +129,11 @@ def training_sources(run: Run) -> tuple[dict[str, list], dict[str, float]]:
 
 def train(run: Run) -> dict:
     """Fine-tune the base policy on the accepted trajectories -> models/rft. The note is a warning
-    if there were none.
+    if there were none. Without steps the RFT model is the base.
     """
+    if not run.config.rft.steps:
+        save_model(run, "rft", Trained(load_policy(run, "base"), None))
+        return {"note": "rft.steps is 0: the RFT model is the base model."}
     sources, weights = training_sources(run)
     base, loss = load_policy(run, "base"), rft_loss(run.model_cfg)
     trained = fit(run.setup, "rft", base, loss, sources, weights, run.config.rft)

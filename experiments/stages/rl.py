@@ -20,7 +20,7 @@ from grm_jax.parallel.mesh import place_batch
 from grm_jax.progress import progress
 from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.reward_models.load import samplers
-from grm_jax.training.loop import begin, finish, leave, save_state
+from grm_jax.training.loop import Trained, begin, finish, leave, save_state
 from grm_jax.training.metrics import LateMetrics, MetricsLog
 from grm_jax.training.objectives import rl_objective
 from grm_jax.training.rollouts import rewards_of, rollout_batch, rollout_metrics, sampler_gap
@@ -30,8 +30,11 @@ from grm_jax.training.step import make_logprob_fn
 SHOWN = {"reward": "reward/mean", "kl": "kl", "entropy": "entropy"}
 
 
-def train(run: Run) -> None:
-    """Train the RFT policy -> models/grm."""
+def train(run: Run) -> dict | None:
+    """Train the RFT policy -> models/grm. Without steps the final model is that of RFT."""
+    if not run.config.rl.steps:
+        save_model(run, "grm", Trained(load_policy(run, "rft"), None))
+        return {"note": "rl.steps is 0: the final model is the RFT model."}
     settings = config_flags.section(run.config, "rl")
     setup, G, updates = run.setup, settings.group_size, settings.updates_per_rollout
 

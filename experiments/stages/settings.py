@@ -23,7 +23,7 @@ from grm_jax.settings import (
 )
 from grm_jax.training.metrics import check_sinks
 from grm_jax.training.optimizer import OptimizerConfig
-from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, FitConfig, RlConfig
+from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, WHOLE, FitConfig, RlConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: a folder
 SYSTEMS = ("base", "rft", "grm")  # policies of a run
@@ -198,6 +198,7 @@ class RftConfig(FitConfig):
     trajectories: kinds of samples that are trained on; (): general data alone.
     principles: False trains on the judgments from their analysis on.
     general_fraction: share of general instruction data in a batch.
+    steps: 0 leaves the stage out: the RFT model is the base.
     """
 
     samples: int
@@ -218,6 +219,7 @@ class RftConfig(FitConfig):
             lambda fraction, trajectories: trajectories or fraction > 0,
         )
         rules: dict[str, Rule] = {
+            "steps": WHOLE,
             "samples": POSITIVE,
             "hinted_samples": NOT_NEGATIVE,
             "temperature": ABOVE_ZERO,

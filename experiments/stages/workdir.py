@@ -11,7 +11,8 @@ lie.
     judgments/             judgments of the evaluation (grm_jax/evaluation/judging.py)
     checkpoints/STAGE/     train state of a stage under way
     models/NAME/           finished models, as Hugging Face folders with a grm.json
-    stages/STAGE.json      a stage that is done, its seconds, and what a reader must know of it
+    stages/STAGE.json      a stage that is done, its seconds, what a reader must know of it, and
+                           the work folder that it was taken over from (reuse.py)
     metrics.jsonl          what training logged
     results.json, table.md, report.html   the evaluation
 
@@ -26,13 +27,14 @@ import pathlib
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
 
 from experiments import config_flags
 from experiments.stages import inputs as inputs_module
+from experiments.stages import reuse
 from experiments.stages.inputs import digest, load_inputs, write_inputs
 from grm_jax import locks
 from grm_jax.checkpoint.huggingface import load_params, save_folder
@@ -67,6 +69,8 @@ class Run:
     train: list[Record]
     evaluation: dict[str, list[Record]]
     general: list[dict]
+    stages: tuple[str, ...] | None = None  # to run; None: all
+    givers: tuple[pathlib.Path, ...] = ()  # work folders that finished work is taken over from
 
     @property
     def model_cfg(self) -> Gemma2Config:
@@ -108,7 +112,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     Raises ValueError, before any compute, for what cannot be right, and for a work folder that
     holds a run of another config or of other inputs.
     """
-    processes.on_main("config", lambda: _refuse_other_config(workdir, config))
+    config_digest = processes.on_main("config", lambda: _digest_of_config(workdir, config))
     # the model, and how it is asked
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
     templates = {name: load_template(template) for name, template in config.templates.items()}
@@ -135,7 +139,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     inputs = load_inputs(config, prompter)
     digests = inputs_module.digests(config, templates, inputs)
     hold(workdir)
-    processes.on_main("inputs", lambda: _claim(workdir, config, digests))
+    processes.on_main("inputs", lambda: _claim(workdir, config, config_digest, digests))
     if processes.is_main():
         write_inputs(workdir / "records", inputs)
     base = config_flags.model_folder(config) or workdir / "models" / "base"
@@ -149,7 +153,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         sequence_buckets=lengths.sequence_buckets,
         every=config.checkpoint.every,
         keep=config.checkpoint.keep,
-        digest=digest({"config": config_flags.config_digest(config), "inputs": digests}),
+        digest=digest({"config": config_digest, "inputs": digests}),
         sinks=tuple(config.log.sinks),
     )
     evaluation = dict(inputs.records)
@@ -166,34 +170,50 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     return run
 
 
-def begin(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
+def begin(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stages: Sequence[str] = (),
+    takes: Sequence[str] = (),
+) -> Run:
     """`setup`, for a script: what cannot be right is the last line, and the end of the program.
 
     Of several processes one leaves without waiting for the others only after an exception.
+
+    stages, takes: what --stages and --from say (reuse.py).
     """
+
+    def prepare() -> tuple[list[str], list[str]]:
+        names, folders = reuse.stages_of(config), reuse.givers(takes, workdir)
+        reuse.take_over(workdir, names, folders)
+        return reuse.chosen(stages, workdir, names), [str(folder) for folder in folders]
+
     try:
-        return setup(config, workdir)
+        run = setup(config, workdir)
+        chosen, folders = processes.on_main("stages", prepare)
     except (ValueError, FileNotFoundError) as error:
         if processes.count() > 1:
             raise
         sys.exit(str(error))
+    givers = tuple(pathlib.Path(folder) for folder in folders)
+    return dataclasses.replace(run, stages=tuple(chosen), givers=givers)
 
 
 # ---- stages
 
 
 def run_stage(run: Run, name: str, stage: Callable[[Run], Mapping | None]) -> None:
-    """Run a stage unless the work folder says that it is done.
+    """Run a stage unless the work folder says that it is done, or it is none of those asked for.
 
     What the stage returns goes into stages/NAME.json beside its seconds: "note", a sentence for
     the report, "funnel", counts of rejective sampling.
     """
     marker = run.workdir / "stages" / f"{name}.json"
-    done = processes.on_main(
-        f"before {name}", lambda: json.loads(marker.read_text()) if marker.is_file() else None
-    )
+    done = processes.on_main(f"before {name}", lambda: reuse.done(run.workdir, name))
     if done:
         print(f"== {name}: done before ({done['seconds']:.0f} s)", flush=True)
+        return
+    if run.stages is not None and name not in run.stages:
         return
     print(f"== {name}", flush=True)
     began = time.time()
@@ -213,9 +233,15 @@ def about_stages(workdir: pathlib.Path) -> dict:
     """
     markers = sorted((workdir / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
     stages = {path.stem: json.loads(path.read_text()) for path in markers}
+    notes = [stage["note"] for stage in stages.values() if stage["note"]]
+    taken: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        if "from" in stage:
+            taken.setdefault(stage["from"], []).append(name)
+    notes += [f"Taken over from {giver}: {', '.join(names)}." for giver, names in taken.items()]
     return {
         "timings_s": {name: stage["seconds"] for name, stage in stages.items()},
-        "notes": [stage["note"] for stage in stages.values() if stage["note"]],
+        "notes": notes,
         "funnel": next((stage["funnel"] for stage in stages.values() if "funnel" in stage), {}),
     }
 
@@ -325,22 +351,28 @@ def hold(workdir: pathlib.Path) -> None:
         raise ValueError(f"{error}. Wait for it, or choose another --workdir.") from None
 
 
-def _refuse_other_config(workdir: pathlib.Path, config) -> None:
-    """ValueError if the folder holds a run of another config."""
+def _digest_of_config(workdir: pathlib.Path, config) -> str:
+    """The digest of the config, as it was when the run began. ValueError if the folder holds a run
+    of another one; where what is read lies does not matter, `_claim` knows it by content.
+    """
     path = workdir / "config.json"
     old = json.loads(path.read_text()) if path.is_file() else None
-    if old and old["digest"] != config_flags.config_digest(config):
-        plain = json.loads(json.dumps(config.to_dict()))
-        changed = store.differing(
-            config_flags.of_results(old["config"]), config_flags.of_results(plain)
-        )
+    if old is None or old["digest"] == config_flags.config_digest(config):
+        return config_flags.config_digest(config)
+    then, now = (
+        config_flags.of_results(plain, but=config_flags.BY_CONTENT if "inputs" in old else ())
+        for plain in (old["config"], json.loads(json.dumps(config.to_dict())))
+    )
+    if changed := store.differing(then, now):
         raise ValueError(
             f"{workdir} holds a run with another config; it differs in {', '.join(changed)}. "
-            "Choose another --workdir."
+            f"Choose another --workdir; --from={workdir} there takes over the stages that are "
+            "finished and do not depend on it."
         )
+    return old["digest"]
 
 
-def _claim(workdir: pathlib.Path, config, inputs: dict) -> None:
+def _claim(workdir: pathlib.Path, config, config_digest: str, inputs: dict) -> None:
     """Make the folder this run's; ValueError if it holds a run that read something else."""
     path = workdir / "config.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
@@ -352,6 +384,5 @@ def _claim(workdir: pathlib.Path, config, inputs: dict) -> None:
             "--workdir."
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    digest = config_flags.config_digest(config)
     plain = json.loads(json.dumps(config.to_dict()))
-    store.write_json(path, {"digest": digest, "inputs": inputs, "config": plain})
+    store.write_json(path, {"digest": config_digest, "inputs": inputs, "config": plain})

@@ -35,6 +35,7 @@ from grm_jax.losses.reinforce_pp import reinforce_pp
 from grm_jax.losses.rloo import rloo
 from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.naming import resolve, with_settings
+from grm_jax.settings import wrong_arguments
 
 LOSSES = {
     "grpo": grpo,
@@ -70,6 +71,11 @@ __all__ = [
 def policy_loss(name: str, settings: Mapping[str, Any]) -> Callable[..., tuple]:
     """Finds a loss by name and binds its own settings: `loss(inputs, cfg) -> (scalar, metrics)`.
 
-    Raises ValueError or TypeError as `naming.resolve` and `naming.with_settings`.
+    Raises ValueError or TypeError as `naming.resolve` and `naming.with_settings`, and ValueError
+    for a setting that is not of the type of its annotation or default.
     """
-    return with_settings(resolve(name, LOSSES), 2, settings)
+    function = resolve(name, LOSSES)
+    bound = with_settings(function, 2, settings)
+    if wrong := wrong_arguments(function, settings):
+        raise ValueError("\n".join(f"{name}, setting {problem}" for problem in wrong))
+    return bound

@@ -51,8 +51,8 @@ class OptimizerConfig:
         )
 
     def check_steps(self, steps: int, stage: str = "this stage") -> None:
-        """Raises ValueError where the warm-up is longer than a stage of so many updates."""
-        if self.warmup_steps > steps:
+        """Raises ValueError where the warm-up is longer than a stage of so many updates, if any."""
+        if self.warmup_steps > steps > 0:
             raise ValueError(
                 f"optimizer.warmup_steps: expected at most {steps}, the updates of {stage}, "
                 f"got {self.warmup_steps}"

@@ -19,6 +19,7 @@ from grm_jax.settings import (
 )
 
 FIT_RULES: dict[str, Rule] = {"learning_rate": ABOVE_ZERO, "batch_size micro_batch steps": POSITIVE}
+WHOLE: Rule = ("a whole number >= 0", lambda x: x >= 0)
 FIT_RELATIONS: list[Relation] = [
     (
         "batch_size micro_batch",
@@ -75,6 +76,7 @@ class RlConfig(FitConfig):
     old_logp: whose log-probabilities are those before the update, the "trainer"'s or the
         "sampler"'s, which takes one forward pass less.
     updates_per_rollout: optimizer updates on each batch of rollouts.
+    steps: 0 leaves the stage out: the final model is that of RFT.
     drop_easy_prompts: leave out the prompts whose unhinted RFT samples are all correct.
     """
 
@@ -100,6 +102,7 @@ class RlConfig(FitConfig):
             self,
             FIT_RULES
             | {
+                "steps": WHOLE,
                 "group_size": ("an integer of at least 2", lambda x: x >= 2),
                 "loss": function_in(LOSSES),
                 "reward": function_in(REWARDS),

@@ -348,6 +348,23 @@ def test_a_wrong_value_is_named(runnable, field, value, message):
     assert f"\n  {message}" in str(error.value)
 
 
+def wide(inputs, cfg, width=1.0):
+    pass
+
+
+def test_a_setting_of_a_loss_is_of_the_type_that_the_loss_says(runnable):
+    runnable.rl.loss = f"{__name__}:wide"
+    with runnable.ignore_type():
+        runnable.rl.loss_args = ml_collections.ConfigDict({"width": 2})
+        config_flags.finish(runnable)
+        runnable.rl.loss_args = ml_collections.ConfigDict({"width": "2 px"})
+    with pytest.raises(ValueError) as error:
+        config_flags.finish(runnable)
+    assert str(error.value).splitlines()[1:] == [
+        f"  rl.loss_args: {__name__}:wide, setting width: expected a number, got '2 px'"
+    ]
+
+
 def test_all_wrong_values_are_named_at_once(runnable):
     config_flags.finish(runnable)
     runnable.rl.beta = -1.0

@@ -1,7 +1,9 @@
 """An RL step does nothing twice, and nothing that is not used."""
 
+import collections
 import types
 
+import jax.numpy as jnp
 import pytest
 
 from experiments import config_flags
@@ -10,6 +12,8 @@ from grm_jax.judgment.rules import rule_reward
 from grm_jax.models.config import load_config
 from grm_jax.reward_models import grm
 from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.training import loop
+from grm_jax.training.metrics import read_metrics
 from grm_jax.training.rollouts import rewards_of
 from tests.experiments import micro
 from tests.reward_models.judge_cases import PROMPTER, FakeSampler, record
@@ -75,3 +79,91 @@ def test_without_a_kl_no_reference_is_kept(monkeypatch, beta):
     with pytest.raises(Begun):
         rl.train(run)
     assert begun == {"params": policy, "donate": beta == 0}
+
+
+@pytest.mark.parametrize(
+    "fields, passes",
+    [
+        ({"beta": 0.0, "old_logp": "sampler"}, 0),
+        ({"beta": 0.0, "old_logp": "trainer"}, 1),
+        ({"beta": 0.02, "old_logp": "sampler"}, 1),
+        ({"beta": 0.02, "old_logp": "trainer"}, 2),
+        # the penalty in the reward needs the reference too
+        ({"beta": 0.02, "old_logp": "sampler", "kl_in": "reward", "kl": "k1"}, 1),
+        ({"beta": 0.0, "old_logp": "sampler", "kl_in": "reward"}, 0),
+    ],
+)
+def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, fields, passes):
+    """Forward passes beside sampling and the update, renderings and gradings, of two steps."""
+    counts = collections.Counter()
+    records = [record("a", (9, 2)), record("b", (3, 1))]
+    config = micro.get_config()
+    config.rl.update(drop_easy_prompts=False, steps=2, **fields)
+    config.log.sinks = ("jsonl",)
+
+    def counted(name, function):
+        def f(*args):
+            counts[name] += 1
+            return function(*args)
+
+        return f
+
+    def step(state, batch):
+        assert ("ref_logp" in batch) == (fields["beta"] > 0)
+        counts["updates"] += 1
+        metrics = {
+            "loss": jnp.float32(0.5),
+            "grad_norm": jnp.float32(1),
+            "nonfinite": jnp.float32(0),
+        }
+        return types.SimpleNamespace(step=state.step + 1, params={}), metrics
+
+    training = loop.Training(
+        step,
+        lambda state: state.params,
+        lambda step: 0.1,
+        None,
+        types.SimpleNamespace(step=0, params={}),
+        {},
+    )
+    monkeypatch.setattr(grm, "render_prompt", counted("rendered", grm.render_prompt))
+    monkeypatch.setattr(grm, "is_correct", counted("graded", grm.is_correct))
+    monkeypatch.setattr(rl, "begin", lambda *args, **kwargs: training)
+    monkeypatch.setattr(rl, "load_policy", lambda run, name: counts.update([f"load {name}"]) or {})
+    monkeypatch.setattr(rl, "samplers", lambda *args: lambda temperature: FakeSampler())
+    monkeypatch.setattr(rl, "place_batch", lambda mesh, batch: batch)
+    monkeypatch.setattr(rl, "finish", lambda *args: None)
+    monkeypatch.setattr(rl, "save_state", lambda *args: None)
+    monkeypatch.setattr(rl, "save_model", lambda *args: None)
+    monkeypatch.setattr(
+        rl,
+        "make_logprob_fn",
+        lambda *args: counted("passes", lambda params, tokens, positions: jnp.zeros(tokens.shape)),
+    )
+    setup = types.SimpleNamespace(
+        folder=tmp_path, mesh=None, sinks=("jsonl",), every=9, sequence_buckets=(1024,)
+    )
+    run = types.SimpleNamespace(
+        config=config,
+        setup=setup,
+        workdir=tmp_path,
+        tokenizer=PROMPTER.tokenizer,
+        prompter=PROMPTER,
+        asking=types.SimpleNamespace(
+            lengths=Lengths(prompt=512, completion=200, buckets=(512,), sequences=()),
+            sampling=Sampling(rows=8),
+        ),
+        model_cfg=load_config(config_flags.model_folder(config)),
+        train=records,
+    )
+    rl.train(run)
+    rollouts = 2 * config.rl.batch_size
+    assert counts == {
+        "load rft": 1,
+        "rendered": rollouts // config.rl.group_size,
+        "graded": rollouts,
+        "updates": 2,
+        **({"passes": 2 * passes} if passes else {}),
+    }
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["loss"] for row in rows] == [0.5, 0.5] and "kl" not in rows[0]

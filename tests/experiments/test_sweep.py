@@ -39,7 +39,12 @@ def test_a_dry_run_prints_the_command_of_every_combination(tmp_path, capsys):
     assert sweep.main([*arguments, "--sweep.rl.beta=0.0,0.02", "--sweep.seed=0,1"]) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [command[5:] for command in commands] == [
-        ["--config.rl.steps=9", f"--config.rl.beta={beta}", f"--config.seed={seed}"]
+        [
+            "--config.rl.steps=9",
+            f"--config.rl.beta={beta}",
+            f"--config.seed={seed}",
+            f"--from={tmp_path}",
+        ]
         for beta in ("0.0", "0.02")
         for seed in (0, 1)
     ]
@@ -51,6 +56,16 @@ def test_a_dry_run_prints_the_command_of_every_combination(tmp_path, capsys):
         f"--workdir={tmp_path / 'beta=0.0,seed=1'}",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_and_givers_go_to_every_run(tmp_path, capsys):
+    given = ["--stages=rft_sample,rft,rl,eval", "--from=runs/earlier"]
+    sweep.main([f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--sweep.seed=0", *given])
+    (command,) = capsys.readouterr().out.splitlines()
+    assert shlex.split(command)[5:] == [*given, "--config.seed=0", f"--from={tmp_path}"]
+    with pytest.raises(SystemExit):
+        sweep.parse([f"--config={TINY}", "--workdir=w", "--sweep.seed=0", "--stages=rft"])
+    assert "expected eval among them" in capsys.readouterr().err
 
 
 def test_the_script_is_that_of_the_preset(tmp_path):
@@ -217,3 +232,12 @@ def test_a_sweep_of_whole_runs(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert sweep.main([*arguments, "--sweep.seed=0,1"]) == 0
     assert capsys.readouterr().out.count("done before") == 2, "a note is no other run"
+    # what is known is not done again: of the same config all, of another loss what lies before RL
+    assert sweep.main([*arguments, "--sweep.seed=0", "--sweep.rl.beta=0.02,0.5"]) == 0
+    same, other = ((tmp_path / f"seed=0,beta={b}.log").read_text() for b in ("0.02", "0.5"))
+    for stage in ("rft_sample", "rft", "rl", "meta_sample", "meta"):
+        assert f"== {stage}: taken over from {tmp_path / 'seed=0'} (" in same
+    assert all(f"== judgments of {system}: taken over" in same for system in ("base", "rft", "grm"))
+    taken = [line.split()[1] for line in other.splitlines() if ": taken over from" in line]
+    assert taken == ["rft_sample:", "rft:"] and "== rl: not taken over; that of" in other
+    assert other.count("differs in rl.beta") == 1 and "\n== rl\n" in other
