@@ -96,3 +96,12 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(fcntl, "flock", refuse)
     locks.hold(tmp_path / ".lock", "runs/a")()
     assert "runs/a: no locks here" in caplog.text and "nothing keeps other processes" in caplog.text
+
+
+def test_a_process_that_ends_with_a_lock_ends_in_no_warning(tmp_path):
+    code = (
+        "import pathlib, sys; from grm_jax import locks; locks.hold(pathlib.Path(sys.argv[1]), '')"
+    )
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", code, str(tmp_path / ".lock")]
+    ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")

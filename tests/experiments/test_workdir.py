@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from experiments import config_flags
 from experiments.stages.workdir import hold, setup
 from grm_jax.judgment.prompts import TEMPLATES
+from grm_jax.reward_models.description import model_folder
 from tests.experiments import micro
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -77,6 +79,38 @@ def test_a_run_goes_on_with_the_templates_that_it_began_with(start):
     with pytest.raises(ValueError, match=r"what was read then for templates\.pointwise had"):
         start(train, template=text.replace("Judge from", "Rate from"))
     start(train)
+
+
+def test_a_run_goes_on_wherever_what_it_reads_lies(start, tmp_path):
+    """A copied or moved folder: the paths are others, the content is not."""
+    train = [record("a", "Name 1 animal")]
+    before = start(train)
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path, moved, ignore=shutil.ignore_patterns("run", "moved"))
+    shutil.copytree(model_folder("tiny_base"), moved / "base")
+    fields = {
+        "data.train": ({"path": str(moved / "train.jsonl")},),
+        "templates.pointwise": str(moved / "mine.jinja"),
+        "model.path": str(moved / "base"),
+    }
+    assert start(train, **fields).setup.digest == before.setup.digest  # of its checkpoints
+    with pytest.raises(ValueError, match=r"differs in rl\.beta\. Choose another .* --from=.*run"):
+        start(train, **fields, **{"rl.beta": 0.5})
+
+
+def test_a_run_goes_on_with_the_code_of_its_own_loss(start, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "a_loss_of_mine.py"
+    code.write_text("def loss(inputs, cfg, width=1.0):\n    return width * inputs.logp.sum(), {}\n")
+    train, fields = [record("a", "Name 1 animal")], {"rl.loss": "a_loss_of_mine:loss"}
+    start(train, **fields)
+    code.write_text(
+        "# a word\n" + code.read_text().replace("inputs.logp.sum()", "(inputs.logp.sum())")
+    )
+    start(train, **fields)
+    code.write_text(code.read_text().replace("width * ", "-width * "))
+    with pytest.raises(ValueError, match=r"what was read then for functions\.rl\.loss had another"):
+        start(train, **fields)
 
 
 @pytest.mark.parametrize(
