@@ -93,14 +93,25 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
                 "name": split,
                 "path": str(records / f"{split}.jsonl"),
                 "about": about_split(run.config.data.eval[split]),
+                "left_out": run.left_out[split],
             }
         )
         for split in run.evaluation
     ]
     about = about_stages(run.workdir)
     note = run.config.get("note")
-    about["notes"] = ([note] if note else []) + about["notes"]
+    about["notes"] = ([note] if note else []) + left_out_notes(run) + about["notes"]
     return evaluate(systems, benchmarks, run.workdir, settings, run.config, about)
+
+
+def left_out_notes(run: Run) -> list[str]:
+    """A sentence on what was left out of the records that were trained on, if any was."""
+    counts = run.left_out["train"]
+    if not counts:
+        return []
+    reasons = ", ".join(f"{count} ({reason})" for reason, count in counts.items())
+    read = len(run.train) + sum(counts.values())
+    return [f"Of {read} training records {len(run.train)} are used; left out are {reasons}."]
 
 
 def about_split(sources: Sequence[Mapping]) -> str | None:

@@ -1,53 +1,137 @@
 """What a run reads: the records of every split, instruction data, and digests of all of it."""
 
+import collections
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from experiments import config_flags
-from grm_jax.data.examples import best_responses
-from grm_jax.data.sources import load_instructions, load_source
+from grm_jax.data.examples import best_responses, instruction_examples
+from grm_jax.data.sources import load_instructions, load_source, read_source
 from grm_jax.data.world import make_critiques, make_instructions, make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import Template
 from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.naming import source_digest
+from grm_jax.reward_models.cloud import critic_example, longest_critic_prompt
 from grm_jax.reward_models.description import content_digest, template_digest
-from grm_jax.reward_models.grm import Prompter, split_by_length
+from grm_jax.reward_models.grm import Prompter, prompt_length
+from grm_jax.reward_models.llm_judge import longest_prompt
+from grm_jax.reward_models.meta_rm import meta_prompt_length
+from grm_jax.reward_models.pair_rm import longest_pair
+from grm_jax.reward_models.scalar import longest_sequence
+from grm_jax.sampling.settings import Lengths
+
+LEFT_OUT = {"tie": "no single best response", "long": "too long"}
 
 
 class Inputs(NamedTuple):
-    """records: of "train" and every split; left_out: [(id, prompt tokens)] of each, too long for
-    the model. general: instruction data, rows of "id", "prompt" and "completion".
+    """records: of "train" and every split. left_out: [(id, its tokens, or why it is no record)] of
+    each. general: instruction data, rows of "id", "prompt" and "completion".
     """
 
     records: dict[str, list[Record]]
-    left_out: dict[str, list[tuple[str, int]]]
+    left_out: dict[str, list[tuple[str, int | str]]]
     general: list[dict]
 
 
-def load_inputs(config: ml_collections.ConfigDict, prompter: Prompter) -> Inputs:
+class Measure(NamedTuple):
+    """What reads the records of a split: the tokens of the longest input that it makes of a record,
+    the most that it takes, and the field of the config that says so.
+    """
+
+    reader: str
+    tokens: Callable[[Record], int]
+    limit: int
+    field: str
+
+
+def load_inputs(
+    config: ml_collections.ConfigDict, prompter: Prompter, meta: Template, lengths: Lengths
+) -> Inputs:
     """Load what the data section of a config names.
 
-    Raises ValueError where a training record has no gold, no record of a split fits the model or
-    more are too long than data.max_left_out allows, and where a test record is a training record.
+    Raises ValueError where a training record has no gold, no record of a split fits what reads it
+    or more are left out than data.max_left_out allows, of records, instructions or critiques, and
+    where a test record is a training record.
     """
     sources = {"train": config.data.train}
     sources |= {split: config.data.eval[split] for split in config.eval.splits}
+    measured = measures(config, prompter, lengths)
     records, left_out = {}, {}
     for split, source in sources.items():
-        records[split], left_out[split] = _load_split(config, prompter, split, source)
+        measure = measured["train" if split == "train" else "eval"]
+        records[split], left_out[split] = _load_split(config, measure, split, source)
+    if config.get("kind") is not None and all(len(r.responses) == 1 for r in records["train"]):
+        raise ValueError(
+            f"data for 'train': {config.kind} is trained on pairs, but all {len(records['train'])} "
+            "records have one response; expected some with two or more"
+        )
     _refuse_leaks(records)
     general = [
         row
         for source in config_flags.sources(config.data.general)
         for row in _load_general(source, config, records["train"])
     ]
+    sequences = lengths.sequence_buckets[-1]
+    if "meta" in config:
+        template = config.templates.meta
+        longest = [meta_prompt_length(prompter.tokenizer, meta, r) for r in records["train"]]
+        _check_share(config, f"Meta RM, template {template!r}: records", longest, sequences)
+    examples = {}
+    trains = "critic" if config.get("kind") == "cloud" else "rft"
+    if trains in config and config[trains].general_fraction > 0:
+        examples["data.general: instructions"] = instruction_examples(prompter.tokenizer, general)
+    if config.get("kind") == "cloud":
+        critiques = [r for source in config.data.critiques for r in load_critiques(source, config)]
+        examples["data.critiques: critiques"] = [
+            critic_example(prompter.tokenizer, record) for record in critiques
+        ]
+    for what, of in examples.items():
+        if not of:
+            raise ValueError(f"{what}: none to train on, expected at least one")
+        _check_share(config, what, [len(example["tokens"]) for example in of], sequences)
     return Inputs(records, left_out, general)
+
+
+def measures(
+    config: ml_collections.ConfigDict, prompter: Prompter, lengths: Lengths
+) -> dict[str, Measure]:
+    """What reads the training records, and those of the splits: each paradigm its own input."""
+    tokenizer, kind, field = prompter.tokenizer, config.get("kind"), "lengths.prompt"
+    if kind == "cloud":
+        tokens = functools.partial(longest_critic_prompt, tokenizer)
+        reader = Measure("prompts of the critic", tokens, lengths.prompt, field)
+    elif kind is not None:
+        count = {"bradley_terry": longest_sequence, "pair_rm": longest_pair}[kind]
+        limit, field = lengths.sequence_buckets[-1], "lengths.prompt + lengths.completion"
+        reader = Measure(f"inputs of {kind}", functools.partial(count, tokenizer), limit, field)
+    else:
+        tokens = functools.partial(prompt_length, prompter)
+        reader = Measure("prompts of the GRM", tokens, lengths.prompt, field)
+    judge = reader
+    if kind is None and prompter.answer == "index":
+        # it is trained on lists, and asked in pairs
+        tokens = functools.partial(longest_prompt, prompter)
+        judge = Measure("prompts of the judge of pairs", tokens, lengths.prompt, field)
+    return {"train": reader, "eval": judge}
+
+
+def counts(left_out: Mapping[str, Sequence[tuple[str, int | str]]]) -> dict[str, dict[str, int]]:
+    """{split: {reason: records}} of what was left out, without what was not."""
+    return {
+        split: dict(
+            collections.Counter(
+                LEFT_OUT["tie"] if isinstance(why, str) else LEFT_OUT["long"] for _, why in items
+            )
+        )
+        for split, items in left_out.items()
+    }
 
 
 def write_inputs(folder: pathlib.Path, inputs: Inputs) -> None:
@@ -104,37 +188,66 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _load_split(config, prompter, split, source) -> tuple[list[Record], list[tuple[str, int]]]:
-    """(records of a split whose prompt fits, [(id, prompt tokens)] of the others)."""
-    found = [record for one in config_flags.sources(source) for record in _load(one, config, split)]
-    missing = next((record.id for record in found if record.rewards is None), None)
+def _load_split(
+    config, measure: Measure, split: str, source
+) -> tuple[list[Record], list[tuple[str, int | str]]]:
+    """(records of a split that fit what reads them, [(id, tokens or why)] of the others)."""
+    read, left_out = [], []
+    for one in config_flags.sources(source):
+        records, tied = _load(one, config, split)
+        read += records
+        left_out += [(item, LEFT_OUT["tie"]) for item in tied]
+    missing = next((record.id for record in read if record.rewards is None), None)
     if missing is not None and split == "train":
         raise ValueError(
             f"data for {split!r}: record {missing!r} has no gold; expected rewards or best"
         )
-    kept, left_out = split_by_length(prompter, found, config.lengths.prompt)
-    longer = ", ".join(f"{name} ({tokens})" for name, tokens in left_out[:5])
-    longer += ", ..." if len(left_out) > 5 else ""
+    kept, long = [], []
+    for record in read:
+        tokens = measure.tokens(record)
+        if tokens <= measure.limit:
+            kept.append(record)
+        else:
+            long.append((record.id, tokens))
+    longer = ", ".join(f"{name} ({tokens})" for name, tokens in long[:5])
+    longer += ", ..." if len(long) > 5 else ""
+    tied = f"; {len(left_out)} without a single best response are left out" if left_out else ""
     print(
-        f"data {split}: {len(kept)} records; {len(left_out)} longer than {config.lengths.prompt} "
-        "tokens are left out" + (f": {longer}; all in records/left_out.json" if longer else ""),
+        f"data {split}: {len(kept)} records; {len(long)} longer than {measure.limit} tokens are "
+        "left out"
+        + (f": {longer}; all in records/left_out.json; {measure.reader} count" if longer else "")
+        + tied,
         flush=True,
     )
     if not kept:
-        shortest = min(tokens for _, tokens in left_out) if left_out else "none"
+        shortest = f"; the shortest has {min(tokens for _, tokens in long)} tokens" if long else ""
         raise ValueError(
-            f"data for {split!r}: no record is left; the shortest prompt over the limit has "
-            f"{shortest} tokens"
+            f"data for {split!r}: no record is left of the {len(read) + len(left_out)} that were "
+            f"read: {len(long)} {measure.reader} are longer than {measure.field} = {measure.limit} "
+            f"tokens{shortest}; {len(left_out)} have no single best response"
         )
-    share, most = len(left_out) / len(found), config.data.max_left_out
+    share, most = len(long + left_out) / len(read + left_out), config.data.max_left_out
     if share > most:
+        ties = f", and {len(left_out)} have no single best response" if left_out else ""
         raise ValueError(
-            f"data for {split!r}: {len(left_out)} of {len(found)} records are longer than "
-            f"lengths.prompt = {config.lengths.prompt} tokens, more than data.max_left_out = "
-            f"{most:g} allows; raise one of the two"
+            f"data for {split!r}: {len(long)} of {len(read + left_out)} records are longer than "
+            f"{measure.field} = {measure.limit} tokens{ties}, more than data.max_left_out = "
+            f"{most:g} allows (counted are {measure.reader}); raise one of the two"
         )
     limit = config.eval.records if split != "train" else 0
-    return kept[:limit] if limit else kept, left_out
+    return kept[:limit] if limit else kept, left_out + long
+
+
+def _check_share(config, what: str, lengths: Sequence[int], limit: int) -> None:
+    """ValueError where more are longer than `limit` than data.max_left_out allows."""
+    long, most = sum(length > limit for length in lengths), config.data.max_left_out
+    if long:
+        print(f"{what}: {long} of {len(lengths)} are longer than {limit} tokens", flush=True)
+    if lengths and (long == len(lengths) or long / len(lengths) > most):
+        raise ValueError(
+            f"{what}: {long} of {len(lengths)} are longer than lengths.prompt + lengths.completion "
+            f"= {limit} tokens, more than data.max_left_out = {most:g} allows; raise one of the two"
+        )
 
 
 def load_critiques(source: Mapping, config: ml_collections.ConfigDict) -> list[Record]:
@@ -144,12 +257,13 @@ def load_critiques(source: Mapping, config: ml_collections.ConfigDict) -> list[R
     return load_source(source)
 
 
-def _load(source, config, split) -> list[Record]:
+def _load(source, config, split) -> tuple[list[Record], list[str]]:
+    """(records, ids of rows without a single best response) of a source."""
     if "world" in source:
         # the same test records whatever the seed of the run
         seed = config.seed if split == "train" else source.get("seed", 0)
-        return make_records(source["world"], source.get("items", config.eval.records), seed)
-    return load_source(source)
+        return make_records(source["world"], source.get("items", config.eval.records), seed), []
+    return read_source(source)
 
 
 def _load_general(source, config, train: Sequence[Record]) -> list[dict]:

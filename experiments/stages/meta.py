@@ -41,6 +41,13 @@ def train(run: Run) -> None:
     examples = meta_examples(run.tokenizer, template, records, judgments)
     limit = run.setup.sequence_buckets[-1]
     kept = fitting(examples, limit)
+    share, most = 1 - len(kept) / max(len(examples), 1), run.config.data.max_left_out
+    if not kept or share > most:
+        raise ValueError(
+            f"meta: {len(examples) - len(kept)} of {len(examples)} judgments are longer than "
+            f"lengths.prompt + lengths.completion = {limit} tokens with the Meta RM's template, "
+            f"more than data.max_left_out = {most:g} allows; raise one of the two"
+        )
     print(
         f"meta: {len(kept)} judgments ({len(examples) - len(kept)} longer than {limit} tokens left "
         f"out), {sum(e['labels'] for e in kept) / len(kept):.3f} of them correct",

@@ -143,11 +143,17 @@ def _fit_scalar(run: Run, name: str, loss: LossFn, examples: list[dict]) -> None
 def _fitting(run: Run, label: str, examples: list[dict]) -> list[dict]:
     """The examples whose sequences fit the largest bucket; the others are counted, never cut."""
     limit = run.setup.sequence_buckets[-1]
-    kept = fitting(examples, limit)
+    kept, most = fitting(examples, limit), run.config.data.max_left_out
     print(f"{label}: {len(kept)} of {len(examples)} examples fit {limit} tokens", flush=True)
-    if not kept:
+    if not examples:
         raise ValueError(
-            f"{label}: no example to train on; expected records of two or more responses with "
-            f"gold, of at most {limit} tokens"
+            f"{label}: no example to train on; expected records of two or more responses, of which "
+            "one is better than another"
+        )
+    if not kept or 1 - len(kept) / len(examples) > most:
+        raise ValueError(
+            f"{label}: only {len(kept)} of {len(examples)} examples fit lengths.prompt + "
+            f"lengths.completion = {limit} tokens, and data.max_left_out = {most:g}; raise one of "
+            "the two"
         )
     return kept

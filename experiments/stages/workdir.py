@@ -35,7 +35,7 @@ import ml_collections
 from experiments import config_flags
 from experiments.stages import inputs as inputs_module
 from experiments.stages import reuse
-from experiments.stages.inputs import digest, load_inputs, write_inputs
+from experiments.stages.inputs import counts, digest, load_inputs, write_inputs
 from grm_jax import locks
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
@@ -68,6 +68,7 @@ class Run:
     prompter: Prompter
     train: list[Record]
     evaluation: dict[str, list[Record]]
+    left_out: dict[str, dict[str, int]]  # of "train" and every split: {reason: records}
     general: list[dict]
     stages: tuple[str, ...] | None = None  # to run; None: all
     givers: tuple[pathlib.Path, ...] = ()  # work folders that finished work is taken over from
@@ -136,7 +137,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         templates_win=True,
     )
     # the records, those of the test splits kept apart from training; a run goes on with no others
-    inputs = load_inputs(config, prompter)
+    inputs = load_inputs(config, prompter, templates["meta"], lengths)
     digests = inputs_module.digests(config, templates, inputs)
     hold(workdir)
     processes.on_main("inputs", lambda: _claim(workdir, config, config_digest, digests))
@@ -159,7 +160,16 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     evaluation = dict(inputs.records)
     train = evaluation.pop("train")
     run = Run(
-        config, workdir, base, asking, train_setup, prompter, train, evaluation, inputs.general
+        config,
+        workdir,
+        base,
+        asking,
+        train_setup,
+        prompter,
+        train,
+        evaluation,
+        counts(inputs.left_out),
+        inputs.general,
     )
     if config.model.random_init is not None and not (base / "config.json").is_file():
         params = jax.jit(

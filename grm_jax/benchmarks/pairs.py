@@ -135,10 +135,13 @@ def load_hh_rlhf(name: str, place: Place) -> Benchmark:
     )
 
 
-def load_records(name: str, place: Place, about: str = "") -> Benchmark:
+def load_records(
+    name: str, place: Place, about: str = "", left_out: Mapping[str, int] | None = None
+) -> Benchmark:
     """Reads records of our own schema, with gold or, all of them, without.
 
     about: what these records are, in words, which open the protocol.
+    left_out: {reason: records} that were left out before, for the counts.
     """
     benchmark = _of_format(
         name,
@@ -148,6 +151,7 @@ def load_records(name: str, place: Place, about: str = "") -> Benchmark:
         f"{about} {RECORDS_PROTOCOL}",
         summarize_domains,
         None,
+        counted={f"left out: {reason}": count for reason, count in (left_out or {}).items()},
     )
     bare = [record.id for record in benchmark.records if record.rewards is None]
     if not bare:
@@ -170,6 +174,7 @@ def _of_format(
     summarize,
     official: Official | None,
     split: str = "",
+    counted: Mapping[str, int] | None = None,
 ) -> Benchmark:
     reading = Reading(place)
     records = []
@@ -181,4 +186,6 @@ def _of_format(
                 f"{', '.join(fields)}, it has {', '.join(row.data)}"
             )
         records.append(make_record(row, **FORMATS[form](row)))
-    return finish(name, reading, protocol, records, "accuracy", summarize, official=official)
+    return finish(
+        name, reading, protocol, records, "accuracy", summarize, official=official, counted=counted
+    )

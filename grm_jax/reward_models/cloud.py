@@ -146,6 +146,12 @@ def critic_prompt(record: Record, i: int) -> str:
     )
 
 
+def longest_critic_prompt(tokenizer: Tokenizer, record: Record) -> int:
+    """Counts the tokens of the longest prompt of the critic for a record: one for each response."""
+    prompts = (critic_prompt(record, i) for i in range(len(record.responses)))
+    return max(len(tokenizer.chat_prompt(prompt)) for prompt in prompts)
+
+
 def critiqued_ids(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) -> list[list[int]]:
     """Returns, for each response, the token ids that the head reads.
 

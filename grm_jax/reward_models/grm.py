@@ -84,22 +84,12 @@ def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
     ]
 
 
-def split_by_length(
-    prompter: Prompter, records: Sequence[Record], limit: int
-) -> tuple[list[Record], list[tuple[str, int]]]:
-    """Returns (records whose prompt fits, [(id, prompt tokens)] of the others).
+def prompt_length(prompter: Prompter, record: Record) -> int:
+    """Counts the tokens of the prompt of a record.
 
-    Over-long records are left out, never cut. The hint is counted in, so that a record that fits
-    fits in every stage.
+    The hint is counted in where there is gold, so that a record that fits fits in every stage.
     """
-    kept, dropped = [], []
-    for record in records:
-        hinted = record.rewards is not None
-        length = len(prompter.ids(record, range(len(record.responses)), hint=hinted))
-        (kept if length <= limit else dropped).append(
-            record if length <= limit else (record.id, length)
-        )
-    return kept, dropped
+    return len(prompter.ids(record, range(len(record.responses)), hint=record.rewards is not None))
 
 
 def drawn_judgment(

@@ -164,6 +164,18 @@ def pair_ask(opinion: Opinion, pair: tuple[int, int]) -> Ask:
     )
 
 
+def longest_prompt(prompter: Prompter, record: Record) -> int:
+    """Counts the tokens of the longest prompt of a record: all its pairs, in both orders."""
+    asked = [
+        dataclasses.replace(
+            record, responses=(record.responses[i], record.responses[j]), rewards=None
+        )
+        for i, j in pairs(len(record.responses))
+    ]
+    lengths = [len(prompter.ids(two, order)) for two in asked for order in ((0, 1), (1, 0))]
+    return max(lengths, default=0)
+
+
 def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
     """Returns what a judgment keeps of one generation about a pair.
 

@@ -23,6 +23,8 @@ from grm_jax.models.heads import scalar_logits
 from grm_jax.parallel.processes import to_host
 from grm_jax.tokenizer import Tokenizer
 
+TOO_LONG_FOR_META = "too_long_for_meta"
+
 
 def meta_ids(tokenizer: Tokenizer, template: Template, record: Record, row: dict) -> list[int]:
     """Returns the token ids of a record with one of its judgments, without its reasoning."""
@@ -53,6 +55,12 @@ def meta_examples(
             }
         )
     return examples
+
+
+def meta_prompt_length(tokenizer: Tokenizer, template: Template, record: Record) -> int:
+    """Counts the tokens that the Meta RM reads of a record before any of a judgment."""
+    order = range(len(record.responses))
+    return len(tokenizer.chat_prompt(render_meta_prompt(template, record, order)))
 
 
 @functools.cache
@@ -113,10 +121,20 @@ def add_logits(
 ) -> None:
     """Puts `meta_logit` into judgments, `batch` of them scored at once.
 
-    Those that did not parse are not scored: no vote counts them.
+    Those that did not parse are not scored: no vote counts them. One that is too long for the Meta
+    RM to read fails as TOO_LONG_FOR_META, for a vote that it guides has no place for it.
     """
-    parsed = [row for row in rows if row["failure"] is None]
-    sequences = [meta_ids(tokenizer, template, records[row["id"]], row) for row in parsed]
+    parsed, sequences = [], []
+    for row in rows:
+        if row["failure"] is None:
+            ids = meta_ids(tokenizer, template, records[row["id"]], row)
+            if len(ids) <= max(buckets):
+                parsed.append(row)
+                sequences.append(ids)
+            else:
+                row |= {"scores": None, "failure": TOO_LONG_FOR_META}
+                if row["correct"] is not None:
+                    row["correct"] = False
     for row, logit in zip(
         parsed, score_sequences(scorer, params, sequences, buckets, batch), strict=True
     ):

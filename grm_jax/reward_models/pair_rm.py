@@ -94,6 +94,13 @@ def pair_ids(tokenizer: Tokenizer, record: Record, first: int, second: int) -> l
     return tokenizer.chat_prompt(render_prompt(TEMPLATE, two, (0, 1)))
 
 
+def longest_pair(tokenizer: Tokenizer, record: Record) -> int:
+    """Counts the tokens of the longest input of a record: every two responses, in both orders."""
+    n = len(record.responses)
+    asked = [(i, j) for i in range(n) for j in range(n) if i != j]
+    return max((len(pair_ids(tokenizer, record, *pair)) for pair in asked), default=0)
+
+
 def chosen(preference: float) -> int:
     """Returns 1 if the response shown first is chosen, else 2 (Eq 5; S = 0 goes to the first)."""
     return math.floor((3 - np.sign(preference)) / 2)

@@ -84,6 +84,11 @@ def response_ids(tokenizer: Tokenizer, record: Record, i: int) -> list[int]:
     return ids
 
 
+def longest_sequence(tokenizer: Tokenizer, record: Record) -> int:
+    """Counts the tokens of the longest input of a record: each response is read by itself."""
+    return max(len(response_ids(tokenizer, record, i)) for i in range(len(record.responses)))
+
+
 def score_groups(
     scorer: Callable,
     params: dict,

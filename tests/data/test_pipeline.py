@@ -113,6 +113,16 @@ def test_a_finite_mix_uses_no_example_twice_in_an_epoch():
     )
 
 
+@pytest.mark.parametrize("sizes", [{"a": 1}, {"a": 5}, {"a": 1, "b": 3}])
+def test_a_set_smaller_than_a_batch_comes_again(sizes):
+    sources = {name: [{"id": f"{name}{i}"} for i in range(n)] for name, n in sizes.items()}
+    batches = make_batches(sources, batch_size=32, seed=0)
+    drawn = [next(batches) for _ in range(3)]
+    assert all(len(batch["id"]) == 32 and batch["valid"].all() for batch in drawn)
+    everything = {example["id"] for examples in sources.values() for example in examples}
+    assert all(set(batch["id"]) == everything for batch in drawn)
+
+
 def test_the_last_batch_is_filled_with_empty_rows():
     batches = list(
         make_batches(

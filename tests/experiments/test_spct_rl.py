@@ -327,7 +327,8 @@ def test_a_split_without_a_record_or_without_gold_is_an_error(files, tmp_path):
     good = record("a", "Name 1 animal")
     with pytest.raises(
         ValueError,
-        match="data for 'test': no record is left; the shortest prompt over the limit has",
+        match="data for 'test': no record is left of the 1 .*: 1 prompts of the GRM are longer "
+        r"than lengths\.prompt = 80 tokens; the shortest has",
     ):
         setup(files([good], [record("b", "Name animals " * 200)]), tmp_path / "run")
     ungraded = {"id": "b", "conversation": good["conversation"], "responses": ["1.cat", "1.emu"]}

@@ -7,7 +7,7 @@ import pytest
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import record_from_dict, response_order
-from grm_jax.reward_models.grm import Ask, Prompter, judge, split_by_length
+from grm_jax.reward_models.grm import Ask, Prompter, judge, prompt_length
 from tests.reward_models.judge_cases import (
     EOS,
     PROMPTER,
@@ -242,14 +242,9 @@ def test_a_single_response_may_be_scored_from_one_to_ten():
         )
 
 
-def test_split_by_length_names_what_it_leaves_out_and_counts_the_hint():
-    short, long, graded, ungraded = records = [
-        record("short", (1, 2), words=1),
-        record("long", (1, 2), words=60),
-        record("graded", (1, 2), words=20),
-        record("ungraded", (1, 2), gold=False, words=20),
-    ]
-    kept, dropped = split_by_length(PROMPTER, records, len(PROMPTER.ids(graded, (0, 1))))
-    assert kept == [short, ungraded]
-    assert dropped == [(r.id, len(PROMPTER.ids(r, (0, 1), hint=True))) for r in (long, graded)]
-    assert split_by_length(PROMPTER, records, 10**6) == (records, [])
+def test_the_length_of_a_prompt_counts_the_hint_where_there_is_gold():
+    graded = record("graded", (1, 2), words=20)
+    ungraded = record("ungraded", (1, 2), gold=False, words=20)
+    assert prompt_length(PROMPTER, graded) == len(PROMPTER.ids(graded, (0, 1), hint=True))
+    assert prompt_length(PROMPTER, graded) > prompt_length(PROMPTER, ungraded)
+    assert prompt_length(PROMPTER, ungraded) == len(PROMPTER.ids(ungraded, (0, 1)))

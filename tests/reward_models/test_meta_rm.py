@@ -10,7 +10,13 @@ from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.reward_models.grm import Ask, judge
-from grm_jax.reward_models.meta_rm import make_scorer, meta_examples, meta_ids, score_sequences
+from grm_jax.reward_models.meta_rm import (
+    add_logits,
+    make_scorer,
+    meta_examples,
+    meta_ids,
+    score_sequences,
+)
 from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, judgment, record
 
 TEMPLATE = load_template("tiny_meta")
@@ -76,6 +82,24 @@ def test_examples_are_unhinted_judgments_with_the_rules_label():
         assert example["positions"].tolist() == list(range(len(example["tokens"])))
         shown = [prompt.index(of.responses[i]) for i in row["order"]]
         assert shown == sorted(shown)  # the responses stand as the judge saw them
+
+
+def test_a_judgment_that_the_meta_rm_cannot_read_is_a_named_failure():
+    """The others are scored, and evaluation goes on: a guided vote has no place for it."""
+    one = record("r", (2, 7))
+    fits, long, failed = rows_of([Ask(one, (0, 1), (0, 1, 2), "r")], judgment([3, 9]))
+    long["text"] += " and so on" * 40
+    failed |= {"failure": "no_box", "scores": None}
+    limit = len(meta_ids(TOKENIZER, TEMPLATE, one, fits))
+
+    def scorer(params, tokens_BT, positions_BT):
+        return np.arange(len(tokens_BT)) + 7.0
+
+    rows = [fits, long, failed]
+    add_logits(rows, {"r": one}, scorer, {}, TOKENIZER, TEMPLATE, (limit,), 2)
+    assert [row["failure"] for row in rows] == [None, "too_long_for_meta", "no_box"]
+    assert [row["meta_logit"] for row in rows] == [7.0, None, None]
+    assert long["scores"] is None and long["correct"] is False and fits["correct"] is True
 
 
 def test_the_hint_is_never_part_of_the_input():
