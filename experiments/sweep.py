@@ -32,6 +32,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import ml_collections
 from absl import flags
 from ml_collections.config_flags import config_flags as ml_config_flags
 
@@ -40,6 +41,7 @@ from experiments.stages.inputs import user_functions
 from grm_jax import locks, signals
 from grm_jax.evaluation import store
 from grm_jax.evaluation.merge import merge, other_fields
+from grm_jax.json_files import read_object
 from grm_jax.report import merged as report
 
 TRAINING = ("experiments.spct_rl", "experiments.reward_model")  # whose stages are taken over
@@ -201,6 +203,8 @@ def resolve(preset: str, overrides: Sequence[str]) -> tuple[str, dict]:
         values(arguments)
         config = config_flags.finish(values["config"].value)
         script = config_flags.script_of(config)
+        if script == "experiments.paper":
+            raise ValueError(f"this is a preset of {script}, which has seeds and tables of its own")
     except (ValueError, flags.Error) as error:
         sys.exit(f"{preset} {' '.join(overrides)}: {error}")
     finally:
@@ -217,7 +221,7 @@ def run_all(runs: Sequence[Run]) -> tuple[list[pathlib.Path], int]:
     failed = []
     for i, run in enumerate(runs, start=1):
         label = f"[{i}/{len(runs)}] {run.folder.name}"
-        if read_results(run.folder):
+        if read_results(run.folder) and read_the_same(run):
             print(f"{label}: done before", flush=True)
             continue
         print(f"{label}: {shlex.join(run.command)}", flush=True)
@@ -245,6 +249,32 @@ def run_all(runs: Sequence[Run]) -> tuple[list[pathlib.Path], int]:
             flush=True,
         )
     return failed, 0
+
+
+def read_the_same(run: Run) -> bool:
+    """Whether a finished run read what its config names now, as far as files tell that alone.
+
+    Where they do not, the run is started once more: it says what is another now, or that nothing
+    is. So is a comparison, whose systems may be others: what is on file is not asked again.
+    """
+    if "systems" in run.config:
+        return False
+    path = run.folder / "config.json"
+    about = read_object(path) if path.is_file() else {}
+    if "files" not in about or "data" not in run.config:
+        return True
+    from experiments.stages import inputs
+    from grm_jax.judgment.prompts import load_template
+
+    config = ml_collections.ConfigDict(run.config)
+    templates = {name: load_template(template) for name, template in config.templates.items()}
+    try:
+        now = inputs.models_and_templates(config, templates)
+        same = inputs.file_digests(config) == about["files"]
+    except (ValueError, OSError):
+        return False
+    before = inputs.what_matters(about["inputs"])
+    return same and all(before.get(name) == value for name, value in now.items())
 
 
 def log_of(folder: pathlib.Path) -> pathlib.Path:

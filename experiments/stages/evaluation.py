@@ -8,8 +8,10 @@ import ml_collections
 
 from experiments import config_flags
 from experiments.stages import reuse
+from experiments.stages.inputs import refuse_changed_records
 from experiments.stages.settings import NAME
 from experiments.stages.workdir import Run, about_stages, system
+from grm_jax import __version__
 from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import describe as describe_world
 from grm_jax.data.world import make_records
@@ -18,7 +20,7 @@ from grm_jax.evaluation.comparisons import compare_systems, without_judgments
 from grm_jax.evaluation.judging import judge_all
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.prompts import load_template
-from grm_jax.judgment.records import write_records
+from grm_jax.judgment.records import Record, write_records
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.report.headline import markdown
@@ -39,7 +41,7 @@ def evaluate(
     """Judge what is missing, write the three files, and return what results.json holds; {} in all
     processes but the first, which writes. docs/evaluation.md has the schema.
 
-    about: "timings_s", "notes" and "funnel" of a run that trained.
+    about: "timings_s", "notes", "funnel" and "inputs" of a run that trained.
     """
     judged = judge_all(systems, benchmarks, workdir / "judgments", settings)
     if not processes.is_main():
@@ -52,8 +54,13 @@ def evaluate(
         seed=settings.seeds[0],
         min_coverage=settings.min_coverage,
     )
-    about = {"timings_s": {}, "notes": [], "funnel": {}} | dict(about or {})
-    head = {"schema": SCHEMA, "config": config.to_dict(), "seed": config.get("seed")}
+    inputs = {
+        "benchmarks": {benchmark.name: benchmark.version for benchmark in benchmarks},
+        "systems": {system.name: system.identity for system in systems},
+    }
+    about = {"timings_s": {}, "notes": [], "funnel": {}, "inputs": inputs} | dict(about or {})
+    head = {"schema": SCHEMA, "version": __version__}
+    head |= {"config": config.to_dict(), "seed": config.get("seed")}
     results = head | about | figures
     store.write_json(workdir / "results.json", results)
     (workdir / "table.md").write_text(markdown(results), encoding="utf-8")
@@ -101,6 +108,7 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
     about = about_stages(run.workdir)
     note = run.config.get("note")
     about["notes"] = ([note] if note else []) + left_out_notes(run) + about["notes"]
+    about["inputs"] = run.inputs
     return evaluate(systems, benchmarks, run.workdir, settings, run.config, about)
 
 
@@ -181,7 +189,7 @@ def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[
             records = make_records(spec["split"], spec["items"], spec.get("seed", 0))
             processes.on_main(
                 f"records {path.stem}",
-                lambda path=path, records=records: write_records(path, records),
+                lambda path=path, records=records: _write_world(path, records),
             )
             about = describe_world(spec["split"])
             spec = {"kind": "records", "path": str(path), "name": path.stem, "about": about}
@@ -195,3 +203,9 @@ def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[
         print(f"{benchmark.name} ({benchmark.version}): {len(benchmark.records)} items", flush=True)
         loaded.append(benchmark)
     return loaded
+
+
+def _write_world(path: pathlib.Path, records: Sequence[Record]) -> None:
+    """Write the records of a benchmark of the world; what was judged of them is not changed."""
+    refuse_changed_records(path.parents[1], path.stem, records, f"benchmarks: {path.stem}")
+    write_records(path, records)

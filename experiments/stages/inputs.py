@@ -150,23 +150,137 @@ def digests(
     config: ml_collections.ConfigDict, templates: Mapping[str, Template], inputs: Inputs
 ) -> dict:
     """Digests of what training reads, by content, whatever the files are called."""
+    critiques = {}
+    if "critic" in config:
+        records = [r for source in config.data.critiques for r in load_critiques(source, config)]
+        critiques["data.critiques"] = records_digest(records)
+    return (
+        critiques
+        | {
+            "data.train": records_digest(inputs.records["train"]),
+            "data.general": digest(inputs.general),
+        }
+        | models_and_templates(config, templates)
+    )
+
+
+def eval_digests(inputs: Inputs) -> dict[str, str]:
+    """Digests of the records of the test splits, which training does not read."""
+    return {
+        f"data.eval.{split}": records_digest(records)
+        for split, records in inputs.records.items()
+        if split != "train"
+    }
+
+
+def models_and_templates(
+    config: ml_collections.ConfigDict, templates: Mapping[str, Template]
+) -> dict:
+    """Digests of the folders and templates that a config names."""
     folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
     beside: dict[str, Any] = {}
     if functions := user_functions(config):
         beside["functions"] = functions
     if "critic" in config:
-        records = [r for source in config.data.critiques for r in load_critiques(source, config)]
         start = config_flags.critic_folder(config)
-        beside["data.critiques"] = digest([store.record_digest(record) for record in records])
         beside["critic"] = {} if start is None else content_digest(start)
-    return beside | {
-        "data.train": digest([store.record_digest(record) for record in inputs.records["train"]]),
-        "data.general": digest(inputs.general),
+    found = beside | {
         "templates": {name: template_digest(template) for name, template in templates.items()},
         # a model that is drawn at random is a function of the config
         "model": {} if folder is None else content_digest(folder),
         "tokenizer": content_digest(tokenizer),
     }
+    return what_matters(found)
+
+
+def what_matters(digests: Mapping) -> dict:
+    """Digests without those of files that nothing reads: a tokenizer beside weights is read where
+    `tokenizer` names it alone, and weights where `model` or `critic` do.
+    """
+    parts = {"model": ("weights", "config"), "critic": ("weights",), "tokenizer": ("tokenizer",)}
+    return {
+        name: {part: text for part, text in value.items() if part in (*parts[name], "file")}
+        if name in parts
+        else value
+        for name, value in digests.items()
+    }
+
+
+def file_digests(config: ml_collections.ConfigDict) -> dict[str, list]:
+    """{data field: [digest of each file or folder that it names]}, whatever can be read of them."""
+    fields = [("data.train", config.data.train), ("data.general", config.data.general)]
+    fields += [(f"data.eval.{split}", config.data.eval[split]) for split in config.eval.splits]
+    fields += [("data.critiques", config.data.get("critiques", ()))]
+    found = {}
+    for field, value in fields:
+        paths = [s["path"] for s in config_flags.sources(value) if "path" in s]
+        if paths:
+            found[field] = [
+                {str(file.relative_to(path)): content_digest(file)["file"] for file in _files(path)}
+                for path in map(pathlib.Path, paths)
+            ]
+    return found
+
+
+def _files(path: pathlib.Path) -> list[pathlib.Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def place_of(config: ml_collections.ConfigDict, field: str) -> str:
+    """Where the config says that an input comes from, in words for a message; field: a key of
+    `digests`, with all that is below it (model.config).
+    """
+    section, _, name = field.partition(".")
+    if section == "data":
+        node = config.data
+        for step in name.split("."):
+            node = node[step]
+        sources = config_flags.sources(node)
+        words = [str(s.get("path") or s.get("hub") or f"the world's {s}") for s in sources]
+    elif section == "templates":
+        words = [config.templates.get(name)]
+    elif section == "tokenizer":
+        words = [str(config_flags.tokenizer_path(config))]
+    elif section == "functions":
+        words = [config.rl.get(name.partition(".")[2])]
+    else:
+        folder = (config.critic if section == "critic" else config.model).path
+        words = [f"{folder}/config.json" if name == "config" else str(folder)]
+    return ", ".join(map(str, words)) or "none"
+
+
+def refuse_changed_tests(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, inputs: Inputs
+) -> None:
+    """ValueError where a test record that is judged here already has another content now.
+
+    More or fewer records may be asked for.
+    """
+    for split, records in inputs.records.items():
+        if split != "train":
+            refuse_changed_records(workdir, split, records, place_of(config, f"data.eval.{split}"))
+
+
+def refuse_changed_records(
+    workdir: pathlib.Path, name: str, records: Sequence[Record], place: str
+) -> None:
+    """ValueError where a record of a benchmark that is judged here has another content now."""
+    path = workdir / "records" / f"{name}.jsonl"
+    if not path.is_file() or not any((workdir / "judgments").glob(f"*/{name}/*.jsonl")):
+        return
+    before = {record.id: store.record_digest(record) for record in read_records(path)}
+    now = {record.id: store.record_digest(record) for record in records}
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{path} has judgments, and {len(changed)} of its records are others now ({place}), "
+            f"first {changed[0]!r}. Bring them back, or choose another --workdir."
+        )
+
+
+def records_digest(records: Sequence[Record]) -> str:
+    """`digest` of records in their order."""
+    return digest([store.record_digest(record) for record in records])
 
 
 def user_functions(config: Mapping) -> dict[str, dict[str, str]]:

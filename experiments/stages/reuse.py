@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import config_flags
+from experiments.stages.inputs import what_matters
 from grm_jax.evaluation import store
 from grm_jax.training.metrics import read_metrics
 
@@ -194,7 +195,7 @@ def _identity_in(folder: pathlib.Path, name: str) -> dict:
     """The identity of a stage by the config.json of its work folder."""
     run = json.loads((folder / "config.json").read_text())
     config = run["config"]
-    return identity(name, config, run.get("inputs", {}))
+    return identity(name, config, what_matters(run.get("inputs", {})))
 
 
 def _copy(giver: pathlib.Path, workdir: pathlib.Path, name: str) -> None:

@@ -35,7 +35,7 @@ import ml_collections
 from experiments import config_flags
 from experiments.stages import inputs as inputs_module
 from experiments.stages import reuse
-from experiments.stages.inputs import counts, digest, load_inputs, write_inputs
+from experiments.stages.inputs import Inputs, counts, digest, load_inputs, write_inputs
 from grm_jax import locks
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
@@ -70,6 +70,7 @@ class Run:
     evaluation: dict[str, list[Record]]
     left_out: dict[str, dict[str, int]]  # of "train" and every split: {reason: records}
     general: list[dict]
+    inputs: dict  # digests of what was read
     stages: tuple[str, ...] | None = None  # to run; None: all
     givers: tuple[pathlib.Path, ...] = ()  # work folders that finished work is taken over from
 
@@ -140,7 +141,9 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     inputs = load_inputs(config, prompter, templates["meta"], lengths)
     digests = inputs_module.digests(config, templates, inputs)
     hold(workdir)
-    processes.on_main("inputs", lambda: _claim(workdir, config, config_digest, digests))
+    read = processes.on_main(
+        "inputs", lambda: _claim(workdir, config, config_digest, digests, inputs)
+    )
     if processes.is_main():
         write_inputs(workdir / "records", inputs)
     base = config_flags.model_folder(config) or workdir / "models" / "base"
@@ -154,7 +157,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         sequence_buckets=lengths.sequence_buckets,
         every=config.checkpoint.every,
         keep=config.checkpoint.keep,
-        digest=digest({"config": config_digest, "inputs": digests}),
+        digest=digest({"config": config_digest, "inputs": read}),
         sinks=tuple(config.log.sinks),
     )
     evaluation = dict(inputs.records)
@@ -170,6 +173,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         evaluation,
         counts(inputs.left_out),
         inputs.general,
+        read | inputs_module.eval_digests(inputs),
     )
     if config.model.random_init is not None and not (base / "config.json").is_file():
         params = jax.jit(
@@ -382,17 +386,31 @@ def _digest_of_config(workdir: pathlib.Path, config) -> str:
     return old["digest"]
 
 
-def _claim(workdir: pathlib.Path, config, config_digest: str, inputs: dict) -> None:
-    """Make the folder this run's; ValueError if it holds a run that read something else."""
+def _claim(
+    workdir: pathlib.Path, config, config_digest: str, digests: dict, inputs: Inputs
+) -> dict:
+    """Make the folder this run's; ValueError if it holds a run that read something else.
+
+    Returns the digests of what the run began with: a file that nothing reads may be another now.
+    """
     path = workdir / "config.json"
     old = json.loads(path.read_text()) if path.is_file() else {}
-    changed = store.differing(old.get("inputs", inputs), inputs)
-    if changed:
+    before = inputs_module.what_matters(old.get("inputs", digests))
+    if changed := store.differing(before, digests):
+        places = dict.fromkeys(inputs_module.place_of(config, field) for field in changed)
         raise ValueError(
             f"{workdir} holds a run of other inputs; what was read then for "
-            f"{', '.join(changed)} had another content. Bring it back, or choose another "
-            "--workdir."
+            f"{', '.join(changed)} had another content ({', '.join(places)}). Bring it back, or "
+            "choose another --workdir."
         )
+    inputs_module.refuse_changed_tests(config, workdir, inputs)
     workdir.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(config.to_dict()))
-    store.write_json(path, {"digest": config_digest, "inputs": inputs, "config": plain})
+    read = old.get("inputs", digests)
+    claim = {
+        "digest": config_digest,
+        "inputs": read,
+        "files": inputs_module.file_digests(config),
+        "config": json.loads(json.dumps(config.to_dict())),
+    }
+    store.write_json(path, claim)
+    return read

@@ -1,7 +1,8 @@
 """Merges the figures of several runs into one table: the mean over seeds, with its standard error.
 
 The mean is that of each setting. Runs whose configs differ in anything but the seed and the fields
-that were swept do not belong together, and are refused.
+that were swept do not belong together, and are refused; so are runs that read other data, models or
+templates under the same names, and those of another version.
 """
 
 import json
@@ -28,6 +29,21 @@ PAIR_KEY = tuple(
     f"{side}_{name}" for side in "ab" for name in ("system", "aggregation", "k", "k_meta")
 ) + ("benchmark",)
 META_KEY = ("system", "benchmark", "pool")
+# fields of these sections change what is read: runs that differ in one have inputs of their own
+READING = (
+    "answer",
+    "benchmarks",
+    "critic",
+    "data",
+    "eval",
+    "lengths",
+    "model",
+    "systems",
+    "templates",
+    "tokenizer",
+)
+# made by the world for each seed, unless its sources say otherwise
+SEEDED = ("data.train", "data.general", "data.critiques")
 # of a row, beside its value: means over the runs
 MEANS = (
     "strict",
@@ -45,13 +61,30 @@ def other_fields(a: Mapping, b: Mapping, but: Sequence[str] = ()) -> list[str]:
 
     All but IGNORED and `but`. A name stands for all that is below it too.
     """
-    plain_a, plain_b = (json.loads(json.dumps(config)) for config in (a, b))
+    plain_a, plain_b = (json.loads(json.dumps(_answering(config))) for config in (a, b))
     left_out = (*IGNORED, *but)
     return [
         field
         for field in differing(plain_a, plain_b)
         if not any(field == name or field.startswith(f"{name}.") for name in left_out)
     ]
+
+
+def _answering(config: Mapping) -> dict:
+    """A config without what changes no answer of its remote systems, such as where they are."""
+    if "systems" not in config:
+        return dict(config)
+    from grm_jax.reward_models.load import NOT_ANSWERS  # takes all models with it
+
+    systems = [
+        {
+            name: value
+            for name, value in spec.items()
+            if spec.get("kind") != "remote" or name not in NOT_ANSWERS
+        }
+        for spec in config["systems"]
+    ]
+    return {**config, "systems": systems}
 
 
 def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
@@ -79,9 +112,12 @@ def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
             )
         setting["runs"].append(name)
         setting["seeds"].append(run["seed"])
+    if not any(field.split(".")[0] in READING for field in swept):
+        _check_inputs(runs, swept)
     tables: dict[str, list] = {"rows": [], "paired": [], "meta_rm": []}
     for setting in settings:
         own = {name: runs[name] for name in setting["runs"]}
+        _check_inputs(own, swept)
         setting["same_items"] = len({_versions(run) for run in own.values()}) == 1
         for table, rows in _merged_tables(own).items():
             tables[table] += [{"setting": setting["values"]} | row for row in rows]
@@ -113,6 +149,43 @@ def _check(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
                 f"{', '.join(fields)}. Expected configs that differ in the seed alone"
                 + (f" and in {', '.join(swept)}" if swept else "")
             )
+
+
+def _check_inputs(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
+    """ValueError where runs of the same config read something else, by the digests that they keep.
+
+    Those of older versions keep none, and are compared by the sizes of their benchmarks.
+    """
+    first_name, first = next(iter(runs.items()))
+    for name, run in runs.items():
+        fields = []
+        if "inputs" in first and "inputs" in run:
+            seeded = [field for field in SEEDED if run["seed"] != first["seed"]]
+            fields = [
+                field
+                for field in differing(first["inputs"], run["inputs"])
+                if not (field in seeded and _of_the_world(run["config"], field))
+                and field.removeprefix("functions.") not in swept
+            ]
+            fields += ["version"] * (first["version"] != run["version"])
+        else:
+            sizes, own = (
+                {benchmark["name"]: benchmark["items"] for benchmark in of["benchmarks"]}
+                for of in (first, run)
+            )
+            fields = [f"items of {field}" for field in differing(sizes, own)]
+        if fields:
+            raise ValueError(
+                f"{name} and {first_name} are runs of one config that read different things under "
+                f"the same names; they differ in {', '.join(fields)}. Expected runs of the same "
+                "inputs and version"
+            )
+
+
+def _of_the_world(config: Mapping, field: str) -> bool:
+    """Whether a data field is made of other records by each seed: not of files or of the hub."""
+    sources = field_of(config, field)
+    return not any("path" in source or "hub" in source for source in sources)
 
 
 def field_of(config: Mapping, field: str, name: str = "config") -> Any:

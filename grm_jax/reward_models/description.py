@@ -38,7 +38,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from grm_jax.json_files import cut, read_object, shown
 from grm_jax.judgment.parsing import ANSWERS
@@ -201,8 +201,8 @@ def content_digest(path: str | os.PathLike) -> dict[str, str]:
 
     Returns {"weights", "config", "tokenizer"} of a model folder, as far as it has them; {"file"} of
     a file. Weight files of up to 256 MiB are read whole. Larger ones are known by name, size, their
-    first and last MiB, and 256 blocks of 64 KiB spread over the rest: a retrained model differs in
-    them.
+    first and last MiB, 256 blocks of 64 KiB spread over the rest, and all tensors of up to 1 MiB: a
+    retrained model differs in them, and so does one with another norm.
     """
     path = pathlib.Path(path)
     if path.is_file():
@@ -231,12 +231,30 @@ def _digest(*files: pathlib.Path) -> str:
                 digest.update(file.read())
                 continue
             digest.update(file.read(1 << 20))
+            for start, end in _small_tensors(file):
+                file.seek(start)
+                digest.update(file.read(end - start))
             for i in range(256):
                 file.seek(size * (i + 1) // 257)
                 digest.update(file.read(1 << 16))
             file.seek(size - (1 << 20))
             digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def _small_tensors(file: BinaryIO) -> list[tuple[int, int]]:
+    """Where the tensors of up to 1 MiB lie in a safetensors file; [] in another."""
+    try:
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if length > 1 << 27:  # no header is so long
+            return []
+        header = json.loads(file.read(length))
+        spans = [about["data_offsets"] for name, about in header.items() if name != "__metadata__"]
+        begin = 8 + length
+        return sorted((begin + a, begin + b) for a, b in spans if b - a <= 1 << 20)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def _from_hub(name: str) -> pathlib.Path:

@@ -27,6 +27,7 @@ that a system does not name is that of `Asking`.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -429,13 +430,16 @@ def _own(spec, asking) -> _Kind:
     """Describes a kind of one's own.
 
     What it is, is for its function to say, so its identity is all that the function gets, and the
-    weights of folders that it names.
+    content of the files and model folders that it names.
     """
     function = resolve(spec["kind"], {})
     identity = {name: value for name, value in spec.items() if name != "name"}
-    for field in ("path", "meta", "critic"):
-        if isinstance(spec.get(field), str) and pathlib.Path(spec[field]).is_dir():
-            identity[f"content of {field}"] = content_digest(spec[field])
+    for field, value in _texts({name: spec[name] for name in identity}):
+        path = pathlib.Path(value)
+        is_model = field in ("path", "meta", "critic") or (path / "config.json").is_file()
+        is_file = (os.sep in value or path.suffix) and path.is_file()
+        if is_file or (is_model and path.is_dir()):
+            identity[f"content of {field}"] = content_digest(path)
     identity |= _asked(asking) | {
         "templates of the config": _digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
@@ -446,6 +450,15 @@ def _own(spec, asking) -> _Kind:
         return lambda seed, batches: make(seed)
 
     return _Kind(identity, loader, None, None)
+
+
+def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted field, text) of every text in a tree of plain data."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for name, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _texts(part, f"{field}.{name}".lstrip("."))
 
 
 BASELINES = {

@@ -260,6 +260,7 @@ def results_of(
     notes = [note] if note else []
     return {
         **{"config": config, "seed": 0, "timings_s": TIMINGS, "notes": notes, "funnel": FUNNEL},
+        **{"version": "1.0", "inputs": {}},
         **about,
         **compare_systems(benchmarks, judged, ks, draws=draws, seed=0),
     }

@@ -173,3 +173,118 @@ def test_the_plot_is_written(runs, tmp_path, swept):
     chosen = runs if swept else {name: run for name, run in runs.items() if "beta=0.02" in name}
     report.plot(merge(chosen, ("rl.beta",) if swept else ()), tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+INPUTS = {
+    "data.train": "t0",
+    "data.general": "g0",
+    "data.eval.test": "e0",
+    "templates": {"pointwise": "p0"},
+    "model": {"weights": "w0", "config": "c0"},
+    "tokenizer": {"tokenizer": "k0"},
+    "benchmarks": {"test": "sha256:0"},
+    "systems": {"grm": {"weights": "w0", "answer": "scores"}},
+}
+
+
+def reading(runs, **changes):
+    """The runs with digests of what they read; changes: {name: {dotted field: digest}}."""
+    found = {}
+    for name, run in runs.items():
+        inputs = copy.deepcopy(INPUTS)
+        for field, value in changes.get(name, {}).items():
+            section, _, part = field.partition("/")
+            inputs[section] = inputs[section] | {part: value} if part else value
+        files = {"train": [{"path": "a.jsonl"}], "general": [{"hub": "b/c"}]}
+        config = run["config"] | {"data": files}
+        found[name] = run | {"inputs": inputs, "config": config}
+    return found
+
+
+@pytest.mark.parametrize("other", ["beta=0.02,seed=1", "beta=0.08,seed=0"])
+@pytest.mark.parametrize(
+    "field, named",
+    [
+        ("data.train", "data.train"),
+        ("data.general", "data.general"),
+        ("data.eval.test", "data.eval.test"),
+        ("templates/pointwise", "templates.pointwise"),
+        ("model/config", "model.config"),
+        ("model/weights", "model.weights"),
+        ("tokenizer/tokenizer", "tokenizer.tokenizer"),
+        ("benchmarks/test", "benchmarks.test"),
+        ("systems/grm", "systems.grm.weights"),
+    ],
+)
+def test_runs_that_read_other_things_under_the_same_names_are_refused(runs, other, field, named):
+    """Seeds of one setting, and settings."""
+    value = {"weights": "w1", "answer": "scores"} if field == "systems/grm" else "another"
+    first = "beta=0.0,seed=0"
+    merge(reading(runs), ("rl.beta",))
+    with pytest.raises(ValueError) as error:
+        merge(reading(runs, **{other: {field: value}}), ("rl.beta",))
+    assert str(error.value) == (
+        f"{other} and {first} are runs of one config that read different things under the same "
+        f"names; they differ in {named}. Expected runs of the same inputs and version"
+    )
+
+
+def test_a_swept_field_may_change_what_is_read_and_seeds_of_a_setting_may_not(runs):
+    of_beta = {
+        f"beta={beta},seed={s}": {"data.train": f"t{beta}"} for beta in (0.08,) for s in "01"
+    }
+    swept = reading(runs, **of_beta)
+    for name, run in swept.items():
+        prompt = 100 if "0.08" in name else 50
+        run["config"] = run["config"] | {"lengths": {"prompt": prompt}}
+    merge(swept, ("rl.beta", "lengths.prompt"))
+    swept["beta=0.08,seed=1"]["inputs"]["data.train"] = "t1"
+    with pytest.raises(ValueError, match="beta=0.08,seed=1 and beta=0.08,seed=0 are runs of one"):
+        merge(swept, ("rl.beta", "lengths.prompt"))
+
+
+def test_seeds_of_the_world_have_records_of_their_own_and_files_do_not(runs):
+    seeds = {name: run for name, run in runs.items() if "beta=0.02" in name}
+    own = reading(seeds, **{"beta=0.02,seed=1": {"data.train": "t1", "data.general": "g1"}})
+    with pytest.raises(ValueError, match="they differ in data.general, data.train. Expected"):
+        merge(own)
+    for run in own.values():
+        world = {"train": [{"world": "train"}], "general": [{"records": "train"}]}
+        run["config"] = run["config"] | {"data": world}
+    merge(own)
+    own["beta=0.02,seed=1"]["inputs"]["data.eval.test"] = "e1"
+    with pytest.raises(ValueError, match="they differ in data.eval.test. Expected"):
+        merge(own)
+
+
+def test_runs_of_other_versions_and_sizes_are_refused(runs):
+    seeds = {name: run for name, run in runs.items() if "beta=0.02" in name}
+    one, two = seeds.values()
+    with pytest.raises(ValueError, match="they differ in version. Expected"):
+        merge({"one": one, "two": two | {"version": "2.0"}})
+    # of a version that kept no digests
+    old = {name: {k: v for k, v in run.items() if k != "inputs"} for name, run in seeds.items()}
+    merge(old)
+    fewer = copy.deepcopy(old)
+    fewer["beta=0.02,seed=1"]["benchmarks"][0]["items"] = 5
+    with pytest.raises(ValueError, match="they differ in items of test. Expected"):
+        merge(fewer)
+
+
+def test_where_a_remote_system_answers_is_no_other_config():
+    def config(**fields):
+        remote = {"name": "gpt", "kind": "remote", "base_url": "http://a:8000", "model": "m"}
+        return {"systems": ({"name": "length", "kind": "length"}, remote | fields)}
+
+    for field, value in (
+        ("base_url", "http://a:9000"),
+        ("api_key_env", "KEY"),
+        ("concurrency", 7),
+        ("timeout_s", 5.0),
+        ("retries", 9),
+    ):
+        assert other_fields(config(), config(**{field: value})) == []
+    assert other_fields(config(), config(model="n")) == ["systems"]
+    mine = {"systems": ({"name": "mine", "kind": "a.b:c", "base_url": "x"},)}
+    other = {"systems": ({"name": "mine", "kind": "a.b:c", "base_url": "y"},)}
+    assert other_fields(mine, other) == ["systems"]

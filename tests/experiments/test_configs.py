@@ -468,6 +468,26 @@ def test_a_preset_of_another_script_is_said_at_once(monkeypatch, name, script):
     assert str(error.value) == f"this is a preset of {script}, not of {other}"
 
 
+@pytest.mark.parametrize("script", [*config_flags.PRESETS, "experiments.plan"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_script_takes_its_own_presets_and_names_the_script_of_the_others(
+    monkeypatch, name, script
+):
+    """Before anything is set up: as flags are parsed, of which this is all that can fail."""
+    file = REPO / f"{script.replace('.', '/')}.py"
+    source = (file if file.is_file() else file.with_suffix("") / "__main__.py").read_text()
+    (own,) = re.findall(r"config_flags\.define_(?:config|preset)\((.*)\)", source)
+    scripts = tuple(re.findall(r'"([^"]+)"', own))
+    assert scripts == (("experiments.spct_rl",) if script == "experiments.plan" else (script,))
+    theirs = config_flags.script_of(preset(name))
+    if theirs in scripts:
+        parse(monkeypatch, name=name, scripts=scripts)
+        return
+    with pytest.raises(ValueError) as error:
+        parse(monkeypatch, name=name, scripts=scripts)
+    assert str(error.value) == f"this is a preset of {theirs}, not of {scripts[0]}"
+
+
 def test_what_is_no_preset_names_the_fields_of_presets(monkeypatch, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +15,10 @@ import time
 import pytest
 
 from experiments import sweep
-from tests.experiments import run_process
+from experiments.stages import inputs
+from grm_jax.judgment.prompts import load_template
+from grm_jax.reward_models.description import TINY_BASE
+from tests.experiments import micro, run_process
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 TINY = "experiments/configs/tiny.py"
@@ -73,6 +77,13 @@ def test_the_script_is_that_of_the_preset(tmp_path):
     (run,) = sweep.plan(preset, tmp_path, {"bradley_terry.steps": ["7"]}, ("--config.seed=3",))
     assert run.command[2] == "experiments.reward_model" and run.folder.name == "steps=7"
     assert (run.config["bradley_terry"]["steps"], run.config["seed"]) == (7, 3)
+
+
+def test_a_preset_that_no_sweep_can_run_is_refused(tmp_path):
+    preset = "--config=experiments/configs/tiny_paper.py"
+    with pytest.raises(SystemExit, match="this is a preset of experiments.paper, which has seeds"):
+        sweep.main([preset, f"--workdir={tmp_path / 'w'}", "--sweep.fast=True"])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -198,6 +209,58 @@ def test_a_folder_of_another_config_is_refused(fake, tmp_path):
         SystemExit, match="seed=0 holds a run of another config; it differs in steps"
     ):
         sweep.main([*fake, "--sweep.seed=0"])
+
+
+@pytest.mark.parametrize(
+    "edited, text",
+    [
+        ("train.jsonl", "{}\n"),
+        ("test.jsonl", "{}\n"),
+        ("data/part.jsonl", "{}\n"),
+        ("mine.jinja", "Judge {{ responses | join }} again."),
+        ("base/config.json", "{}"),
+        ("base/tokenizer.json", "{}"),
+        ("base/model.safetensors", ""),
+    ],
+)
+def test_a_finished_run_is_started_again_where_a_file_that_it_read_is_another(
+    tmp_path, monkeypatch, capsys, edited, text
+):
+    """Which says what is another now; the table is of no two worlds."""
+    shutil.copytree(TINY_BASE, tmp_path / "base")
+    (tmp_path / "data").mkdir()
+    for name in ("train.jsonl", "test.jsonl", "data/part.jsonl"):
+        (tmp_path / name).write_text("\n")
+    (tmp_path / "mine.jinja").write_text("Judge {{ responses | join }}")
+    config = micro.get_config()
+    with config.ignore_type():
+        config.update_from_flattened_dict(
+            {
+                "model.path": str(tmp_path / "base"),
+                "data.train": ({"path": str(tmp_path / "train.jsonl")},),
+                "data.general": ({"path": str(tmp_path / "data")},),
+                "data.eval": {"test": ({"path": str(tmp_path / "test.jsonl")},)},
+                "eval.splits": ("test",),
+                "templates.pointwise": str(tmp_path / "mine.jinja"),
+            }
+        )
+    templates = {name: load_template(one) for name, one in config.templates.items()}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "results.json").write_text("{}")
+    kept = {
+        "inputs": inputs.models_and_templates(config, templates),
+        "files": inputs.file_digests(config),
+    }
+    (folder / "config.json").write_text(json.dumps(kept))
+    run = sweep.Run(folder, ["false"], json.loads(json.dumps(config.to_dict())))
+    assert sweep.read_the_same(run)
+    (tmp_path / edited).write_text(text)
+    assert not sweep.read_the_same(run)
+    monkeypatch.setattr(sweep, "read_results", lambda folder: {"schema": 2})
+    assert sweep.run_all([run]) == ([folder], 0) and "failed after" in capsys.readouterr().out
+    # a comparison is started again, and asks for nothing that is on file
+    assert not sweep.read_the_same(sweep.Run(folder, [], {"systems": []}))
 
 
 def documented():

@@ -9,11 +9,15 @@ import socket
 import pytest
 
 from experiments import config_flags
+from experiments.configs import tiny_evaluate
+from experiments.stages import evaluation
 from experiments.stages.workdir import hold, setup
 from grm_jax.judgment.prompts import TEMPLATES
-from grm_jax.reward_models.description import model_folder
-from tests.experiments import micro
+from grm_jax.reward_models.description import TINY_BASE, model_folder
+from tests.experiments import micro, micro_reward_model
 
+INSTRUCTION = json.dumps({"prompt": "Name 1 animal", "completion": "1.cat"}) + "\n"
+GENERAL, TEMPLATE = ("data.general", "general.jsonl"), ("templates.pointwise", "mine.jinja")
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -27,18 +31,24 @@ def record(name, query, best=0, responses=("1.cat", "1.dog 2.cow")):
 
 
 @pytest.fixture
+def base(tmp_path):
+    """A model folder of one's own."""
+    return pathlib.Path(shutil.copytree(TINY_BASE, tmp_path / "base"))
+
+
+@pytest.fixture
 def start(tmp_path):
     """start(train, template=text, **fields) sets up a run of these records in one work folder."""
 
-    def start(train, template=None, **fields):
-        test = [record("t", "Name 3 animals")]
+    def start(train, template=None, test=(), preset=micro, **fields):
+        test = [record("t", "Name 3 animals"), *test]
         for name, records in (("train", train), ("test", test)):
             lines = "".join(json.dumps(one) + "\n" for one in records)
             (tmp_path / f"{name}.jsonl").write_text(lines)
         (tmp_path / "mine.jinja").write_text(
             template or (TEMPLATES / "tiny_pointwise.jinja").read_text()
         )
-        config = micro.get_config()
+        config = preset.get_config()
         with config.ignore_type():
             config.update_from_flattened_dict(
                 {
@@ -111,6 +121,119 @@ def test_a_run_goes_on_with_the_code_of_its_own_loss(start, tmp_path, monkeypatc
     code.write_text(code.read_text().replace("width * ", "-width * "))
     with pytest.raises(ValueError, match=r"what was read then for functions\.rl\.loss had another"):
         start(train, **fields)
+
+
+def edit_config(base):
+    path = base / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sliding_window": 32}))
+
+
+def edit_weights(base):
+    path = base / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def edit_tokenizer(base):
+    path = base / "tokenizer.json"
+    path.write_text(path.read_text() + "\n")
+
+
+@pytest.mark.parametrize("preset", [micro, micro_reward_model])
+@pytest.mark.parametrize(
+    "edit, field, file",
+    [
+        (edit_config, "model.config", "base/config.json"),
+        (edit_weights, "model.weights", "base"),
+        (edit_tokenizer, "tokenizer.tokenizer", "base"),
+        (lambda base: (base.parent / "general.jsonl").write_text(INSTRUCTION * 2), *GENERAL),
+        (lambda base: (base.parent / "part.jinja").write_text("More of it. "), *TEMPLATE),
+    ],
+)
+def test_a_run_goes_on_with_the_files_that_it_began_with(
+    start, base, tmp_path, preset, edit, field, file
+):
+    """Whatever it trains: a resumed run is one world. The message names the file."""
+    (tmp_path / "general.jsonl").write_text(INSTRUCTION)
+    (tmp_path / "part.jinja").write_text("Take care. ")
+    text = "{% include 'part.jinja' %}\n" + (TEMPLATES / "tiny_pointwise.jinja").read_text()
+    fields = {
+        "template": text,
+        "preset": preset,
+        "model.path": str(base),
+        "data.general": ({"path": str(tmp_path / "general.jsonl")},),
+    }
+    train = [record("a", "Name 1 animal")]
+    start(train, **fields)
+    kept = (tmp_path / "run/config.json").read_bytes()
+    edit(base)
+    with pytest.raises(ValueError) as error:
+        start(train, **fields)
+    assert str(error.value) == (
+        f"{tmp_path / 'run'} holds a run of other inputs; what was read then for {field} had "
+        f"another content ({tmp_path / file}). Bring it back, or choose another --workdir."
+    )
+    assert (tmp_path / "run/config.json").read_bytes() == kept
+
+
+def test_a_tokenizer_that_nothing_reads_may_be_another(start, base, tmp_path):
+    train = [record("a", "Name 1 animal")]
+    fields = {"model.path": str(base), "tokenizer.path": "tiny_base"}
+    first = start(train, **fields)
+    (base / "special_tokens_map.json").write_text("{}")
+    assert start(train, **fields).setup.digest == first.setup.digest
+    edit_config(base)
+    with pytest.raises(ValueError, match="what was read then for model.config had"):
+        start(train, **fields)
+
+
+def test_test_records_that_are_judged_are_never_written_again(start, tmp_path):
+    train, more = [record("a", "Name 1 animal")], record("u", "Name 4 animals")
+    start(train)
+    start(train, test=[record("u", "Name 5 animals")])  # nothing is judged yet
+    on_file = tmp_path / "run/records/test.jsonl"
+    judgments = tmp_path / "run/judgments/grm/test/greedy-seed0.jsonl"
+    judgments.parent.mkdir(parents=True)
+    judgments.write_text("")
+    before = on_file.read_text()
+    # another question, another gold, another text of a response
+    for changed in (
+        more,
+        record("u", "Name 5 animals", best=1),
+        record("u", "Name 5 animals", responses=("1.ant", "1.dog 2.cow")),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"run/records/test.jsonl has judgments, and 1 of its records are others now "
+            r"\(.*/test.jsonl\), first 'u'. Bring them back, or",
+        ):
+            start(train, test=[changed])
+        assert on_file.read_text() == before
+    start(train, test=[record("u", "Name 5 animals"), record("v", "Name 6 animals")])
+    assert len(on_file.read_text().splitlines()) == 3, "more records may be asked for"
+    start(train)
+
+
+def test_the_records_of_a_judged_benchmark_of_the_world_are_not_written_again(tmp_path):
+    config = tiny_evaluate.get_config()
+    world = {"kind": "world", "split": "test", "items": 4, "seed": 0}
+    for benchmarks in (({**world},), ({**world, "items": 6},)):
+        config.benchmarks = benchmarks
+        (loaded,) = evaluation.benchmarks(config, tmp_path / "records")
+    assert len(loaded.records) == 6
+    (tmp_path / "judgments/grm/test").mkdir(parents=True)
+    (tmp_path / "judgments/grm/test/greedy-seed0.jsonl").write_text("")
+    before = (tmp_path / "records/test.jsonl").read_bytes()
+    one = json.loads(before.splitlines()[0])
+    one["conversation"][0]["content"] += " now"
+    lines = b"".join([json.dumps(one).encode() + b"\n", *before.splitlines(keepends=True)[1:]])
+    (tmp_path / "records/test.jsonl").write_bytes(lines)
+    with pytest.raises(
+        ValueError, match=f"1 of its records are others now .*, first {one['id']!r}"
+    ):
+        evaluation.benchmarks(config, tmp_path / "records")
+    assert (tmp_path / "records/test.jsonl").read_bytes() == lines
 
 
 @pytest.mark.parametrize(

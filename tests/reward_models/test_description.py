@@ -223,6 +223,26 @@ def test_nothing_here_loads_jax():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_norm_of_a_large_file_is_seen_wherever_it_lies(tmp_path):
+    """Of a large file blocks are read, and all of its small tensors."""
+    large, small = 3 << 27, 64
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, size in (("a", large), ("norm", small), ("b", large)):
+        header[name] = {"dtype": "U8", "shape": [size], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    digests = []
+    for value in (1, 1, 2):
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.seek(8 + len(text) + large)
+            file.write(bytes([value]) * small)
+            file.truncate(8 + len(text) + at)  # of holes, which take no disk
+        digests.append(content_digest(tmp_path)["weights"])
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_weights_that_differ_in_their_middle_are_others(tmp_path):
     digests = set()
     for changed in (None, 1_500_000):

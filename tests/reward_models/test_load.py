@@ -255,6 +255,85 @@ def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tm
     assert len({json.dumps(one, sort_keys=True) for one in [before, *changed]}) == 12
 
 
+def _last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+EDITS = {
+    "weights": lambda folder: _last_bit(folder / "model.safetensors"),
+    "config": lambda folder: _change(
+        folder / "config.json", '"sliding_window": 64', '"sliding_window": 32'
+    ),
+    "tokenizer": lambda folder: _change(folder / "tokenizer.json", "{", "{ "),
+    "tokenizer's settings": lambda folder: (folder / "special_tokens_map.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("pointwise_grm", "path"),
+        ("pointwise_grm", "meta"),
+        ("llm_judge", "path"),
+        ("token_prob", "path"),
+        ("scalar", "path"),
+        ("bradley_terry", "path"),
+        ("pair_rm", "path"),
+        ("cloud", "path"),
+        ("cloud", "critic"),
+    ],
+)
+def test_a_folder_that_was_edited_in_place_is_another_model(
+    head, folder, asking, tmp_path, no_weights, kind, place, edit
+):
+    """Of every kind, and in each of its folders."""
+    scores = kind in ("scalar", "bradley_terry", "pair_rm", "cloud")
+    spec = {"name": "one", "kind": kind, "path": head if scores else "tiny_base"}
+    spec |= {"critic": "tiny_base"} if kind == "cloud" else {}
+    is_head = place == "meta" or (place == "path" and scores)
+    copy = pathlib.Path(shutil.copytree(head, tmp_path / "copy")) if is_head else folder
+    spec[place] = str(copy)
+    before = describe(spec, asking).identity
+    assert describe(spec, asking).identity == before
+    edit(copy)
+    assert describe(spec, asking).identity != before
+
+
+def test_templates_of_a_folder_are_known_by_their_text(asking, folder, no_weights):
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
+    before = describe(spec, asking).identity
+    _change(folder / "grm.json", "Judge from", "Rate from")
+    assert describe(spec, asking).identity != before
+
+
+def test_files_that_a_kind_of_ones_own_names_are_known_by_their_content(
+    asking, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("rules.txt", "mine.jinja", "nested.json"):
+        (tmp_path / name).write_text("one")
+    spec = {"name": "mine", "kind": f"{__name__}:own_model", "bias": (1, 2), "note": "."}
+    spec |= {"rules": "rules.txt", "templates": {"pointwise": str(tmp_path / "mine.jinja")}}
+    spec |= {"more": [{"file": "./nested.json"}, str(folder)]}
+    seen = [describe(spec, asking).identity]
+    for name in ("rules.txt", "mine.jinja", "nested.json"):
+        (tmp_path / name).write_text("two")
+        seen.append(describe(spec, asking).identity)
+    _last_bit(folder / "model.safetensors")
+    seen.append(describe(spec, asking).identity)
+    assert len({json.dumps(one, sort_keys=True) for one in seen}) == 5
+    assert describe(spec, asking).identity == seen[-1]
+
+
 def test_the_folder_says_which_templates_it_was_trained_with(asking, folder, tmp_path, no_weights):
     spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
     # asking.templates are for folders that say nothing
