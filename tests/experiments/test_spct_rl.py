@@ -3,20 +3,18 @@ what it refuses.
 """
 
 import json
+import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from experiments import config_flags
 from experiments.stages.workdir import load_policy, setup
-from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import read_records
-from grm_jax.models.config import load_config
 from grm_jax.reward_models.description import model_folder
 from grm_jax.training.loop import begin, save_state
 from grm_jax.training.metrics import read_metrics
@@ -338,23 +336,29 @@ def test_a_split_without_a_record_or_without_gold_is_an_error(files, tmp_path):
         setup(files([ungraded], [good]), tmp_path / "run")
 
 
+def test_a_base_that_is_not_finite_is_said_before_anything_is_judged(processes, micro, tmp_path):
+    base = shutil.copytree(model_folder("tiny_base"), tmp_path / "base")
+    tensors = {name: x.copy() for name, x in load_file(base / "model.safetensors").items()}
+    tensors["model.norm.weight"][7] = np.nan
+    save_file(tensors, base / "model.safetensors")
+    job = processes.start(micro, tmp_path / "run", f"--config.model.path={base}")
+    assert processes.finish(job) == 1
+    last = (tmp_path / "run.log").read_text().splitlines()[-1]
+    assert f"{base / 'model.safetensors'}: tensor model.norm.weight holds nan at [7]; " in last
+    assert not list((tmp_path / "run").rglob("trajectories/**/*.jsonl"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_items(
     processes, micro, tmp_path
 ):
-    cfg = load_config(model_folder("tiny_base"))
-    broken = jax.tree.map(jnp.asarray, load_params(model_folder("tiny_base"), cfg))
-    broken["final_norm"]["scale"] = jnp.full_like(broken["final_norm"]["scale"], jnp.nan)
-    save_folder(tmp_path / "base", broken, cfg, tokenizer_files_from=model_folder("tiny_base"))
-    assert (
-        processes.finish(
-            processes.start(micro, tmp_path / "run", f"--config.model.path={tmp_path / 'base'}")
-        )
-        == 1
-    )
+    # the second update meets weights that the first has thrown out of all bounds
+    job = processes.start(micro, tmp_path / "run", "--config.rft.learning_rate=1e30")
+    assert processes.finish(job) == 1
     output = (tmp_path / "run.log").read_text()
-    assert (
-        "FloatingPointError: step 0: loss nan, gradient norm nan; items of the batch: world/"
-    ) in output
+    assert re.search(
+        r"FloatingPointError: step [12]: loss nan, gradient norm nan; items of the batch: world/",
+        output,
+    )
     assert (
         not (tmp_path / "run/models").exists() and not (tmp_path / "run/stages/rft.json").exists()
     )
