@@ -126,7 +126,7 @@ def test_buckets_grow_up_to_the_prompt(buckets):
     [
         (Sampling, {"top_p": 0.0}, r"top_p: expected a number in \(0, 1\], got 0.0"),
         (Sampling, {"sampler": "vmap"}, "sampler: expected one of jit, pmap, shard_map, got"),
-        (Numerics, {"attention": "flash"}, "attention: expected one of auto, reference, splash"),
+        (Numerics, {"attention": "flash"}, "attention: expected one of auto, reference, blocked"),
         (Numerics, {"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
     ],
 )

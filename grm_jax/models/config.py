@@ -10,7 +10,7 @@ from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.settings import Rule, SettingsError, build, check, one_of
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
-ATTENTIONS = ("reference", "splash", "splash_interpreted")
+ATTENTIONS = ("reference", "blocked", "splash", "splash_interpreted")
 MOST = 2**31 - 1  # of a size: positions and ids are int32
 MOST_LAYERS = 10_000
 _SIZE: Rule = (f"an integer from 1 to {MOST:,}", lambda x: 1 <= x <= MOST)
@@ -25,7 +25,8 @@ _NUMERICS: dict[str, Rule] = {
 class Numerics:
     """How a model computes: the fields of `Gemma2Config` that are not in its config.json.
 
-    attention may also be "auto" here: "splash" on TPU, "reference" elsewhere (`resolve`).
+    attention may also be "auto" here: "splash" on TPU, "blocked" on CPU, "reference" elsewhere
+    (`resolve`).
     """
 
     dtype: str = "float32"
@@ -47,7 +48,7 @@ class Numerics:
                 f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected "
                 "'auto' or 'reference'"
             )
-        on_platform = "splash" if platform == "tpu" else "reference"
+        on_platform = {"tpu": "splash", "cpu": "blocked"}.get(platform, "reference")
         attention = on_platform if self.attention == "auto" else self.attention
         return dataclasses.asdict(self) | {"attention": attention}
 
@@ -66,10 +67,10 @@ class Gemma2Config:
     remat: what the backward pass recomputes, "none", "full" (everything inside a block) or "dots"
         (all but matmuls).
     attention: what computes the attention of a call over its own keys alone (training,
-        log-probabilities, prefill): "reference", or on TPU "splash" (models/splash.py), or
-        "splash_interpreted", the same kernels as plain JAX, for tests on any platform. The last two
-        take position t at index t of a row and padding behind it, as all batches of this package
-        have it.
+        log-probabilities, prefill): "reference", "blocked" (models/attention.py), on TPU "splash"
+        (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any
+        platform. All but the first take position t at index t of a row and padding behind it, as
+        all batches of this package have it.
     """
 
     vocab_size: int

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from grm_jax.models.attention import attend, blocked_attend, softcap
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.placement import split_rows
 from grm_jax.models.splash import splash_attend
-
-# k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
-Segment = dict[str, jax.Array]
 
 
 def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0) -> jax.Array:
@@ -35,92 +33,6 @@ def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
         x_BTNH.dtype
     )
-
-
-def softcap(x: jax.Array, cap: float | None) -> jax.Array:
-    """Returns cap * tanh(x / cap), elementwise; the identity where cap is None."""
-    return x if cap is None else cap * jnp.tanh(x / cap)
-
-
-def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
-    """Logits bKGXS in float32. One query a row is a thin product that the CPU's dot does badly:
-    multiply and add it there.
-    """
-
-    def dot(q, k):
-        return jnp.einsum("bxkgh,bskh->bkgxs", q, k, preferred_element_type=jnp.float32)
-
-    def multiply_add(q, k):
-        logits_bSKG = (q.astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32)).sum(-1)
-        return logits_bSKG.transpose(0, 2, 3, 1)[:, :, :, None]
-
-    if q_bXKGH.shape[1] > 1:
-        return dot(q_bXKGH, k_bSKH)
-    return jax.lax.platform_dependent(q_bXKGH, k_bSKH, cpu=multiply_add, default=dot)
-
-
-def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
-    """Weighted sums bXKGH of the values; see `_query_key`."""
-
-    def dot(probs, v):
-        return jnp.einsum("bkgxs,bskh->bxkgh", probs, v)
-
-    def multiply_add(probs, v):
-        probs_bSKG = probs[:, :, :, 0].transpose(0, 3, 1, 2)
-        return (probs_bSKG[..., None] * v[:, :, :, None]).sum(1)[:, None]
-
-    if probs_bKGXS.shape[3] > 1:
-        return dot(probs_bKGXS, v_bSKH)
-    return jax.lax.platform_dependent(probs_bKGXS, v_bSKH, cpu=multiply_add, default=dot)
-
-
-def attend(
-    q_BTNH: jax.Array,
-    pos_BT: jax.Array,
-    segments: list[Segment],
-    window: int | None,
-    cap: float | None,
-) -> jax.Array:
-    """Attends from each query to several key segments, joined by one softmax; BTNH in q's dtype.
-
-    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row
-    i // fold of the segment, without copying it (the fold is moved into the query axis). The
-    softcap is elementwise, so joining the logits of all segments before one softmax is exact. A
-    query that sees no key gets the mean of all values (padding).
-    """
-    B, T, N, H = q_BTNH.shape
-    logits, sizes = [], []
-    for segment in segments:
-        k_bSKH = segment["k"]
-        b, S, K, _ = k_bSKH.shape
-        fold = B // b
-        q_bXKGH = q_BTNH.reshape(b, fold * T, K, N // K, H)
-        logits_bKGXS = _query_key(q_bXKGH, k_bSKH)
-        pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
-        visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
-        if window is not None:
-            visible_bXS &= pos_bX[..., None] - key_b1S < window
-        logits_bKGXS = jnp.where(visible_bXS[:, None, None], softcap(logits_bKGXS, cap), -1e30)
-        logits.append(
-            logits_bKGXS.reshape(b, K, N // K, fold, T, S)
-            .transpose(0, 3, 1, 2, 4, 5)
-            .reshape(B, K, N // K, T, S)
-        )
-        sizes.append(S)
-    probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
-    out_BTNH, start = jnp.zeros((), q_BTNH.dtype), 0
-    for segment, S in zip(segments, sizes):
-        b, K = segment["v"].shape[0], segment["v"].shape[2]
-        fold = B // b
-        part = (
-            probs_BKGTS[..., start : start + S]
-            .reshape(b, fold, K, N // K, T, S)
-            .transpose(0, 2, 3, 1, 4, 5)
-        )
-        part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
-        out_BTNH += _mix_values(part_bKGXS, segment["v"]).reshape(B, T, N, H)
-        start += S
-    return out_BTNH
 
 
 class RMSNorm(nn.Module):
@@ -169,7 +81,10 @@ class Attention(nn.Module):
         else:
             segments = [own]
         window = cfg.sliding_window if self.layer_type == LOCAL else None
-        if cfg.attention != "reference" and prefix is None and suffix is None:
+        own_keys_alone = prefix is None and suffix is None
+        if own_keys_alone and cfg.attention == "blocked":
+            out_BTNH = blocked_attend(q_BTNH, own["k"], own["v"], pos_BT, window, cfg.attn_softcap)
+        elif own_keys_alone and cfg.attention != "reference":
             out_BTNH = splash_attend(
                 q_BTNH,
                 own["k"],

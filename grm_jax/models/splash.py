@@ -1,6 +1,6 @@
 """Attends causally with JAX's splash kernels (Pallas, TPU), which skip masked blocks.
 
-There is no array of all query-key pairs. The slow twin is `grm_jax.models.gemma2.attend`, which
+There is no array of all query-key pairs. The slow twin is `grm_jax.models.attention.attend`, which
 also does what is not here: decoding, and keys of a shared prefix.
 """
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from grm_jax.models import Gemma2
+from grm_jax.models.attention import attend
 from grm_jax.models.config import LOCAL
-from grm_jax.models.gemma2 import attend
 from grm_jax.models.heads import init_scalar_params, scalar_logits
 from tests.models.gemma2_cases import (
     BASE,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from grm_jax.models import Gemma2, lm_logits
+from grm_jax.models.attention import attend, softcap
 from grm_jax.models.config import (
     GEMMA2_2B,
     GEMMA2_9B,
@@ -21,7 +22,7 @@ from grm_jax.models.config import (
     alternating,
     from_hf_dict,
 )
-from grm_jax.models.gemma2 import MLP, Attention, RMSNorm, attend, rope, softcap
+from grm_jax.models.gemma2 import MLP, Attention, RMSNorm, rope
 from grm_jax.models.table import abstract_params
 from tests.models.gemma2_cases import BASE, quick_jit, random_params
 

@@ -14,8 +14,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grm_jax.models.attention import attend
 from grm_jax.models.config import Gemma2Config, Numerics, alternating
-from grm_jax.models.gemma2 import attend
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.splash import splash_attend
 from grm_jax.models.table import abstract_params
@@ -187,7 +187,7 @@ def test_prefill_of_the_sampler_on_a_sharded_model():
 
 def test_bad_values_are_refused():
     with pytest.raises(
-        ValueError, match="attention: expected one of reference, splash, .*, got 'flash'"
+        ValueError, match="attention: expected one of reference, blocked, splash, .*, got 'flash'"
     ):
         dataclasses.replace(BASE, attention="flash")
     with pytest.raises(
@@ -200,9 +200,10 @@ def test_bad_values_are_refused():
 
 def test_auto_is_splash_on_tpu_alone():
     resolved = [Numerics().resolve(platform)["attention"] for platform in ("tpu", "gpu", "cpu")]
-    assert resolved == ["splash", "reference", "reference"]
+    assert resolved == ["splash", "reference", "blocked"]
     for attention, platform in (
         ("splash", "tpu"),
+        ("blocked", "gpu"),
         ("reference", "tpu"),
         ("splash_interpreted", "cpu"),
     ):

@@ -1,0 +1,179 @@
+"""Attends in plain JAX: the reference, and in blocks of queries where a row is long.
+
+Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every
+mask follows from positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and
+pos_t - pos_s < window in local layers.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
+Segment = dict[str, jax.Array]
+
+QUERIES = 256  # of a block
+
+
+def softcap(x: jax.Array, cap: float | None) -> jax.Array:
+    """Returns cap * tanh(x / cap), elementwise; the identity where cap is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
+    """Logits bKGXS in float32. One query a row is a thin product that the CPU's dot does badly:
+    multiply and add it there.
+    """
+
+    def dot(q, k):
+        return jnp.einsum("bxkgh,bskh->bkgxs", q, k, preferred_element_type=jnp.float32)
+
+    def multiply_add(q, k):
+        logits_bSKG = (q.astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32)).sum(-1)
+        return logits_bSKG.transpose(0, 2, 3, 1)[:, :, :, None]
+
+    if q_bXKGH.shape[1] > 1:
+        return dot(q_bXKGH, k_bSKH)
+    return jax.lax.platform_dependent(q_bXKGH, k_bSKH, cpu=multiply_add, default=dot)
+
+
+def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
+    """Weighted sums bXKGH of the values; see `_query_key`."""
+
+    def dot(probs, v):
+        return jnp.einsum("bkgxs,bskh->bxkgh", probs, v)
+
+    def multiply_add(probs, v):
+        probs_bSKG = probs[:, :, :, 0].transpose(0, 3, 1, 2)
+        return (probs_bSKG[..., None] * v[:, :, :, None]).sum(1)[:, None]
+
+    if probs_bKGXS.shape[3] > 1:
+        return dot(probs_bKGXS, v_bSKH)
+    return jax.lax.platform_dependent(probs_bKGXS, v_bSKH, cpu=multiply_add, default=dot)
+
+
+def attend(
+    q_BTNH: jax.Array,
+    pos_BT: jax.Array,
+    segments: list[Segment],
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    """Attends from each query to several key segments, joined by one softmax; BTNH in q's dtype.
+
+    A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row
+    i // fold of the segment, without copying it (the fold is moved into the query axis). The
+    softcap is elementwise, so joining the logits of all segments before one softmax is exact. A
+    query that sees no key gets the mean of all values (padding).
+    """
+    B, T, N, H = q_BTNH.shape
+    logits, sizes = [], []
+    for segment in segments:
+        k_bSKH = segment["k"]
+        b, S, K, _ = k_bSKH.shape
+        fold = B // b
+        q_bXKGH = q_BTNH.reshape(b, fold * T, K, N // K, H)
+        logits_bKGXS = _query_key(q_bXKGH, k_bSKH)
+        pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
+        visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
+        if window is not None:
+            visible_bXS &= pos_bX[..., None] - key_b1S < window
+        logits_bKGXS = jnp.where(visible_bXS[:, None, None], softcap(logits_bKGXS, cap), -1e30)
+        logits.append(
+            logits_bKGXS.reshape(b, K, N // K, fold, T, S)
+            .transpose(0, 3, 1, 2, 4, 5)
+            .reshape(B, K, N // K, T, S)
+        )
+        sizes.append(S)
+    probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
+    out_BTNH, start = jnp.zeros((), q_BTNH.dtype), 0
+    for segment, S in zip(segments, sizes):
+        b, K = segment["v"].shape[0], segment["v"].shape[2]
+        fold = B // b
+        part = (
+            probs_BKGTS[..., start : start + S]
+            .reshape(b, fold, K, N // K, T, S)
+            .transpose(0, 2, 3, 1, 4, 5)
+        )
+        part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
+        out_BTNH += _mix_values(part_bKGXS, segment["v"]).reshape(B, T, N, H)
+        start += S
+    return out_BTNH
+
+
+def blocked_attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    pos_BT: jax.Array,
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    """Attends from every row to its own keys, a block of queries at a time; BTNH in q's dtype.
+
+    A block takes a stretch of keys that holds all that causality and the window leave it. Blocks
+    run in loops: with a window in one, whose stretches are all as long as window and block; else in
+    four, a quarter of the blocks each, whose stretches end where the quarter does (5/8 of all
+    pairs are computed then). The logits of one block live at a time, in the backward pass too,
+    which computes them again: memory grows with T, not with its square. The slow twin is `attend`,
+    which rows of one block go to.
+
+    pos_BT: position t at index t, or -1 for padding, which comes last in a row. On real tokens the
+        result is that of `attend`; in padding it is finite, and may be another one.
+    window: a key at this distance is not seen any more; None: no window.
+    """
+    T = q_BTNH.shape[1]
+    if T <= QUERIES:
+        own = {"k": k_BTKH, "v": v_BTKH, "pos": pos_BT}
+        return attend(q_BTNH, pos_BT, [own], window, cap)
+    blocks = -(-T // QUERIES)
+    q_BTNH, k_BTKH, v_BTKH = (
+        jnp.pad(x, [(0, 0), (0, blocks * QUERIES - T), (0, 0), (0, 0)])
+        for x in (q_BTNH, k_BTKH, v_BTKH)
+    )
+    pos_BT = jnp.pad(pos_BT, [(0, 0), (0, blocks * QUERIES - T)], constant_values=-1)
+    # as the products of all blocks want them: laid once
+    k_BKHT, v_BKTH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
+
+    def loop(first_block: int, end_block: int, S: int) -> jax.Array:
+        def block(_, index):
+            start = index * QUERIES
+            key = jnp.maximum(start + QUERIES - S, 0)
+            out_BXNH = _block(
+                jax.lax.dynamic_slice_in_dim(q_BTNH, start, QUERIES, axis=1),
+                jax.lax.dynamic_slice_in_dim(k_BKHT, key, S, axis=3),
+                jax.lax.dynamic_slice_in_dim(v_BKTH, key, S, axis=2),
+                jax.lax.dynamic_slice_in_dim(pos_BT, start, QUERIES, axis=1),
+                jax.lax.dynamic_slice_in_dim(pos_BT, key, S, axis=1),
+                window,
+                cap,
+            )
+            return None, out_BXNH
+
+        _, out_nBXNH = jax.lax.scan(jax.checkpoint(block), None, jnp.arange(first_block, end_block))
+        return jnp.moveaxis(out_nBXNH, 0, 1).reshape(q_BTNH.shape[0], -1, *q_BTNH.shape[2:])
+
+    if window is not None and QUERIES + window - 1 < blocks * QUERIES:
+        outs = [loop(0, blocks, QUERIES + window - 1)]
+    else:
+        ends = sorted({-(-blocks * quarter // 4) for quarter in range(5)})
+        outs = [loop(first, end, end * QUERIES) for first, end in zip(ends, ends[1:])]
+    return jnp.concatenate(outs, axis=1)[:, :T]
+
+
+def _block(q_BXNH, k_BKHS, v_BKSH, pos_BX, key_BS, window, cap):
+    """`attend` of a block of X queries to a stretch of S keys, the G query heads of each key head
+    side by side in one product.
+    """
+    B, X, N, H = q_BXNH.shape
+    K = k_BKHS.shape[1]
+    q_BKGXH = q_BXNH.reshape(B, X, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    q_BKYH = q_BKGXH.reshape(B, K, N // K * X, H)  # Y: query heads times queries
+    logits_BKYS = jnp.einsum("bkyh,bkhs->bkys", q_BKYH, k_BKHS, preferred_element_type=jnp.float32)
+    visible_BXS = (key_BS[:, None] >= 0) & (key_BS[:, None] <= pos_BX[..., None])
+    if window is not None:
+        visible_BXS &= pos_BX[..., None] - key_BS[:, None] < window
+    visible_BKYS = jnp.tile(visible_BXS, (1, N // K, 1))[:, None]
+    probs_BKYS = jax.nn.softmax(jnp.where(visible_BKYS, softcap(logits_BKYS, cap), -1e30), axis=-1)
+    out_BKYH = jnp.einsum("bkys,bksh->bkyh", probs_BKYS.astype(q_BXNH.dtype), v_BKSH)
+    out_BKGXH = out_BKYH.reshape(B, K, N // K, X, H)
+    return out_BKGXH.transpose(0, 3, 1, 2, 4).reshape(B, X, N, H)
