@@ -11,16 +11,20 @@ read them and every judgment.
     report.html     one self-contained page
 
 Run it again after adding a system, a benchmark or a larger k: only the new judgments are asked for.
+--dry_run says how many these are, and what those of an API may cost, and asks for none.
 """
 
 import pathlib
 import sys
 
-from absl import logging
+from absl import flags, logging
 
 from experiments import config_flags
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.evaluate")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "say what would be judged and cost, and judge nothing"
+)
 
 
 def main(_):
@@ -38,6 +42,10 @@ def main(_):
         benchmarks = evaluation.benchmarks(config, workdir / "records")
         settings = config_flags.section(config, "eval")
         systems = evaluation.systems(config)
+        if DRY_RUN.value:
+            planned = evaluation.plan(systems, benchmarks, workdir / "judgments", settings)
+            evaluation.say_plan(planned, everything=True)
+            return
         results = evaluation.evaluate(systems, benchmarks, workdir, settings, config)
     except (ValueError, FileNotFoundError, RemoteError) as error:
         # a config, benchmark, folder or server that cannot be used, said in full; of several

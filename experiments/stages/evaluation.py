@@ -17,7 +17,7 @@ from grm_jax.data.world import describe as describe_world
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
 from grm_jax.evaluation.comparisons import compare_systems, without_judgments
-from grm_jax.evaluation.judging import judge_all
+from grm_jax.evaluation.judging import Planned, judge_all, plan
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record, write_records
@@ -26,6 +26,7 @@ from grm_jax.parallel.mesh import make_mesh
 from grm_jax.report.headline import markdown
 from grm_jax.report.report import write_report
 from grm_jax.reward_models.load import Asking, System, describe
+from grm_jax.reward_models.remote import Estimate, total_estimate
 
 SCHEMA = 2
 
@@ -43,6 +44,8 @@ def evaluate(
 
     about: "timings_s", "notes", "funnel" and "inputs" of a run that trained.
     """
+    if any(system.estimate is not None for system in systems):
+        say_plan(plan(systems, benchmarks, workdir / "judgments", settings), everything=False)
     judged = judge_all(systems, benchmarks, workdir / "judgments", settings)
     if not processes.is_main():
         return {}
@@ -68,6 +71,39 @@ def evaluate(
     print(markdown(results))
     print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
     return results
+
+
+def say_plan(planned: Sequence[Planned], everything: bool) -> None:
+    """Print what is to be judged, and what the requests to servers may cost, before it is asked.
+
+    everything: of all systems; else only what is asked of servers.
+    """
+    for one in planned:
+        if everything or (one.estimate is not None and one.missing):
+            of_server = f"; {_estimate_words(one.estimate)}" if one.estimate is not None else ""
+            on_file = one.judgments - one.missing
+            print(f"{one.label}: {one.missing} to judge, {on_file} on file{of_server}", flush=True)
+    for name in dict.fromkeys(one.system for one in planned if one.estimate is not None):
+        of_system = [one for one in planned if one.system == name and one.estimate is not None]
+        total = total_estimate([one.estimate for one in of_system if one.estimate is not None])
+        if total.requests:
+            known = [o.expected_cost for o in of_system if o.missing]
+            words = _estimate_words(total)
+            if None not in known:
+                sums = sum(cost for cost in known if cost is not None)
+                words += f"; by what is on file {sums:.2f}"
+            print(f"{name} in all: {words}", flush=True)
+
+
+def _estimate_words(estimate: Estimate) -> str:
+    if not estimate.requests:
+        return "no requests"
+    cost = "" if estimate.cost is None else f", at most {estimate.cost:.2f} (price_per_million)"
+    return (
+        f"{estimate.requests:,} requests, about {estimate.prompt_tokens:,} tokens of prompts and "
+        f"at most {estimate.completion_tokens:,} of replies"
+        + (cost or "; price_per_million of the system would say what they cost")
+    )
 
 
 def exit_without_judgments(results: Mapping) -> None:
@@ -177,22 +213,20 @@ def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[
     """The benchmarks that a config of experiments.evaluate names.
 
     Beside the kinds of `load_benchmark` there is {"kind": "world", "split", "items", "seed",
-    "name"}: records of the checkable world, which are written to `folder`. Raises ValueError for
-    two of one name and a name that is no folder.
+    "name", "limit"}: records of the checkable world, which are written to `folder`. Raises
+    ValueError for two of one name, a name that is no folder, and fields that are missing or
+    unknown.
     """
     loaded: list[Benchmark] = []
     for i, spec in enumerate(config.benchmarks):
-        spec = dict(spec)
-        if spec["kind"] == "world":
-            path = folder / f"{spec.get('name', spec['split'])}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            records = make_records(spec["split"], spec["items"], spec.get("seed", 0))
-            processes.on_main(
-                f"records {path.stem}",
-                lambda path=path, records=records: _write_world(path, records),
+        if not isinstance(spec, Mapping | ml_collections.ConfigDict):
+            raise ValueError(
+                f'benchmarks[{i}]: expected a description such as {{"kind": "rmb", "path": '
+                f'"data/RMB_dataset"}}, got {spec!r}'
             )
-            about = describe_world(spec["split"])
-            spec = {"kind": "records", "path": str(path), "name": path.stem, "about": about}
+        spec = dict(spec)
+        if spec.get("kind") == "world":
+            spec = _world_benchmark(spec, f"benchmarks[{i}]", folder)
         benchmark = load_benchmark(spec)
         names = [other.name for other in loaded]
         if benchmark.name in names or not NAME.fullmatch(benchmark.name):
@@ -203,6 +237,27 @@ def benchmarks(config: ml_collections.ConfigDict, folder: pathlib.Path) -> list[
         print(f"{benchmark.name} ({benchmark.version}): {len(benchmark.records)} items", flush=True)
         loaded.append(benchmark)
     return loaded
+
+
+WORLD_FIELDS = ("kind", "split", "items", "seed", "name", "limit")
+
+
+def _world_benchmark(spec: Mapping, where: str, folder: pathlib.Path) -> dict:
+    """Writes the records of a split of the world, and returns the spec of a benchmark of them."""
+    wrong = [field for field in spec if field not in WORLD_FIELDS]
+    missing = [field for field in ("split", "items") if field not in spec]
+    if wrong or missing:
+        raise ValueError(
+            f"{where}: expected the fields {', '.join(WORLD_FIELDS)} of a world, "
+            + (f"got {wrong[0]!r}" if wrong else f"without {missing[0]!r}")
+        )
+    path = folder / f"{spec.get('name', spec['split'])}.jsonl"
+    records = make_records(spec["split"], spec["items"], spec.get("seed", 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    processes.on_main(f"records {path.stem}", lambda: _write_world(path, records))
+    about = describe_world(spec["split"])
+    limit = {"limit": spec["limit"]} if "limit" in spec else {}
+    return {"kind": "records", "path": str(path), "name": path.stem, "about": about} | limit
 
 
 def _write_world(path: pathlib.Path, records: Sequence[Record]) -> None:

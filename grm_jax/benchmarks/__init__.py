@@ -10,6 +10,8 @@ a plain dict (or ml_collections ConfigDict):
     hub       instead of a path: true for the official hub data set, or another data set of the same
               fields
     revision  of the hub data set
+    limit     for a first look: so many items at most, spread over the subsets; a larger limit holds
+              those of a smaller one
     prior (rewardbench), pairs (ppe_correctness), form and seed (gsm8k_solutions, zeroeval_gsm)
               options of one kind: keyword arguments of its function
 
@@ -35,7 +37,7 @@ from grm_jax.benchmarks import (
     rm_bench,
     rmb,
 )
-from grm_jax.benchmarks.base import Benchmark, Official, Place
+from grm_jax.benchmarks.base import Benchmark, Official, Place, first_look
 from grm_jax.benchmarks.credit import CREDIT, all_pairs_won, best_of_k, roc_auc
 from grm_jax.data.sources import set_fields
 from grm_jax.naming import own_settings, resolve
@@ -108,13 +110,18 @@ def load_benchmark(spec: Mapping[str, Any]) -> Benchmark:
     kind = spec.pop("kind", None)
     family = _family(kind)
     options = own_settings(family.load, 2)
-    known = ("name", "path", "hub", "revision", *(option for option in options if option))
+    known = ("name", "path", "hub", "revision", "limit", *(option for option in options if option))
     for field in spec:
         if field not in known and None not in options:
             raise ValueError(
                 f'benchmark {kind!r}: field "{field}": unknown; {_expected(field, known)}'
             )
     name = spec.pop("name", kind.replace(":", "."))
+    limit = spec.pop("limit", None)
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise ValueError(
+            f'benchmark {name!r}: field "limit": expected a positive integer, got {limit!r}'
+        )
     place = _place(name, family, spec)
     missing = [option for option, needed in options.items() if needed and option not in spec]
     if missing:
@@ -125,7 +132,7 @@ def load_benchmark(spec: Mapping[str, Any]) -> Benchmark:
             f"benchmark {name!r}: expected {kind} to return a Benchmark (grm_jax.benchmarks.base."
             f"finish makes one), got a {type(benchmark).__name__}"
         )
-    return benchmark
+    return benchmark if limit is None else first_look(benchmark, limit)
 
 
 def _family(kind: Any) -> Family:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from grm_jax.data.files import SUFFIXES, Row, data_files
 from grm_jax.data.sources import read_rows, row_value
-from grm_jax.judgment.records import Record, record_from_dict
+from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
 
 Figures = dict[str, float]
 
@@ -229,12 +229,7 @@ def finish(
         "rows read": reading.read,
         "items": len(records),
         **(counted or {}),
-        "items with a repeated response": sum(
-            len(set(record.responses)) < len(record.responses) for record in records
-        ),
-        "items with an empty response": sum(
-            not all(map(str.strip, record.responses)) for record in records
-        ),
+        **_oddities(records),
     }
     known = {record.id for record in records}
 
@@ -255,6 +250,66 @@ def finish(
         counts,
         part,
     )
+
+
+def first_look(benchmark: Benchmark, limit: int) -> Benchmark:
+    """Takes at most `limit` items of a benchmark, for a look at what it costs and how it goes.
+
+    They are drawn from each subset in turn (pairs and lists of one are two), from prompts that had
+    none yet first, in an order that depends on ids alone, so that a larger limit holds the items of
+    a smaller one. Where the figures are over all items of a prompt, as ROC areas are, these stay
+    together; ValueError where the first prompt has more than `limit`.
+    """
+    if limit >= len(benchmark.records):
+        return benchmark
+    prompts: dict[Any, list[Record]] = {}
+    for record in sorted(benchmark.records, key=_place_in_draw):
+        prompts.setdefault(record.metadata.get("question", record.conversation), []).append(record)
+    drawn = list(prompts.values())
+    if benchmark.metric != "roc_auc":  # one after the other: first of each prompt, second, ...
+        most = max(map(len, drawn))
+        drawn = [[items[i]] for i in range(most) for items in drawn if i < len(items)]
+    rank: Counter = Counter()
+    turns = []
+    for items in drawn:
+        subset = items[0].domain, min(len(items[0].responses), 3)
+        turns.append((rank[subset], _place_in_draw(items[0]), items))
+        rank[subset] += 1
+    taken: set[str] = set()
+    for _, _, items in sorted(turns, key=lambda turn: turn[:2]):
+        if len(taken) + len(items) > limit:
+            if not taken:
+                raise ValueError(
+                    f'benchmark {benchmark.name!r}: field "limit": expected at least {len(items)}, '
+                    f"the items of one prompt, got {limit}"
+                )
+            break
+        taken |= {record.id for record in items}
+    records = tuple(record for record in benchmark.records if record.id in taken)
+    every = len(benchmark.records)
+    return benchmark._replace(
+        records=records,
+        counts=benchmark.counts
+        | {"items": len(records), "items left out by limit": every - len(records)}
+        | _oddities(records),
+        protocol=f"A first look at {len(records)} of {every} items, spread over the subsets. "
+        + benchmark.protocol,
+    )
+
+
+def _place_in_draw(record: Record) -> bytes:
+    return seeded_digest("first_look", 0, record.id)
+
+
+def _oddities(records: Sequence[Record]) -> dict[str, int]:
+    return {
+        "items with a repeated response": sum(
+            len(set(record.responses)) < len(record.responses) for record in records
+        ),
+        "items with an empty response": sum(
+            not all(map(str.strip, record.responses)) for record in records
+        ),
+    }
 
 
 def means(

@@ -42,6 +42,7 @@ SLIM = (
     "seconds",
     "prompt_tokens",
     "cost",
+    "served_model",
 )
 # (record id, sample) -> the fields in SLIM, and "offset": where its line begins in the file, bytes
 Rows = dict[tuple[str, int], dict]
@@ -59,19 +60,23 @@ def record_digest(record: Record) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def claim(folder: pathlib.Path, identity: Mapping) -> None:
+def claim(folder: pathlib.Path, identity: Mapping, write: bool = True) -> None:
     """Makes the folder that of the system with this identity, plain JSON.
 
-    Raises ValueError, naming the fields that differ, if it holds judgments of another system. Of
-    several processes process 0 looks and writes.
+    Raises ValueError, naming the fields that differ, if it holds judgments of another system; one
+    that was claimed and holds none is free. Of several processes process 0 looks and writes.
+    write: False only looks.
     """
 
     def look() -> list[str]:
         path, plain = folder / IDENTITY, json.loads(json.dumps(identity))
         if path.is_file():
-            return differing(read_object(path), plain)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, plain)
+            changed = differing(read_object(path), plain)
+            if not changed or any(file.stat().st_size for file in folder.rglob("*.jsonl")):
+                return changed
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, plain)
         return []
 
     changed = processes.on_main(f"identity of {folder.name}", look)

@@ -50,7 +50,7 @@ from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
-from grm_jax.reward_models.remote import RemoteConfig, remote_judge
+from grm_jax.reward_models.remote import Estimate, RemoteConfig, estimate, remote_judge
 from grm_jax.reward_models.scalar import load_scalar, scalar_rm
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
@@ -92,6 +92,7 @@ class System(NamedTuple):
         same.
     accepts: whether it can judge n responses; None where only the loaded model can tell.
     sampled: whether its samples differ; None where only the loaded model can tell.
+    estimate: (records, samples) -> what they would ask of its server; None for what runs here.
     """
 
     name: str
@@ -102,6 +103,7 @@ class System(NamedTuple):
     view: Callable[[dict], dict] | None = None
     accepts: Callable[[int], bool] | None = None
     sampled: bool | None = None
+    estimate: Callable[[Sequence[Record], int], Estimate] | None = None
 
 
 def describe(spec: Mapping, asking: Asking) -> System:
@@ -135,7 +137,15 @@ def describe(spec: Mapping, asking: Asking) -> System:
         return model._replace(name=name, accepts=found.accepts or model.accepts)
 
     return System(
-        name, kind, identity, load, build.cache_clear, found.view, found.accepts, found.sampled
+        name,
+        kind,
+        identity,
+        load,
+        build.cache_clear,
+        found.view,
+        found.accepts,
+        found.sampled,
+        found.estimate,
     )
 
 
@@ -212,6 +222,7 @@ class _Kind(NamedTuple):
     accepts: Callable[[int], bool] | None
     sampled: bool | None
     view: Callable[[dict], dict] | None = None
+    estimate: Callable[[Sequence[Record], int], Estimate] | None = None
 
 
 class _Folder(NamedTuple):
@@ -408,11 +419,13 @@ def _remote(spec, asking) -> _Kind:
     identity = {"kind": "remote", "templates": _digests(**templates), **stated}
     remote_judge(**arguments)  # says what cannot work; nothing is asked
     fewest = 2 if answer == "index" else 1
+    about = {field: value for field, value in arguments.items() if field != "name"}
     return _Kind(
         identity,
         lambda: lambda seed, batches: remote_judge(**({"seed": seed} | arguments)),
         lambda n: n >= fewest,
         sampled=True,
+        estimate=lambda records, samples: estimate(records, samples, **about),
     )
 
 

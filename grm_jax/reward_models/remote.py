@@ -40,7 +40,7 @@ FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 120.0  # a server that asks for a longer pause (Retry-After) ends the retries
 SAID_EVERY_S = 30.0  # of a server that is down, after the first line
 LONGEST_REPLY = 2**24  # bytes
-CHARACTERS_PER_TOKEN = 4.0  # of UTF-8, where tokens are estimated before anything is asked
+BYTES_PER_TOKEN = 4.0  # of UTF-8, where tokens are estimated before anything is asked
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
@@ -239,16 +239,18 @@ def estimate(
 ) -> Estimate:
     """Estimates what so many samples of each record would ask of the server of `remote_judge`."""
     config = _config(settings)
-    characters = sum(
-        len(text.encode())
-        for record in records
-        for text in (
-            config.system_prompt or "",
-            _prompt(config, template, single_template, record, range(len(record.responses))),
-        )
-    )
+    around: dict[int, int] = {}  # number of responses: bytes of a prompt beside the record's texts
+    size = 0
+    for record in records:
+        n = len(record.responses)
+        texts = (*(turn.content for turn in record.conversation), *record.responses)
+        own = sum(len(text.encode()) for text in texts)
+        if n not in around:
+            prompt = _prompt(config, template, single_template, record, range(n))
+            around[n] = len(prompt.encode()) + len((config.system_prompt or "").encode()) - own
+        size += around[n] + own
     requests = samples * len(records)
-    prompts = samples * math.ceil(characters / CHARACTERS_PER_TOKEN)
+    prompts = samples * math.ceil(size / BYTES_PER_TOKEN)
     limits = [
         value
         for field, value in config.extra_body.items()
@@ -257,6 +259,17 @@ def estimate(
     limit = max(limits, default=config.max_tokens)
     completions = requests * limit
     return Estimate(requests, prompts, completions, _cost(config, prompts, completions))
+
+
+def total_estimate(estimates: Sequence[Estimate]) -> Estimate:
+    """Adds estimates up; the cost is None where one has none."""
+    costs = [one.cost for one in estimates]
+    return Estimate(
+        sum(one.requests for one in estimates),
+        sum(one.prompt_tokens for one in estimates),
+        sum(one.completion_tokens for one in estimates),
+        None if None in costs else sum(cost for cost in costs if cost is not None),
+    )
 
 
 def request_body(

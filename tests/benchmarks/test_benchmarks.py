@@ -8,6 +8,7 @@ import pathlib
 import random
 import re
 import statistics
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -685,3 +686,50 @@ def test_a_kind_of_ones_own(tmp_path, monkeypatch):
             load_benchmark(spec | wrong)
     with pytest.raises(TypeError, match="records_alone to return a Benchmark .*, got a list"):
         load_benchmark({"kind": "own_kinds:records_alone"})
+
+
+# ---- a first look
+
+
+def test_a_first_look_is_spread_grows_and_says_so(benchmark, tmp_path, request):
+    spec = files.WRITERS[request.node.callspec.params["benchmark"]](tmp_path)
+    every = len(benchmark.records)
+    whole = load_benchmark(spec | {"limit": every})
+    assert whole.records == benchmark.records and whole.protocol == benchmark.protocol
+    prompts = Counter(r.metadata.get("question", r.conversation) for r in benchmark.records)
+    together = benchmark.metric == "roc_auc"
+    before = set()
+    least = max(prompts.values()) if together else 1
+    for limit in sorted({least, max(least, every // 2), max(least, every - 1)}):
+        look = load_benchmark(spec | {"limit": limit})
+        ids = {record.id for record in look.records}
+        assert len(ids) <= limit and (together or len(ids) == limit) and before <= ids
+        before = ids
+        assert list(look.records) == [r for r in benchmark.records if r.id in ids]
+        assert look.version == benchmark.version
+        if len(ids) < every:
+            assert look.protocol.startswith(f"A first look at {len(ids)} of {every} items")
+            assert look.counts["items left out by limit"] == every - len(ids)
+        assert look.counts["items"] == len(ids)
+        if together:  # the figures are over all items of a prompt
+            taken = Counter(r.metadata.get("question", r.conversation) for r in look.records)
+            assert all(prompts[prompt] == count for prompt, count in taken.items())
+        figures = look.summarize({record.id: 1.0 for record in look.records})
+        assert set(figures) <= set(benchmark.summarize({r.id: 1.0 for r in benchmark.records}))
+
+
+def test_a_first_look_at_a_benchmark_has_all_of_its_sections(tmp_path):
+    look = load_benchmark(files.write_rmb(tmp_path) | {"limit": 6})
+    assert "overall" in look.summarize({record.id: 1.0 for record in look.records})
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5, "40", True])
+def test_a_limit_that_is_no_number_of_items_is_named(tmp_path, limit):
+    with pytest.raises(ValueError, match='field "limit": expected a positive integer, got '):
+        load_benchmark(files.write_rmb(tmp_path) | {"limit": limit})
+
+
+def test_a_limit_below_the_items_of_a_prompt_that_stay_together_is_named(tmp_path):
+    spec = files.WRITERS["ppe_best_of_k"](tmp_path)
+    with pytest.raises(ValueError, match='field "limit": expected at least [0-9]+, the items of'):
+        load_benchmark(spec | {"limit": 1})

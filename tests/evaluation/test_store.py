@@ -129,9 +129,25 @@ def test_a_folder_belongs_to_one_identity_and_the_fields_that_differ_are_named(t
     store.claim(tmp_path / "grm", identity)
     store.claim(tmp_path / "grm", dict(reversed(identity.items())))
     changed = {"kind": "pointwise_grm", "templates": {"pointwise": "abd", "single": "def"}, "k": 1}
+    ask(tmp_path / "grm" / "rmb" / "greedy-seed0.jsonl", RECORDS[:1])
     with pytest.raises(ValueError, match=r"it differs in k, templates\.pointwise\. Choose"):
         store.claim(tmp_path / "grm", changed)
     assert json.loads((tmp_path / "grm" / store.IDENTITY).read_text()) == identity
+
+
+def test_a_folder_without_judgments_is_free_and_a_look_claims_nothing(tmp_path):
+    store.claim(tmp_path / "grm", {"k": 1}, write=False)
+    assert not (tmp_path / "grm").exists()
+    store.claim(tmp_path / "grm", {"k": 1})
+    store.claim(tmp_path / "grm", {"k": 2}, write=False)
+    assert store.holds(tmp_path / "grm", {"k": 1})
+    (tmp_path / "grm" / "rmb").mkdir()
+    (tmp_path / "grm" / "rmb" / "greedy-seed0.jsonl").write_bytes(b"")  # a run that got no reply
+    store.claim(tmp_path / "grm", {"k": 2})
+    assert store.holds(tmp_path / "grm", {"k": 2})
+    ask(tmp_path / "grm" / "rmb" / "greedy-seed0.jsonl", RECORDS[:1])
+    with pytest.raises(ValueError, match="it differs in k"):
+        store.claim(tmp_path / "grm", {"k": 1}, write=False)
 
 
 def test_the_order_of_training_does_not_depend_on_the_order_of_lines(tmp_path):

@@ -15,6 +15,7 @@ from experiments.stages import evaluation
 from grm_jax.evaluation import judging
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.records import Record, Turn, write_records
+from grm_jax.reward_models.replies import RemoteError
 from tests.evaluation import schema
 from tests.experiments import fabricated_models
 
@@ -405,3 +406,56 @@ def test_passes_ask_a_model_without_sampling_once_whatever_k():
     assert kinds(False, swap=True) == [("greedy", (0,)), ("swapped", (0,))]
     assert kinds(False, greedy=False) == [("greedy", (0,))]
     assert kinds(True, greedy=False) == [("sampled", (0, 1))]
+
+
+def test_what_would_be_judged_and_cost_is_said_before_anything_is_asked(config, tmp_path, capsys):
+    remote = {"name": "api", "kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    config.systems = (
+        {"name": "length", "kind": "length"},
+        remote | {"max_tokens": 100, "price_per_million": (1.0, 1e4), "retries": 0},
+        remote | {"name": "free", "retries": 0},
+    )
+    found = config_flags.finish(config)
+    settings = config_flags.section(found, "eval")
+    benchmarks = evaluation.benchmarks(found, tmp_path / "records")
+    systems = evaluation.systems(found)
+    planned = evaluation.plan(systems, benchmarks, tmp_path / "run", settings)
+    capsys.readouterr()
+    evaluation.say_plan(planned, everything=True)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "length on mixed, greedy: 8 to judge, 0 on file"
+    assert any(
+        line.startswith("api on mixed, sampled: 16 to judge, 0 on file; 16 r") for line in said
+    )
+    # greedy 8, swapped 7, sampled 8 x 2: a hundred tokens each at 0.01
+    (total,) = [line for line in said if line.startswith("api in all: 31 requests, about ")]
+    assert "at most 3,100 of replies, at most 31.0" in total
+    assert "price_per_million of the system would say what they cost" in said[-1]
+    evaluation.say_plan(planned, everything=False)
+    assert not any(line.startswith("length") for line in capsys.readouterr().out.splitlines())
+    with pytest.raises(RemoteError, match="16 requests in a row failed at http://127.0.0.1:1/v1"):
+        evaluate(config, tmp_path / "run")
+    assert "api in all: 31 requests" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("data/RMB_dataset", r"benchmarks\[0\]: expected a description such as .*got 'data/RMB"),
+        ({"kind": "world", "items": 3}, r"benchmarks\[0\]: expected the fields .* without 'split'"),
+        ({"kind": "world", "split": "test", "items": 3, "n": 1}, "expected the fields .* got 'n'"),
+        ({"path": "x"}, 'field "kind": expected one of'),
+    ],
+)
+def test_a_wrong_description_of_a_benchmark_is_named(config, tmp_path, spec, message):
+    config.benchmarks = (spec,)
+    with pytest.raises(ValueError, match=message):
+        evaluation.benchmarks(config, tmp_path)
+
+
+def test_a_first_look_at_the_world_is_part_of_the_whole(config, tmp_path):
+    config.benchmarks = ({"kind": "world", "split": "test", "items": 30},)
+    (whole,) = evaluation.benchmarks(config, tmp_path / "whole")
+    config.benchmarks = ({"kind": "world", "split": "test", "items": 30, "limit": 4},)
+    (look,) = evaluation.benchmarks(config, tmp_path / "look")
+    assert len(look.records) == 4 and all(record in whole.records for record in look.records)
