@@ -55,6 +55,18 @@ def test_a_script_ends_in_one_line_wherever_it_is(number):
     assert process.returncode == 128 + number
 
 
+def test_every_script_ends_so():
+    scripts = [
+        path
+        for path in sorted((REPO / "experiments").rglob("*.py"))
+        if '__name__ == "__main__"' in path.read_text()
+    ]
+    assert len(scripts) >= 7
+    for path in scripts:
+        end = path.read_text().partition('__name__ == "__main__"')[2]
+        assert "config_flags.run(main)" in end or "with signals.ending():" in end, path
+
+
 def test_what_is_ignored_stays_ignored_and_all_is_as_before():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -119,7 +119,7 @@ def evaluate_run(run: Run, systems: Sequence[System], settings: EvalConfig) -> d
     """`evaluate` systems on the splits of a run; {} where --stages leaves it out. Judgments that a
     folder of --from has of one of the systems are taken over.
     """
-    if run.stages is not None and reuse.EVALUATION not in run.stages:
+    if not run.wants(reuse.EVALUATION):
         return {}
 
     def take() -> None:
@@ -179,7 +179,7 @@ def policies(run: Run) -> list[System]:
     for name in run.config.eval.systems:
         if name not in trained_by or done(trained_by[name]):
             there.append(system(run, name, per_order, **guided))
-        else:
+        elif run.wants(reuse.EVALUATION):
             print(f"{name} is not evaluated: its stage {trained_by[name]} is not done", flush=True)
     return there
 

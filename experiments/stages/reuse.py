@@ -184,7 +184,7 @@ def take_over(workdir: pathlib.Path, names: Sequence[str], folders: Sequence[pat
                     + (
                         f"that of {nearest[0]} differs in {', '.join(fields)}"
                         if nearest
-                        else f"it is finished in none of {', '.join(map(str, folders))}"
+                        else f"not finished in {', '.join(map(str, folders))}"
                     ),
                     flush=True,
                 )

@@ -82,6 +82,10 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         return self.prompter.tokenizer
 
+    def wants(self, stage: str) -> bool:
+        """Whether a stage is among those that were asked for."""
+        return self.stages is None or stage in self.stages
+
     def folder(self, policy: str) -> pathlib.Path:
         """The model folder of "base", or of a model that a stage has finished."""
         return self.base if policy == "base" else self.workdir / "models" / policy
@@ -227,7 +231,7 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], Mapping | None]) -> No
     if done:
         print(f"== {name}: done before ({done['seconds']:.0f} s)", flush=True)
         return
-    if run.stages is not None and name not in run.stages:
+    if not run.wants(name):
         return
     print(f"== {name}", flush=True)
     began = time.time()

@@ -5,6 +5,7 @@ that were swept do not belong together, and are refused; so are runs that read o
 templates under the same names, and those of another version.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,8 @@ def _answering(config: Mapping) -> dict:
 def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
     """Merges runs, {name: what its results.json holds}; docs/evaluation.md has what comes out.
 
-    Those that agree in all swept fields are seeds of one setting.
+    Those that agree in all swept fields are seeds of one setting; one that lacks a field, such as a
+    setting of another loss, agrees with others that do.
 
     Raises ValueError that names run and fields: where a config differs elsewhere, where two runs of
     a setting have the same seed, where one lacks rows that another has, and for another schema.
@@ -100,7 +102,7 @@ def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
     _check(runs, swept)
     settings: list[dict] = []
     for name, run in runs.items():
-        values = {field: field_of(run["config"], field) for field in swept}
+        values = {f: field_of(run["config"], f) for f in swept if has_field(run["config"], f)}
         setting = next((s for s in settings if s["values"] == values), None)
         if setting is None:
             setting = {"values": values, "runs": [], "seeds": []}
@@ -134,14 +136,16 @@ def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
 
 def _check(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
     first_name, first = next(iter(runs.items()))
+    for field in swept:
+        # a setting of one loss need not be one of the others
+        if not any(has_field(run["config"], field) for run in runs.values()):
+            raise ValueError(f"{', '.join(runs)}: no config has a field {field}")
     for name, run in runs.items():
         if run.get("schema") != SCHEMA:
             raise ValueError(
                 f"{name}: results.json has schema {run.get('schema')}, expected {SCHEMA}: run the "
                 "evaluation again to make it anew"
             )
-        for field in swept:
-            field_of(run["config"], field, name)
         fields = other_fields(first["config"], run["config"], ("seed", *swept))
         if fields:
             raise ValueError(
@@ -188,17 +192,19 @@ def _of_the_world(config: Mapping, field: str) -> bool:
     return not any("path" in source or "hub" in source for source in sources)
 
 
-def field_of(config: Mapping, field: str, name: str = "config") -> Any:
-    """Returns the value of a dotted field of a config.
+def field_of(config: Mapping, field: str) -> Any:
+    """Returns the value of a dotted field of a config."""
+    return functools.reduce(lambda node, part: node[part], field.split("."), config)
 
-    Raises ValueError naming the run that lacks it.
-    """
+
+def has_field(config: Mapping, field: str) -> bool:
+    """Tells whether a config has a dotted field."""
     node: Any = config
     for part in field.split("."):
         if not isinstance(node, Mapping) or part not in node:
-            raise ValueError(f"{name}: its config has no field {field}")
+            return False
         node = node[part]
-    return node
+    return True
 
 
 def _versions(results: Mapping) -> tuple:

@@ -116,8 +116,29 @@ def test_what_cannot_be_merged_is_refused(runs):
         merge({})
     with pytest.raises(ValueError, match="old: results.json has schema None, expected 2"):
         merge({"old": {"rows": []}})
-    with pytest.raises(ValueError, match="one: its config has no field rl.gamma"):
+    with pytest.raises(ValueError, match="one: no config has a field rl.gamma"):
         merge({"one": one}, ("rl.gamma",))
+
+
+def test_a_setting_of_one_loss_need_not_be_one_of_the_others(runs):
+    """A loss of one's own beside GRPO, in one table."""
+    own = {
+        name: run | {"config": run["config"] | {"rl": {"loss": "my:loss", "loss_args": {"a": a}}}}
+        for name, (run, a) in {
+            "own 1": (runs["beta=0.02,seed=0"], 1),
+            "own 2": (runs["beta=0.02,seed=1"], 2),
+        }.items()
+    }
+    grpo = runs["beta=0.0,seed=0"]
+    grpo = {"grpo": grpo | {"config": grpo["config"] | {"rl": {"loss": "grpo", "loss_args": {}}}}}
+    merged = merge(own | grpo, ("rl.loss", "rl.loss_args.a"))
+    assert [setting["values"] for setting in merged["settings"]] == [
+        {"rl.loss": "my:loss", "rl.loss_args.a": 1},
+        {"rl.loss": "my:loss", "rl.loss_args.a": 2},
+        {"rl.loss": "grpo"},
+    ]
+    text = report.markdown(merged)
+    assert "| loss=my:loss, a=2 | " in text and "| loss=grpo | " in text
 
 
 def test_the_table_has_a_line_for_each_setting_system_and_way(runs):

@@ -192,7 +192,7 @@ def test_a_folder_of_work_folders_stands_for_all_and_the_nearest_is_named(tmp_pa
     assert "differs in rft.steps" in said
     unfinished = work_folder(tmp_path / "unfinished")
     reuse.take_over(other, ["rft_sample"], [unfinished])
-    assert f"== rft_sample: not taken over; it is finished in none of {unfinished}" in (
+    assert f"== rft_sample: not taken over; not finished in {unfinished}" in (
         capsys.readouterr().out
     )
 
@@ -203,7 +203,7 @@ def test_another_kind_gives_what_it_shares_and_another_script_nothing(tmp_path, 
     mine = work_folder(tmp_path / "mine", config=plain(tiny_reward_model, kind="cloud"))
     reuse.take_over(mine, ["critic"], [spct])
     assert reuse.done(mine, "critic") is None
-    assert f"== critic: not taken over; it is finished in none of {spct}" in capsys.readouterr().out
+    assert f"== critic: not taken over; not finished in {spct}" in capsys.readouterr().out
     reuse.take_over(mine, ["critic"], [spct, work_folder(tmp_path / "bt", ["critic"], config=bt)])
     assert reuse.done(mine, "critic")["from"] == str(tmp_path / "bt")
 

@@ -247,6 +247,25 @@ print("not reached")
     assert ended("away")[:2] == (-number, "alive\n")
 
 
+def test_ctrl_c_to_one_of_several_is_sigterm_to_all():
+    worker = """
+import os, signal
+from grm_jax.parallel import processes
+job = processes.initialize(timeout_s=120, heartbeat_s=20)
+with processes.stop_signal("here") as stopped:
+    for step in range(2000):
+        if step == 3 and job.index == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        if stopped():
+            processes.leave("here")
+        processes.barrier("step")
+"""
+    (status, out, _), (status_1, out_1, err) = finish(start(2, "", by_environment(2), worker), 120)
+    assert status == status_1 == processes.STOPPED
+    assert out == out_1 == "== stopped by SIGTERM: here. The same command goes on from there\n"
+    assert "SIGINT: taken for SIGTERM; once more to end at once" in err
+
+
 SLURM = {
     "SLURM_STEP_NODELIST": "gpu[3-6]",
     "SLURM_NTASKS": "4",
