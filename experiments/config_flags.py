@@ -22,6 +22,7 @@ import json
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,8 +31,10 @@ from absl import app, flags
 from ml_collections import config_dict
 from ml_collections.config_flags import config_flags, tuple_parser
 
-from experiments import config_help
+from experiments import config_help, ending
 from grm_jax import signals
+from grm_jax.last_line import first_line
+from grm_jax.settings import in_words
 
 # what changes neither the parameters of a run nor a judgment, but for rounding; the evaluation has
 # an identity of its own (grm_jax/evaluation/judging.py)
@@ -93,6 +96,7 @@ def define_config(*scripts: str) -> tuple[flags.FlagHolder, flags.FlagHolder]:
         "folder for checkpoints, judgments, metrics and reports; a run in it is resumed",
         required=True,
     )
+    flags.register_validator("workdir", _is_folder_name, "expected a folder of this machine")
     return holder, workdir
 
 
@@ -110,6 +114,13 @@ def define_stages() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return stages, takes
 
 
+def _is_folder_name(workdir: str | None) -> bool:
+    """Whether it may be a folder: a run writes plain files, and docs/launch.md says how a bucket
+    becomes a folder.
+    """
+    return workdir is None or (bool(workdir.strip()) and "://" not in workdir)
+
+
 def define_preset(*scripts: str) -> flags.FlagHolder:
     """Define the flag --config of `define_config` alone."""
     config_flags.register_flag_parser_for_type(tuple, _TupleParser())
@@ -123,27 +134,32 @@ def define_preset(*scripts: str) -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Parse the command line and run a script. Ctrl-C and SIGTERM end it with a line, at once where
-    nothing is to be saved (`processes.stop_signal`).
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Parse the command line and run a script. What ends it is the last line; Ctrl-C and SIGTERM do
+    so with a line too, at once where nothing is to be saved (`processes.stop_signal`).
     """
+    ending.install()
     with signals.ending():
         app.run(main, flags_parser=parse_flags)
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Parse the command line, for `app.run(flags_parser=...)`; --help shows the script's flags and
-    every field of its presets, and ends the program.
+    """Parse the command line; --help shows the script's flags and every field of its presets, and
+    ends the program, as a flag that is wrong does with one line.
     """
     options = list(arguments[1 : arguments.index("--")] if "--" in arguments else arguments[1:])
     if any(option in ("--help", "-help", "-h", "-?") for option in options):
-        preset = _named_preset(options)
-        if preset is None:
-            scripts = flags.FLAGS["config"].parser.scripts or tuple(PRESETS)
-            preset = config_help.preset_path(PRESETS[scripts[0]].example)
-        print(config_help.text(preset, Parser("config").parse(str(preset))))
+        print(_help(options))
         sys.exit(0)
-    return app.parse_flags_with_usage(arguments)
+    if "--helpfull" in options or "--helpshort" in options:
+        return app.parse_flags_with_usage(arguments)
+    try:
+        rest = flags.FLAGS(arguments)
+        if len(rest) > 1:
+            raise flags.Error(f"expected flags, --NAME=VALUE, got {' '.join(rest[1:])}")
+    except flags.Error as error:
+        sys.exit(f"{_script_name()}: {_in_a_line(error)}; --help shows the flags")
+    return rest
 
 
 def load(holder: flags.FlagHolder, files: bool = True) -> ml_collections.ConfigDict:
@@ -153,7 +169,7 @@ def load(holder: flags.FlagHolder, files: bool = True) -> ml_collections.ConfigD
     try:
         return finish(holder.value, files)
     except ValueError as error:
-        sys.exit(f"{flags.FLAGS['config'].config_filename}: {error}")
+        sys.exit(f"error: {flags.FLAGS['config'].config_filename}: {error}")
 
 
 class Parser(config_flags.ConfigFileFlagParser):
@@ -171,7 +187,7 @@ class Parser(config_flags.ConfigFileFlagParser):
     def parse(self, path: str) -> ml_collections.ConfigDict:
         if not pathlib.Path(path.split(":")[0]).is_file():
             raise ValueError("no such file")
-        config = super().parse(path)
+        config = _preset(super().parse, path)
         script = script_of(config)
         if self.scripts and script not in self.scripts:
             raise ValueError(f"this is a preset of {script}, not of {' or '.join(self.scripts)}")
@@ -182,6 +198,23 @@ class Parser(config_flags.ConfigFileFlagParser):
                 _take_free_field(config, match[1])
                 _require_field(config, match[1])
         return config
+
+
+def _preset(parse: Callable, path: str) -> ml_collections.ConfigDict:
+    """The config that a preset's file makes. ValueError with the line of it that is wrong."""
+    try:
+        config = parse(path)
+    except Exception as error:  # whatever a person's Python file may raise
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename in path]
+        line = error.lineno if isinstance(error, SyntaxError) else next(iter(lines[::-1]), None)
+        where = "" if line is None else f"line {line}: "
+        raise ValueError(f"no preset can be read from it: {where}{first_line(error)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            "get_config: expected to return an ml_collections.ConfigDict, got "
+            f"{type(config).__name__}"
+        )
+    return config
 
 
 class _TupleParser(tuple_parser.TupleParser):
@@ -214,6 +247,28 @@ def _json(text: str) -> Any:
             return ast.literal_eval(text)  # quotes as Python has them
         except (ValueError, SyntaxError):
             raise ValueError(f"expected JSON, got {text}: {error}") from error
+
+
+def _script_name() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec else pathlib.Path(sys.argv[0]).name
+
+
+def _in_a_line(error: flags.Error) -> str:
+    """absl's words, in one line, and of flags that are missing their names alone."""
+    text = " ".join(str(error).split())
+    missing = re.findall(r"Flag (--\w+) must have a value other than None", text)
+    return f"expected a value of {' and of '.join(dict.fromkeys(missing))}" if missing else text
+
+
+def _help(options: Sequence[str]) -> str:
+    if "config" not in flags.FLAGS:
+        return config_help.text()
+    preset = _named_preset(options)
+    if preset is None:
+        scripts = flags.FLAGS["config"].parser.scripts or tuple(PRESETS)
+        preset = config_help.preset_path(PRESETS[scripts[0]].example)
+    return config_help.text(preset, Parser("config").parse(str(preset)))
 
 
 def _named_preset(options: Sequence[str]) -> pathlib.Path | None:
@@ -361,10 +416,7 @@ def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collecti
     problems = list(_take_all_sources(config)) if isinstance(config.get("data"), _DICT) else []
     problems += _problems(config, files)
     if problems:
-        raise ValueError(
-            f"{len(problems)} wrong "
-            f"field{'s' * (len(problems) > 1)} in the config\n  " + "\n  ".join(problems)
-        )
+        raise ValueError(in_words(problems, "the config"))
     return config.lock()
 
 

@@ -17,13 +17,17 @@ from absl import flags
 REFERENCE = "spct_gemma2_27b"  # the preset whose comments name meaning and source of each field
 
 
-def text(preset: pathlib.Path, config: ml_collections.ConfigDict) -> str:
-    """What --help prints: what the script does, its flags, and the fields of a preset."""
+def text(
+    preset: pathlib.Path | None = None, config: ml_collections.ConfigDict | None = None
+) -> str:
+    """What --help prints: what the script does, its flags, and the fields of a preset if it has."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for flag in _flags():
         name = f"  --{'[no]' * flag.boolean}{flag.name}"
         lines += ["", name + (f"={flag.default}" if flag.default is not None else "")]
         lines += _wrapped(flag.help, "      ")
+    if preset is None:
+        return "\n".join(lines)
     # where a preset is silent, the one that explains every field speaks
     about = comments(preset_path(REFERENCE)) | comments(preset)
     lines += [

@@ -15,7 +15,6 @@ Run it again after adding a system, a benchmark or a larger k: only the new judg
 """
 
 import pathlib
-import sys
 
 from absl import flags, logging
 
@@ -32,27 +31,18 @@ def main(_):
     config = config_flags.load(CONFIG)
     from experiments.stages import evaluation
     from experiments.stages.workdir import hold, start_processes
-    from grm_jax.parallel import processes
-    from grm_jax.reward_models.replies import RemoteError
 
     start_processes()
     workdir = pathlib.Path(WORKDIR.value)
-    try:
-        hold(workdir)
-        benchmarks = evaluation.benchmarks(config, workdir / "records")
-        settings = config_flags.section(config, "eval")
-        systems = evaluation.systems(config)
-        if DRY_RUN.value:
-            planned = evaluation.plan(systems, benchmarks, workdir / "judgments", settings)
-            evaluation.say_plan(planned, everything=True)
-            return
-        results = evaluation.evaluate(systems, benchmarks, workdir, settings, config)
-    except (ValueError, FileNotFoundError, RemoteError) as error:
-        # a config, benchmark, folder or server that cannot be used, said in full; of several
-        # processes one leaves without waiting for the others only after an exception
-        if processes.count() > 1:
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
+    hold(workdir)
+    benchmarks = evaluation.benchmarks(config, workdir / "records")
+    settings = config_flags.section(config, "eval")
+    systems = evaluation.systems(config)
+    if DRY_RUN.value:
+        planned = evaluation.plan(systems, benchmarks, workdir / "judgments", settings)
+        evaluation.say_plan(planned, everything=True)
+        return
+    results = evaluation.evaluate(systems, benchmarks, workdir, settings, config)
     evaluation.exit_without_judgments(results)
 
 

@@ -73,22 +73,19 @@ def main(_):
     # what can be wrong before anything is compiled
     preset = pathlib.Path(flags.FLAGS["config"].config_filename)
     programs = tuple(PROGRAMS.value or NAMES)
-    try:
-        if unknown := [name for name in programs if name not in NAMES]:
-            raise ValueError(
-                f"--programs: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}"
-            )
-        topology = get_topology(TOPOLOGY.value)
-        topology = topology._replace(compiles=topology.compiles and COMPILE.value)
-        job = job_of(config, "tpu" if topology.chip.torus else "gpu")
-        make_mesh(**config.mesh, devices=topology.devices)
-        if SEARCH.value and not topology.compiles:
-            raise ValueError(
-                "--search ranks compiled programs, and nothing is compiled here: expected a TPU "
-                "slice, or such GPUs at hand, and no --nocompile"
-            )
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        sys.exit(str(error))
+    if unknown := [name for name in programs if name not in NAMES]:
+        raise ValueError(
+            f"--programs: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}"
+        )
+    topology = get_topology(TOPOLOGY.value)
+    topology = topology._replace(compiles=topology.compiles and COMPILE.value)
+    job = job_of(config, "tpu" if topology.chip.torus else "gpu")
+    make_mesh(**config.mesh, devices=topology.devices)
+    if SEARCH.value and not topology.compiles:
+        raise ValueError(
+            "--search ranks compiled programs, and nothing is compiled here: expected a TPU "
+            "slice, or such GPUs at hand, and no --nocompile"
+        )
     out = pathlib.Path(OUT.value or f"runs/plans/{preset.stem}-{TOPOLOGY.value.replace(':', '-')}")
     for folder in (out, *(() if HLO.value is None else (pathlib.Path(HLO.value),))):
         folder.mkdir(parents=True, exist_ok=True)

@@ -36,13 +36,9 @@ import ml_collections
 from absl import flags
 from ml_collections.config_flags import config_flags as ml_config_flags
 
-from experiments import config_flags
-from experiments.stages.inputs import user_functions
+from experiments import config_flags, ending
 from grm_jax import locks, signals
-from grm_jax.evaluation import store
-from grm_jax.evaluation.merge import merge, other_fields
 from grm_jax.json_files import read_object
-from grm_jax.report import merged as report
 
 TRAINING = ("experiments.spct_rl", "experiments.reward_model")  # whose stages are taken over
 TAIL = 20  # lines of a failed run's output that are shown
@@ -152,6 +148,9 @@ def plan(
     the program with the message where one is wrong, or where a folder holds a run of another
     config.
     """
+    from grm_jax.evaluation.merge import other_fields
+    from grm_jax.report import merged as report
+
     runs: list[Run] = []
     names = report.short_names(list(swept))
     for values in itertools.product(*swept.values()):
@@ -186,6 +185,9 @@ def other_functions(folder: pathlib.Path, config: dict) -> list[str]:
     """
     path = folder / "config.json"
     inputs = json.loads(path.read_text()).get("inputs", {}) if path.is_file() else {}
+    from experiments.stages.inputs import user_functions
+    from grm_jax.evaluation import store
+
     now = user_functions(config)
     return store.differing(inputs.get("functions", now), now)
 
@@ -291,6 +293,9 @@ def write(workdir: pathlib.Path, folders: Sequence[pathlib.Path], swept: Sequenc
     """Write the table of finished runs. Ends the program with the message where they cannot be
     merged.
     """
+    from grm_jax.evaluation.merge import merge
+    from grm_jax.report import merged as report
+
     runs = {}
     for folder in folders:
         results = read_results(folder)
@@ -311,5 +316,6 @@ def write(workdir: pathlib.Path, folders: Sequence[pathlib.Path], swept: Sequenc
 
 
 if __name__ == "__main__":
+    ending.install()
     with signals.ending():
         sys.exit(main(sys.argv[1:]))

@@ -14,9 +14,11 @@ import json
 import logging
 import os
 import pathlib
+import select
 import signal
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
@@ -25,6 +27,7 @@ from grm_jax import __version__, locks, signals
 from grm_jax.json_files import decode
 from grm_jax.judge import Judge, Verdict, as_record, load
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
+from grm_jax.last_line import explain, unforeseen
 from grm_jax.reward_models.description import ROLES
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
@@ -88,12 +91,15 @@ def main(argv: list[str] | None = None) -> int:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         _say(f"error: {args.file}: damaged gzip file: {error}")
         return CANNOT
-    except (ValueError, OSError) as error:
-        _say(f"error: {error}")
-        return CANNOT
     except _Stopped:
         _say(f"stopped by {stop.came[0].name}, before the first record")
         return 128 + stop.came[0]
+    except Exception as error:
+        line = explain(error)
+        if line is None or os.environ.get("GRM_JAX_TRACEBACK"):
+            traceback.print_exc()
+        _say(f"error: {line or unforeseen(error)}")
+        return CANNOT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -297,16 +303,33 @@ class _Stop:
         self.waiting, self.contexts = False, contextlib.ExitStack()
 
     def __enter__(self) -> _Stop:
+        self.heard, self.wake = os.pipe()
         self.came = self.contexts.enter_context(signals.heard(self._say, handle=self._handle))
         return self
 
     def __exit__(self, *error: object) -> None:
         self.contexts.close()
+        os.close(self.heard)
+        os.close(self.wake)
         if self.came:  # a process that is on its way out needs no further word
             for number in signals.SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
 
+    def wait_for(self, descriptor: int) -> None:
+        """Waits for input. Raises _Stopped at once where a signal came, or comes: also one just
+        before a read, whose handler would run behind it.
+        """
+        self.waiting = True
+        try:
+            if not self.came:
+                select.select([descriptor, self.heard], [], [])
+            if self.came:
+                raise _Stopped
+        finally:
+            self.waiting = False
+
     def _say(self, number: signal.Signals, times: int) -> None:
+        os.write(self.wake, b" ")
         if times > 1:
             signals.end(number, f"grm: stopped by {number.name}, at once")
         if not self.waiting:
@@ -366,17 +389,24 @@ class _Reader:
                     yield record
 
     def _raw(self, file: BinaryIO) -> Iterator[bytes]:
-        while True:
-            self.stop.waiting = True
-            try:
+        """The lines of a file, as they come."""
+        if self.path != "-":
+            for line in file:
                 if self.stop.came:
                     raise _Stopped
-                raw = file.readline()
-            finally:
-                self.stop.waiting = False
-            if not raw:
-                return
-            yield raw
+                yield line
+            return
+        rest, chunk = b"", b" "
+        while chunk:
+            self.stop.wait_for(file.fileno())
+            chunk = os.read(file.fileno(), 1 << 16)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if self.stop.came:
+                    raise _Stopped
+                yield line + b"\n"
+        if rest:
+            yield rest
 
 
 def _verdict_line(

@@ -40,10 +40,14 @@ class SettingsError(ValueError):
 
     def __init__(self, where: str, problems: Sequence[str]):
         self.problems = tuple(problems)
-        count = len(self.problems)
-        super().__init__(
-            f"{count} wrong field{'s' * (count > 1)} in {where}\n  " + "\n  ".join(self.problems)
-        )
+        super().__init__(in_words(self.problems, where))
+
+
+def in_words(problems: Sequence[str], where: str) -> str:
+    """Puts problems into words: a lone one into one line, of several each into its own."""
+    if len(problems) == 1:
+        return f"1 wrong field in {where}: {problems[0]}"
+    return f"{len(problems)} wrong fields in {where}\n  " + "\n  ".join(problems)
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:

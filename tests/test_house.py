@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "grm_jax"
 # A room imports from lower floors alone; rooms of one floor do not know each other.
 FLOORS = (
     ("naming", "json_files", "signals"),
+    ("last_line",),
     ("settings", "compile_cache", "locks"),
     ("judgment", "losses", "models"),
     ("parallel",),

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
+from experiments import config_flags
 from experiments.build_base.tokenizer import save_tokenizer, train_tokenizer
-from grm_jax import locks, signals
+from grm_jax import locks
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
@@ -279,5 +280,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    with signals.ending():
-        app.run(main)
+    config_flags.run(main)

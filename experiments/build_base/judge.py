@@ -12,9 +12,9 @@ import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 
-from grm_jax import signals
+from experiments import config_flags
 from grm_jax.checkpoint.huggingface import TOKENIZER_FILES
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.voting import default_k_meta
@@ -119,5 +119,4 @@ def _row(rows: Sequence[Mapping], split: str, way: tuple) -> Mapping:
 
 
 if __name__ == "__main__":
-    with signals.ending():
-        app.run(main)
+    config_flags.run(main)

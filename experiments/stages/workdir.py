@@ -194,9 +194,7 @@ def begin(
     stages: Sequence[str] = (),
     takes: Sequence[str] = (),
 ) -> Run:
-    """`setup`, for a script: what cannot be right is the last line, and the end of the program.
-
-    Of several processes one leaves without waiting for the others only after an exception.
+    """`setup`, and which stages are to run.
 
     stages, takes: what --stages and --from say (reuse.py).
     """
@@ -206,13 +204,8 @@ def begin(
         reuse.take_over(workdir, names, folders)
         return reuse.chosen(stages, workdir, names), [str(folder) for folder in folders]
 
-    try:
-        run = setup(config, workdir)
-        chosen, folders = processes.on_main("stages", prepare)
-    except (ValueError, FileNotFoundError) as error:
-        if processes.count() > 1:
-            raise
-        sys.exit(str(error))
+    run = setup(config, workdir)
+    chosen, folders = processes.on_main("stages", prepare)
     givers = tuple(pathlib.Path(folder) for folder in folders)
     return dataclasses.replace(run, stages=tuple(chosen), givers=givers)
 

@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import tempfile
-import traceback
 import types
 from collections.abc import Mapping
 
@@ -144,7 +143,7 @@ def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
         runpy.run_module(f"experiments.{arguments[0]}", run_name="__main__", alter_sys=True)
     # as the interpreter ends: multiprocessing would run no exit functions
     except Exception as error:
-        traceback.print_exc()
         sys.last_value = error
+        sys.excepthook(type(error), error, error.__traceback__)
         atexit._run_exitfuncs()
         sys.exit(1)
