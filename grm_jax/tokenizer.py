@@ -27,6 +27,29 @@ from grm_jax.json_files import file_looks_like, read_object, shown
 
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
+# `Tokenizer.chat` and `Tokenizer.chat_prompt` as transformers writes them, with turn tokens and
+# without
+CHAT_TEMPLATE = """\
+{{ bos_token }}{% set ns = namespace(instructions='') %}{% for message in messages %}\
+{% if message['role'] == 'system' %}\
+{% set ns.instructions = ns.instructions + (message['content'] | trim) + '\\n\\n' %}\
+{% else %}\
+{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}\
+{{ ns.instructions + (message['content'] | trim) + '<end_of_turn>\\n' }}\
+{% set ns.instructions = '' %}\
+{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
+"""
+PLAIN_TEMPLATE = """\
+{{ bos_token }}{% set ns = namespace(instructions='', first=true) %}{% for message in messages %}\
+{% if message['role'] == 'system' %}\
+{% set ns.instructions = ns.instructions + (message['content'] | trim) + '\\n\\n' %}\
+{% else %}\
+{{ ('' if ns.first else '\\n') + ns.instructions + (message['content'] | trim) }}\
+{% set ns.instructions = '' %}{% set ns.first = false %}\
+{% endif %}{% endfor %}\
+{{ '\\n' if add_generation_prompt else eos_token }}
+"""
 # A serialized ModelProto that is appended to another is merged into it. This one: normalizer_spec
 # (field 3) { add_dummy_prefix (3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -58,6 +81,12 @@ class Tokenizer:
         Instruction-tuned Gemma stops at <end_of_turn>.
         """
         return (self.eos_id,) if self.end_of_turn_id is None else (self.eos_id, self.end_of_turn_id)
+
+    @property
+    def chat_template(self) -> str:
+        """Returns the Jinja template by which transformers writes `chat` and `chat_prompt`."""
+        has_turns = self.start_of_turn_id is not None and self.end_of_turn_id is not None
+        return CHAT_TEMPLATE if has_turns else PLAIN_TEMPLATE
 
     def chat_prompt(self, user_text: str) -> list[int]:
         r"""Writes one user turn up to where the model begins to write; one BOS, at the front.
@@ -135,6 +164,15 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
     No network is used. Raises FileNotFoundError or ValueError, naming the file and what was
     expected in it.
     """
+    path = find_tokenizer(path)
+    return _load_hugging_face(path) if path.suffix == ".json" else _load_sentencepiece(path)
+
+
+def find_tokenizer(path: str | os.PathLike) -> Path:
+    """Finds the file that `load_tokenizer` reads.
+
+    Raises FileNotFoundError, naming what was expected.
+    """
     path = Path(path)
     if path.is_dir():
         found = [
@@ -144,13 +182,13 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
             raise FileNotFoundError(
                 f"{path}: expected a tokenizer.json or a tokenizer.model in this folder"
             )
-        path = found[0]
-    elif not path.is_file():
+        return found[0]
+    if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such tokenizer; expected a folder, a tokenizer.json or a SentencePiece "
             "model"
         )
-    return _load_hugging_face(path) if path.suffix == ".json" else _load_sentencepiece(path)
+    return path
 
 
 def _load_sentencepiece(path: Path) -> Tokenizer:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from experiments import config_flags
-from grm_jax.checkpoint.huggingface import TOKENIZER_FILES
+from grm_jax.checkpoint.tokenizer_files import TOKENIZER_FILES
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.voting import default_k_meta
 from grm_jax.reward_models.description import Description, model_folder, write_description

@@ -12,6 +12,8 @@ import pathlib
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
+from grm_jax.tokenizer import CHAT_TEMPLATE
+
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 PRE_TOKEN = "|".join(
     (
@@ -30,18 +32,6 @@ PRE_TOKEN = "|".join(
         r".",
     )
 )
-# `Tokenizer.chat` and `Tokenizer.chat_prompt` of grm_jax/tokenizer.py as transformers writes them
-CHAT_TEMPLATE = """\
-{{ bos_token }}{% set ns = namespace(instructions='') %}{% for message in messages %}\
-{% if message['role'] == 'system' %}\
-{% set ns.instructions = ns.instructions + (message['content'] | trim) + '\\n\\n' %}\
-{% else %}\
-{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}\
-{{ ns.instructions + (message['content'] | trim) + '<end_of_turn>\\n' }}\
-{% set ns.instructions = '' %}\
-{% endif %}{% endfor %}\
-{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
-"""
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -298,7 +298,12 @@ def save_model(
     if trained.adapters is not None and name in ("rft", "grm"):
         start = run.folder("rft") if name == "grm" else run.base
         save_adapters(
-            run.workdir / "adapters" / name, trained.adapters, run.model_cfg, run.setup.lora, start
+            run.workdir / "adapters" / name,
+            trained.adapters,
+            run.model_cfg,
+            run.setup.lora,
+            start,
+            tokenizer_files_from=config_flags.tokenizer_path(run.config),
         )
     scalar = kind not in ("pointwise_grm", "llm_judge", "critic")
     folder = run.workdir / "models" / name

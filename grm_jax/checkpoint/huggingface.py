@@ -32,6 +32,7 @@ from jax.sharding import PartitionSpec as P
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.json_files import file_looks_like, read_object, shown
 from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
 from grm_jax.models.table import (
@@ -53,15 +54,7 @@ from grm_jax.progress import byte_progress
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+GENERATION = "generation_config.json"
 _DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -103,6 +96,8 @@ def load_params(
     unexpected or mis-shaped tensor, or a number that is not finite.
     """
     folder = pathlib.Path(folder)
+    if (folder / GENERATION).is_file():
+        read_object(folder / GENERATION)  # which goes on into what is made of this model
     expected = flatten(abstract_params(cfg, architecture))
     shardings = {} if shardings is None else flatten(shardings)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -410,8 +405,9 @@ def save_folder(
       params: as `abstract_params(cfg, architecture)`; any dtype, any sharding. If it goes over
         several processes, all of them call this: tensor after tensor is gathered, and process 0
         writes. The others come back earlier: `processes.barrier` before they read.
-      tokenizer_files_from: folder or file that `load_tokenizer` reads; copied, and its special ids
-        are stated in config.json.
+      tokenizer_files_from: folder or file that `load_tokenizer` reads. Its files are written so
+        that transformers' own calls give our ids (`checkpoint.tokenizer_files`), and its special
+        ids are stated in config.json and, for a model that writes, generation_config.json.
       dtype: of the tensors written, "float32" or "bfloat16".
       max_shard_bytes: a larger model goes into several files with an index; one tensor is never
         split. The host holds one such file and one tensor.
@@ -454,31 +450,25 @@ def save_folder(
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     if tokenizer_files_from is not None:
-        config |= _copy_tokenizer(pathlib.Path(tokenizer_files_from), partial)
+        source = pathlib.Path(tokenizer_files_from)
+        tokenizer = write_tokenizer(source, partial, cfg.max_positions)
+        ids = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": list(tokenizer.stop_ids),
+            "pad_token_id": tokenizer.pad_id,
+        }
+        config |= ids
+        if architecture == CAUSAL_LM:
+            # transformers ends a text where this file says, not where config.json does
+            stated = source / GENERATION
+            settings = read_object(stated) if stated.is_file() else {}
+            (partial / GENERATION).write_text(json.dumps(settings | ids, indent=2) + "\n")
     _write_tensors(partial, folder.name, flat, files, _DTYPES[dtype])
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> dict[str, Any]:
-    """Copies tokenizer files and returns the token ids that config.json states."""
-    tokenizer = load_tokenizer(source)
-    if source.is_dir():
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, target / name)
-    else:
-        shutil.copyfile(
-            source, target / ("tokenizer.json" if source.suffix == ".json" else "tokenizer.model")
-        )
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
 
 
 def _files(

@@ -7,10 +7,12 @@ import json
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 
 from grm_jax.checkpoint.huggingface import open_safetensors, refuse_not_finite, write_safetensors
+from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, Gemma2Config
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
@@ -52,11 +54,12 @@ def save_adapters(
     cfg: Gemma2Config,
     lora: LoraConfig,
     base: str | os.PathLike,
+    tokenizer_files_from: str | os.PathLike | None = None,
 ) -> None:
     """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`.
 
-    All of it or nothing. An adapter folder is replaced. Of several processes all call this, and
-    process 0 writes.
+    Beside the adapters it has the tokenizer, as `save_folder` writes it. All of it or nothing. An
+    adapter folder is replaced. Of several processes all call this, and process 0 writes.
     """
     tensors = {}
     for path, leaf in flatten(adapters).items():
@@ -86,10 +89,12 @@ def save_adapters(
             for name in hf_names(weight, cfg)
         }
     )
+    path = pathlib.Path(base)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
+        # a relative path would be one from wherever the adapter is loaded
+        "base_model_name_or_path": str(path.absolute() if path.is_dir() else base),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "target_modules": modules,
@@ -102,6 +107,8 @@ def save_adapters(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_safetensors(tensors, partial / TENSORS)
+    if tokenizer_files_from is not None:
+        write_tokenizer(pathlib.Path(tokenizer_files_from), partial, cfg.max_positions)
     (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
@@ -171,7 +178,8 @@ def _read_config(path: pathlib.Path, cfg: Gemma2Config) -> LoraConfig:
         find_row(weight).hf_name.split(".")[-2]: weight.rsplit("/", 1)[1]
         for weight in adapted_paths(cfg, LoraConfig(1))
     }
-    rank, alpha, modules = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
+    rank, modules = config.get("r"), config.get("target_modules")
+    alpha: Any = config.get("lora_alpha")
     # peft takes a text for a regular expression
     named = isinstance(modules, list) and all(isinstance(name, str) for name in modules)
     if not named or not modules or any(name not in short for name in modules):

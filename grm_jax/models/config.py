@@ -121,6 +121,11 @@ class Gemma2Config:
                     "a multiple of n_kv_heads = {n_kv_heads}",
                     lambda heads, kv_heads: heads % kv_heads == 0,
                 ),
+                (  # transformers refuses others
+                    "d_model n_heads",
+                    "a multiple of n_heads = {n_heads}",
+                    lambda size, heads: size % heads == 0,
+                ),
                 (
                     "layer_types n_layers",
                     "one for each of the n_layers = {n_layers} layers",

@@ -440,7 +440,14 @@ def tokenizer_folder(tmp_path) -> pathlib.Path:
 def test_tokenizer_files_are_copied_and_their_ids_stated(tmp_path, tokenizer_folder):
     save_folder(tmp_path / "model", random_params(), CFG, tokenizer_files_from=tokenizer_folder)
     names = {path.name for path in (tmp_path / "model").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
     config = json.loads((tmp_path / "model/config.json").read_text())
     assert (config["pad_token_id"], config["bos_token_id"], config["eos_token_id"]) == (
         0,
@@ -471,7 +478,7 @@ def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert type(model).__name__ == "Gemma2ForCausalLM" and model.dtype == torch.float32
 
-    T, start, text = 32, 4, "w3 w1 w4 w1"
+    T, start, text = 32, 5, "w3 w1 w4 w1"  # and <bos>
     ids = tokenizer(text, return_tensors="pt").input_ids
     generated = model.generate(ids, max_length=T, do_sample=False, num_beams=1)[0].numpy()
 

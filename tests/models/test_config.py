@@ -108,6 +108,7 @@ REFUSED = [
     ("head_dim", 7, "head_dim"),
     ("num_key_value_heads", None, "num_key_value_heads"),
     ("num_key_value_heads", 3, "num_attention_heads"),
+    ("num_attention_heads", 3, "hidden_size"),
     ("num_hidden_layers", True, "num_hidden_layers"),
     ("num_hidden_layers", 10**9, "num_hidden_layers"),
     ("hidden_size", [16], "hidden_size"),
@@ -239,7 +240,11 @@ def test_what_is_accepted_gives_the_logits_of_transformers(change):
 
 KEYS = st.sampled_from(sorted(_KNOWN)) | st.text(min_size=1, max_size=6)
 # an error may name the other one of two fields that do not fit
-PARTNERS = {"num_key_value_heads": "num_attention_heads", "num_hidden_layers": "layer_types"}
+PARTNERS = {
+    "num_attention_heads": "hidden_size",
+    "num_key_value_heads": "num_attention_heads",
+    "num_hidden_layers": "layer_types",
+}
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

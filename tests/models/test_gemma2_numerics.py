@@ -293,7 +293,7 @@ def test_gelu_is_the_tanh_approximation():
     """down(gelu(gate x) * up x) with weights that pick out gelu(x_0) * x_1; tanh and erf differ by
     up to 5e-4.
     """
-    cfg = dataclasses.replace(BASE, d_model=2, d_ff=1)
+    cfg = dataclasses.replace(BASE, d_model=2, n_heads=2, d_ff=1)
     params = {
         "gate": np.array([[1.0], [0.0]]),
         "up": np.array([[0.0], [1.0]]),

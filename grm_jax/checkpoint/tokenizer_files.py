@@ -1,0 +1,140 @@
+"""Writes the tokenizer of a model folder so that transformers' own calls give the ids of ours.
+
+`AutoTokenizer.from_pretrained(folder)` reads there
+
+- tokenizer.json, converted from a SentencePiece model where there is no other, whose plain call
+  puts one BOS in front, cuts nothing, and knows the turn tokens;
+- tokenizer_config.json, which names the control tokens, and the class that takes tokenizer.json as
+  it is (for a Gemma-2 config.json transformers would else build Gemma's own from its vocabulary);
+- chat_template.jinja, the turns of `Tokenizer.chat` and `Tokenizer.chat_prompt`.
+
+What a source has beside is kept, and a file that is right already is copied byte for byte.
+"""
+
+import json
+import logging
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from grm_jax.json_files import read_object
+from grm_jax.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, find_tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+CONFIG, CHAT = "tokenizer_config.json", "chat_template.jinja"
+# all that belongs to a tokenizer; the last two are copied as they are
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    CONFIG,
+    CHAT,
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+# texts that a converted SentencePiece model must cut as the original does
+PROBES = (
+    "Sort the list: 1.fox 2.ant",
+    " two  spaces,\ttab\n\n\nlines ",
+    "é ü 你好 🦊 ▁ \\boxed{3, 9}",
+    "don't <b>x</b> 1234567890 ==> \u200b\u00a0end",
+)
+
+
+def write_tokenizer(source: pathlib.Path, target: pathlib.Path, positions: int) -> Tokenizer:
+    """Writes the tokenizer files of a model folder, and returns their tokenizer.
+
+    source: folder or file that `load_tokenizer` reads. target: a folder. positions: that the model
+    has. Raises as `load_tokenizer`.
+    """
+    tokenizer, file = load_tokenizer(source), find_tokenizer(source)
+    if source.is_dir():
+        for name in ("tokenizer.model", "special_tokens_map.json", "added_tokens.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+    if file.suffix == ".json":
+        library, same = tokenizers.Tokenizer.from_file(str(file)), True
+    else:
+        if file.parent != source:
+            shutil.copyfile(file, target / "tokenizer.model")
+        library, same = _converted(file, tokenizer), False
+    if library is None:
+        return tokenizer
+    if _set_right(library, tokenizer) or not same:
+        library.save(str(target / "tokenizer.json"))
+    else:
+        shutil.copyfile(file, target / "tokenizer.json")
+    stated = _stated(file.parent / CONFIG)
+    config = _with_tokens(stated, library, tokenizer, positions)
+    if config == stated:
+        shutil.copyfile(file.parent / CONFIG, target / CONFIG)
+    else:
+        (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (target / CHAT).write_text(tokenizer.chat_template, encoding="utf-8")
+    return tokenizer
+
+
+def _stated(path: pathlib.Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
+
+
+def _set_right(library: tokenizers.Tokenizer, tokenizer: Tokenizer) -> bool:
+    """Makes a plain call [BOS, *ids of the text], in place; says whether anything was changed."""
+    changed = library.truncation is not None or library.padding is not None
+    library.no_truncation()
+    library.no_padding()
+    special = {token.content for token in library.get_added_tokens_decoder().values()}
+    turns = (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id)
+    if None not in turns and not {START_OF_TURN, END_OF_TURN} <= special:
+        library.add_special_tokens([START_OF_TURN, END_OF_TURN])
+        changed = True
+    plain = library.encode("a", add_special_tokens=False).ids
+    if library.encode("a").ids != [tokenizer.bos_id, *plain]:
+        bos = library.id_to_token(tokenizer.bos_id)
+        library.post_processor = TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, tokenizer.bos_id)]
+        )
+        changed = True
+    return changed
+
+
+def _with_tokens(
+    stated: dict[str, Any], library: tokenizers.Tokenizer, tokenizer: Tokenizer, positions: int
+) -> dict[str, Any]:
+    """tokenizer_config.json with what makes transformers' tokenizer ours."""
+    config = {name: value for name, value in stated.items() if name != "chat_template"}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
+    if config.get("add_eos_token"):
+        config["add_eos_token"] = False
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    for name, index in ids.items():
+        if config.get(f"{name}_token") is None:
+            config[f"{name}_token"] = library.id_to_token(index)
+    return {"model_max_length": positions, "clean_up_tokenization_spaces": False} | config
+
+
+def _converted(file: pathlib.Path, tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
+    """A SentencePiece model as a tokenizer of transformers; None, with a line of log, where that
+    cuts text otherwise.
+    """
+    import transformers  # takes a second
+
+    plain = tokenizer.text_prefix == ""
+    kind = transformers.GemmaTokenizer if plain else transformers.LlamaTokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(file, pathlib.Path(folder) / "tokenizer.model")
+        library = kind.from_pretrained(folder).backend_tokenizer
+    for text in PROBES:
+        theirs = library.encode(text, add_special_tokens=False).ids
+        if theirs != tokenizer.encode(tokenizer.text_prefix + text):
+            log.warning(
+                "%s: no tokenizer.json is written, as transformers cuts %r otherwise than "
+                "SentencePiece; other programs need the ids of grm_jax.tokenizer",
+                file,
+                text,
+            )
+            return None
+    return library
