@@ -58,11 +58,12 @@ def heard(
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    before = {n: signal.getsignal(n) for n in numbers}
+    # ignored ones stay so, and those of a library that has handlers in C are its own (None)
+    own = (signal.SIG_IGN, None)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) not in own}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield came
     finally:
