@@ -195,12 +195,9 @@ def samplers(
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
-        return _sampler(model_cfg, settings, sampling.sampler, mesh)
+        return make_sampler(model_cfg, settings, sampling.sampler, mesh)
 
     return sampler_of
-
-
-_sampler = functools.cache(make_sampler)
 
 
 class Batches(NamedTuple):

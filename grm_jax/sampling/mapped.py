@@ -23,12 +23,14 @@ from grm_jax.parallel.processes import to_host
 from grm_jax.sampling.sampler import SamplingConfig, sample
 
 
+@functools.cache
 def make_sampler(
     cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None
 ) -> Callable:
     """Returns `fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`.
 
-    Arguments and result as in `grm_jax.sampling.sampler.sample`.
+    Arguments and result as in `grm_jax.sampling.sampler.sample`. Equal arguments get the same
+    function, with the programs that it has compiled.
 
     mode:
       "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and

@@ -304,6 +304,17 @@ def test_generate_gives_every_completion_once(params, prompts, drawn):
             assert one.finished == drawn["finished"][p, j] and len(one.logp) == len(one.token_ids)
 
 
+def test_equal_settings_share_their_compiled_programs():
+    """Whoever asks for a sampler: a second call with equal arguments compiles nothing."""
+    equal = dataclasses.replace(CFG), dataclasses.replace(SETTINGS)
+    assert make_sampler(*equal) is make_sampler(CFG, SETTINGS)
+    mesh = make_mesh(replica=2, fsdp=2, tensor=2)
+    same = make_mesh(replica=2, fsdp=2, tensor=2)
+    assert make_sampler(*equal, "shard_map", same) is make_sampler(CFG, SETTINGS, "shard_map", mesh)
+    other = dataclasses.replace(SETTINGS, temperature=0.25)
+    assert make_sampler(CFG, other) is not make_sampler(CFG, SETTINGS)
+
+
 def test_a_prompt_that_does_not_fit_is_named(prompts):
     with pytest.raises(ValueError, match="item3.*12 tokens.*widest bucket"):
         plan(requests(prompts), (6, 10), 9)
