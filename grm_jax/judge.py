@@ -187,6 +187,11 @@ def load(
     completion = _count(
         "completion", settle("completion", completion, lengths.get("completion"), guess)
     )
+    if completion >= positions:
+        raise ValueError(
+            f"completion: expected fewer than the {positions} positions of the model, got "
+            f"{completion}"
+        )
     prompt = _count(
         "prompt", settle("prompt", prompt, lengths.get("prompt"), positions - completion)
     )

@@ -350,6 +350,8 @@ def test_what_nothing_says_is_guessed_aloud_in_one_line(folder, caplog):
     assert told.system.identity == grm_jax.load("tiny_base", mesh=mesh).system.identity
     with pytest.raises(ValueError, match="1024 positions; expected at least .* 1000 . 256"):
         grm_jax.load(folder, prompt=1000, mesh=mesh)
+    with pytest.raises(ValueError, match="completion: expected fewer than the 1024 positions of t"):
+        grm_jax.load(folder, completion=1024, mesh=mesh)
     with pytest.raises(ValueError, match="prompt: expected a positive integer, got 'long'"):
         grm_jax.load(folder, prompt="long", mesh=mesh)
     with pytest.raises(

@@ -348,6 +348,13 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> Gemma2Config:
             f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model_cfg.vocab_size} "
             "embeddings"
         )
+    longest = config.lengths.prompt + config.lengths.completion
+    if longest > model_cfg.max_positions:
+        raise ValueError(
+            f"lengths: the longest prompt and completion have {config.lengths.prompt} + "
+            f"{config.lengths.completion} tokens, the model has {model_cfg.max_positions} "
+            "positions; expected no more than those"
+        )
     return model_cfg
 
 

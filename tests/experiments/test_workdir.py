@@ -6,14 +6,17 @@ import pathlib
 import shutil
 import socket
 
+import ml_collections
 import pytest
 
 from experiments import config_flags
-from experiments.configs import tiny_evaluate
+from experiments.configs import tiny, tiny_evaluate, tiny_reward_model
 from experiments.stages import evaluation
-from experiments.stages.workdir import hold, setup
+from experiments.stages.workdir import _model_config, hold, setup
 from grm_jax.judgment.prompts import TEMPLATES
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.description import TINY_BASE, model_folder
+from grm_jax.tokenizer import load_tokenizer
 from tests.experiments import micro, micro_reward_model
 
 INSTRUCTION = json.dumps({"prompt": "Name 1 animal", "completion": "1.cat"}) + "\n"
@@ -275,3 +278,19 @@ def test_no_script_shares_its_folder_with_another_process(
     assert f"{folder} is in use by process {os.getpid()} on {socket.gethostname()}, for " in last
     assert last.rstrip(".").endswith("Wait for it, or choose another --workdir")
     assert [path.name for path in folder.iterdir()] == [".lock"], "nothing is written"
+
+
+@pytest.mark.parametrize("preset", [tiny, tiny_reward_model])
+@pytest.mark.parametrize("random_init", [False, True])
+def test_texts_longer_than_the_model_has_positions_are_refused_before_training(preset, random_init):
+    config = preset.get_config()
+    if random_init:
+        sizes = {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "head_dim": 8}
+        sizes |= {"d_ff": 24, "max_positions": 1024}
+        config.model.update(path=None, random_init=ml_collections.ConfigDict(sizes))
+    tokenizer, mesh = load_tokenizer(model_folder("tiny_base")), make_mesh(replica=-1, fsdp=1)
+    config.lengths.update(prompt=1000, completion=24)
+    assert _model_config(config, tokenizer, mesh).max_positions == 1024
+    config.lengths.completion = 25
+    with pytest.raises(ValueError, match=r"lengths: .* 1000 \+ 25 tokens, the model has 1024 posi"):
+        _model_config(config, tokenizer, mesh)

@@ -399,13 +399,45 @@ def test_what_cannot_be_right_is_said_before_weights_are_read(spec, message, ask
         describe({"name": "x", **spec}, asking)
 
 
-def test_more_positions_than_the_model_has_are_an_error(asking, no_weights):
+@pytest.mark.parametrize(
+    "kind", ["pointwise_grm", "llm_judge", "token_prob", "scalar", "pair_rm", "cloud", "meta"]
+)
+def test_more_positions_than_the_model_has_are_an_error(kind, asking, head, no_weights):
+    """Of the model, of the critic that a CLoud head reads, and of the Meta RM beside a model."""
+    spec = {"name": "x", "kind": kind, "path": "tiny"}
+    if kind in ("scalar", "pair_rm"):
+        spec["path"] = head
+    elif kind == "cloud":
+        spec |= {"path": head, "critic": "tiny_base"}
+    elif kind == "meta":
+        spec |= {"kind": "pointwise_grm", "meta": head}
     longer = dataclasses.replace(asking, lengths=Lengths(1020, 5, (1020,)))
-    for kind in ("pointwise_grm", "llm_judge"):
-        spec = {"name": "x", "kind": kind, "path": "tiny"}
-        with pytest.raises(ValueError, match=r"system 'x': .*1024 positions; .* 1020 \+ 5"):
-            describe(spec, longer)
-        describe(spec, dataclasses.replace(asking, lengths=Lengths(1020, 4, (1020,))))
+    with pytest.raises(ValueError, match=r"system 'x': .*1024 positions; .* 1020 \+ 5"):
+        describe(spec, longer)
+    describe(spec, dataclasses.replace(asking, lengths=Lengths(1020, 4, (1020,))))
+
+
+@pytest.mark.parametrize("field", ["path", "critic", "meta"])
+def test_a_config_that_cannot_be_right_is_named_with_the_system_and_the_field(
+    field, asking, head, folder, no_weights
+):
+    stated = json.loads((folder / "config.json").read_text())
+    if field == "path":
+        spec = {"kind": "pointwise_grm", "path": str(folder)}
+    elif field == "critic":
+        spec = {"kind": "cloud", "path": head, "critic": str(folder)}
+    else:
+        spec = {"kind": "pointwise_grm", "path": "tiny_base", "meta": str(folder)}
+    for change, words in (
+        ({"sliding_window": 0}, "field .sliding_window.: expected an integer from 1"),
+        ({"rope_scaling": {"type": "linear"}}, "field .rope_scaling.type.: expected 'default'"),
+        ({"architectures": 3}, "field .architectures.: expected a list of names"),
+    ):
+        (folder / "config.json").write_text(json.dumps(stated | change))
+        with pytest.raises(
+            ValueError, match=f"system 'x': field .{field}.: .*config.json: {words}"
+        ):
+            describe({"name": "x"} | spec, asking)
 
 
 def test_a_remote_judge_takes_its_templates_and_limits_from_the_asking(asking, monkeypatch):
