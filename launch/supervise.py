@@ -5,8 +5,10 @@ r"""Runs a command until it ends well, with a log for this host, and restarts it
 
 Signals are passed on, and its work folder may be copied to a bucket. SIGTERM and SIGINT go to the
 command, which may use --grace seconds to save before it is killed; it is not started again then.
-Its status is that of the command (128 + n for signal n). Needs nothing but Python; --bucket needs
-gcloud.
+Restarts count from the last one that came further (launch/progress.py), and status 75, with which a
+job that was asked to stop elsewhere has saved, is no failure. Its status is that of the command
+(128 + n for signal n), or 75 where it may be started again all the same: --restarts=0, and it came
+further. Needs nothing but Python; --bucket needs gcloud.
 """
 
 import argparse
@@ -22,6 +24,9 @@ import tempfile
 import threading
 import time
 
+from progress import progress
+
+SAVED = 75  # status of a job that was asked to stop, and saved (grm_jax/parallel/processes.py)
 PAUSE_S = 10  # before a restart: the other hosts of a job end at about the same time
 
 
@@ -33,7 +38,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         "--restarts",
         type=int,
         default=5,
-        help="how often the command is started again after it failed",
+        help="how often the command is started again after it failed, without having come further",
     )
     parser.add_argument(
         "--grace",
@@ -53,7 +58,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--bucket", help="gs://BUCKET/FOLDER for a copy of --workdir; only for a job of one host"
     )
-    parser.add_argument("--workdir", type=pathlib.Path, help="the work folder of the command")
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        help="the work folder of the command (default: the folder of --logs)",
+    )
     parser.add_argument("--every", type=float, default=300, help="seconds between copies")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     own, dashes, command = (
@@ -62,6 +71,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         else (argv, False, [])
     )
     args = parser.parse_args(own)
+    if args.restarts < 0:
+        parser.error(f"--restarts: expected a number >= 0, got {args.restarts}")
     if not dashes or not command:
         parser.error("expected -- and a command behind the options")
     if args.bucket and (not args.bucket.startswith("gs://") or args.workdir is None):
@@ -105,18 +116,29 @@ def main(argv: list[str]) -> int:
 
 
 def run(args, log, stop: threading.Event, signals: list[int]) -> int:
-    """Starts the command, again where it fails, and returns its last status."""
-    for attempt in range(args.restarts + 1):
-        if attempt and stop.wait(PAUSE_S):
-            break
-        say(log, f"attempt {attempt + 1} of {args.restarts + 1}: {shlex.join(args.command)}")
+    """Starts the command, again where it fails, and returns its last status.
+
+    A failure counts where the one before it had come as far.
+    """
+    workdir = args.workdir or args.logs.parent
+    attempt, failed, far = 1, 0, progress(workdir)
+    while True:
+        say(log, f"attempt {attempt}: {shlex.join(args.command)}")
         status = run_once(args.command, log, stop, signals, args.grace)
-        say(log, f"ended with status {status}")
+        before, far = far, progress(workdir)
+        say(log, f"ended with status {status}" + (f"; {far}" if far else ""))
         if status == 0 or stop.is_set():
-            break
-    else:
-        say(log, f"gave up after {args.restarts} restarts")
-    return status
+            return status
+        if status != SAVED or not args.restarts:
+            failed = 1 if far != before else failed + 1
+            if failed > args.restarts:
+                break
+            say(log, f"restart {failed} of {args.restarts} since it last came further")
+        if stop.wait(PAUSE_S):
+            return status
+        attempt += 1
+    say(log, f"gave up after {args.restarts} restarts that came no further")
+    return SAVED if far != before else status
 
 
 def run_once(
@@ -254,7 +276,9 @@ def describe(args, log_path: pathlib.Path) -> None:
     if args.bucket:
         for command in fetch_commands(args.bucket, args.workdir):
             print(f"unless {args.workdir}/config.json is there: {shlex.join(command)}")
-    print(f"up to {args.restarts + 1} times: {shlex.join(args.command)}")
+    print(
+        f"up to {args.restarts + 1} times in which it comes no further: {shlex.join(args.command)}"
+    )
     print(
         f"log: {log_path}; SIGTERM and SIGINT are passed on, SIGKILL follows after {args.grace:g} s"
     )

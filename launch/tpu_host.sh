@@ -3,6 +3,7 @@
 #   install [SERVER:/EXPORT | gs://BUCKET[/FOLDER]]   .venv, and the share or the bucket at /mnt/grm_jax
 #   start [--restarts=5] [--job=MODULE] [--env=NAME=VALUE ...] -- ARGUMENTS   the job, in the background, under launch/supervise.py
 #   status | logs [LINES] | stop                      running PID, ended STATUS or not started; the log's last lines; SIGTERM, and wait
+#   progress                                          how far the run is (launch/progress.py)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/lib.sh
@@ -81,6 +82,10 @@ start() {
   echo "$(hostname): $(status)"
 }
 
+progress() {
+  [ ! -f job.log ] || .venv/bin/python launch/progress.py "$(dirname "$(dirname "$(cat job.log)")")"
+}
+
 stop() {
   local said
   said="$(status)"
@@ -99,5 +104,6 @@ case "${1:-}" in
   status) status ;;
   logs) tail -n "${2:-50}" "$(cat job.log 2>/dev/null || echo job.out)" | sed "s/^/$(hostname): /" ;;
   stop) stop ;;
+  progress) progress ;;
   *) usage && exit 2 ;;
 esac

@@ -9,7 +9,8 @@
 #   logs      the last lines of every host's log: --lines=50, --worker=all
 #   stop      SIGTERM to the job on every host, which saves and ends
 #   delete    delete the slice
-#   keep      create, install and run, look every minute, and do it all again when the slice was preempted: --recreate=5, with what these take
+#   keep      create, install and run, look every minute, and do it all again when the slice was preempted, with what these take.
+#             --recreate=5: how often, without the run having come further since
 #   --dry-run prints what would be done; --project=PROJECT is passed to gcloud
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -111,12 +112,12 @@ state() { # READY, PREEMPTED, ... or ABSENT
 }
 
 keep() {
-  local is said='' before made=0 errors=0
+  local is said='' before made=0 errors=0 far='' now
   if [ -n "$dry_run" ]; then
     create && install && start
     echo "every 60 s: $(quote "${tpu_vm[@]}" describe "$name" "${where[@]}" '--format=value(state)'), and if it is READY:"
     on_hosts 0 bash launch/tpu_host.sh status
-    echo "if it is PREEMPTED, TERMINATED or absent, up to $recreate times:"
+    echo "if it is PREEMPTED, TERMINATED or absent, up to $recreate times without coming further:"
     delete
     echo "and all from the start"
     return
@@ -128,13 +129,18 @@ keep() {
       READY)
         said="$(on_hosts 0 bash launch/tpu_host.sh status | tail -n 1)" || said=unknown
         case "$said" in
-          running*) ;;
+          running*)
+            now="$(on_hosts 0 bash launch/tpu_host.sh progress | tail -n 1)" || now="$far"
+            if [ "$now" != "$far" ]; then
+              far="$now" made=0 # counted anew
+            fi
+            ;;
           'ended 0') echo "the job is done" && return ;;
           unknown) echo "== $(date '+%F %T') host 0 does not answer" ;;
           'ended 75' | 'ended 137' | 'ended 143') # stopped or killed: by a preemption, which shows at the next look, or by a hand or a maintenance
             echo "== $(date '+%F %T') the job was stopped on host 0 with status ${said#ended }"
             if [ "$said" = "$before" ]; then
-              [ "$made" -le "$recreate" ] || die "gave up: $name was made or started $made times"
+              [ "$made" -le "$recreate" ] || die "gave up: $name was made or started $made times without coming further"
               install && start
               made=$((made + 1)) said=''
             fi
@@ -144,7 +150,7 @@ keep() {
         esac
         ;;
       PREEMPTED | TERMINATED | ABSENT)
-        [ "$made" -le "$recreate" ] || die "gave up: $name was made or started $made times"
+        [ "$made" -le "$recreate" ] || die "gave up: $name was made or started $made times without coming further"
         echo "== $(date '+%F %T') $name is $is"
         [ "$is" = ABSENT ] || delete
         create && install && start

@@ -132,7 +132,24 @@ def test_tpu(tpu):
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         },
     }
-    assert tpu["spec"]["failurePolicy"] == {"maxRestarts": 7}
+    rule = {
+        "action": "RestartJobSetAndIgnoreMaxRestarts",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
+    assert tpu["spec"]["failurePolicy"] == {"maxRestarts": 7, "rules": [rule]}
+    # what is no failure ends the pod's Job for that reason: a preemption, and the status of a job
+    # that saved or came further
+    assert job["podFailurePolicy"]["rules"] == [
+        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget"}]},
+        {
+            "action": "FailJob",
+            "onExitCodes": {
+                "containerName": pod["containers"][0]["name"],
+                "operator": "In",
+                "values": [75],
+            },
+        },
+    ]
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
         "cloud.google.com/gke-tpu-topology": "4x4x4",

@@ -113,7 +113,7 @@ def test_slurm(launch):
         "srun --kill-on-bad-exit=1 --open-mode=append --output=/share/run/logs/%N.log env "
         "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 "
     )
-    assert step.startswith(f"up to 2 times: {srun}")
+    assert step.startswith(f"up to 2 times in which it comes no further: {srun}")
     assert step.endswith(
         " PYTHONUNBUFFERED=1 .venv/bin/python -m experiments.reward_model "
         "--config=experiments/configs/tiny.py --workdir=/share/run"

@@ -75,7 +75,7 @@ def test_a_command_that_fails_is_started_again(run, tmp_path):
     )
     status, log = run("--restarts=3", command=python(count + "sys.exit(0 if n == 3 else 7)"))
     assert status == 0 and (tmp_path / "n").read_text() == "3"
-    assert log.count("ended with status 7") == 2 and "attempt 3 of 4" in log
+    assert log.count("ended with status 7") == 2 and "attempt 3" in log
 
 
 def test_restarts_have_a_limit(run):
@@ -85,8 +85,79 @@ def test_restarts_have_a_limit(run):
     assert (
         status == 137
         and log.count("ended with status 137") == 3
-        and log.endswith("gave up after 2 restarts\n")
+        and log.endswith("gave up after 2 restarts that came no further\n")
     )
+
+
+RUN = """
+import pathlib, sys
+workdir = pathlib.Path({workdir!r})
+count = workdir / "count"
+n = int(count.read_text()) + 1 if count.is_file() else 1
+count.parent.mkdir(exist_ok=True)
+count.write_text(str(n))
+def made(name, text=""):
+    path = workdir / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+"""
+
+
+def failing(tmp_path, what: str, *options: str) -> tuple[int, str, int]:
+    """(status, log, attempts) of a run that does `what` and fails, where n is the attempt."""
+    code = RUN.format(workdir=str(tmp_path)) + what
+    status = supervise.main([f"--logs={tmp_path}/logs", *options, "--", *python(code)])
+    attempts = int((tmp_path / "count").read_text())
+    return status, (tmp_path / "logs" / LOG).read_text(), attempts
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "made(f'checkpoints/rl/{n}/state')",
+        "made(f'stages/stage{n}.json')",
+        "made('judgments/grm/test/greedy.jsonl', 'row' * n)",
+        "made(f'trajectories/base/train/{n}.jsonl', 'row')",
+    ],
+)
+def test_restarts_are_counted_anew_after_progress(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(supervise, "PAUSE_S", 0)
+    status, log, attempts = failing(
+        tmp_path, f"if n <= 4: {what}\nsys.exit(7 if n < 12 else 0)", "--restarts=2"
+    )
+    # the fourth came further, as the last; two more without
+    assert attempts == 6 and status == 7 and log.endswith("restarts that came no further\n")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "made('metrics.jsonl', 'row' * n)",
+        "made('trajectories/rl.jsonl', 'row' * n)",  # made again behind the last checkpoint
+        "made(f'checkpoints/rl/{n}.orbax-checkpoint-tmp/state')",
+        "made(f'checkpoints/rl/{n}.damaged/state')",
+        "made('checkpoints/rl/9/state'); made(f'checkpoints/rl/{9 - n}/state')",
+        "made(f'logs/{n}.log')",
+    ],
+)
+def test_what_is_no_progress(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(supervise, "PAUSE_S", 0)
+    status, _, attempts = failing(tmp_path, f"{what}\nsys.exit(7)", "--restarts=2")
+    assert attempts == 3 and status == 7
+
+
+def test_a_job_that_saved_because_another_host_was_stopped_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "PAUSE_S", 0)
+    status, log, attempts = failing(tmp_path, "sys.exit(75 if n < 9 else 0)", "--restarts=1")
+    assert (status, attempts) == (0, 9) and "gave up" not in log
+
+
+def test_without_restarts_the_status_says_whether_it_came_further(tmp_path, monkeypatch):
+    """In GKE the JobSet starts pods again, and does not count status 75."""
+    status, _, attempts = failing(tmp_path, "made(f'stages/{n}.json'); sys.exit(7)", "--restarts=0")
+    assert (status, attempts) == (75, 1)
+    status, _, attempts = failing(tmp_path, "sys.exit(7)", "--restarts=0")
+    assert (status, attempts) == (7, 2)
 
 
 def start(tmp_path, *options: str, code: str) -> subprocess.Popen:
@@ -257,6 +328,7 @@ def test_a_copy_that_fails_at_the_end_shows_in_the_status(run, tmp_path, bucket,
     "words, message",
     [
         (["--logs=l", "true"], "unrecognized arguments: true"),
+        (["--logs=l", "--restarts=-1", "--", "true"], "--restarts: expected a number >= 0, got -1"),
         (["--logs=l"], "expected -- and a command behind the options"),
         (["--", "true"], "the following arguments are required: --logs"),
         (
@@ -289,7 +361,7 @@ def test_dry_run(capsys):
         == f"""\
 unless w/config.json is there: gcloud storage cp - gs://b/r/launched.txt
 unless w/config.json is there: gcloud storage rsync --recursive gs://b/r w
-up to 2 times: job '--x=a b'
+up to 2 times in which it comes no further: job '--x=a b'
 log: l/{LOG}; SIGTERM and SIGINT are passed on, SIGKILL follows after 120 s
 every 300 s, and at the end: gcloud storage rsync --recursive '--exclude=.*\\.orbax-checkpoint-tmp.*' w/checkpoints gs://b/r/checkpoints
 every 300 s, and at the end: gcloud storage rsync --recursive '--exclude=^(checkpoints|stages)/.*' w gs://b/r

@@ -210,6 +210,19 @@ def test_keep_starts_a_stopped_job_again_where_the_slice_stays(pod, tmp_path):
     ) == 1
 
 
+def test_keep_counts_a_preemption_only_where_the_run_came_no_further(pod, tmp_path):
+    """With --recreate=1 it is preempted four times: three times behind a checkpoint."""
+    text = (
+        f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) >{tmp_path}/n; "
+        f"[ $n -gt 2 ] || mkdir -p {tmp_path}/mnt/run/checkpoints/rl/$n; sleep 2; "
+        f"echo PREEMPTED >{tmp_path}/state; while true; do sleep 0.1; done"
+    )
+    done = keep(pod, tmp_path, "case $PWD in */hosts/0/*) ;; *) exit 0 ;; esac; " + text)
+    calls = [line.split()[3] for line in (tmp_path / "calls").read_text().splitlines()]
+    assert "gave up: grm was made or started 2 times without coming further" in done.stderr
+    assert calls.count("create") == 5, done.stdout + done.stderr
+
+
 def test_keep_does_not_take_an_error_of_gcloud_for_a_lost_slice(pod, tmp_path):
     (tmp_path / "broken").touch()
     done = keep(pod, tmp_path, "exit 0")
