@@ -195,9 +195,14 @@ def models_and_templates(
 
 def what_matters(digests: Mapping) -> dict:
     """Digests without those of files that nothing reads: a tokenizer beside weights is read where
-    `tokenizer` names it alone, and weights where `model` or `critic` do.
+    `tokenizer` names it alone, and weights where `model` or `critic` do. A config may hold the ids
+    of a tokenizer's control tokens.
     """
-    parts = {"model": ("weights", "config"), "critic": ("weights",), "tokenizer": ("tokenizer",)}
+    parts = {
+        "model": ("weights", "config"),
+        "critic": ("weights",),
+        "tokenizer": ("tokenizer", "config"),
+    }
     return {
         name: {part: text for part, text in value.items() if part in (*parts[name], "file")}
         if name in parts
@@ -240,7 +245,8 @@ def place_of(config: ml_collections.ConfigDict, field: str) -> str:
     elif section == "templates":
         words = [config.templates.get(name)]
     elif section == "tokenizer":
-        words = [str(config_flags.tokenizer_path(config))]
+        folder = config_flags.tokenizer_path(config)
+        words = [f"{folder}/config.json" if name == "config" else str(folder)]
     elif section == "functions":
         words = [config.rl.get(name.partition(".")[2])]
     else:

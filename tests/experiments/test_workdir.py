@@ -147,7 +147,7 @@ def edit_tokenizer(base):
 @pytest.mark.parametrize(
     "edit, field, file",
     [
-        (edit_config, "model.config", "base/config.json"),
+        (edit_config, "model.config, tokenizer.config", "base/config.json"),
         (edit_weights, "model.weights", "base"),
         (edit_tokenizer, "tokenizer.tokenizer", "base"),
         (lambda base: (base.parent / "general.jsonl").write_text(INSTRUCTION * 2), *GENERAL),
