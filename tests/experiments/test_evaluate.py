@@ -2,6 +2,7 @@
 
 import html
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -396,6 +397,39 @@ def test_address_sets_the_filters_and_nothing_of_the_items_runs(config, tmp_path
     assert "Not applicable: pairwise does not judge items of 1 response(s)." in absent
     failed = text_of("system=failing&item=r3")
     assert "not parsed: no box" in failed and "greedy, order reversed" in failed
+
+
+def test_a_system_that_never_answered_has_no_figure_and_ends_its_script_with_a_status(
+    config, tmp_path, monkeypatch
+):
+    """Of whatever script: all that judge end in it."""
+    silent = judged_silently(config, tmp_path, monkeypatch)
+    rows = [row for row in silent["rows"] if row["system"] == "perfect"]
+    assert rows and all(row["value"] is None and row["coverage"] == 0 for row in rows)
+    with pytest.raises(SystemExit, match="^not one judgment, so no figure: perfect on mixed"):
+        evaluation.exit_without_judgments(silent)
+    evaluation.exit_without_judgments({})  # of a process that writes nothing
+    for script in ("evaluate", "spct_rl", "reward_model"):
+        source = pathlib.Path(evaluation.__file__).parents[1].joinpath(f"{script}.py").read_text()
+        assert source.count("evaluation.exit_without_judgments(results)") == 1, script
+
+
+def judged_silently(config, folder, monkeypatch):
+    """The results of a comparison in which one system fails on every record."""
+    whole = fabricated_models._model
+
+    def mute(spec, seed, scores, *args, **kwargs):
+        model = whole(spec, seed, scores, *args, **kwargs)
+
+        def judge(*asked, **how):
+            for block in model.judge(*asked, **how):
+                yield [judgment | {"scores": None, "failure": "no_box"} for judgment in block]
+
+        return model._replace(judge=judge) if spec["name"] == "perfect" else model
+
+    monkeypatch.setattr(fabricated_models, "_model", mute)
+    config.systems = config.systems[:2]
+    return evaluate(config, folder / "silent")
 
 
 def test_passes_ask_a_model_without_sampling_once_whatever_k():
