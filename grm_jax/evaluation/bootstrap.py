@@ -6,7 +6,8 @@ chapters 13 and 16). All figures of a benchmark share their resamples, so the di
 is paired. Confidence intervals are percentiles of the resampled figures. A figure that is no
 weighted mean of its items (a ROC area) is computed on random halves of the prompts instead: a half
 without replacement varies around the whole as much as a resample of full size does (McCarthy 1969),
-and holds no item twice.
+and holds no item twice. Items of a single prompt tell nothing of other prompts: their figure has no
+interval.
 
 Letters: B resamples, I items.
 """
@@ -23,7 +24,7 @@ def resamples(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
 
     Returns count_BI, float32; items of one prompt come together.
     """
-    rng, group_I = np.random.default_rng(seed), _groups(prompts)
+    rng, group_I = np.random.default_rng(seed), groups_of(prompts)
     groups = group_I.max() + 1
     count_BI = np.empty((draws, len(prompts)), np.float32)
     for b in range(draws):
@@ -36,15 +37,15 @@ def halves(prompts: Sequence[Hashable], draws: int, seed: int) -> np.ndarray:
 
     Returns inside_BI, bool, of B = `draws` halves.
     """
-    rng, group_I = np.random.default_rng(seed), _groups(prompts)
+    rng, group_I = np.random.default_rng(seed), groups_of(prompts)
     groups = group_I.max() + 1
     return np.stack(
         [(rng.permutation(groups) < max(1, groups // 2))[group_I] for _ in range(draws)]
     )
 
 
-def _groups(prompts: Sequence[Hashable]) -> np.ndarray:
-    """The index of each item's prompt among the different ones."""
+def groups_of(prompts: Sequence[Hashable]) -> np.ndarray:
+    """Returns the index of each item's prompt among the different ones, int (I,)."""
     index = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     return np.array([index[prompt] for prompt in prompts])
 

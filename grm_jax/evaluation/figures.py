@@ -58,6 +58,7 @@ class Judged(NamedTuple):
 class Field:
     """Holds the items of a benchmark, by id, and their resamples.
 
+    prompt_I: index of each item's prompt, which is resampled as a whole.
     longest_I: index of the longest response in characters, -1 where several are.
     """
 
@@ -66,6 +67,7 @@ class Field:
     ids: tuple[str, ...]
     count_BI: np.ndarray
     half_BI: np.ndarray
+    prompt_I: np.ndarray
     longest_I: np.ndarray
     weights: dict[bytes, dict[str, np.ndarray]]  # of `weights`, by the items in a figure
     areas: dict[tuple, dict[str, np.ndarray]]  # of `area_draws`, by first votes and items
@@ -152,6 +154,7 @@ def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
         tuple(record.id for record in records),
         count_BI,
         half_BI,
+        bootstrap.groups_of(prompts),
         np.array(longest),
         {},
         {},
@@ -301,10 +304,18 @@ def weights(field: Field, used_I: np.ndarray) -> dict[str, np.ndarray]:
     return field.weights[key]
 
 
+def resampled(field: Field, used_I: np.ndarray) -> bool:
+    """Says whether a figure over these items can be resampled: they have two or more prompts."""
+    return len(np.unique(field.prompt_I[used_I])) > 1
+
+
 def figure_draws(
     field: Field, name: str, values_I: np.ndarray, used_I: np.ndarray, value: float
 ) -> np.ndarray:
-    """Returns the resamples (B,) of a figure of accuracy whose value is `value`."""
+    """Returns the resamples (B,) of a figure of accuracy whose value is `value`.
+
+    NaN where its items have one prompt.
+    """
     weight_I = weights(field, used_I)[name]
     total = weight_I[used_I] @ values_I[used_I]
     if not np.isclose(total, value, atol=1e-6):
@@ -312,13 +323,16 @@ def figure_draws(
             f"benchmark {field.benchmark.name!r}: figure {name!r} is {value}, but {total} as a "
             "weighted mean of its items"
         )
+    if not resampled(field, used_I & (weight_I > 0)):
+        return np.full(len(field.count_BI), np.nan)
     return bootstrap.weighted_means(field.count_BI, values_I, weight_I) * weight_I.sum()
 
 
 def area_draws(field: Field, figure: Figure) -> dict[str, np.ndarray]:
     """Computes every figure on random halves of the prompts, less the figure on all of them.
 
-    Of shape (HALVES,), by the first vote of each item; NaN where a half lacks it.
+    Of shape (HALVES,), by the first vote of each item; NaN where a half lacks it, and where the
+    items have one prompt.
     """
     key = (figure.score_IV[:, 0].tobytes(), figure.used_I.tobytes())
     if key not in field.areas:
@@ -327,7 +341,8 @@ def area_draws(field: Field, figure: Figure) -> dict[str, np.ndarray]:
             for inside_I in (np.array(True), *field.half_BI)
         )
         field.areas[key] = {
-            name: np.array([part.get(name, np.nan) for part in parts]) - value
+            name: np.array([part.get(name, np.nan) for part in parts])
+            - (value if resampled(field, figure.used_I) else np.nan)
             for name, value in whole.items()
         }
     return field.areas[key]
@@ -598,6 +613,8 @@ def domain_rows(field: Field, figure: Figure) -> list[dict]:
     for domain in sorted(set(domains_I[known_I])):
         weight_I = (known_I & (domains_I == domain)).astype(float)
         draws_B = bootstrap.weighted_means(field.count_BI, figure.credit_I, weight_I)
+        if not resampled(field, weight_I > 0):
+            draws_B = np.array([])
         rows.append(
             {
                 "domain": str(domain),

@@ -4,9 +4,9 @@ Its lines are a system and a way to judge with it, its columns benchmarks.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from grm_jax.evaluation.differences import FOCUS_K
+from grm_jax.evaluation.differences import ALL_BENCHMARKS, FOCUS_K
 from grm_jax.evaluation.figures import Way
 from grm_jax.judgment.voting import default_k_meta
 
@@ -87,14 +87,35 @@ def _mark_best(results: Mapping, lines: list[dict]) -> None:
 
 def above_chance(row: Mapping) -> bool:
     """Says whether the row's interval lies above what a guess gets."""
-    if row["value"] is None or row["ci_low"] is None:
+    low = row["ci_low"]
+    if row["value"] is None or low is None:
         return False
-    return row["ci_low"] > (row["chance"] or 0)
+    if low > 1 - 1e-9:  # all right: the exact bound (Clopper and Pearson), for no draw differs
+        low = 0.025 ** (1 / max(1, row["judged"]))
+    return low > (row["chance"] or 0)
 
 
 def is_low(row: Mapping, min_coverage: float) -> bool:
     """Says whether a figure rests on too few items, so that it carries a mark."""
     return row["coverage"] is not None and row["coverage"] < min_coverage
+
+
+def low_places(results: Mapping) -> set[tuple]:
+    """Finds (system, aggregation, k, k_meta, benchmark) of the figures that carry the mark."""
+    names = ("system", "aggregation", "k", "k_meta", "benchmark")
+    marked = (row for row in results["rows"] if is_low(row, results["min_coverage"]))
+    return {tuple(row[name] for name in names) for row in marked}
+
+
+def low_systems(results: Mapping) -> set[str]:
+    """Finds systems whose vote of the largest k carries the mark, over all benchmarks together."""
+    names = [b["name"] for b in results["benchmarks"]]
+    whole = ALL_BENCHMARKS if ALL_BENCHMARKS in names else None
+    return {
+        system
+        for system, kind, k, _, benchmark in low_places(results)
+        if (kind, k) == ("vote", max(results["ks"])) and whole in (None, benchmark)
+    }
 
 
 def absent_text(row: Mapping | None) -> str:
@@ -121,7 +142,7 @@ def way_text(aggregation: str, k: int) -> str:
 def markdown(results: Mapping) -> str:
     """Writes the headline and the capabilities, in percent, as Markdown tables."""
     benchmarks = results["benchmarks"]
-    least = 100 * results["min_coverage"]
+    least, thin = 100 * results["min_coverage"], low_systems(results)
     lines = [
         "In %, with 95 % intervals by bootstrap over prompts. A tie of t responses that includes "
         "the best counts 1/t. @k: a vote of k judgments; Meta RM @k: of the half of them that it "
@@ -129,7 +150,9 @@ def markdown(results: Mapping) -> str:
         f"with one, the coverage, stands in a cell where it is not 100 %, with {LOW} below "
         f"{least:g} %. not judged: no judgment gave scores, so there is no figure. n/a: the system "
         "does not accept such items, or has no right or wrong answer there. unparsed: judgments "
-        "without scores. Bold: the highest of its column, if its interval lies above chance.",
+        "without scores. Bold: the highest of its column, if its interval lies above chance; the "
+        "highest of many lines is in part luck, and no interval is corrected for multiple "
+        "comparisons. no interval: the items share one prompt.",
         "",
         "| system | judgment | "
         + " | ".join(benchmark["name"] for benchmark in benchmarks)
@@ -160,7 +183,8 @@ def markdown(results: Mapping) -> str:
                 f"{100 * can['gain_high']:+.1f}]"
             )
         )
-        flexible, scalable = yes_no(can["input_flexible"]), scalable_text(can)
+        flexible = yes_no(can["input_flexible"])
+        scalable = scalable_text(can, can["system"] in thin)
         lines.append("| " + " | ".join([can["system"], *sizes, flexible, scalable, gain]) + " |")
     return "\n".join([*lines, ""])
 
@@ -172,17 +196,44 @@ def size_text(size: Mapping) -> str:
     return f"{size['verdicts']} of {size['items']}" if size["accepted"] else "does not accept"
 
 
+REASONS = {  # what the names of failures mean, by how they begin
+    "no_box": "no boxed scores",
+    "only_reasoning": "a box in the reasoning before the answer alone",
+    "empty_box": "an empty box",
+    "wrong_count": "another number of scores than responses",
+    "not_a_number": "a score that is no number",
+    "not_an_integer": "a number that is no whole one",
+    "out_of_range": "a score outside the range that was asked for",
+    "truncated": "the limit of tokens was hit",
+    "too_long": "the prompt does not fit",
+    "request_failed": "no answer of the server, with its status or what went wrong",
+    "pair_failed": "one of the pairs of a list failed",
+}
+
+
+def reasons_text(reasons: Sequence[str]) -> str:
+    """Explains the names of failures that are shown; those of one's own stay without words."""
+    of_begin = dict.fromkeys(reason.partition(":")[0] for reason in reasons)
+    known = [f"{name.replace('_', ' ')}: {REASONS[name]}" for name in of_begin if name in REASONS]
+    return "; ".join(known) + "." if known else ""
+
+
 def yes_no(value: bool | None) -> str:
     """Gives a word for what was shown here, or not."""
     return "not shown here" if value is None else "yes" if value else "no"
 
 
-def scalable_text(capability: Mapping) -> str:
-    """Says whether more samples helped here, by the interval of the gain."""
+def scalable_text(capability: Mapping, low: bool = False) -> str:
+    """Says whether more samples helped here, by the interval of the gain.
+
+    low: the coverage is, so that nothing is shown.
+    """
     if not capability["sampled"]:
         return "no, flat by construction"
     if capability["gain"] is None:
         return "not shown here"
+    if low:
+        return f"not shown here {LOW} low coverage"
     return (
         "yes"
         if capability["scalable"]
@@ -204,7 +255,7 @@ def _cell(row: Mapping | None, best: bool, min_coverage: float) -> str:
     if row["coverage"] is not None and row["coverage"] < 1:
         mark = f" {LOW}" if is_low(row, min_coverage) else ""
         notes.append(f"coverage {coverage_text(row)}{mark}")
-    return (
-        f"{value} [{_percent(row['ci_low'])}, {_percent(row['ci_high'])}]"
-        + f" ({', '.join(notes)})" * bool(notes)
-    )
+    within = f"[{_percent(row['ci_low'])}, {_percent(row['ci_high'])}]"
+    if row["ci_low"] is None:
+        within = "[no interval]"
+    return f"{value} {within}" + f" ({', '.join(notes)})" * bool(notes)

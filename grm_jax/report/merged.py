@@ -166,7 +166,7 @@ def plot(merged: Mapping, path: pathlib.Path) -> None:
             for system, (color, marker) in looks(systems).items()
         ]
         legend(figure, handles + _kinds(merged, rows))
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, facecolor="white")
 
 
 def _kinds(merged: Mapping, rows: Sequence[Mapping]) -> list[Line2D]:

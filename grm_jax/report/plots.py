@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": "#a0aec0",
+    "axes.facecolor": "none",  # the page's shadow says that a plot goes on to the right
+    "figure.facecolor": "none",
     "axes.labelcolor": INK,
     "text.color": INK,
     "xtick.color": INK,
@@ -44,6 +47,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "text.parse_math": False,  # names come from data: a "$" is a dollar
 }
+BANDS = 8  # curves of a panel that have bands: more of them cover each other
 COLORS = (
     "#2b6cb0",
     "#c2541b",
@@ -101,7 +105,10 @@ def svg(figure: Figure, name: str, label: str) -> str:
     Ids are unique per `name`; bytes depend on the data alone.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # texts are drawn by the reader's browser, in fonts of its own
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
         figure.savefig(
             buffer,
             format="svg",
@@ -152,8 +159,10 @@ def system_handles(systems: Sequence[str], shown: Iterable[str]) -> list[Line2D]
 
 
 def percent_axis(axis: Axis) -> None:
-    """Labels shares in percent."""
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(100 * value, 6):g} %"))
+    """Labels shares in percent, and nothing beyond 0 and 100 %."""
+    axis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{round(100 * v, 6):g} %" if -1e-9 <= v <= 1 + 1e-9 else "")
+    )
 
 
 def number_axis(axis: Axis, ticks: int) -> None:
@@ -205,6 +214,8 @@ def curves(
 ) -> str:
     """Plots the figure's value against `x`, a panel for each benchmark; bands are 95 % intervals.
 
+    A panel of more than BANDS curves has none.
+
     x: "k" or "tokens_per_item".
     rows: of votes and, of guided votes, one for each k.
 
@@ -216,11 +227,14 @@ def curves(
         figure, axes = grid(len(benchmarks), 2, 5.6, 3.5)
         for panel, benchmark in zip(axes, benchmarks):
             mine = [r for r in rows if r["benchmark"] == benchmark and r["value"] is not None]
+            drawn = []
             for system, aggregation in itertools.product(systems, ("vote", "meta")):
                 key = (system, aggregation)
                 chosen = [r for r in mine if (r["system"], r["aggregation"]) == key and r[x]]
                 if chosen:
-                    _curve(panel, sorted(chosen, key=lambda row: row[x]), x, look[system])
+                    drawn.append((sorted(chosen, key=lambda row: row[x]), look[system]))
+            for chosen, of_system in drawn:
+                _curve(panel, chosen, x, of_system, band=len(drawn) <= BANDS)
             _chance_line(panel, mine)
             area = bool(mine) and mine[0]["metric"] == "roc_auc"
             panel.set_title(benchmark + " (ROC area)" * area)
@@ -246,13 +260,15 @@ def curves(
         return svg(figure, name, label)
 
 
-def _curve(panel, rows: Sequence[Mapping], x: str, look: tuple[str, str]) -> None:
+def _curve(
+    panel, rows: Sequence[Mapping], x: str, look: tuple[str, str], band: bool = True
+) -> None:
     color, marker = look
     xs, ys, low, high = (
         np.array([row[field] for row in rows], float) for field in (x, "value", "ci_low", "ci_high")
     )
     flat, meta = rows[0]["flat_by_construction"], rows[0]["aggregation"] == "meta"
-    if not flat:
+    if band and not flat:
         panel.fill_between(xs, low, high, color=color, alpha=0.1, linewidth=0)
     panel.plot(
         xs,
@@ -270,16 +286,14 @@ def _chance_line(panel, rows: Sequence[Mapping]) -> None:
         return
     panel.axhline(chance, color="#a0aec0", linewidth=1)
     panel.annotate(
-        f"chance {100 * chance:.0f} %",
-        (1, chance),
+        f"chance\n{100 * chance:.0f} %",
+        (1, chance),  # beside the panel, where no curve runs
         xycoords=("axes fraction", "data"),
-        xytext=(-2, 2),
+        xytext=(4, 0),
         textcoords="offset points",
-        ha="right",
-        va="bottom",
+        va="center",
         fontsize=8,
         color=SOFT,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
     )
 
 
@@ -294,7 +308,7 @@ def k_meta_curves(rows: list[dict], benchmarks: Sequence[str], systems: Sequence
                 chosen = [row for row in mine if row["system"] == system]
                 if chosen:
                     chosen.sort(key=lambda row: row["k_meta"])
-                    _curve(panel, chosen, "k_meta", look[system])
+                    _curve(panel, chosen, "k_meta", look[system], band=len(systems) <= BANDS)
             panel.set_title(benchmark)
             percent_axis(panel.yaxis)
             kept = sorted({row["k_meta"] for row in mine} or {1})
@@ -345,7 +359,7 @@ def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
     longest = max(len(names[benchmark]) for benchmark in benchmarks)
     step = 0.16 + 0.06 * len(systems)
     with matplotlib.rc_context(STYLE):
-        figure, axes = grid(len(benchmarks), 2, 5.6, 0.8 + step * longest)
+        figure, axes = grid(len(benchmarks), 2, 5.6, max(1.7, 0.8 + step * longest))
         lowest = min((row["value"] for row in rows), default=0.0)
         for panel, benchmark in zip(axes, benchmarks):
             domains = names[benchmark]
@@ -361,8 +375,10 @@ def domain_dots(rows: list[dict], benchmarks: Sequence[str], systems: Sequence[s
                 at = y + 0.7 * ((i + 0.5) / len(systems) - 0.5)
                 color = look[row["system"]][0]
                 if row["aggregation"] == "vote":
+                    low, high = row["ci_low"], row["ci_high"]
+                    known = low is not None
                     ends = np.array(
-                        [[row["value"] - row["ci_low"]], [row["ci_high"] - row["value"]]]
+                        [[row["value"] - low], [high - row["value"]]] if known else [[0], [0]]
                     )
                     bars = {"xerr": np.maximum(ends, 0), "elinewidth": 1, "markersize": 4.5}
                     panel.errorbar(row["value"], at, fmt="o", color=color, **bars)
@@ -475,7 +491,11 @@ def training_curves(
                 label = metric.removeprefix(prefix)
                 panel.plot(steps, values, color=color, marker=marker, label=label)
             panel.set_title(title, fontsize=9)
+            ends = {int(step) for metric in metrics for step in of_metric[metric][0]}
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if len(ends) == 1:  # a lone step, with room on both sides
+                panel.set_xlim(min(ends) - 1, min(ends) + 1)
+                panel.set_xticks([*ends])
             number_axis(panel.yaxis, 5)
             flat = {value for metric in metrics for value in of_metric[metric][1]}
             if max(flat) - min(flat) <= 1e-6 * abs(max(flat)):

@@ -25,6 +25,9 @@ from grm_jax.report.headline import (
     coverage_text,
     headline,
     is_low,
+    low_places,
+    low_systems,
+    reasons_text,
     scalable_text,
     size_text,
     way_text,
@@ -50,7 +53,8 @@ def write_report(
     workdir = Path(workdir)
     curves = training.read_curves(workdir / "metrics.jsonl")
     name = workdir.resolve().name
-    text = render(name, results, benchmarks, judged, items, curves)
+    gaps = training.read_gaps(workdir / "metrics.jsonl")
+    text = render(name, results, benchmarks, judged, items, curves, gaps)
     return page.write(workdir / "report.html", text)
 
 
@@ -61,10 +65,11 @@ def render(
     judged: Mapping[str, Mapping[str, Judged]],
     items: int,
     curves: Mapping[str, training.Curves],
+    gaps: Mapping[str, Mapping[str, int]] = {},
 ) -> str:
     """Renders the page as text.
 
-    curves: as `training.read_curves` gives them.
+    curves, gaps: as `training.read_curves` and `training.read_gaps` give them.
     """
     names, systems, most = [b.name for b in benchmarks], results["systems"], max(results["ks"])
     shown = examples(benchmarks, judged, most, items)
@@ -98,7 +103,8 @@ def render(
         meta_rm=results["meta_rm"],
         **_plots(results, names, systems),
         # the run
-        stages=training.sections(curves),
+        stages=training.sections(curves, gaps),
+        curve_words=training.words(curves),
         funnel=training.funnel(results.get("funnel") or {}),
         timings=training.bars(results.get("timings_s") or {}),
         config=json.dumps(results.get("config"), indent=2, ensure_ascii=False, default=str),
@@ -106,6 +112,7 @@ def render(
         way_text=way_text,
         absent_text=absent_text,
         coverage_text=coverage_text,
+        reasons_text=reasons_text,
         is_low=is_low,
         # items to read
         examples=shown,
@@ -121,14 +128,15 @@ def _notes(results: Mapping) -> list[str]:
 def _plots(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict:
     """Returns {name of a plot: svg, or None where nothing is to be drawn}."""
     rows, most = results["rows"], max(results["ks"])
-    gold = [
-        b["name"] for b in results["benchmarks"] if b["name"] in names and b["metric"] != "none"
-    ]
     votes = [
         row
         for row in rows
-        if row["aggregation"] != "greedy" and row["k_meta"] in (None, default_k_meta(row["k"]))
+        if row["aggregation"] != "greedy"
+        and row["k_meta"] in (None, default_k_meta(row["k"]))
+        and row["value"] is not None
+        and most > 1
     ]
+    gold = [name for name in names if any(row["benchmark"] == name for row in votes)]
     sweep = [row for row in rows if row["aggregation"] == "meta" and row["k"] == most > 1]
     scores = {
         (row["system"], row["benchmark"]): row["scores"]
@@ -136,7 +144,7 @@ def _plots(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> di
         if row["scores"] is not None
     }
     swept = [name for name in gold if any(row["benchmark"] == name for row in sweep)]
-    dotted = [name for name in gold if any(r["benchmark"] == name for r in results["domains"])]
+    dotted = [name for name in names if any(r["benchmark"] == name for r in results["domains"])]
     k_label = "Accuracy against the number of judgments voted"
     token_label = "Accuracy against generated tokens"
     drawn = {
@@ -167,12 +175,13 @@ def _main_rows(results: Mapping) -> dict[tuple[str, str], dict]:
 
 
 def _capabilities(results: Mapping) -> list[dict]:
+    low = low_systems(results)
     return [
         can
         | {
             "sizes": [size_text(can[size]) for size in ("one", "two", "many")],
             "flexible": yes_no(can["input_flexible"]),
-            "scales": scalable_text(can),
+            "scales": scalable_text(can, can["system"] in low),
         }
         for can in results["capabilities"]
     ]
@@ -181,12 +190,14 @@ def _capabilities(results: Mapping) -> list[dict]:
 def _comparisons(results: Mapping, names: Sequence[str], systems: Sequence[str]) -> dict:
     """Returns differences between systems as matrices, and those of ways of one system as lines.
 
-    Also how many there are, "compared", and of how many the interval leaves out 0, "apart".
+    Also how many there are, "compared", and of how many the interval leaves out 0, "apart". One
+    with a side of low coverage is "low".
     """
+    thin = low_places(results)
     flat = {row["system"] for row in results["rows"] if row["flat_by_construction"]}
     # a system that does not sample differs from itself by 0, by construction
     told = [
-        row
+        row | {"low": any(_side(row, side) in thin for side in "ab")}
         for row in results["paired"]
         if row["a_system"] != row["b_system"] or row["a_system"] not in flat
     ]
@@ -197,6 +208,11 @@ def _comparisons(results: Mapping, names: Sequence[str], systems: Sequence[str])
         "matrices": _matrices([r for r in told if r["a_system"] != r["b_system"]], names, systems),
         "gains": _gains([r for r in told if r["a_system"] == r["b_system"]], names, systems),
     }
+
+
+def _side(row: Mapping, side: str) -> tuple:
+    names = ("system", "aggregation", "k", "k_meta")
+    return (*(row[f"{side}_{name}"] for name in names), row["benchmark"])
 
 
 def _matrices(rows: Sequence[Mapping], names: Sequence[str], systems: Sequence[str]) -> list[dict]:

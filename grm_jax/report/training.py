@@ -5,6 +5,7 @@ Curves of metrics.jsonl, the funnel of rejective sampling, and times.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,21 +64,77 @@ def _curves(rows: Mapping[int, Mapping]) -> Curves:
     return curves
 
 
-def sections(curves: Mapping[str, Curves]) -> list[dict]:
+def read_gaps(path: Path) -> dict[str, dict[str, int]]:
+    """Counts {stage: {metric: steps}} where a metrics.jsonl has a metric without a finite number.
+
+    It is written as null, and no point of a curve. Returns {} without a file.
+    """
+    if not path.is_file():
+        return {}
+    gaps: dict[str, dict[str, set[int]]] = {}
+    for row in read_metrics(path):
+        for name, value in row.items():
+            of_metric = gaps.setdefault(row["stage"], {}).setdefault(name, set())
+            if value is None or isinstance(value, float) and not np.isfinite(value):
+                of_metric.add(row["step"])
+            else:
+                of_metric.discard(row["step"])
+    return {
+        stage: {name: len(steps) for name, steps in of_metric.items() if steps}
+        for stage, of_metric in gaps.items()
+    }
+
+
+WORDS = {  # a metric by name or pattern: what it is
+    "loss": "Mean over the batch of what is minimized.",
+    "reward/mean": "Mean reward of the judgments sampled at the step: by the paper's rule +1 for a "
+    "right one, -1 for any other, one that does not parse included.",
+    "correct@1": "Share of right judgments: the best response alone on top.",
+    "oracle@*": "Share of prompts with a right judgment among those sampled for it.",
+    "kl": "Estimate of the divergence from the policy that RL began with, for each token.",
+    "entropy": "Of the policy's next token, mean over tokens, in nats; near 0 it no longer varies.",
+    "frac_reward_zero_std": "Share of prompts whose judgments all got one reward, and so teach "
+    "nothing.",
+    "parse_failure_rate": "Share of judgments without readable scores; by reason beside it, 0 at "
+    "steps where a reason did not occur.",
+    "tie_rate": "Share of judged lists whose highest score is shared.",
+    "completions/clipped_ratio": "Share of judgments cut at the limit of tokens.",
+    "clip_ratio/*": "Share of tokens whose probability ratio lies beyond the clipping range.",
+    "ratio_max": "Largest ratio of a token's probability to that under which it was sampled.",
+    "auc*": "Area under the ROC curve of the model's logit on held-out examples; 0.5 is chance.",
+    "accuracy": "Share of held-out pairs that the model puts in the right order.",
+    "grad_norm": "Norm of the gradient before clipping.",
+    "score_share/*": "Share of each score among those given to lists.",
+    "sampling/*": "How far the trainer's log-probabilities are from the sampler's.",
+}
+
+
+def words(curves: Mapping[str, Curves]) -> list[tuple[str, str]]:
+    """Returns (metric or pattern, what it is) of the known ones among the curves."""
+    names = {name for of_metric in curves.values() for name in of_metric}
+    return [(known, text) for known, text in WORDS.items() if fnmatch.filter(names, known)]
+
+
+def sections(
+    curves: Mapping[str, Curves], gaps: Mapping[str, Mapping[str, int]] = {}
+) -> list[dict]:
     """Returns the sections of the stages, each with its curves.
 
-    [{"title", "steps", "named": svg or None, "other": svg or None, "others"}]
+    [{"title", "steps", "named": svg or None, "other": svg or None, "others", "gaps": words}]
     """
     shown = []
     for stage in sorted(curves, key=lambda s: (s not in STAGE_TITLES, [*STAGE_TITLES, s].index(s))):
-        if curves[stage]:
+        counts = [f"{name} at {n} step{'s' * (n != 1)}" for name, n in gaps.get(stage, {}).items()]
+        if curves[stage] or counts:
             named, other = plots.split_metrics(curves[stage])
             draw = {"named": named, "other": other}
             shown.append(
                 {
                     "title": STAGE_TITLES.get(stage, stage),
-                    "steps": max(int(steps[-1]) for steps, _ in curves[stage].values()),
+                    "steps": max((int(s[-1]) for s, _ in curves[stage].values()), default=0),
                     "others": len(other),
+                    "gaps": ", ".join(counts[:8])
+                    + f" and {len(counts) - 8} more" * (len(counts) > 8),
                 }
                 | {
                     kind: Markup(plots.training_curves(curves[stage], panels, f"{kind}-{stage}"))

@@ -6,14 +6,17 @@ import base64
 import hashlib
 import html
 import json
+import random
 import re
 import shutil
 import subprocess
+import warnings
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
+from grm_jax.benchmarks import load_benchmark
 from grm_jax.evaluation.comparisons import compare_systems
 from grm_jax.report import examples, plots, report, training
 from grm_jax.report.headline import coverage_text, headline, markdown
@@ -118,7 +121,9 @@ def test_a_reader_of_the_page_alone_finds_what_its_words_mean(page, results):
     text = Page(page).text
     for benchmark in results["benchmarks"]:
         assert benchmark["protocol"] in text
-    for word in ("vote @k", "k_meta", "credit, strict", "coverage", "chance", "95 % interval"):
+    for word in ("vote @k", "k_meta", "credit, strict", "coverage", "chance", "95 % interval") + (
+        "multiple comparisons",
+    ):
         assert f" {word} " in text, f"{word} is not explained"
     told = [
         row for row in results["paired"] if row["ci_low"] > 0 or row["ci_high"] < 0
@@ -202,7 +207,11 @@ def test_browser_draws_the_examples_and_runs_nothing_of_theirs(evaluation, page,
 @pytest.mark.parametrize("width", [400, 1200])
 def test_the_page_does_not_scroll_sideways(evaluation, page, tmp_path, width):
     """Measured in a frame of that width, with everything that folds unfolded."""
-    address = (evaluation[0] / "report.html").as_uri()
+    if width == 400:  # names that no space breaks
+        (long := tmp_path / "report.html").write_text(page.replace("rft", "Rft-Instruct/" * 6))
+    else:
+        long = evaluation[0] / "report.html"
+    address = long.as_uri()
     (tmp_path / "frame.html").write_text(
         f'<iframe src="{address}" style="border:0;width:{width}px;height:900px"></iframe>'
         "<output>?</output><script>document.querySelector('iframe').onload = (event) => {"
@@ -286,6 +295,126 @@ def test_records_without_gold_have_a_page_with_judgments_and_no_figures(evaluati
     assert len(items) == 12 and all(item["rewards"] is None for item in items)
     assert items[0]["systems"]["grm"]["vote"]["credit"] is None
     assert items[0]["systems"]["grm"]["vote"]["totals"] is not None
+
+
+def shown(results, benchmarks, judged, **about):
+    return Page(report.render("r", results | about, benchmarks, judged, 2, {})).text
+
+
+def fabricate(folder, rows, change=lambda judgment, record: judgment, samples=4):
+    """(results, benchmarks, judged) of one system on these records, as `change` alters it."""
+    fabricated.write_jsonl(folder / "records.jsonl", rows)
+    spec = {"kind": "records", "name": "test", "path": str(folder / "records.jsonl")}
+    benchmarks, of_kind = [load_benchmark(spec)], {"greedy": [], "sampled": []}
+    for record in rows:
+        rng = random.Random(record["id"])
+        for kind, many in (("greedy", 1), ("sampled", samples)):
+            for s in range(many):
+                made = fabricated.judgment(record, "grm", "test", s, float(kind != "greedy"), rng)
+                of_kind[kind].append(change(made, record))
+    judged = {"grm": {"test": fabricated.on_file(folder, "grm", of_kind)}}
+    ks = (1, samples) if samples > 1 else (1,)
+    return compare_systems(benchmarks, judged, ks, draws=100, seed=0), benchmarks, judged
+
+
+def all_right(judgment, record):
+    return judgment | {"scores": [int(9 * r) + 1 for r in record["rewards"]], "failure": None}
+
+
+def test_items_of_one_prompt_have_no_interval_and_no_difference(tmp_path):
+    """Drawn anew they would be the same prompt: an interval without width says what is not so."""
+    same = [{"role": "user", "content": "rank them"}]
+    rows = [row | {"conversation": same} for row in fabricated.records("test", 9)]
+    results, *where = fabricate(tmp_path, rows)
+    assert {(row["stderr"], row["ci_low"], row["ci_high"]) for row in results["rows"]} == {
+        (None, None, None)
+    }
+    assert results["paired"] == [] and all(row["value"] is not None for row in results["rows"])
+    assert {row["ci_low"] for row in results["domains"] + results["figures"]} == {None}
+    assert "[no interval]" in markdown(results) and "**" not in markdown(results)
+    assert " no interval " in shown(results, *where)
+
+
+@pytest.mark.parametrize("items, bold", [(5, False), (6, True)])
+def test_all_right_on_a_few_items_is_not_above_chance(tmp_path, items, bold):
+    """By the exact bound, 0.025 ** (1 / items), against a chance of 1/2: no resample is wrong."""
+    rows = [row for row in fabricated.records("test", 20) if len(row["responses"]) == 2][:items]
+    results, *_ = fabricate(tmp_path, rows, all_right)
+    assert (
+        results["rows"][0]["ci_low"] == pytest.approx(1)
+        and ("**100.0**" in markdown(results)) == bold
+    )
+
+
+def test_a_difference_of_low_coverage_is_marked_and_shows_nothing(tmp_path):
+    def fails(judgment, record):
+        lost = {"scores": None, "failure": "request_failed:http_429", "meta_logit": None}
+        return judgment | (lost if int(record["id"][-4:]) % 10 else {})
+
+    results, *where = fabricate(tmp_path, fabricated.records("test", 100), fails, samples=8)
+    assert results["capabilities"][0]["scalable"], "by its interval alone"
+    text = shown(results, *where)
+    assert "not shown here ⚠ low coverage" in text and "⚠ coverage 10 %" in text
+    assert "| not shown here ⚠ low coverage |" in markdown(results)
+    page = report.render("r", results, *where, 2, {})
+    assert 'class="up"' not in page and 'class="down"' not in page
+    assert "request failed: no answer of the server" in text, "the reason is in words"
+    assert 'class="up"' in report.render("r", results | {"min_coverage": 0.0}, *where, 2, {})
+
+
+def test_one_system_alone_is_told_of_multiple_comparisons(tmp_path):
+    results, *where = fabricate(tmp_path, fabricated.records("test", 9))
+    text = shown(results, *where)
+    assert f"makes {len(results['paired'])} comparisons" in text and "one in 20" in text
+    assert "The highest of 4 lines is in part luck" in text
+
+
+def test_nothing_is_plotted_where_there_is_nothing_to_plot(tmp_path):
+    results, *where = fabricate(tmp_path, fabricated.records("test", 1)[:1], all_right, samples=1)
+    text = shown(results, *where)
+    assert "Not there: votes of two or more judgments" in text and "1 item" in text
+    assert "votes of up to" not in text and "from k = 1 to k = 1" not in text
+    lost = {"scores": None, "failure": "only_reasoning", "meta_logit": None}
+    results, *where = fabricate(tmp_path, fabricated.records("test", 4), lambda j, _: j | lost)
+    text = shown(results, *where)
+    assert "Not there: votes of two or more judgments" in text
+    assert "only reasoning: a box in the reasoning" in text.lower()
+
+
+def test_what_curves_are_and_where_they_have_gaps_is_said(tmp_path):
+    rows = [
+        {"stage": "rl", "step": step, "loss": None if step in (1, 2) else 0.1, "kl": 0.0}
+        for step in range(4)
+    ]
+    fabricated.write_jsonl(tmp_path / "metrics.jsonl", [*rows, rows[2] | {"loss": 0.3}])
+    path = tmp_path / "metrics.jsonl"
+    curves, gaps = training.read_curves(path), training.read_gaps(path)
+    assert gaps == {"rl": {"loss": 1}}, "step 2 was written again"
+    (section,) = training.sections(curves, gaps)
+    assert section["gaps"] == "loss at 1 step" and training.read_gaps(tmp_path / "none") == {}
+    assert [name for name, _ in training.words(curves)] == ["loss", "kl"]
+    (empty,) = training.sections({"rl": {}}, {"rl": {"loss": 4}})
+    assert (empty["named"], empty["gaps"]) == (None, "loss at 4 steps")
+    lone = plots.training_curves({"loss": (np.array([3]), np.array([2.0]))}, {"L": ["loss"]}, "l")
+    assert "3" in tick_labels(lone) and not any("." in text for text in tick_labels(lone)[:1])
+
+
+def test_names_in_any_script_are_drawn_without_a_warning(results):
+    rows = [row | {"system": "漢字 שלום"} for row in results["rows"] if row["k_meta"] is None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = plots.curves(rows, ["test"], ["漢字 שלום"], "k", "t", "k")
+    assert "漢字" in svg
+
+
+def test_many_curves_have_no_bands(results):
+    rows = [row for row in results["rows"] if row["k_meta"] is None]
+    many = [row | {"system": f"{row['system']}{i}"} for row in rows for i in range(4)]
+    few, full = (
+        plots.curves(of, ["test"], sorted({row["system"] for row in of}), "k", "t", "k")
+        for of in (rows, many)
+    )
+    assert "FillBetween" in few and "FillBetween" not in full
 
 
 @pytest.fixture
