@@ -109,7 +109,7 @@ def define_stages() -> tuple[flags.FlagHolder, flags.FlagHolder]:
         "from",
         [],
         "work folder, or folder of such, whose finished stages are taken over where they depend on "
-        "the same; may be repeated",
+        "the same",
     )
     return stages, takes
 

@@ -3,7 +3,8 @@ evaluation.
 
     python -m experiments.spct_rl --config=experiments/configs/tiny.py --workdir=runs/tiny
 
-Run it again to go on where it was, or to judge what is missing. What lies where:
+Run it again to go on where it was, or to judge what is missing; --stages runs some stages alone,
+--from takes over those of another work folder (experiments/stages/reuse.py). What lies where:
 experiments/stages/workdir.py.
 """
 
