@@ -331,13 +331,16 @@ def _reader(
 def all_finite(array: np.ndarray) -> bool:
     """Says whether every number of an array is finite.
 
-    Floats of up to 32 bits by their exponents, as fast as memory: NumPy has no fast way for
-    bfloat16.
+    Floats of up to 32 bits by their exponents, piece by piece within a processor's cache: as fast
+    as memory, where NumPy has no fast way for bfloat16.
     """
     exponent = _EXPONENTS.get(array.dtype)
-    if exponent is None or array.size == 0:
+    if exponent is None:
         return bool(np.isfinite(array).all())
-    return (array.view(exponent.dtype) & exponent).max() != exponent
+    bits = array.reshape(-1).view(exponent.dtype)
+    step = READ_BYTES // array.itemsize
+    pieces = (bits[first : first + step] for first in range(0, bits.size, step))
+    return all((piece & exponent).max() != exponent for piece in pieces)
 
 
 def refuse_not_finite(

@@ -229,6 +229,18 @@ def test_weights_that_are_not_finite_are_named(tmp_path, dtype, architecture, te
         )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+def test_every_pattern_of_16_bits_is_finite_or_not_as_numpy_says(dtype):
+    numbers = np.arange(2**16, dtype=np.uint16).view(np.dtype(dtype))
+    finite = np.isfinite(numbers.astype(np.float32))
+    assert huggingface.all_finite(numbers[finite])
+    assert [huggingface.all_finite(numbers[i : i + 1]) for i in range(2**16)] == finite.tolist()
+    many = np.ones(3 * huggingface.READ_BYTES, numbers.dtype)
+    assert huggingface.all_finite(many)
+    many[-1] = np.inf
+    assert not huggingface.all_finite(many) and huggingface.all_finite(many[:-1])
+
+
 def test_a_number_that_the_dtype_cannot_hold_is_named(folder):
     path = folder / "model.safetensors"
     tensors = load_file(path)
