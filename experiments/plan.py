@@ -25,6 +25,7 @@ import ml_collections
 from absl import flags
 
 from experiments import config_flags
+from grm_jax.json_files import check_fields, read_object
 
 if TYPE_CHECKING:
     from grm_jax.planning.search import Attempt
@@ -122,7 +123,10 @@ def start_plan(
     import jax
 
     path = out / "plan.json"
-    cache = json.loads(path.read_text())["cache"] if path.is_file() else {}
+    kinds: dict = {"cache": dict}
+    cache = {}
+    if path.is_file():
+        cache = check_fields(read_object(path), kinds, str(path), kinds)["cache"]
     return {
         "title": f"{preset} on {topology.name} ({topology.chips} x {topology.chip.name})",
         "config": config.to_dict(),

@@ -38,7 +38,7 @@ from ml_collections.config_flags import config_flags as ml_config_flags
 
 from experiments import config_flags, ending
 from grm_jax import locks, signals
-from grm_jax.json_files import read_object
+from grm_jax.json_files import check_fields, read_object
 
 TRAINING = ("experiments.spct_rl", "experiments.reward_model")  # whose stages are taken over
 TAIL = 20  # lines of a failed run's output that are shown
@@ -184,10 +184,11 @@ def other_functions(folder: pathlib.Path, config: dict) -> list[str]:
     run in this folder read it.
     """
     path = folder / "config.json"
-    inputs = json.loads(path.read_text()).get("inputs", {}) if path.is_file() else {}
+    from experiments.stages import reuse
     from experiments.stages.inputs import user_functions
     from grm_jax.evaluation import store
 
+    inputs = reuse.read_run(path).get("inputs", {}) if path.is_file() else {}
     now = user_functions(config)
     return store.differing(inputs.get("functions", now), now)
 
@@ -284,9 +285,15 @@ def log_of(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read_results(folder: pathlib.Path) -> dict | None:
-    """What a finished run's results.json holds; None where there is none."""
+    """What a finished run's results.json holds; None where there is none. Ends the program with the
+    message for another file of this name.
+    """
     path = folder / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        kinds = {"config": dict}
+        return check_fields(read_object(path), kinds, str(path), kinds) if path.is_file() else None
+    except ValueError as error:
+        sys.exit(f"{error}. Remove it, or choose another --workdir")
 
 
 def write(workdir: pathlib.Path, folders: Sequence[pathlib.Path], swept: Sequence[str]) -> None:

@@ -475,9 +475,9 @@ def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -
                 about = line if command == "judge" else line["metadata"]["grm"]
                 digest, there = about["record"], {name: about[name] for name in asked}
             except (TypeError, KeyError):
-                raise ValueError(
-                    f"{where}: not a result of grm {command}; choose another --out"
-                ) from None
+                digest, there = None, {}
+            if not isinstance(digest, str):
+                raise ValueError(f"{where}: not a result of grm {command}; choose another --out")
             if command == "judge" and ("judgments" in line) != with_judgments:
                 raise ValueError(
                     f"{where}: made {'with' if 'judgments' in line else 'without'} --judgments; "

@@ -3,12 +3,22 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 DEPTH = 100  # levels of lists and objects in one another
 DIGITS = 1000  # of an integer; Python writes none of more than 4,300
 
+NULL = type(None)
+NAMES = {  # of JSON's types
+    str: "a text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    NULL: "null",
+}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # what a file begins with, and what it then is
 _SIGNS = (
@@ -78,6 +88,28 @@ def check_plain(value: object, where: str, field: str = "") -> None:
     problem = _problem(value, field, DEPTH)
     if problem is not None:
         raise ValueError(f"{where}: {problem}")
+
+
+def check_fields(
+    value: object, kinds: Mapping[str, type | tuple[type, ...]], where: str, needed: Collection[str]
+) -> dict[str, Any]:
+    """Returns a JSON object once its fields are of their kinds; fields without a kind may be there.
+
+    kinds: {field: type or types}; a bool is no int and no float, and None stands for null.
+    needed: the fields that must be there. Raises ValueError, which `where` opens, naming the field.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {shown(value)}")
+    for field, kind in kinds.items():
+        if field not in value:
+            if field in needed:
+                raise ValueError(f'{where}: field "{field}": missing')
+            continue
+        found, given = value[field], kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(found, given) or (isinstance(found, bool) and bool not in given):
+            names = " or ".join(NAMES[one] for one in given)
+            raise ValueError(f'{where}: field "{field}": expected {names}, got {shown(found)}')
+    return value
 
 
 def looks_like(raw: bytes) -> str | None:

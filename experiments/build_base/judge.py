@@ -7,7 +7,6 @@ Each is a Hugging Face folder with its grm.json, its tokenizer and a model card 
 those of the run's results.json.
 """
 
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from absl import flags
 
 from experiments import config_flags
 from grm_jax.checkpoint.tokenizer_files import TOKENIZER_FILES
+from grm_jax.json_files import read_object
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.voting import default_k_meta
 from grm_jax.reward_models.description import Description, model_folder, write_description
@@ -55,7 +55,7 @@ META = (
 
 def main(_):
     workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
-    results = json.loads((workdir / "results.json").read_text())
+    results = read_object(workdir / "results.json")
     config = results["config"]
     templates = {role: load_template(config["templates"][role]) for role in config["templates"]}
     how = {

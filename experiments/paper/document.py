@@ -21,10 +21,12 @@ from experiments.paper.tables import (
     make_tables,
     table,
 )
+from grm_jax.json_files import check_fields, read_object
 
 SHIPPED_WIDTH = 128
 # what a person says of the figures: a file beside them, that ends the document
 READINGS = "readings.md"
+FIGURES = {"seed": int, "config": dict}
 KEPT = (  # of a row of results.json
     "system",
     "benchmark",
@@ -100,7 +102,10 @@ def read_figures(config: ml_collections.ConfigDict, folder: pathlib.Path) -> lis
     config.
     """
     found = sorted(
-        (json.loads(path.read_text()) for path in folder.glob("seed_*.json")),
+        (
+            check_fields(read_object(path), FIGURES, str(path), FIGURES)
+            for path in folder.glob("seed_*.json")
+        ),
         key=lambda one: one["seed"],
     )
     settings = _settings(config)

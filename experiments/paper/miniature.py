@@ -11,7 +11,6 @@ pairs that these records make (paper, App C.2: compatible data).
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import ml_collections
 from experiments import config_flags
 from experiments.configs import tiny, tiny_reward_model
 from experiments.stages import meta, rft, rl, scalar
+from experiments.stages.reuse import read_marker
 from experiments.stages.workdir import Run, run_stage, setup
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
@@ -163,10 +163,7 @@ def training_seconds(
 
     def seconds(training: Training) -> float:
         folder = workdir / f"seed_{seed}" / training.name / "stages"
-        return sum(
-            json.loads((folder / f"{stage}.json").read_text())["seconds"]
-            for stage, _ in training.stages
-        )
+        return sum(read_marker(folder / f"{stage}.json")["seconds"] for stage, _ in training.stages)
 
     return {
         group: sum(map(seconds, own)) for group, own in trainings(config, workdir, seed).items()

@@ -15,6 +15,7 @@ from grm_jax.data.examples import best_responses, instruction_examples
 from grm_jax.data.sources import load_instructions, load_source, read_source
 from grm_jax.data.world import make_critiques, make_instructions, make_records
 from grm_jax.evaluation import store
+from grm_jax.json_files import decode
 from grm_jax.judgment.prompts import Template
 from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.naming import source_digest
@@ -142,7 +143,7 @@ def write_inputs(folder: pathlib.Path, inputs: Inputs) -> None:
         if not path.is_file() or read_records(path) != records:
             write_records(path, records)
     path, plain = folder / "left_out.json", json.loads(json.dumps(inputs.left_out))
-    if not path.is_file() or json.loads(path.read_text()) != plain:
+    if not path.is_file() or decode(path.read_bytes(), str(path)) != plain:
         store.write_json(path, plain)
 
 

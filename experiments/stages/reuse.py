@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from experiments import config_flags
 from experiments.stages.inputs import what_matters
 from grm_jax.evaluation import store
+from grm_jax.json_files import NULL, check_fields, read_object
 from grm_jax.training.metrics import read_metrics
 
 EVALUATION = "eval"  # beside the stages, as a name in --stages
@@ -135,10 +136,27 @@ def _flat(tree: Mapping, prefix: str = "") -> list[tuple[str, Any]]:
 # ---- other work folders
 
 
+def read_run(path: pathlib.Path) -> dict:
+    """What the config.json of a work folder holds. ValueError for one that is no run's, such as a
+    model's.
+    """
+    kinds = {"digest": str, "config": dict, "inputs": dict}
+    try:
+        return check_fields(read_object(path), kinds, str(path), ("digest", "config"))
+    except ValueError as error:
+        raise ValueError(f"{error}. A work folder has the config.json of a run") from None
+
+
+def read_marker(path: pathlib.Path) -> dict:
+    """What stages/NAME.json says of a finished stage. ValueError for another file."""
+    kinds = {"seconds": (int, float), "note": (str, NULL), "funnel": dict}
+    return check_fields(read_object(path), kinds, str(path), ("seconds",))
+
+
 def done(workdir: pathlib.Path, name: str) -> dict | None:
     """What stages/NAME.json says of a finished stage; None where it is not done."""
     marker = workdir / "stages" / f"{name}.json"
-    return json.loads(marker.read_text()) if marker.is_file() else None
+    return read_marker(marker) if marker.is_file() else None
 
 
 def givers(names: Sequence[str], workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -193,7 +211,7 @@ def take_over(workdir: pathlib.Path, names: Sequence[str], folders: Sequence[pat
 
 def _identity_in(folder: pathlib.Path, name: str) -> dict:
     """The identity of a stage by the config.json of its work folder."""
-    run = json.loads((folder / "config.json").read_text())
+    run = read_run(folder / "config.json")
     config = run["config"]
     return identity(name, config, what_matters(run.get("inputs", {})))
 

@@ -43,7 +43,11 @@ def trajectories(run: Run) -> list[dict]:
     record.
     """
     folder, name = run.trajectories("base"), f"sampled-seed{run.config.seed}.jsonl"
-    judgments = [j for way in ("unhinted", "hinted") for j in store.read(folder / way / name)]
+    judgments = [
+        j
+        for way in ("unhinted", "hinted")
+        for j in store.read(folder / way / name, ("hinted", "correct", "order", "text"))
+    ]
     settings = run.config.rft
     return with_acceptance(
         store.in_drawn_order(judgments, run.train),

@@ -119,7 +119,7 @@ def train_cloud(run: Run) -> None:
     """
     by_id, examples = {record.id: record for record in run.train}, []
     failures: collections.Counter[str] = collections.Counter()
-    for judgment in store.in_drawn_order(store.read(_critiques(run)), run.train):
+    for judgment in store.in_drawn_order(store.read(_critiques(run), ("critiques",)), run.train):
         if judgment["failure"] is None:
             record = by_id[judgment["id"]]
             examples += head_examples(run.tokenizer, record, judgment["critiques"])

@@ -243,8 +243,8 @@ def about_stages(workdir: pathlib.Path) -> dict:
     the stages that are done, in the order in which they ended.
     """
     markers = sorted((workdir / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    stages = {path.stem: json.loads(path.read_text()) for path in markers}
-    notes = [stage["note"] for stage in stages.values() if stage["note"]]
+    stages = {path.stem: reuse.read_marker(path) for path in markers}
+    notes = [stage["note"] for stage in stages.values() if stage.get("note")]
     taken: dict[str, list[str]] = {}
     for name, stage in stages.items():
         if "from" in stage:
@@ -379,7 +379,7 @@ def _digest_of_config(workdir: pathlib.Path, config) -> str:
     of another one; where what is read lies does not matter, `_claim` knows it by content.
     """
     path = workdir / "config.json"
-    old = json.loads(path.read_text()) if path.is_file() else None
+    old = reuse.read_run(path) if path.is_file() else None
     if old is None or old["digest"] == config_flags.config_digest(config):
         return config_flags.config_digest(config)
     then, now = (
@@ -403,7 +403,7 @@ def _claim(
     Returns the digests of what the run began with: a file that nothing reads may be another now.
     """
     path = workdir / "config.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
+    old = reuse.read_run(path) if path.is_file() else {}
     before = inputs_module.what_matters(old.get("inputs", digests))
     if changed := store.differing(before, digests):
         places = dict.fromkeys(inputs_module.place_of(config, field) for field in changed)

@@ -223,7 +223,8 @@ def finish(
     if repeated:
         raise ValueError(
             f"benchmark {name!r}: {len(repeated)} ids occur more than once, such as "
-            f"{repeated[0]!r}: a file is there twice?"
+            f"{repeated[0]!r}, in {reading.place.path or ', '.join(reading.versions)}: a file is "
+            "there twice?"
         )
     counts = {
         "rows read": reading.read,

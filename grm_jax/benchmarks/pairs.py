@@ -159,7 +159,8 @@ def load_records(
     if len(bare) < len(benchmark.records):
         raise ValueError(
             f"benchmark {name!r}: {len(bare)} of {len(benchmark.records)} records, such as "
-            f'{bare[0]!r}, have no gold ("rewards" or "best"); expected all or none with gold'
+            f'{bare[0]!r}, have no gold ("rewards" or "best"); expected all or none with gold in '
+            f"{place.path}"
         )
     protocol = " ".join(f"{about} {NO_GOLD_PROTOCOL}".split())
     return benchmark._replace(metric="none", protocol=protocol, summarize=lambda values: {})

@@ -22,6 +22,7 @@ from grm_jax.benchmarks.base import (
 )
 from grm_jax.benchmarks.credit import best_of_k_figures, grouped, within_list_auc
 from grm_jax.data.sources import Row, row_text, row_turns, row_value
+from grm_jax.json_files import shown
 from grm_jax.judgment.records import Record
 
 PREFERENCE_HUB = {"test": ("lmarena-ai/PPE-Human-Preference-V1", None, "test")}
@@ -107,13 +108,18 @@ def load_correctness(name: str, place: Place, pairs: str = "all") -> Benchmark:
     for part, row, responses, right in _prompts(reading):
         conflicts = row_value(row, "sampled_conflict_pairs", list)
         without += not conflicts
-        for number, (i, j) in enumerate(conflicts if pairs == "all" else conflicts[:1]):
-            if not (0 <= i < len(responses) and 0 <= j < len(responses)) or right[i] == right[j]:
+        for number, pair in enumerate(conflicts if pairs == "all" else conflicts[:1]):
+            known = isinstance(pair, list) and len(pair) == 2
+            if not known or not all(type(i) is int and 0 <= i < len(responses) for i in pair):
+                right_pair = False
+            else:
+                right_pair = right[pair[0]] != right[pair[1]]
+            if not right_pair:
                 raise ValueError(
                     f'{row.where}: field "sampled_conflict_pairs": expected two of '
-                    f"{len(responses)} responses of which one is right, "
-                    f"got {[i, j]}"
+                    f"{len(responses)} responses of which one is right, got {shown(pair)}"
                 )
+            i, j = pair
             records.append(
                 make_record(
                     row,

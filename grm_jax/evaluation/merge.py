@@ -13,6 +13,7 @@ from typing import Any
 
 from grm_jax.evaluation.comparisons import SCHEMA
 from grm_jax.evaluation.store import differing
+from grm_jax.json_files import NULL, check_fields, shown
 
 # what changes no figure, but for rounding
 IGNORED = (
@@ -134,18 +135,52 @@ def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
     }
 
 
+def check_results(results: object, where: str) -> dict[str, Any]:
+    """Returns what a results.json holds, once what is merged of it has its fields.
+
+    Raises ValueError, which `where` opens, naming table, row and field.
+    """
+    number = (int, float, NULL)
+    lists = dict.fromkeys(("systems", "benchmarks", "rows", "paired", "meta_rm"), list)
+    top = check_fields(results, {}, where, ())
+    if top.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{where}: results.json has schema {shown(top.get('schema'))}, expected {SCHEMA}: run "
+            "the evaluation again to make it anew"
+        )
+    kinds = {"config": dict, "seed": (int, NULL), "inputs": dict, **lists}
+    check_fields(top, kinds, where, ("config", "seed", *lists))
+    values = {
+        "rows": ("value", "stderr", *MEANS),
+        "paired": ("difference", "stderr"),
+        "meta_rm": ("auc", "auc_within_item", "correct_rate"),
+    }
+    counts = {"rows": {"items": int, "judged": int, "flat_by_construction": bool}}
+    counts["paired"] = {"items": int}
+    keys = {"rows": ROW_KEY, "paired": PAIR_KEY, "meta_rm": META_KEY}
+    for table, key in keys.items():
+        texts = dict.fromkeys(key, (str, int, NULL))
+        kinds = texts | dict.fromkeys(values[table], number) | counts.get(table, {})
+        for i, row in enumerate(top[table]):
+            check_fields(row, kinds, f"{where}: {table}[{i}]", kinds)
+    for i, benchmark in enumerate(top["benchmarks"]):
+        kinds = {"name": str, "version": str, "items": int}
+        check_fields(benchmark, kinds, f"{where}: benchmarks[{i}]", kinds)
+    for i, system in enumerate(top["systems"]):
+        if not isinstance(system, str):
+            raise ValueError(f"{where}: systems[{i}]: expected a text, got {shown(system)}")
+    return top
+
+
 def _check(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
+    for name, run in runs.items():
+        check_results(run, name)
     first_name, first = next(iter(runs.items()))
     for field in swept:
         # a setting of one loss need not be one of the others
         if not any(has_field(run["config"], field) for run in runs.values()):
             raise ValueError(f"{', '.join(runs)}: no config has a field {field}")
     for name, run in runs.items():
-        if run.get("schema") != SCHEMA:
-            raise ValueError(
-                f"{name}: results.json has schema {run.get('schema')}, expected {SCHEMA}: run the "
-                "evaluation again to make it anew"
-            )
         fields = other_fields(first["config"], run["config"], ("seed", *swept))
         if fields:
             raise ValueError(
@@ -171,7 +206,7 @@ def _check_inputs(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
                 if not (field in seeded and _of_the_world(run["config"], field))
                 and field.removeprefix("functions.") not in swept
             ]
-            fields += ["version"] * (first["version"] != run["version"])
+            fields += ["version"] * (first.get("version") != run.get("version"))
         else:
             sizes, own = (
                 {benchmark["name"]: benchmark["items"] for benchmark in of["benchmarks"]}
@@ -188,8 +223,9 @@ def _check_inputs(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
 
 def _of_the_world(config: Mapping, field: str) -> bool:
     """Whether a data field is made of other records by each seed: not of files or of the hub."""
-    sources = field_of(config, field)
-    return not any("path" in source or "hub" in source for source in sources)
+    sources = field_of(config, field) if has_field(config, field) else ()
+    known = isinstance(sources, (list, tuple)) and all(isinstance(s, Mapping) for s in sources)
+    return known and not any("path" in source or "hub" in source for source in sources)
 
 
 def field_of(config: Mapping, field: str) -> Any:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import IO
 
-from grm_jax.json_files import read_object
+from grm_jax.json_files import NULL, check_fields, decode, read_object, shown
 from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.parallel import processes
 from grm_jax.progress import progress
@@ -44,6 +44,28 @@ SLIM = (
     "cost",
     "served_model",
 )
+_NUMBER = (int, float)
+KINDS: dict[str, type | tuple[type, ...]] = {  # of the fields of a judgment
+    "id": str,
+    "sample": int,
+    "scores": (list, NULL),
+    "failure": (str, NULL),
+    "domain": str,
+    "rewards": (list, NULL),
+    "order": list,
+    "temperature": _NUMBER,
+    "text": str,
+    "tokens": _NUMBER,
+    "prompt_tokens": (*_NUMBER, NULL),
+    "meta_logit": (*_NUMBER, NULL),
+    "hinted": bool,
+    "correct": (bool, NULL),
+    "record": str,
+    "seconds": _NUMBER,
+    "step": int,
+    "reward": _NUMBER,
+}
+NEEDED = ("id", "sample", "scores", "failure", "rewards", "tokens", "prompt_tokens")
 # (record id, sample) -> the fields in SLIM, and "offset": where its line begins in the file, bytes
 Rows = dict[tuple[str, int], dict]
 # a stored judgment as another system reads it: TokenProb's scores of what LLM-as-a-Judge wrote
@@ -105,21 +127,25 @@ def differing(a: Mapping, b: Mapping, prefix: str = "") -> list[str]:
     return names
 
 
-def read(path: pathlib.Path) -> list[dict]:
+def read(path: pathlib.Path, needed: Collection[str] = ()) -> list[dict]:
     """Reads every judgment of a file, in the order of its lines; a torn last line is passed over.
 
-    Raises ValueError (file, line) for a line that is no JSON object.
+    needed: fields that every judgment has, beside those that all have.
+
+    Raises ValueError (file, line, field) for a line that is no judgment.
     """
     with open(path, "rb") as file:
         lines = enumerate(file, start=1)
-        return [_decoded(path, number, line) for number, line in lines if line.endswith(b"\n")]
+        return [
+            _decoded(path, number, line, needed) for number, line in lines if line.endswith(b"\n")
+        ]
 
 
 def read_line(path: pathlib.Path, offset: int) -> dict:
     """Reads the whole judgment whose line begins at `offset` bytes."""
     with open(path, "rb") as file:
         file.seek(offset)
-        return json.loads(file.readline())
+        return decode(file.readline(), f"{path}, byte {offset}")
 
 
 def read_rows(
@@ -261,15 +287,18 @@ def append(file: IO[bytes], judgments: Sequence[Mapping]) -> list[int]:
 
 
 def cut(path: pathlib.Path, keep: Callable[[dict], bool]) -> None:
-    """Cuts a file before the first judgment that is not to be kept, or that is torn.
+    """Cuts a file of rollouts before the first one that is not to be kept, or that is torn.
 
-    A missing file stays missing.
+    A missing file stays missing. Raises ValueError (file, line, field) for what is no rollout.
     """
     if not path.is_file():
         return
     with open(path, "r+b") as file:
-        for line in file:
-            if not line.endswith(b"\n") or not keep(json.loads(line)):
+        for number, line in enumerate(file, start=1):
+            where = f"{path}:{number}"
+            if not line.endswith(b"\n") or not keep(
+                check_fields(decode(line, where), KINDS, where, ("step",))
+            ):
                 file.seek(-len(line), os.SEEK_CUR)
                 file.truncate()
                 return
@@ -300,16 +329,26 @@ def write_json(path: pathlib.Path, value: object) -> None:
     os.replace(partial, path)
 
 
-def _decoded(path: pathlib.Path, number: int, line: bytes) -> dict:
-    try:
-        judgment = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}:{number}: not a JSON object: {error}") from None
-    known = isinstance(judgment, dict) and isinstance(judgment.get("id"), str)
-    if not known or not isinstance(judgment.get("sample"), int):
+def _decoded(path: pathlib.Path, number: int, line: bytes, needed: Collection[str] = ()) -> dict:
+    where = f"{path}:{number}"
+    judgment = check_fields(decode(line, where), KINDS, where, (*NEEDED, *needed))
+    scores, rewards = judgment["scores"], judgment["rewards"]
+    if (scores is None) == (judgment["failure"] is None) and judgment.get("critiques") is None:
         raise ValueError(
-            f"{path}:{number}: expected a judgment, an object with id (text) and sample (a number)"
+            f'{where}: fields "scores" and "failure": expected one of them, got {shown(scores)} '
+            f"and {shown(judgment['failure'])}"
         )
+    if scores is not None and rewards is not None and len(scores) != len(rewards):
+        raise ValueError(
+            f'{where}: field "scores": expected {len(rewards)}, as many as rewards, got '
+            f"{len(scores)}"
+        )
+    for field in ("scores", "rewards"):
+        for i, value in enumerate(judgment.get(field) or ()):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(
+                    f'{where}: field "{field}[{i}]": expected a number, got {shown(value)}'
+                )
     return judgment
 
 

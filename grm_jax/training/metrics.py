@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
+from grm_jax.json_files import check_fields, decode
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
 
@@ -205,16 +206,13 @@ def check_sinks(names: Sequence[str]) -> None:
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """Reads the rows of a metrics.jsonl, without a torn last line.
 
-    Raises ValueError, naming file and line, where another line is not JSON.
+    Raises ValueError, naming file and line, where another line is no row with stage and step.
     """
     rows, lines = [], pathlib.Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is empty, or torn
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(
-                f"{path}:{number}: expected a JSON object, found {line[:80]!r}"
-            ) from error
+        where = f"{path}:{number}"
+        kinds = {"stage": str, "step": int}
+        rows.append(check_fields(decode(line, where), kinds, where, kinds))
     return rows
 
 

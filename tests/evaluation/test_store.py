@@ -174,7 +174,8 @@ def test_rollouts_behind_a_step_are_cut(tmp_path):
     assert not path.exists()
     with store.appending(path) as file:
         for step in range(4):
-            store.append(file, [{"id": "a", "sample": s, "step": step} for s in (0, 1)])
+            rollouts = [new_judgment(RECORDS[0], s, (0, 1), 0.5, [1, 2], step=step) for s in (0, 1)]
+            store.append(file, rollouts)
     with open(path, "ab") as file:
         file.write(b'{"id": "a", "samp')
     store.cut(path, lambda j: j["step"] < 2)
@@ -209,12 +210,13 @@ def test_a_value_that_is_no_json_is_refused_before_anything_is_written(tmp_path)
 @pytest.mark.parametrize("line", ['{"id": ["a"], "sample": 0}', '{"id": "a", "sample": "0"}'])
 def test_an_id_or_sample_of_another_type_is_named(tmp_path, line):
     (tmp_path / "rows.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"rows.jsonl:1: expected a judgment"):
+    with pytest.raises(ValueError, match=r'rows.jsonl:1: field "(id|sample)": expected (a t|an i)'):
         store.read_rows(tmp_path / "rows.jsonl", {"a": "0"}, 0.5)
 
 
 def test_a_line_without_its_record_is_refused_by_field(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"id": "a", "sample": 0}\n')
+    judgment = new_judgment(record("a"), 0, (0, 1), 0.5, [1, 2])
+    (tmp_path / "rows.jsonl").write_text(json.dumps(judgment) + "\n")
     with pytest.raises(ValueError, match=r'rows.jsonl:1: field "record": None'):
         store.read_rows(tmp_path / "rows.jsonl", {"a": "0"}, 0.5)
 

@@ -483,7 +483,7 @@ def test_metrics_keep_the_later_row_of_a_step_written_twice(tmp_path):
     assert list(steps) == [0, 1, 2] and list(values) == [5, 3, 2], "null is no number"
     assert training.read_curves(tmp_path / "absent.jsonl") == {}
     (tmp_path / "metrics.jsonl").write_text('{"stage": "rl"\n')
-    with pytest.raises(ValueError, match="metrics.jsonl:1: expected a JSON object"):
+    with pytest.raises(ValueError, match="metrics.jsonl:1: not UTF-8 JSON"):
         training.read_curves(tmp_path / "metrics.jsonl")
 
 
