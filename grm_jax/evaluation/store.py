@@ -270,12 +270,10 @@ def appending(path: pathlib.Path) -> IO[bytes]:
 def append(file: IO[bytes], judgments: Sequence[Mapping]) -> list[int]:
     """Writes a block of judgments, and returns the offsets of their lines, in bytes.
 
-    What has been written is not lost with the process.
+    What has been written is not lost with the process. Raises ValueError, naming record and sample,
+    for a judgment that is no JSON, before any of the block is written.
     """
-    lines = [
-        json.dumps(judgment, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        for judgment in judgments
-    ]
+    lines = [_line(judgment) for judgment in judgments]
     ends = [file.tell()]
     for line in lines:
         ends.append(ends[-1] + len(line))
@@ -327,6 +325,14 @@ def write_json(path: pathlib.Path, value: object) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def _line(judgment: Mapping) -> bytes:
+    try:
+        return json.dumps(judgment, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        of = f"record {judgment.get('id')!r}, sample {judgment.get('sample')!r}"
+        raise ValueError(f"judgment of {of} cannot be written: {shown(error)}") from None
 
 
 def _decoded(path: pathlib.Path, number: int, line: bytes, needed: Collection[str] = ()) -> dict:

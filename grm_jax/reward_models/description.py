@@ -253,7 +253,7 @@ def _small_tensors(file: BinaryIO) -> list[tuple[int, int]]:
         spans = [about["data_offsets"] for name, about in header.items() if name != "__metadata__"]
         begin = 8 + length
         return sorted((begin + a, begin + b) for a, b in spans if b - a <= 1 << 20)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 

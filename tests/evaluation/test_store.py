@@ -5,6 +5,7 @@ trained on.
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from grm_jax.evaluation import store
@@ -204,6 +205,20 @@ def test_a_value_that_is_no_json_is_refused_before_anything_is_written(tmp_path)
     with store.appending(tmp_path / "rows.jsonl") as file:
         with pytest.raises(ValueError):
             store.append(file, [{"id": "a", "sample": 0, "meta_logit": float("nan")}])
+    assert (tmp_path / "rows.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "value", ["\ud800", {"\udfff": 1}, np.float32(1), {1, 2}, float("inf"), b"bytes"], ids=ascii
+)
+def test_a_judgment_that_cannot_be_written_is_named_and_none_of_its_block_is(tmp_path, value):
+    sound = new_judgment(record("a"), 0, (0, 1), 0.5, [1, 2])
+    broken = sound | {"sample": 3, "text": value}
+    with (
+        store.appending(tmp_path / "rows.jsonl") as file,
+        pytest.raises(ValueError, match="judgment of record 'a', sample 3 cannot be written: "),
+    ):
+        store.append(file, [sound, broken])
     assert (tmp_path / "rows.jsonl").read_bytes() == b""
 
 

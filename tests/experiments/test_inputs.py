@@ -202,3 +202,28 @@ def test_what_is_missing_is_said_before_compute(load):
             load(single, kind)
     with pytest.raises(ValueError, match="train.jsonl: expected JSON: the file is empty"):
         load([])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["spct_rl", "reward_model"])
+def test_one_training_record_is_enough(processes, tmp_path, script):
+    """For batches of 4 and 8 in every stage, and for the kinds of reward models."""
+    train = write(tmp_path / "train.jsonl", [record("a", 1)])
+    general = write(
+        tmp_path / "general.jsonl", [{"prompt": "Name 1 animal", "completion": "1.cat"}]
+    )
+    test = write(tmp_path / "test.jsonl", [record("t", 2)])
+    preset = "micro.py" if script == "spct_rl" else "micro_reward_model.py"
+    for kind in ("",) if script == "spct_rl" else ("bradley_terry", "pair_rm"):
+        processes.run(
+            processes.REPO / "tests/experiments" / preset,
+            tmp_path / f"run{kind}",
+            f"--config.data.train={train}",
+            f"--config.data.general={general}",
+            f"--config.data.eval.test={test}",
+            '--config.eval.splits=["test"]',
+            *([f"--config.kind={kind}"] if kind else []),
+            script=script,
+        )
+        results = json.loads((tmp_path / f"run{kind}/results.json").read_text())
+        assert results["rows"] and results["benchmarks"][0]["items"] == 1
