@@ -293,7 +293,7 @@ def _from_scored(row: Row) -> dict:
     "responses" and "scores", or one list of objects that hold both, as the "completions" of
     UltraFeedback and the "answers" of Nectar, whose rank 1 is the best.
     """
-    field = next(name for name in RESPONSE_LISTS if name in row.data)
+    field = _one_of(row, RESPONSE_LISTS)
     elements = row_value(row, field, list)
     if all(isinstance(element, dict) and _turn(element) is None for element in elements):
         responses, rewards = [], []
@@ -330,7 +330,7 @@ def _from_strength(row: Row) -> dict:
     """Two responses and how much better the second is: HelpSteer2's preferences and HelpSteer3
     (nvidia), from -3 (the first is much better) to 3; 0 is a tie.
     """
-    field = next(f for f in ("preference_strength", "overall_preference") if f in row.data)
+    field = _one_of(row, ("preference_strength", "overall_preference"))
     strength = row_value(row, field, (int, float))
     names = [_one_of(row, (f"response_{i}", f"response{i}")) for i in (1, 2)]
     responses = [(name, row_value(row, name, (str, list))) for name in names]

@@ -487,6 +487,29 @@ def test_no_part_of_a_prompt_is_passed_over(tmp_path, row, message):
         load_source({"path": path})
 
 
+@pytest.mark.parametrize(
+    "row, lacks",
+    [
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [2, 1]}, "responses"),
+        ({"prompt": "q", "responses": ["a", "b"], "scores": [2, 1]}, "scores"),
+        ({"prompt": "q", "response": "a", "helpfulness": 1}, "prompt"),
+        ({"prompt": "q", "response": "a", "helpfulness": 1}, "response"),
+        ({"prompt": "q", "response": "a", "helpfulness": 1}, "helpfulness"),
+        ({"prompt": "q", "response1": "a", "response2": "b", "overall_preference": 1}, "response2"),
+        (
+            {"prompt": "q", "response1": "a", "response2": "b", "overall_preference": 1},
+            "overall_preference",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "chosen"),
+    ],
+)
+def test_a_row_that_lacks_a_field_of_the_rows_before_it_is_named(tmp_path, row, lacks):
+    other = {name: value for name, value in row.items() if name != lacks}
+    path = write_jsonl(tmp_path / "set.jsonl", [row, other])
+    with pytest.raises(ValueError, match=f"set.jsonl:2: .*{lacks}"):
+        load_source({"path": path})
+
+
 def test_dialogues_of_more_than_two_responses_must_agree(tmp_path):
     talks = [chat("q", "a", "more", text) for text in ("good", "bad", "worse")]
     columns = {"conversation": "prompt", "responses": "talks", "best": 0}
