@@ -61,10 +61,9 @@ def main(_):
         # a call with few judgments is as long as one with `rows`
         config.evaluate.sampling.rows = 64
     config.lock()
-    try:
-        hold(workdir)
-    except ValueError as error:
-        sys.exit(str(error))
+    hold(workdir)
+    # what the figures would be put beside, before there are any
+    document.read_figures(config, document.figures_folder(out))
     for width in config.widths if "sizes" in config.groups else ():
         build_base(config, workdir, width)
     for seed in config.seeds:

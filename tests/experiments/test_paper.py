@@ -151,6 +151,23 @@ def test_groups_of_a_seed_are_kept_beside_each_other(tmp_path):
         document.read_figures(config, tmp_path / "results")
 
 
+def test_figures_of_another_config_are_said_before_anything_is_trained(processes, tmp_path):
+    config, out = tiny_paper.get_config(), tmp_path / "paper.md"
+    figures = document.figures_folder(out)
+    document.keep_figures(out, config, 3, {}, {})
+    (figures / "seed_3.json").write_text(
+        (figures / "seed_3.json").read_text().replace('"world_seed": 11', '"world_seed": 7')
+    )
+    preset = processes.REPO / "experiments/configs/tiny_paper.py"
+    job = processes.start(preset, tmp_path / "run", f"--out={out}", script="paper")
+    assert processes.finish(job) == 1
+    assert (tmp_path / "run.log").read_text().splitlines()[-1] == (
+        f"error: {figures}/seed_3.json was made with another config; it differs in world_seed. "
+        "Remove it, or choose another --out"
+    )
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
 @pytest.mark.slow
 def test_the_fast_form_writes_every_table(tmp_path):
     out = tmp_path / "results.md"
