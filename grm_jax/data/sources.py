@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -718,6 +719,15 @@ def checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f'source: expected one of the fields "path" and "hub", got {", ".join(spec) or "none"}'
         )
+    for name, kind in (("path", (str, os.PathLike)), ("hub", str), ("split", str), ("config", str)):
+        if name in spec and (not isinstance(spec[name], kind) or not os.fspath(spec[name])):
+            raise ValueError(f'source: field "{name}": expected a text, got {shown(spec[name])}')
+    if "config" in spec and "path" in spec:
+        raise ValueError(
+            f'source {_place(spec)}: field "config": goes with "hub", a file has no configs'
+        )
+    if "columns" in spec:
+        _check_columns(spec["columns"], _place(spec))
     if "format" in spec:
         if "columns" in spec:
             raise ValueError(
@@ -728,12 +738,30 @@ def checked_spec(source: Mapping[str, Any]) -> dict[str, Any]:
         except (ValueError, TypeError) as error:
             raise ValueError(f'source {_place(spec)}: field "format": {error}') from error
     for name, least in (("limit", 1), ("shuffle_seed", 0)):
-        if name in spec and (not isinstance(spec[name], int) or spec[name] < least):
+        if name in spec and (type(spec[name]) is not int or spec[name] < least):
             raise ValueError(
                 f'source {_place(spec)}: field "{name}": expected an integer >= {least}, got '
                 f"{spec[name]!r}"
             )
     return spec
+
+
+def _check_columns(columns: Any, place: str) -> None:
+    """ValueError unless columns name a column, or several, for each field."""
+    if not isinstance(columns, Mapping):
+        raise ValueError(
+            f'source {place}: field "columns": expected {{field: column}}, got {shown(columns)}'
+        )
+    for name, column in columns.items():
+        several = name in ("responses", "rewards") and isinstance(column, (list, tuple))
+        named = all(isinstance(one, str) for one in (column if several else [column]))
+        if not (named and column) and not (name == "best" and type(column) is int):
+            kinds = {"best": "a column or the number of a response"}
+            expected = kinds.get(name, "a column")
+            expected += " or a list of columns" if name in ("responses", "rewards") else ""
+            raise ValueError(
+                f'source {place}: columns: field "{name}": expected {expected}, got {shown(column)}'
+            )
 
 
 def _check_names(given: Mapping[str, Any], known: tuple[str, ...], what: str) -> None:

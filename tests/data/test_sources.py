@@ -604,6 +604,32 @@ def test_instructions_from_messages(tmp_path):
         ),
         ({"path": "x", "limit": 0}, 'source x: field "limit": expected an integer >= 1, got 0'),
         (
+            {"path": "x", "limit": True},
+            'source x: field "limit": expected an integer >= 1, got True',
+        ),
+        ({"path": 5}, 'source: field "path": expected a text, got 5'),
+        ({"path": ""}, 'source: field "path": expected a text'),
+        ({"hub": ["a"]}, r"source: field \"hub\": expected a text, got \['a'\]"),
+        ({"path": "x", "split": 1}, 'source: field "split": expected a text, got 1'),
+        ({"path": "x", "config": "main"}, 'source x: field "config": goes with "hub"'),
+        ({"path": "x", "columns": ["a"]}, r'source x: field "columns": expected {field: column}'),
+        (
+            {"path": "x", "columns": {"responses": 5}},
+            'source x: columns: field "responses": expected a column or a list of columns, got 5',
+        ),
+        (
+            {"path": "x", "columns": {"responses": ["a", None]}},
+            'source x: columns: field "responses": expected a column or a list of columns',
+        ),
+        (
+            {"path": "x", "columns": {"responses": "a", "conversation": ["b"]}},
+            'source x: columns: field "conversation": expected a column, got',
+        ),
+        (
+            {"path": "x", "columns": {"responses": "a", "best": 0.5}},
+            'source x: columns: field "best": expected a column or the number of a response',
+        ),
+        (
             {"path": "x", "columns": {"response": "a"}},
             "columns: field \"response\": unknown; did you mean 'responses'",
         ),
