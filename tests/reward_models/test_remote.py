@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import email.utils
 import json
+import pathlib
 import re
 import socket
 import threading
@@ -14,6 +16,7 @@ import pytest
 
 from grm_jax.judgment.prompts import load_template
 from grm_jax.reward_models import remote
+from grm_jax.reward_models.load import wrong_fields
 from grm_jax.reward_models.protocol import shown_order
 from grm_jax.reward_models.remote import remote_judge
 from grm_jax.reward_models.replies import RemoteError
@@ -695,3 +698,20 @@ def test_requests_tokens_and_cost_are_estimated_without_asking(server):
     longer = remote.estimate(RECORDS, 3, **TEMPLATES, **judge_of, **more)
     assert longer.prompt_tokens == pytest.approx(told.prompt_tokens + 900, abs=9)
     assert longer.completion_tokens == 63 and longer.cost is None
+
+
+def test_the_page_about_it_describes_a_system_and_every_field(monkeypatch):
+    page = (pathlib.Path(__file__).parents[2] / "docs/remote.md").read_text()
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    assert wrong_fields(names["SYSTEM"]) is None
+    own = {k: v for k, v in names["SYSTEM"].items() if k not in ("name", "kind", "templates")}
+    body = remote.request_body(remote.RemoteConfig(**own), "p", 0.5, 7)
+    assert set(body) == {
+        *("model", "messages", "max_completion_tokens", "seed", "reasoning_effort")
+    }
+    table = page.split("| field |")[1].split("\n\n")[0]
+    told = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))))
+    fields = {field.name for field in dataclasses.fields(remote.RemoteConfig)}
+    assert fields <= told <= fields | {"templates"}
