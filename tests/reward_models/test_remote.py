@@ -10,7 +10,6 @@ import re
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -20,83 +19,15 @@ from grm_jax.reward_models.load import wrong_fields
 from grm_jax.reward_models.protocol import shown_order
 from grm_jax.reward_models.remote import remote_judge
 from grm_jax.reward_models.replies import RemoteError
+from tests.reward_models.chat_server import Server, completion
 from tests.reward_models.judge_cases import choose, honest, record
 
 KEY = "sk-very-secret-123"
 TEMPLATES = {"template": load_template("pointwise"), "single_template": load_template("single")}
 
 
-def completion(text, finish="stop", **more):
-    return {
-        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}],
-        "model": "fake-1.0",
-        "usage": {"prompt_tokens": 1000, "completion_tokens": 200},
-        **more,
-    }
-
-
 def good(request):
     return 200, completion(honest(request["messages"][0]["content"], (1, 2))[0])
-
-
-class Server:
-    """`answer(payload) -> (status, body, [headers])`; body: an object that becomes JSON, or bytes.
-    Keeps requests, and how many were in flight.
-    """
-
-    def __init__(self):
-        self.answer, self.requests, self.headers, self.times, self.in_flight, self.most = (
-            good,
-            [],
-            [],
-            [],
-            0,
-            0,
-        )
-        self.lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server.lock:
-                    server.requests.append(payload)
-                    server.headers.append(dict(self.headers) | {"path": self.path})
-                    server.times.append(time.monotonic())
-                    server.in_flight += 1
-                    server.most = max(server.most, server.in_flight)
-                try:
-                    status, body, *headers = server.answer(payload)
-                finally:
-                    with server.lock:
-                        server.in_flight -= 1
-                data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                try:
-                    self.send_response(status)
-                    for name, value in (headers[0] if headers else {}).items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(data)))
-                    self.end_headers()
-                    self.wfile.write(data)
-                # the client gave up, as some tests want
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(
-            target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
-        ).start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture
@@ -104,7 +35,7 @@ def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("FAKE_API_KEY", KEY)
     monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
-    one = Server()
+    one = Server(good)
     yield one
     one.close()
 
