@@ -33,6 +33,7 @@ from ml_collections.config_flags import config_flags, tuple_parser
 
 from experiments import config_help, ending
 from grm_jax import signals
+from grm_jax.json_files import shown
 from grm_jax.last_line import first_line
 from grm_jax.settings import in_words
 
@@ -398,6 +399,8 @@ def sources(value: str | Mapping | Sequence[str | Mapping] | None) -> tuple[dict
         return (dict(value),)
     if isinstance(value, ml_collections.ConfigDict):
         return (value.to_dict(),)
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a path, a dict or several of them, got {shown(value)}")
     return tuple(source for one in value or () for source in sources(one))
 
 
@@ -414,7 +417,7 @@ def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collecti
     """
     config = ml_collections.ConfigDict(config.to_dict())
     problems = list(_take_all_sources(config)) if isinstance(config.get("data"), _DICT) else []
-    problems += _problems(config, files)
+    problems = problems or list(_problems(config, files))
     if problems:
         raise ValueError(in_words(problems, "the config"))
     return config.lock()
@@ -433,13 +436,24 @@ def _take_all_sources(config) -> Iterator[str]:
             with config.ignore_type():
                 node[name] = sources(node[name])
         except (ValueError, TypeError) as error:
-            yield f"{'.'.join(section)}.{name}: expected a source, or several: {error}"
+            yield f"{'.'.join([*section, name])}: expected a source, or several: {error}"
 
 
 def _problems(config, files) -> Iterator[str]:
     script = script_of(config)
     if script == "experiments.paper":  # its own fields are overrides of other presets
-        yield from (f"evaluate.{problem}" for problem in _problems(config.evaluate, files))
+        from experiments.stages.settings import PaperConfig
+        from grm_jax.settings import SettingsError, build
+
+        own = {name: value for name, value in config.to_dict().items() if name != "evaluate"}
+        try:
+            build(PaperConfig, own)
+        except SettingsError as error:
+            yield from error.problems
+        if not isinstance(config.evaluate, _DICT):
+            yield f"evaluate: expected a section of this name, got {shown(config.evaluate)}"
+        else:
+            yield from (f"evaluate.{problem}" for problem in _problems(config.evaluate, files))
         return
     from experiments.stages.settings import SECTIONS
 
@@ -545,7 +559,7 @@ def _path_problems(config, right) -> Iterator[str]:
         ("tokenizer", tokenizer_path),
         ("critic", critic_folder),
     ):
-        if section in right:
+        if {section, "model"} <= right.keys():  # the tokenizer may be the model's
             try:
                 found[section] = find(config)
             except FileNotFoundError as error:
@@ -558,7 +572,7 @@ def _path_problems(config, right) -> Iterator[str]:
             "tokenizer.path: expected a SentencePiece model or tokenizer.json, as "
             "model.random_init brings none, got nothing"
         )
-    elif not found["tokenizer"].exists():
+    elif not _exists(found["tokenizer"]):
         yield f"tokenizer.path: no such file or folder: {found['tokenizer']}"
 
 
@@ -597,7 +611,10 @@ def _source_problems(source, worlds) -> Iterator[str]:
             checked_spec(source)
         except ValueError as error:
             yield str(error)
-        if kinds == ["path"] and not pathlib.Path(source["path"]).exists():
+            return
+        if not isinstance(source[kinds[0]], str):
+            yield f"{kinds[0]}: expected a text, got {shown(source[kinds[0]])}"
+        elif kinds == ["path"] and not _exists(source["path"]):
             yield f"no such file: {source['path']}"
     elif unknown := [key for key in source if key not in WORLD_KEYS]:
         yield f"expected a source with {', '.join(WORLD_KEYS)}, got {', '.join(unknown)}"
@@ -605,3 +622,15 @@ def _source_problems(source, worlds) -> Iterator[str]:
         yield f"world: expected one of {', '.join(worlds)}, got {source['world']!r}"
     elif worlds is not SPLITS and "items" not in source:
         yield f"expected items, how many, got {source}"
+    else:
+        for key, least in (("items", 1), ("seed", 0)):
+            value = source.get(key, least)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                yield f"{key}: expected an integer of at least {least}, got {shown(value)}"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return pathlib.Path(path).exists()
+    except (ValueError, OSError):  # a name that no file can have
+        return False

@@ -40,8 +40,8 @@ FAST = {
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
+    config = config_flags.load(CONFIG)
     from experiments.paper import document, miniature
-    from experiments.paper.systems import GROUPS
     from experiments.stages.workdir import hold, start_processes
     from grm_jax.parallel import processes
 
@@ -51,11 +51,8 @@ def main(_):
             f"experiments.paper runs in one process, this job has {processes.count()}: start "
             "it alone, with its own seeds or groups"
         )
-    config, workdir, out = CONFIG.value, pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
-    if unknown := set(config.groups) - set(GROUPS):
-        raise ValueError(
-            f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(sorted(unknown))}"
-        )
+    workdir, out = pathlib.Path(WORKDIR.value), pathlib.Path(OUT.value)
+    config = ml_collections.ConfigDict(config.to_dict())
     if config.fast:
         config.update(FAST)
         # a call with few judgments is as long as one with `rows`

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from grm_jax.data.world.records import SPLITS as WORLD_SPLITS
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.models.config import Numerics, from_sizes
 from grm_jax.models.lora import LoraConfig
@@ -18,6 +19,7 @@ from grm_jax.settings import (
     Rule,
     SettingsError,
     check,
+    growing,
     one_of,
     some_of,
 )
@@ -28,8 +30,10 @@ from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, WHOLE, FitConfig
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: a folder
 SYSTEMS = ("base", "rft", "grm")  # policies of a run
 TRAJECTORIES = ("unhinted", "hinted")
+PAPER_GROUPS = ("main", "judges", "ablations", "sizes")  # experiments/paper/systems.py
 KINDS = ("bradley_terry", "pair_rm", "cloud")
 GENERAL_FRACTION: Rule = ("a number in [0, 1)", lambda x: 0 <= x < 1)
+SEED: Rule = ("an integer from 0 to 2147483647", lambda seed: 0 <= seed < 2**31)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,47 @@ class RunConfig:
     kind: str | None = None
 
     def __post_init__(self):
-        check(self, {"answer": one_of(("scores", "index")), "kind": one_of(KINDS)})
+        rules: dict[str, Rule] = {
+            "seed": SEED,
+            "answer": one_of(("scores", "index")),
+            "kind": one_of(KINDS),
+        }
+        check(self, rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperConfig:
+    """What stands at the top of a preset of experiments.paper, beside how all systems are asked."""
+
+    fast: bool
+    seeds: tuple[int, ...]
+    groups: tuple[str, ...]
+    betas: tuple[float, ...]
+    widths: tuple[int, ...]
+    base: Mapping
+    splits: tuple[str, ...]
+    world_seed: int
+    records: int
+    ks: tuple[int, ...]
+
+    def __post_init__(self):
+        def steps(base: Mapping) -> bool:
+            values = [base.get(name) for name in ("steps", "decay_steps")]
+            return len(base) == 2 and all(type(v) is int and v >= 1 for v in values)
+
+        several = "one number or several, each >= 0 and no other's"
+        rules: dict[str, Rule] = {
+            "seeds": (several, lambda x: x and len(set(x)) == len(x) and all(map(SEED[1], x))),
+            "groups": some_of(PAPER_GROUPS),
+            "betas": (several, lambda x: x and len(set(x)) == len(x) and min(x) >= 0),
+            "widths": ("multiples of 32", lambda x: all(w >= 32 and w % 32 == 0 for w in x)),
+            "base": ("steps and decay_steps, positive integers", steps),
+            "splits": some_of(WORLD_SPLITS),
+            "world_seed": SEED,
+            "records": POSITIVE,
+            "ks": ("growing integers from 1", lambda ks: ks[:1] == (1,) and growing(ks)),
+        }
+        check(self, rules)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -305,7 +305,7 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
         ("data.max_left_out", 1.5, "data.max_left_out: expected a number in [0, 1], got 1.5"),
         ("lora.targets", ("q", "w"), "lora.targets: expected some of q, k, v, o, gate, up, down, "),
         ("answer", "ten", "answer: expected one of scores, index, got 'ten'"),
-        ("seed", "0", "seed: expected an integer, got '0'"),
+        ("seed", "0", "seed: expected an integer from 0 to 2147483647, got '0'"),
         ("rft.trajectories", ("x",), "rft.trajectories: expected some of unhinted, hinted, got x"),
         ("rl.loss_args", {"delta": 1}, "rl.loss_args: grm_jax.losses.grpo:grpo has no setting "),
         ("rl.reward", "rul", "rl.reward: unknown name 'rul'; did you mean rule?"),
