@@ -12,6 +12,7 @@ import ml_collections
 from experiments.configs import tiny
 from experiments.paper.tables import (
     OVERALL,
+    Claim,
     Way,
     claims,
     claims_table,
@@ -21,6 +22,7 @@ from experiments.paper.tables import (
     make_tables,
     table,
 )
+from grm_jax.data.world import describe as describe_world
 from grm_jax.json_files import check_fields, read_object
 
 SHIPPED_WIDTH = 128
@@ -183,9 +185,12 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         "## Claims",
         "",
         "Each claim of the paper is one difference. *shows*: above 0 by a one-sided t-test "
-        f"over seeds at 5 %{bound}.",
+        f"over seeds at 5 %{bound}.{_by_chance(found)}",
         "",
         *claims_table(found),
+        "## How to read the tables",
+        "",
+        *words(config, focus),
         "## Main table",
         "",
         *table(tables, main_ways(most, focus), (*config.splits, OVERALL)),
@@ -193,6 +198,11 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         "",
         "The k-curve of a scalar model is flat by construction: it is asked once. ",
         "",
+        "## Judgments without scores, %",
+        "",
+        "They have no readable scores and are left out of the vote.",
+        "",
+        *table(tables, unparsed_ways(), config.splits, "parse_failure_rate"),
         "## What a system can do",
         "",
         *capabilities(
@@ -259,6 +269,43 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         lines += ["## Readings", "", (plots / READINGS).read_text()]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _by_chance(found: Sequence[Claim]) -> str:
+    """Says how many claims a test at 5 % would show if none of them were so."""
+    tested = sum(claim.difference is not None for claim in found)
+    are = "s are" if tested > 1 else " is"
+    return (
+        f" {tested} claim{are} tested and nothing is corrected for multiple comparisons: were none "
+        f"of them so, about {tested / 20:.0f} would still *show*."
+        if tested
+        else ""
+    )
+
+
+def words(config: ml_collections.ConfigDict, focus: int) -> list[str]:
+    """What splits, systems and ways to judge are, for a reader of the document alone."""
+    return [
+        f"- **greedy**: one judgment at temperature 0. **@{focus}**: a vote, the sums of the "
+        f"scores of {focus} sampled judgments. **Meta RM @{focus}**: of the half of them that a "
+        "second model ranks highest, or of the **k_meta** best.",
+        "- A verdict with the best response alone on top counts 1, a tie of t responses with the "
+        "best among them 1/t, anything else 0; a judgment without scores is left out of the vote, "
+        "and an item without any counts as a guess, 1/n of n responses.",
+        "- **random** is a random judge: what chance gets on these very items. The longest "
+        "response shows what length alone gets.",
+        "- **base**: the pretrained model. **GRM-RFT**: after rejective fine-tuning. **GRM**: "
+        "after RL as well.",
+        *(f"- **{split}**: {describe_world(split)}" for split in config.splits),
+        "",
+    ]
+
+
+def unparsed_ways() -> dict[str, Way]:
+    names = {"CLoud": "cloud", "LLM-as-a-Judge": "llm_judge", "base": "base"}
+    names |= {"GRM-RFT": "rft", "GRM": "grm"}
+    greedy = {f"{label}, greedy": Way(name) for label, name in names.items()}
+    return greedy | {f"{label} @1": Way(name, "vote", 1) for label, name in names.items()}
 
 
 def main_ways(most: int, focus: int) -> dict[str, Way]:

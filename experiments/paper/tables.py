@@ -72,13 +72,18 @@ def estimate(values: Sequence[float]) -> Estimate:
     )
 
 
-def table(tables: Tables, ways: Mapping[str, Way], splits: Sequence[str]) -> list[str]:
-    """A Markdown table: a row for each way, by its label; empty cells where a system has no
-    figure.
+def table(
+    tables: Tables, ways: Mapping[str, Way], splits: Sequence[str], field: str = "value"
+) -> list[str]:
+    """A Markdown table of a field: a row for each way, by its label; empty cells where a system has
+    no figure.
     """
     lines = ["| | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
     for label, way in ways.items():
-        cells = [tables.value(way, split) for split in splits]
+        cells = [
+            tables.value(way, split) if field == "value" else tables.field(way, split, field)
+            for split in splits
+        ]
         if any(cell is not None for cell in cells):
             lines.append(
                 f"| {label} | "
@@ -290,7 +295,8 @@ def curves(
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
     axes.set(xlabel=xlabel, ylabel="accuracy, %", title=title)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 

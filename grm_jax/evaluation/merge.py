@@ -129,6 +129,7 @@ def merge(runs: Mapping[str, Mapping], swept: Sequence[str] = ()) -> dict:
         "schema": SCHEMA,
         "swept": list(swept),
         "settings": settings,
+        "min_coverage": first["min_coverage"],
         "systems": list(dict.fromkeys(s for run in runs.values() for s in run["systems"])),
         "benchmarks": [benchmark["name"] for benchmark in first["benchmarks"]],
         **tables,

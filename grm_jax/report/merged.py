@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from grm_jax.judgment.voting import default_k_meta
-from grm_jax.report.headline import way_text
-from grm_jax.report.plots import STYLE, grid, k_axis, legend, looks, percent_axis
+from grm_jax.report.headline import LOW, coverage_text, way_text
+from grm_jax.report.plots import STYLE, chance_line, grid, k_axis, legend, looks, percent_axis
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
@@ -41,6 +41,7 @@ def markdown(merged: Mapping) -> str:
         f"Mean over {seeds} seed{'s' if counts != [1] else ''}, ± standard error over seeds (in "
         "brackets: over items). n/a: a run has no such figure.",
         "",
+        *_words(merged, counts[-1]),
     ]
     if not all(setting["same_items"] for setting in merged["settings"]):
         lines += ["Seeds judge items of their own: both errors hold what the items vary.", ""]
@@ -54,7 +55,8 @@ def markdown(merged: Mapping) -> str:
         if r["aggregation"] == "greedy"
         or (r["aggregation"], r["k"]) in (("vote", 1), ("vote", most))
     ]
-    lines += _table(merged, "accuracy, %", half, _way, _figure)
+    accuracy = _table(merged, "accuracy, %", half, _way, lambda row: _covered(merged, row))
+    lines += [*accuracy[:-1], *_chance(merged, half), *accuracy[-1:]]
     # a system that does not sample differs from itself by 0, by construction
     flat = {row["system"] for row in merged["rows"] if row["flat_by_construction"]}
     told = [
@@ -87,6 +89,56 @@ def markdown(merged: Mapping) -> str:
             merged, title, known, _way, lambda row, n=name, t=text: t.format(100 * row[n])
         )
     return "\n".join(lines)
+
+
+def _words(merged: Mapping, seeds: int) -> list[str]:
+    """Says what the words of the tables mean to a reader who has only them."""
+    few = f" With {seeds} seeds it is itself a rough guess." if 1 < seeds < 5 else ""
+    settings = len(merged["settings"])
+    best = (
+        f"the best of {settings} settings is so in part by luck"
+        if settings > 1
+        else ("the highest of many lines is so in part by luck")
+    )
+    return [
+        "greedy: one judgment at temperature 0. vote @k: the scores of k sampled judgments are "
+        "added up. Meta RM @k: a second model ranks the k judgments and the better half votes, or "
+        "the k_meta best. A tie of t responses that includes the best counts 1/t. Coverage: the "
+        "share of items with a judgment that gave scores, the others count as a guess; it stands "
+        f"beside a figure where it is not 100 %, with {LOW} below "
+        f"{100 * merged['min_coverage']:g} %. unparsed: judgments without scores. Paired "
+        "difference: on the same items, the first less the second. AUC: how often the Meta RM "
+        "ranks a right judgment above a wrong one; 0.5 is chance.",
+        "",
+        "The standard error over seeds is what another training seed changes, that over items what "
+        f"other items would.{few} Nothing is corrected for multiple comparisons: {best}.",
+        "",
+    ]
+
+
+def _covered(merged: Mapping, row: Mapping) -> str:
+    """Writes a figure with its coverage, where some items had no judgment with scores."""
+    share = row["coverage"]
+    if row["mean"] is None and row["judged"] == 0 and row["items"]:
+        return "not judged"
+    if row["mean"] is None or share is None or share >= 1:
+        return _figure(row)
+    mark = f" {LOW}" if share < merged["min_coverage"] else ""
+    return f"{_figure(row)}, coverage {coverage_text(row)}{mark}"
+
+
+def _chance(merged: Mapping, rows: Sequence[Mapping]) -> list[str]:
+    """Writes the line of what a guess gets; [] without a figure of it."""
+    of_benchmark = {
+        row["benchmark"]: row["chance"] for row in reversed(rows) if row["chance"] is not None
+    }
+    columns = [b for b in merged["benchmarks"] if any(row["benchmark"] == b for row in rows)]
+    if not of_benchmark:
+        return []
+    cells = [f"{100 * of_benchmark[b]:.1f}" if b in of_benchmark else "n/a" for b in columns]
+    return [
+        "| " + " | ".join(["chance", "a guess", *([""] * bool(merged["swept"])), *cells]) + " |"
+    ]
 
 
 def _way(row: Mapping) -> tuple[str, str]:
@@ -159,7 +211,9 @@ def plot(merged: Mapping, path: pathlib.Path) -> None:
         figure, panels = grid(max(1, len(names)), 2, 5.6, 3.6)
         for panel, name in zip(panels, names):
             draw(panel, merged, [row for row in rows if row["benchmark"] == name], systems)
+            chance_line(panel, [row for row in rows if row["benchmark"] == name])
             panel.set_title(name)
+            panel.set_ylabel("accuracy, bars ± 1 SE over seeds", fontsize=8)
             percent_axis(panel.yaxis)
         handles = [
             Line2D([], [], color=color, marker=marker, label=system)

@@ -235,7 +235,7 @@ def curves(
                     drawn.append((sorted(chosen, key=lambda row: row[x]), look[system]))
             for chosen, of_system in drawn:
                 _curve(panel, chosen, x, of_system, band=len(drawn) <= BANDS)
-            _chance_line(panel, mine)
+            chance_line(panel, mine)
             area = bool(mine) and mine[0]["metric"] == "roc_auc"
             panel.set_title(benchmark + " (ROC area)" * area)
             percent_axis(panel.yaxis)
@@ -280,7 +280,8 @@ def _curve(
     )
 
 
-def _chance_line(panel, rows: Sequence[Mapping]) -> None:
+def chance_line(panel, rows: Sequence[Mapping]) -> None:
+    """Draws what a guess gets, where a row tells it."""
     chance = next((row["chance"] for row in rows if row["chance"] is not None), None)
     if chance is None:
         return

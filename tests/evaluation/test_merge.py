@@ -170,6 +170,21 @@ def test_the_table_has_a_line_for_each_setting_system_and_way(runs):
         "ties, % of verdicts",
     ):
         assert f"| {title} |" in text
+    for word in ("vote @k:", "Coverage:", "k_meta", "multiple comparisons", "best of 3 settings"):
+        assert word in text, f"{word} is not explained"
+    chances = [
+        next(r["chance"] for r in merged["rows"] if r["benchmark"] == b) for b in ("test", "single")
+    ]
+    assert "| chance | a guess |  | " + " | ".join(f"{100 * c:.1f}" for c in chances) in text
+
+
+def test_coverage_stands_beside_a_figure_and_what_was_not_judged_is_a_word(runs):
+    merged = merge({"a": runs["beta=0.02,seed=0"]})
+    row = find(merged["rows"], **KEY)
+    row["coverage"] = 0.5
+    assert "(" in (cell := report._covered(merged, row)) and cell.endswith(", coverage 50 % ⚠")
+    row |= {"mean": None, "judged": 0, "coverage": 0.0}
+    assert report._covered(merged, row) == "not judged"
 
 
 def test_seeds_of_one_setting_have_a_table_without_settings(runs):

@@ -168,6 +168,31 @@ def test_figures_of_another_config_are_said_before_anything_is_trained(processes
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
+def test_a_reader_of_the_document_alone_finds_what_its_words_mean(tmp_path):
+    config, out = tiny_paper.get_config(), tmp_path / "results.md"
+    for seed in (0, 1):
+        of_system = {"grm": 0.9 + 0.01 * seed, "rft": 0.7}
+        places = [(s, v, split) for s, v in of_system.items() for split in config.splits]
+        result = {
+            "rows": [
+                dict.fromkeys(document.KEPT, 0.0)
+                | {"system": system, "benchmark": split, "value": value, "parse_failure_rate": 0.02}
+                | {"aggregation": "greedy", "k": 1, "k_meta": None}
+                for system, value, split in places
+            ],
+            "capabilities": [],
+            "diagnostics": [],
+        }
+        document.keep_figures(out, config, seed, {"main": result}, {"main": 60.0})
+    document.write(out, config)
+    text = out.read_text()
+    for word in ("greedy", "@8", "Meta RM @8", "k_meta", "random", *config.splits):
+        assert f"**{word}**" in text, f"{word} is not explained"
+    assert "1 claim is tested and nothing is corrected for multiple comparisons" in text
+    assert "avoid: name animals, but never a certain one" in text, "domains are in words"
+    assert "| GRM, greedy | " + " | ".join(["2.0 ± 0.0"] * len(config.splits)) + " |" in text
+
+
 @pytest.mark.slow
 def test_the_fast_form_writes_every_table(tmp_path):
     out = tmp_path / "results.md"
