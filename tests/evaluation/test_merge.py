@@ -137,6 +137,16 @@ def test_a_setting_of_one_loss_need_not_be_one_of_the_others(runs):
         {"rl.loss": "my:loss", "rl.loss_args.a": 2},
         {"rl.loss": "grpo"},
     ]
+    # what is read is the same but for the module of the loss, which is no surprise
+    read = {"data.train": "d"}
+    inputs = {name: read | {"functions": {"rl": {"loss": "code"}}} for name in own} | {"grpo": read}
+    kept = {name: run | {"inputs": inputs[name]} for name, run in (own | grpo).items()}
+    merged_again = merge(kept, ("rl.loss", "rl.loss_args.a"))
+    assert merged_again["settings"] == merged["settings"]
+    inputs["own 2"] = read | {"functions": {"rl": {"loss": "code", "reward": "code"}}}
+    kept = {name: run | {"inputs": inputs[name]} for name, run in (own | grpo).items()}
+    with pytest.raises(ValueError, match=r"they differ in functions\.rl\.reward\."):
+        merge(kept, ("rl.loss", "rl.loss_args.a"))
     text = report.markdown(merged)
     assert "| loss=my:loss, a=2 | " in text and "| loss=grpo | " in text
 
