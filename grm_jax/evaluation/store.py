@@ -42,7 +42,6 @@ SLIM = (
     "seconds",
     "prompt_tokens",
     "cost",
-    "served_model",
 )
 _NUMBER = (int, float)
 KINDS: dict[str, type | tuple[type, ...]] = {  # of the fields of a judgment
@@ -242,10 +241,11 @@ def judge_missing(
                         "record": digests[judgment["id"]],
                         "seconds": seconds / len(block),
                     }
-                offsets = append(file, block)
+                offsets = append(file, block) if block else []
                 for judgment, offset in zip(block, offsets, strict=True):
                     rows[judgment["id"], judgment["sample"]] = _slim(judgment, offset, view)
-                advance(len(block))
+                if block:
+                    advance(len(block))
                 if stopped():
                     processes.leave(f"{label}, {done + len(rows)} of {total} judgments are on file")
             if wanted:
@@ -365,12 +365,11 @@ def _retried(failure: str | None, retry: Collection[str]) -> bool:
 
 
 def _timed(blocks: Iterator[list[dict]]) -> Iterator[tuple[list[dict], float]]:
-    """Blocks that hold judgments, with the seconds since the last such."""
+    """Blocks, with the seconds since the last one that held judgments; one may hold none."""
     began = time.monotonic()
     for block in blocks:
-        if block:
-            yield block, time.monotonic() - began
-            began = time.monotonic()
+        yield block, time.monotonic() - began
+        began = time.monotonic() if block else began
 
 
 def _check(judgment: dict, record: Record | None, label: str) -> None:

@@ -153,6 +153,7 @@ def markdown(results: Mapping) -> str:
         "without scores. Bold: the highest of its column, if its interval lies above chance; the "
         "highest of many lines is in part luck, and no interval is corrected for multiple "
         "comparisons. no interval: the items share one prompt.",
+        *first_looks(benchmarks),
         "",
         "| system | judgment | "
         + " | ".join(benchmark["name"] for benchmark in benchmarks)
@@ -189,6 +190,16 @@ def markdown(results: Mapping) -> str:
     return "\n".join([*lines, ""])
 
 
+def first_looks(benchmarks: Sequence[Mapping]) -> list[str]:
+    """Says, as lines, which benchmarks are not whole, because their `limit` left items out."""
+    parts = [
+        f"{b['name']} {b['items']:,} of {b['items'] + left:,} items"
+        for b in benchmarks
+        if (left := (b.get("counts") or {}).get("items left out by limit", 0))
+    ]
+    return ["", f"A first look, not the whole benchmark: {', '.join(parts)}."] if parts else []
+
+
 def size_text(size: Mapping) -> str:
     """Says what a system did with items of one size."""
     if not size["items"]:
@@ -207,6 +218,7 @@ REASONS = {  # what the names of failures mean, by how they begin
     "truncated": "the limit of tokens was hit",
     "too_long": "the prompt does not fit",
     "request_failed": "no answer of the server, with its status or what went wrong",
+    "refused": "a filter, or the model, declined",
     "pair_failed": "one of the pairs of a list failed",
 }
 

@@ -34,6 +34,7 @@ from grm_jax.settings import FRACTION, NOT_NEGATIVE, POSITIVE, SettingsError, bu
 
 log = logging.getLogger(__name__)
 ROWS_PER_BLOCK = 16  # finished requests that are yielded, and so kept, together
+YIELDS_EVERY_S = 3.0  # what is finished, or nothing: the caller may want to stop
 # before the first retry; it doubles for each further one, and each wait is spread by a random
 # factor of 0.5 to 1.5, on top of what Retry-After asks for
 FIRST_WAIT_S = 1.0
@@ -150,7 +151,8 @@ def remote_judge(
     A judgment that does not come is a named failure: "request_failed:" and timeout, connection or a
     name of `replies`, or "refused:" and the reason; text that does not parse has the parser's
     reason. A block of judgments is yielded every ROWS_PER_BLOCK requests, in the order in which
-    they finish. The first attempt that fails is said at once, as a warning of this module's logger.
+    they finish, and every few seconds what there is, which may be nothing. The first attempt that
+    fails is said at once, as a warning of this module's logger.
 
     Raises ValueError for settings that cannot work, and RemoteError, with the server's words, for
     an answer that every request would get (`read_reply`), and after `failures_in_a_row`: these
@@ -198,7 +200,7 @@ def remote_judge(
             )
             return judgment, reply
 
-        block, withheld = [], []
+        block, withheld, yielded = [], [], time.monotonic()
         arguments = ((record, sample) for record in records for sample in samples)
         with (
             start_blocking_portal() as portal,
@@ -208,17 +210,18 @@ def remote_judge(
             ) as finished,
         ):
             try:
-                for judgment, reply in finished:
-                    if _is_of_the_server(reply):
-                        withheld.append(judgment)
+                for came in finished:
+                    if came is not None and _is_of_the_server(came[1]):
+                        withheld.append(came[0])
                         if len(withheld) == config.failures_in_a_row:
                             raise RemoteError(_gave_up(name, url, withheld))
-                        continue
-                    block += [*withheld, judgment]
-                    withheld.clear()
-                    if len(block) >= ROWS_PER_BLOCK:
+                    elif came is not None:
+                        block += [*withheld, came[0]]
+                        withheld.clear()
+                    late = time.monotonic() - yielded >= YIELDS_EVERY_S
+                    if len(block) >= ROWS_PER_BLOCK or late:
                         yield block
-                        block = []
+                        block, yielded = [], time.monotonic()
             except RemoteError:  # what was paid for is kept
                 if block:
                     yield block
@@ -443,23 +446,27 @@ def _side_by_side(
 ) -> Generator[Any, None, None]:
     """Yields results of an async function in the order in which they come.
 
-    At most `concurrency` calls run at a time. The first exception ends it.
+    At most `concurrency` calls run at a time. The first exception ends it. Where none comes for
+    YIELDS_EVERY_S, None is yielded.
     """
     pending = set()
 
-    def finished() -> list:
-        done, rest = wait(pending, return_when=FIRST_COMPLETED)
+    def finished() -> Iterator[Any]:
+        done, rest = wait(pending, timeout=YIELDS_EVERY_S, return_when=FIRST_COMPLETED)
         pending.intersection_update(rest)
         # what succeeded at the same time is not lost
-        return sorted(done, key=lambda future: future.exception() is not None)
+        for future in sorted(done, key=lambda future: future.exception() is not None):
+            yield future.result()
+        if not done:
+            yield None
 
     try:
         for argument in arguments:
             pending.add(portal.start_task_soon(function, *argument))
-            if len(pending) == concurrency:
-                yield from (future.result() for future in finished())
+            while len(pending) == concurrency:
+                yield from finished()
         while pending:
-            yield from (future.result() for future in finished())
+            yield from finished()
     finally:
         for future in pending:
             future.cancel()

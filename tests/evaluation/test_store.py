@@ -4,6 +4,8 @@ trained on.
 
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -240,3 +242,17 @@ def test_an_identity_that_is_no_object_is_named(tmp_path):
     (tmp_path / store.IDENTITY).write_text("[]")
     with pytest.raises(ValueError, match="identity.json: expected a JSON object"):
         store.claim(tmp_path, {"kind": "length"})
+
+
+def test_a_judge_that_waits_lets_a_signal_end_it(tmp_path, capsys):
+    def waiting(records, samples, temperature, swapped):
+        yield from judge(records[:1], samples, temperature, swapped)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            yield []
+
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(SystemExit):
+        ask(path, RECORDS[:2], judge=waiting)
+    assert len(store.read(path)) == 2
+    assert "2 of 4 judgments are on file" in capsys.readouterr().out

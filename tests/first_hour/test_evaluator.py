@@ -153,6 +153,7 @@ def check(folder: pathlib.Path, api: Api, results: list[commands.Result], items:
     # the table: the first look had failures, the second has none of the server's
     for name in ("length", "api", "rmb", "llmbar"):
         assert name in table.stdout
+    assert f"A first look, not the whole benchmark: rmb {items} of " in table.stdout
     results = json.loads((folder / "runs/first_look/results.json").read_text())
     rows = {(r["system"], r["benchmark"]): r for r in results["rows"] if r["aggregation"] == "vote"}
     assert rows["length", "rmb"]["coverage"] == 1 and rows["length", "rmb"]["items"] == items

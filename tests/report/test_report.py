@@ -19,7 +19,7 @@ import pytest
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.evaluation.comparisons import compare_systems
 from grm_jax.report import examples, plots, report, training
-from grm_jax.report.headline import coverage_text, headline, markdown
+from grm_jax.report.headline import coverage_text, first_looks, headline, markdown
 from tests.evaluation import fabricated
 
 VOID = {"meta", "br", "input", "img", "link", "hr"}
@@ -563,3 +563,10 @@ def test_axis_labels_are_plain_and_tell_their_ticks_apart(results):
     small = {"lr": (np.arange(9), 3e-9 * np.arange(9.0))}
     svg = plots.training_curves(small, {"Rate": ["lr"]}, "rate")
     assert "mathdefault" not in svg and "1e−8" in tick_labels(svg)
+
+
+def test_a_first_look_is_said_in_the_table():
+    counts = {"rows read": 99, "items": 40, "items left out by limit": 2002}
+    looks = first_looks([{"name": "rmb", "items": 40, "counts": counts}, {"name": "whole"}])
+    assert looks == ["", "A first look, not the whole benchmark: rmb 40 of 2,042 items."]
+    assert first_looks([{"name": "x", "items": 3, "counts": {}}]) == []

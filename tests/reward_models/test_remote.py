@@ -646,3 +646,23 @@ def test_the_page_about_it_describes_a_system_and_every_field(monkeypatch):
     told = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", table, re.MULTILINE))))
     fields = {field.name for field in dataclasses.fields(remote.RemoteConfig)}
     assert fields <= told <= fields | {"templates"}
+
+
+def test_a_caller_may_stop_while_a_server_says_nothing(server, monkeypatch):
+    monkeypatch.setattr(remote, "YIELDS_EVERY_S", 0.05)
+    release = threading.Event()
+
+    def answer(request):
+        if len(server.requests) > 2:
+            release.wait(20)
+        return good(request)
+
+    server.answer = answer
+    blocks = model(server, concurrency=2).judge([record(f"r{i}", (1, 2)) for i in range(9)])
+    sizes = []
+    while not sizes or sizes[-1]:  # what came, and then nothing, long before the timeout
+        sizes.append(len(next(blocks)))
+    assert sum(sizes) == 2
+    blocks.close()
+    release.set()
+    assert not [thread for thread in threading.enumerate() if "portal" in thread.name]
