@@ -41,7 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
             "api_key_env": "OPENAI_API_KEY",
         },
     )
-    # what all systems judge: files as published; {"path": ...} in place of {"hub": True}
+    # what all systems judge: files as published; {"path": ...} in place of {"hub": True}, and
+    # "limit": 40 for a first look at so many items
     config.benchmarks = (
         {"kind": "rewardbench", "hub": True},
         {"kind": "ppe_preference", "hub": True},

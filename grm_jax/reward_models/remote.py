@@ -523,6 +523,9 @@ async def _ask(
             server.answered()
             break
         wait_s = None
+        if reply.wait_s is not None and reply.wait_s > LONGEST_WAIT_S:
+            asks = f"it asks to wait {reply.wait_s:,.0f} s, and {LONGEST_WAIT_S:.0f} are waited for"
+            reply = reply._replace(error=f"{asks}: {reply.error}")
         if reply.again and number <= config.retries and server.requests < server.concurrency:
             wait_s = wait_before(number, reply.wait_s)
         server.failed(reply, wait_s)

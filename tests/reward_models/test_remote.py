@@ -260,6 +260,9 @@ def test_a_retry_after_that_is_too_long_or_nonsense(server, monkeypatch):
     server.answer = lambda request: (429, {}, {"Retry-After": "86400"})
     (row,) = rows_of(model(server), RECORDS[2:])
     assert (row["failure"], row["attempts"]) == ("request_failed:http_429", 1)
+    assert row["error"] == "it asks to wait 86,400 s, and 120 are waited for: {}"
+    server.answer = lambda request: (429, {}, {"Retry-After": "1e999"})
+    assert "asks to wait inf s" in rows_of(model(server), RECORDS[2:])[0]["error"]
     server.answer = lambda request: (429, {}, {"Retry-After": "soon"})
     assert rows_of(model(server), RECORDS[2:])[0]["attempts"] == 3
 
