@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import config_flags
-from experiments.stages import rl
+from experiments.stages import rft, rl
 from grm_jax.judgment.rules import rule_reward
 from grm_jax.models.config import load_config
 from grm_jax.reward_models import grm
@@ -167,3 +167,21 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, 
     }
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [0.5, 0.5] and "kl" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    "module, section, start, name", [(rft, "rft", "base", "rft"), (rl, "rl", "rft", "grm")]
+)
+def test_a_stage_of_no_steps_passes_its_start_on_and_says_so(
+    monkeypatch, module, section, start, name
+):
+    saved, config = {}, micro.get_config()
+    config[section].steps = 0
+    assert config_flags.section(config_flags.finish(config), section).updates == 0
+    monkeypatch.setattr(module, "load_policy", lambda run, policy: {"of": policy})
+    monkeypatch.setattr(
+        module, "save_model", lambda run, model, trained: saved.update({model: trained})
+    )
+    about = module.train(types.SimpleNamespace(config=config))
+    assert saved == {name: loop.Trained({"of": start}, None)}
+    assert about["note"].startswith(f"{section}.steps is 0: the ")
