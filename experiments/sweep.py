@@ -162,6 +162,7 @@ def plan(
         own = [*overrides, *(f"--config.{field}={value}" for field, value in chosen.items())]
         script, config = resolve(preset, [word for word in own if word.startswith("--config.")])
         if script in TRAINING:
+            check_reuse(own, config, folder)
             own.append(f"--from={workdir}")
         command = [sys.executable, "-m", script, f"--config={preset}", f"--workdir={folder}", *own]
         runs.append(Run(folder, command, config))
@@ -177,6 +178,21 @@ def plan(
                     "changed since. Bring it back, or choose another --workdir"
                 )
     return runs
+
+
+def check_reuse(words: Sequence[str], config: dict, folder: pathlib.Path) -> None:
+    """End the program where --stages names no stage of a run, or --from no work folder."""
+    from experiments.stages import reuse
+
+    def values(flag: str) -> list[str]:
+        return [word.partition("=")[2] for word in words if word.startswith(f"--{flag}=")]
+
+    try:
+        for names in values("stages"):
+            reuse.check_names(names.split(","), reuse.stages_of(config))
+        reuse.givers(values("from"), folder)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def other_functions(folder: pathlib.Path, config: dict) -> list[str]:

@@ -278,9 +278,7 @@ def chosen(names: Sequence[str], workdir: pathlib.Path, all_names: Sequence[str]
     """
     if not names:
         return [*all_names, EVALUATION]
-    known = (*all_names, EVALUATION)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"--stages: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    check_names(names, all_names)
     for name in names:
         for before in STAGES[name].after if name != EVALUATION else ():
             if before not in names and not done(workdir, before):
@@ -289,3 +287,10 @@ def chosen(names: Sequence[str], workdir: pathlib.Path, all_names: Sequence[str]
                     f"name {before} too, or take it over with --from=WORKDIR"
                 )
     return list(names)
+
+
+def check_names(names: Sequence[str], all_names: Sequence[str]) -> None:
+    """ValueError where --stages names what is no stage of the run."""
+    known = (*all_names, EVALUATION)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--stages: expected some of {', '.join(known)}, got {unknown[0]!r}")

@@ -63,13 +63,20 @@ def test_a_dry_run_prints_the_command_of_every_combination(tmp_path, capsys):
 
 
 def test_stages_and_givers_go_to_every_run(tmp_path, capsys):
-    given = ["--stages=rft_sample,rft,rl,eval", "--from=runs/earlier"]
-    sweep.main([f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--sweep.seed=0", *given])
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier/config.json").write_text("{}")
+    given = ["--stages=rft_sample,rft,rl,eval", f"--from={tmp_path / 'earlier'}"]
+    arguments = [f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--sweep.seed=0"]
+    sweep.main([*arguments, *given])
     (command,) = capsys.readouterr().out.splitlines()
     assert shlex.split(command)[5:] == [*given, "--config.seed=0", f"--from={tmp_path}"]
     with pytest.raises(SystemExit):
         sweep.parse([f"--config={TINY}", "--workdir=w", "--sweep.seed=0", "--stages=rft"])
     assert "expected eval among them" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="--stages: expected some of rft_sample, .*, got 'rlx'"):
+        sweep.main([*arguments, "--stages=rlx,eval"])
+    with pytest.raises(SystemExit, match="--from=nowhere: expected a work folder"):
+        sweep.main([*arguments, "--from=nowhere"])
 
 
 def test_the_script_is_that_of_the_preset(tmp_path):
