@@ -140,9 +140,12 @@ def load_records(
 ) -> Benchmark:
     """Reads records of our own schema, with gold or, all of them, without.
 
-    about: what these records are, in words, which open the protocol.
+    about: what these records are, in words, which open the protocol; else the file's name does.
     left_out: {reason: records} that were left out before, for the counts.
     """
+    if not about:
+        hub = ", ".join(dict.fromkeys(dataset for dataset, _, _ in place.hub.values()))
+        about = f"Records of {place.path.name if place.path else hub}."
     benchmark = _of_format(
         name,
         place,

@@ -90,8 +90,8 @@ def above_chance(row: Mapping) -> bool:
     low = row["ci_low"]
     if row["value"] is None or low is None:
         return False
-    if low > 1 - 1e-9:  # all right: the exact bound (Clopper and Pearson), for no draw differs
-        low = 0.025 ** (1 / max(1, row["judged"]))
+    if row["ci_high"] - low < 1e-9:  # no resample differs: the exact bound for one that is right
+        low *= 0.025 ** (1 / max(1, row["judged"]))  # on all items (Clopper and Pearson)
     return low > (row["chance"] or 0)
 
 
@@ -150,9 +150,9 @@ def markdown(results: Mapping) -> str:
         f"with one, the coverage, stands in a cell where it is not 100 %, with {LOW} below "
         f"{least:g} %. not judged: no judgment gave scores, so there is no figure. n/a: the system "
         "does not accept such items, or has no right or wrong answer there. unparsed: judgments "
-        "without scores. Bold: the highest of its column, if its interval lies above chance; the "
-        "highest of many lines is in part luck, and no interval is corrected for multiple "
-        "comparisons. no interval: the items share one prompt.",
+        "without scores. Bold: the highest of those in its column whose interval lies above chance "
+        f"and that have no {LOW}; the highest of many lines is in part luck, and no interval is "
+        "corrected for multiple comparisons. no interval: the items share one prompt.",
         *first_looks(benchmarks),
         "",
         "| system | judgment | "

@@ -280,7 +280,7 @@ def _curve(
     )
 
 
-def chance_line(panel, rows: Sequence[Mapping]) -> None:
+def chance_line(panel: Axes, rows: Sequence[Mapping]) -> None:
     """Draws what a guess gets, where a row tells it."""
     chance = next((row["chance"] for row in rows if row["chance"] is not None), None)
     if chance is None:

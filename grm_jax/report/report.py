@@ -85,6 +85,7 @@ def render(
         seed=results.get("seed"),
         notes=_notes(results),
         silent=without_judgments(results),
+        about_systems=_about_systems(results),
         least=results["min_coverage"],
         low=LOW,
         # results
@@ -118,6 +119,29 @@ def render(
         examples=shown,
         examples_json=page.script_json(shown["items"]),
     )
+
+
+TRAINED = {  # what a run trains, where its config names no systems of its own
+    "base": "the model that training began with",
+    "rft": "the model after rejective fine-tuning",
+    "grm": "the model after rejective fine-tuning and RL",
+    "bradley_terry": "a scalar model: it gives each response a number, trained on pairs",
+    "pair_rm": "a scalar model that reads two responses at once, trained on pairs",
+    "cloud": "a critic, and a scalar model that reads a response with its critique",
+}
+
+
+def _about_systems(results: Mapping) -> list[tuple[str, str]]:
+    """Returns (system, what it is) of those that the config tells something of."""
+    config = results.get("config") or {}
+    if not config.get("systems"):
+        return [(name, TRAINED[name]) for name in results["systems"] if name in TRAINED]
+    about = {}
+    for spec in config["systems"]:
+        if isinstance(spec, Mapping) and spec.get("kind"):
+            parts = [spec["kind"].replace("_", " "), spec.get("model"), spec.get("path")]
+            about[spec.get("name")] = ", ".join(str(part) for part in parts if part)
+    return [(name, about[name]) for name in results["systems"] if name in about]
 
 
 def _notes(results: Mapping) -> list[str]:

@@ -340,6 +340,11 @@ def test_all_right_on_a_few_items_is_not_above_chance(tmp_path, items, bold):
     """By the exact bound, 0.025 ** (1 / items), against a chance of 1/2: no resample is wrong."""
     rows = [row for row in fabricated.records("test", 20) if len(row["responses"]) == 2][:items]
     results, *_ = fabricate(tmp_path, rows, all_right)
+    half = [
+        row | {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5, "chance": 0.49}
+        for row in results["rows"]
+    ]
+    assert "**" not in markdown(results | {"rows": half}), "half right on all has no width either"
     assert (
         results["rows"][0]["ci_low"] == pytest.approx(1)
         and ("**100.0**" in markdown(results)) == bold
@@ -367,6 +372,15 @@ def test_one_system_alone_is_told_of_multiple_comparisons(tmp_path):
     text = shown(results, *where)
     assert f"makes {len(results['paired'])} comparisons" in text and "one in 20" in text
     assert "The highest of 4 lines is in part luck" in text
+
+
+def test_systems_and_records_are_described(tmp_path):
+    results, *where = fabricate(tmp_path, fabricated.records("test", 4))
+    text = shown(results, *where)
+    assert "grm : the model after rejective fine-tuning and RL." in text
+    assert "Records of records.jsonl." in text
+    config = {"systems": [{"name": "grm", "kind": "remote", "model": "some/model"}]}
+    assert "grm : remote, some/model." in shown(results, *where, config=config)
 
 
 def test_nothing_is_plotted_where_there_is_nothing_to_plot(tmp_path):
