@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from grm_jax import __version__, locks, signals
-from grm_jax.json_files import decode
+from grm_jax.json_files import decode, opened
 from grm_jax.judge import Judge, Verdict, as_record, load
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
 from grm_jax.last_line import explain, unforeseen
@@ -497,7 +497,7 @@ def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -
 def _opened(path: str) -> Any:
     if path == "-":
         return open(sys.stdin.fileno(), "rb", closefd=False)
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+    return opened(pathlib.Path(path))
 
 
 def _stdout() -> Any:

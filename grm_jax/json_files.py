@@ -1,11 +1,16 @@
 """Reads JSON that can be written again, says what a broken file looks like, shows wrong values."""
 
+import gzip
+import io
+import itertools
 import json
 import math
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from typing import IO, Any
 
+_HEAD = 1 << 16  # bytes that are read at once
 DEPTH = 100  # levels of lists and objects in one another
 DIGITS = 1000  # of an integer; Python writes none of more than 4,300
 
@@ -76,6 +81,116 @@ def decode(raw: bytes, where: str) -> Any:
     if "\\u" in text or raw.count(b"[") + raw.count(b"{") > DEPTH:
         check_plain(value, where)
     return value
+
+
+def read_values(path: pathlib.Path, split: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yields (where, value) of every object of a JSON file, whatever form it has.
+
+    Objects line by line, a list of them, one object, or splits, as {"train": [objects]}; also
+    gzipped. What else a value is, such as a number on a line, is left to the caller. `where` is
+    "file:line" or "file[item]". split: of a file that holds several; "train" where there is one of
+    this name, else the only one. Raises ValueError that names file and line.
+    """
+    try:
+        with opened(path) as file:
+            yield from _values(path, file, split)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file: {error}") from error
+
+
+def opened(path: pathlib.Path) -> IO[bytes]:
+    """Opens a file for reading; gzip is known by its first bytes, whatever its name."""
+    file = open(path, "rb")
+    if file.peek(2)[:2] != b"\x1f\x8b":
+        return file
+    return io.BufferedReader(gzip.GzipFile(fileobj=file), _HEAD)  # type: ignore[arg-type]
+
+
+def _values(path: pathlib.Path, file: IO[bytes], split: str | None) -> Iterator[tuple[str, Any]]:
+    lines = enumerate(file, 1)
+    number, first = next(((n, line) for n, line in lines if not _blank(line)), (1, b""))
+    strange = looks_like(first)
+    if strange:
+        raise ValueError(f"{path}: expected JSON: {strange}")
+    by_line = not path.name.lower().removesuffix(".gz").endswith(".json")
+    where = f"{path}:{number}"
+    value, error = _decoded(first, where)
+    second = next(((n, line) for n, line in lines if line.strip()), None)
+    # one value over several lines
+    if error is not None or (second and not by_line and not isinstance(value, dict)):
+        rest = b"".join([second[1] if second else b"", *(line for _, line in lines)])
+        value, problem = _decoded(first + rest, str(path))
+        if problem is not None and by_line and error is not None and not _opens(first):
+            raise error
+        if problem is not None:
+            below = "; several values one below the other, each over several lines?"
+            raise ValueError(f"{problem}{below if 'Extra data' in str(problem) else ''}")
+        second, where = None, str(path)
+    if second is None and _splits(value):
+        yield from _of_split(path, value, split)
+        return
+    if split is not None:
+        raise ValueError(no_splits(path, split))
+    # a list of objects, in a file of lines too; there the list could also be a row of its own
+    if (
+        second is None
+        and isinstance(value, list)
+        and (not by_line or not value or all(map(_is_object, value)))
+    ):
+        yield from ((f"{path}[{i}]", element) for i, element in enumerate(value))
+        return
+    if not isinstance(value, dict) and not by_line:
+        raise ValueError(f"{path}: expected a list of JSON objects, got {shown(value)}")
+    # one object, or objects line by line
+    yield where, value
+    for number, line in itertools.chain([second] if second else [], lines):
+        if line.strip():
+            yield f"{path}:{number}", decode(line, f"{path}:{number}")
+
+
+def _decoded(raw: bytes, where: str) -> tuple[Any, ValueError | None]:
+    try:
+        return decode(raw, where), None
+    except ValueError as error:
+        return None, error
+
+
+def _blank(line: bytes) -> bool:
+    return not line.removeprefix(b"\xef\xbb\xbf").strip()
+
+
+def _opens(line: bytes) -> bool:
+    """Whether a line is one that JSON over several lines begins with."""
+    return line.removeprefix(b"\xef\xbb\xbf").strip() in (b"{", b"[", b"[{")
+
+
+def _of_split(path: pathlib.Path, splits: dict, split: str | None) -> Iterator[tuple[str, Any]]:
+    """The objects of one of the splits of a file."""
+    wanted = split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits)))
+    if wanted not in splits:
+        raise ValueError(
+            f'{path}: field "split": expected one of {", ".join(splits)}, got {wanted!r}'
+        )
+    yield from ((f"{path}:{wanted}[{i}]", row) for i, row in enumerate(splits[wanted]))
+
+
+def no_splits(path: pathlib.Path, split: str) -> str:
+    """Says that a split was asked for of a file that has none."""
+    return f'{path}: field "split": {split!r} is asked for, but the file has no splits'
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _splits(value: Any) -> bool:
+    """Whether an object holds splits: lists of objects, none of which are turns of a dialogue."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(rows, list) and all(map(_is_object, rows)) for rows in value.values())
+        and not any({"role", "from"} & row.keys() for rows in value.values() for row in rows)
+    )
 
 
 def check_plain(value: object, where: str, field: str = "") -> None:

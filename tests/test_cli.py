@@ -426,13 +426,17 @@ def test_results_with_and_without_judgments_are_not_mixed(grm, file, tmp_path):
     assert status == 2 and "out.jsonl:1: made without --judgments" in said
 
 
-def test_a_damaged_gzip_file_is_named(grm, file, tmp_path):
-    torn, plain = tmp_path / "torn.jsonl.gz", tmp_path / "plain.jsonl.gz"
-    torn.write_bytes(gzip.compress(file.read_bytes())[:40])
-    plain.write_bytes(file.read_bytes())
-    for path in (torn, plain):
-        status, _, said = grm("judge", path)
-        assert status == 2 and f"{path}: damaged gzip file" in said
+def test_gzip_is_known_by_its_bytes_and_a_damaged_file_is_named(grm, file, tmp_path):
+    whole = gzip.compress(file.read_bytes())
+    for name in ("torn.jsonl.gz", "torn.jsonl"):
+        (tmp_path / name).write_bytes(whole[:40])
+        status, _, said = grm("judge", tmp_path / name)
+        assert status == 2 and f"{tmp_path / name}: damaged gzip file" in said
+    want = grm("judge", file)[:2]
+    (tmp_path / "zipped.jsonl").write_bytes(whole)
+    (tmp_path / "plain.jsonl.gz").write_bytes(file.read_bytes())
+    for name in ("zipped.jsonl", "plain.jsonl.gz"):
+        assert grm("judge", tmp_path / name)[:2] == want
 
 
 def test_equal_records_without_ids_are_judged_each(grm, tmp_path):

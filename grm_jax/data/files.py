@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
-import itertools
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from grm_jax.json_files import LFS_POINTER, cut, decode, looks_like, shown
+from grm_jax.json_files import LFS_POINTER, cut, looks_like, no_splits, opened, read_values
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".csv", ".tsv")
@@ -87,7 +85,7 @@ def read_file(path: Path, split: str | None = None) -> Iterator[Row]:
             f'source: field "path": expected a file {", ".join(SUFFIXES)}, or a folder, got {path}'
         )
     if split is not None and not _is_json(suffix):
-        raise ValueError(_no_splits(path, split))
+        raise ValueError(no_splits(path, split))
     if suffix.endswith((".parquet", ".arrow")):
         rows: Iterator[Row] = _arrow_rows(path)
     elif suffix.endswith(TEXT_SUFFIXES):
@@ -97,121 +95,20 @@ def read_file(path: Path, split: str | None = None) -> Iterator[Row]:
     yield from rows
 
 
-def opened(path: Path) -> IO[bytes]:
-    """Opens a file for reading; gzip is known by its first bytes, whatever its name."""
-    file = open(path, "rb")
-    if file.peek(2)[:2] != b"\x1f\x8b":
-        return file
-    return io.BufferedReader(gzip.GzipFile(fileobj=file), _HEAD)  # type: ignore[arg-type]
-
-
 # ---- JSON
 
 
 def _json_rows(path: Path, split: str | None) -> Iterator[Row]:
     stem = re.sub(r"\.(jsonl|ndjson|json)(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     name = f"{path.absolute().parent.name}/{stem}"
-    try:
-        with opened(path) as file:
-            for index, (where, value) in enumerate(_json_values(path, file, split)):
-                if not isinstance(value, dict):
-                    raise ValueError(
-                        f"{where}: expected a JSON object, got a {type(value).__name__}"
-                    )
-                yield Row(where, name, index, value)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged gzip file: {error}") from error
-
-
-def _json_values(path: Path, file: IO[bytes], split: str | None) -> Iterator[tuple[str, Any]]:
-    """(where, value) of every object of a file, whatever form it has."""
-    lines = enumerate(file, 1)
-    number, first = next(((n, line) for n, line in lines if not _blank(line)), (1, b""))
-    strange = looks_like(first)
-    if strange:
-        raise ValueError(f"{path}: expected JSON: {strange}")
-    by_line = not path.name.lower().removesuffix(".gz").endswith(".json")
-    where = f"{path}:{number}"
-    value, error = _decoded(first, where)
-    second = next(((n, line) for n, line in lines if line.strip()), None)
-    # one value over several lines
-    if error is not None or (second and not by_line and not isinstance(value, dict)):
-        rest = b"".join([second[1] if second else b"", *(line for _, line in lines)])
-        value, problem = _decoded(first + rest, str(path))
-        if problem is not None and by_line and error is not None and not _opens(first):
-            raise error
-        if problem is not None:
-            below = "; several values one below the other, each over several lines?"
-            raise ValueError(f"{problem}{below if 'Extra data' in str(problem) else ''}")
-        second, where = None, str(path)
-    if second is None and _splits(value):
-        yield from _of_split(path, value, split)
-        return
-    if split is not None:
-        raise ValueError(_no_splits(path, split))
-    # a list of objects, in a file of lines too; there the list could also be a row of its own
-    if (
-        second is None
-        and isinstance(value, list)
-        and (not by_line or not value or all(map(_is_object, value)))
-    ):
-        yield from ((f"{path}[{i}]", element) for i, element in enumerate(value))
-        return
-    if not isinstance(value, dict) and not by_line:
-        raise ValueError(f"{path}: expected a list of JSON objects, got {shown(value)}")
-    # one object, or objects line by line
-    yield where, value
-    for number, line in itertools.chain([second] if second else [], lines):
-        if line.strip():
-            yield f"{path}:{number}", decode(line, f"{path}:{number}")
-
-
-def _decoded(raw: bytes, where: str) -> tuple[Any, ValueError | None]:
-    try:
-        return decode(raw, where), None
-    except ValueError as error:
-        return None, error
-
-
-def _blank(line: bytes) -> bool:
-    return not line.removeprefix(b"\xef\xbb\xbf").strip()
-
-
-def _opens(line: bytes) -> bool:
-    """Whether a line is one that JSON over several lines begins with."""
-    return line.removeprefix(b"\xef\xbb\xbf").strip() in (b"{", b"[", b"[{")
-
-
-def _of_split(path: Path, splits: dict, split: str | None) -> Iterator[tuple[str, Any]]:
-    """The objects of one of the splits of a file."""
-    wanted = split or ("train" if "train" in splits or len(splits) > 1 else next(iter(splits)))
-    if wanted not in splits:
-        raise ValueError(
-            f'{path}: field "split": expected one of {", ".join(splits)}, got {wanted!r}'
-        )
-    yield from ((f"{path}:{wanted}[{i}]", row) for i, row in enumerate(splits[wanted]))
+    for index, (where, value) in enumerate(read_values(path, split)):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected a JSON object, got a {type(value).__name__}")
+        yield Row(where, name, index, value)
 
 
 def _is_json(name: str) -> bool:
     return not name.endswith((*TEXT_SUFFIXES, ".parquet", ".arrow"))
-
-
-def _no_splits(path: Path, split: str) -> str:
-    return f'{path}: field "split": {split!r} is asked for, but the file has no splits'
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _splits(value: Any) -> bool:
-    """Whether an object holds splits: lists of objects, none of which are turns of a dialogue."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(rows, list) and all(map(_is_object, rows)) for rows in value.values())
-        and not any({"role", "from"} & row.keys() for rows in value.values() for row in rows)
-    )
 
 
 # ---- tables

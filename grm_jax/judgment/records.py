@@ -22,13 +22,12 @@ import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grm_jax.json_files import check_plain, decode, shown
+from grm_jax.json_files import check_plain, opened, read_values, shown
 
 ROLES = ("system", "user", "assistant")
 FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference", "metadata")
@@ -116,31 +115,26 @@ def record_to_dict(record: Record) -> dict[str, Any]:
 
 
 def read_records(path: str | os.PathLike) -> list[Record]:
-    """Reads a .jsonl or .jsonl.gz file (UTF-8, blank lines skipped).
+    """Reads the records of a JSON file: line by line, or in any of the forms of `read_values`.
 
-    Raises ValueError at the first invalid line or repeated id.
+    An empty file has none. Raises ValueError at the first invalid record or repeated id.
     """
+    path = Path(path)
     records: list[Record] = []
-    first_line: dict[str, int] = {}
-    opener = gzip.open if str(path).endswith(".gz") else open
-    number = 0
-    try:
-        # bytes: only \n ends a line, and a decoding error can name its line
-        with opener(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if not raw.strip():
-                    continue
-                where = f"{path}:{number}"
-                record = record_from_dict(decode(raw, where), where)
-                if record.id in first_line:
-                    raise ValueError(
-                        f'{where}: field "id": {record.id!r} was used on line '
-                        f"{first_line[record.id]} already"
-                    )
-                first_line[record.id] = number
-                records.append(record)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: damaged gzip file after line {number}: {error}") from error
+    first: dict[str, str] = {}
+    if path.is_file():
+        with opened(path) as file:
+            if not file.read(1):
+                return records
+    for where, value in read_values(path):
+        record = record_from_dict(value, where)
+        if record.id in first:
+            raise ValueError(
+                f'{where}: field "id": {record.id!r} was used {first[record.id]} already'
+            )
+        place = where.removeprefix(str(path))
+        first[record.id] = f"on line {place[1:]}" if place[:1] == ":" else f"at {place}"
+        records.append(record)
     return records
 
 

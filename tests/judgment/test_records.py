@@ -230,3 +230,23 @@ def test_judgment_needs_no_array_library():
         "'flax'} & set(sys.modules) else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_records_are_read_in_other_clothes_too(tmp_path):
+    one, two = (GOOD | {"id": name} for name in "ab")
+    (tmp_path / "want.jsonl").write_text(json.dumps(one) + "\n" + json.dumps(two) + "\n")
+    want = read_records(tmp_path / "want.jsonl")
+    for text in (
+        json.dumps([one, two]),
+        json.dumps([one, two], indent=1),
+        "\ufeff" + json.dumps([one, two]),
+    ):
+        for data in (text.encode(), gzip.compress(text.encode())):
+            (tmp_path / "a.json").write_bytes(data)
+            assert read_records(tmp_path / "a.json") == want
+    (tmp_path / "a.json").write_text(json.dumps([one, one]))
+    with pytest.raises(ValueError, match=r"a.json\[1\]: .* 'a' was used at \[0\] already"):
+        read_records(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("<html>")
+    with pytest.raises(ValueError, match="a.json: expected JSON: an HTML or XML page"):
+        read_records(tmp_path / "a.json")
