@@ -139,6 +139,12 @@ def way_text(aggregation: str, k: int) -> str:
     return {"greedy": "greedy", "vote": f"vote @{k}", "meta": f"Meta RM @{k}"}[aggregation]
 
 
+def cell_text(text: str) -> str:
+    """Writes a name so that it stays text in a cell of a Markdown table."""
+    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return plain.replace("|", "\\|").replace("*", "\\*").replace("`", "\\`")
+
+
 def markdown(results: Mapping) -> str:
     """Writes the headline and the capabilities, in percent, as Markdown tables."""
     benchmarks = results["benchmarks"]
@@ -156,7 +162,7 @@ def markdown(results: Mapping) -> str:
         *first_looks(benchmarks),
         "",
         "| system | judgment | "
-        + " | ".join(benchmark["name"] for benchmark in benchmarks)
+        + " | ".join(cell_text(benchmark["name"]) for benchmark in benchmarks)
         + " | unparsed |",
         "|---" * (len(benchmarks) + 3) + "|",
     ]
@@ -165,7 +171,7 @@ def markdown(results: Mapping) -> str:
             _cell(line["cells"].get(b["name"]), b["name"] in line["best"], results["min_coverage"])
             for b in benchmarks
         ]
-        texts = [line["system"], line["label"], *cells, _percent(line["unparsed"], 2)]
+        texts = [cell_text(line["system"]), line["label"], *cells, _percent(line["unparsed"], 2)]
         lines.append("| " + " | ".join(texts) + " |")
     chances = [_percent(b["chance"]) for b in benchmarks]
     lines.append("| chance | | " + " | ".join(chances) + " | |")
@@ -186,7 +192,9 @@ def markdown(results: Mapping) -> str:
         )
         flexible = yes_no(can["input_flexible"])
         scalable = scalable_text(can, can["system"] in thin)
-        lines.append("| " + " | ".join([can["system"], *sizes, flexible, scalable, gain]) + " |")
+        lines.append(
+            "| " + " | ".join([cell_text(can["system"]), *sizes, flexible, scalable, gain]) + " |"
+        )
     return "\n".join([*lines, ""])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from grm_jax.judgment.voting import default_k_meta
-from grm_jax.report.headline import LOW, coverage_text, way_text
+from grm_jax.report.headline import LOW, cell_text, coverage_text, way_text
 from grm_jax.report.plots import STYLE, chance_line, grid, k_axis, legend, looks, percent_axis
 
 
@@ -172,7 +172,7 @@ def _table(merged: Mapping, title: str, rows: Sequence[Mapping], label, cell) ->
         return []
     columns = [b for b in merged["benchmarks"] if any(row["benchmark"] == b for row in rows)]
     swept = bool(merged["swept"])
-    head = ["system", title, *(["setting"] * swept), *columns]
+    head = ["system", title, *(["setting"] * swept), *map(cell_text, columns)]
     cells: dict[tuple, dict[str, dict[str, str]]] = {}  # the settings of a label side by side
     for row in rows:
         of_setting = cells.setdefault(label(row), {})
@@ -181,7 +181,8 @@ def _table(merged: Mapping, title: str, rows: Sequence[Mapping], label, cell) ->
     for names, of_setting in cells.items():
         for setting, of_benchmark in of_setting.items():
             shown = [of_benchmark.get(benchmark, "") for benchmark in columns]
-            lines.append("| " + " | ".join([*names, *([setting] * swept), *shown]) + " |")
+            told = [*names, *([setting] * swept)]
+            lines.append("| " + " | ".join([*map(cell_text, told), *shown]) + " |")
     return [*lines, ""]
 
 

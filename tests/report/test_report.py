@@ -374,6 +374,13 @@ def test_one_system_alone_is_told_of_multiple_comparisons(tmp_path):
     assert "The highest of 4 lines is in part luck" in text
 
 
+def test_names_stay_text_in_markdown(tmp_path):
+    results, *_ = fabricate(tmp_path, fabricated.records("test", 4))
+    name = "<script>a|b</script>\n*x*"
+    text = markdown(json.loads(json.dumps(results).replace('"grm"', json.dumps(name))))
+    assert "| &lt;script>a\\|b&lt;/script> \\*x\\* | greedy |" in text and "<script" not in text
+
+
 def test_systems_and_records_are_described(tmp_path):
     results, *where = fabricate(tmp_path, fabricated.records("test", 4))
     text = shown(results, *where)
