@@ -222,9 +222,9 @@ def _check_inputs(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
             )
 
 
-def _with_functions(run: Mapping) -> dict:
+def _with_functions(results: Mapping) -> dict:
     """The inputs of a run; one that calls no function of the user's has digests of none."""
-    return {"functions": {"rl": {}}} | run["inputs"]
+    return {"functions": {"rl": {}}} | results["inputs"]
 
 
 def _of_the_world(config: Mapping, field: str) -> bool:
