@@ -20,7 +20,10 @@ def test_snippet_runs(snippet):
 def test_links_and_launchers_exist():
     named = re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"bash ([\w./]+)", README)
     assert len(named) >= 8
-    assert [path for path in named if not (REPO / path).exists()] == []
+    assert [path for path in named if not (REPO / path.partition("#")[0]).exists()] == []
+    for path, _, anchor in (name.partition("#") for name in named if "#" in name):
+        headings = re.findall(r"^#+ (.*)$", (REPO / path).read_text(), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
 
 
 def test_every_preset_is_in_the_table():
