@@ -16,6 +16,7 @@ from tests.first_hour import commands
 from tests.reward_models.chat_server import Server, completion
 from tests.reward_models.judge_cases import judgment
 
+SILENT = "not one judgment, so no figure: tiny on "
 KEY = "sk-hour-4f1d9c0aa7"
 
 
@@ -119,7 +120,10 @@ def follow(folder: pathlib.Path, api: Api, items: int) -> list[commands.Result]:
     for block in page:
         api.healthy = "eval.retry" in block.text
         result = commands.follow(block, folder, replaced, {"OPENAI_API_KEY": KEY})
-        assert result.returncode == 0, f"line {block.line}: {result.stdout}{result.stderr}"
+        # the page says that tiny may have no judgment on real text, and what is said then
+        silent = result.stderr.rstrip().rpartition("\n")[2].startswith(SILENT)
+        status = 1 if silent else 0
+        assert result.returncode == status, f"line {block.line}: {result.stdout}{result.stderr}"
         assert "Traceback" not in result.stderr and KEY not in result.stdout + result.stderr
         print(f"line {block.line}: {result.seconds:.1f} s")
         if block.file is None:
