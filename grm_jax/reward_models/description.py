@@ -164,7 +164,7 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
     folder = BUILT_IN.get(os.fspath(name), pathlib.Path(name).expanduser())
     tried = [folder, *(folder / "models" / part for part in parts), *(folder / p for p in parts)]
     for path in tried:
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() and not _is_of_a_run(path / "config.json"):
             return path
     if folder.exists():
         raise FileNotFoundError(
@@ -255,6 +255,15 @@ def _small_tensors(file: BinaryIO) -> list[tuple[int, int]]:
         return sorted((begin + a, begin + b) for a, b in spans if b - a <= 1 << 20)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
+
+
+def _is_of_a_run(path: pathlib.Path) -> bool:
+    """Whether a config.json is that of a work folder, which says what the run is."""
+    try:
+        config = read_object(path)
+    except ValueError:  # whoever reads the model says so
+        return False
+    return "model_type" not in config and {"digest", "config"} <= config.keys()
 
 
 def _from_hub(name: str) -> pathlib.Path:

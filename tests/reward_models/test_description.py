@@ -138,6 +138,14 @@ def test_a_name_is_built_in_a_folder_or_a_work_folder(tmp_path, monkeypatch):
     assert model_folder(grm) == model_folder(str(grm)) == model_folder(tmp_path / "run") == grm
     assert model_folder(tmp_path / "run", ("meta",)) == meta
     assert model_folder(tmp_path / "run/models") == grm
+    # a run keeps its own config there, which is no model's
+    own = tmp_path / "run/config.json"
+    own.write_text(json.dumps({"digest": "4d", "inputs": {}, "files": {}, "config": {"seed": 0}}))
+    assert model_folder(tmp_path / "run") == grm
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/config.json").write_bytes(own.read_bytes())
+    with pytest.raises(FileNotFoundError, match="or a work folder with models/grm .* config.json"):
+        model_folder(tmp_path / "begun")
     pairs = folder(tmp_path / "pairs/models/pair_rm")
     assert model_folder(tmp_path / "pairs") == pairs
     monkeypatch.chdir(tmp_path)
