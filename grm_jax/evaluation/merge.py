@@ -203,9 +203,7 @@ def _check_inputs(runs: Mapping[str, Mapping], swept: Sequence[str]) -> None:
             seeded = [field for field in SEEDED if run["seed"] != first["seed"]]
             fields = [
                 field
-                for field in differing(
-                    _with_functions(first["inputs"]), _with_functions(run["inputs"])
-                )
+                for field in differing(_with_functions(first), _with_functions(run))
                 if not (field in seeded and _of_the_world(run["config"], field))
                 and field.removeprefix("functions.") not in swept
             ]
