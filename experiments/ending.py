@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 
-from grm_jax.last_line import explain, unforeseen
+from grm_jax.last_line import explain, open_streams, unforeseen
 
 _last: list[tuple[str, int]] = []  # the line, and the exit status
 
@@ -20,7 +20,10 @@ _last: list[tuple[str, int]] = []  # the line, and the exit status
 def install() -> None:
     """End the program so after an error that nothing catches. To be called before anything that
     leaves work, and words, for the end of the program: they then stand above the line.
+
+    A stream that is closed is as /dev/null.
     """
+    open_streams()
     sys.excepthook = _note
     atexit.register(_leave)
 

@@ -27,7 +27,7 @@ from grm_jax import __version__, locks, signals
 from grm_jax.json_files import decode, opened
 from grm_jax.judge import Judge, Verdict, as_record, load
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
-from grm_jax.last_line import explain, unforeseen
+from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.reward_models.description import ROLES
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
@@ -79,7 +79,15 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns the exit status.
     """
+    closed = {"stdin": sys.stdin is None, "stdout": sys.stdout is None}
+    open_streams()
     args = _parser().parse_args(argv)
+    if closed["stdin"] and args.file == "-" or closed["stdout"] and args.out == "-":
+        stream, way = ("stdin", "name a file of records, or give some through a pipe")
+        if not (closed["stdin"] and args.file == "-"):
+            stream, way = ("stdout", "name a file for the results with --out")
+        _say(f"error: {stream} is closed; {way}")
+        return CANNOT
     logging.basicConfig(format="grm: %(message)s", level=logging.WARNING)
     try:
         with _Stop() as stop:
@@ -189,8 +197,14 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, stop: _Stop) -> int:
-    if args.file != "-" and not pathlib.Path(args.file).is_file():
-        raise FileNotFoundError(f"{args.file}: no such file")
+    path = pathlib.Path(args.file)
+    if args.file != "-" and not path.is_file():
+        what = "no such file"
+        if path.is_dir():
+            what = "is a folder; expected a file of records"
+        elif path.exists():  # read once to count, and once to judge
+            what = f"is a pipe; give it as -: COMMAND | grm {args.command} -"
+        raise ValueError(f"{args.file}: {what}")
     if args.out.endswith(".gz"):
         raise ValueError(f"--out: results are plain JSON lines; expected no .gz, got {args.out}")
     if args.out != "-" and args.file != "-" and pathlib.Path(args.out).exists():

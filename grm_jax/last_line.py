@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
@@ -92,6 +93,24 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) or _raised_by_us(error):
         return text or kind.__name__
     return None
+
+
+def open_streams() -> None:
+    """Opens /dev/null for each of stdin, stdout and stderr that is closed (`2>&-`, some daemons).
+
+    Else the first file of ours would take its number, and what libraries in C say would be written
+    into that. To be called before any file is opened.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
 
 
 def unforeseen(error: BaseException) -> str:

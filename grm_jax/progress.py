@@ -33,7 +33,7 @@ def progress(
     earlier process did: it counts as done but not in the speed. Nor does the first advance, which
     compiles. Of several processes of one job the first prints.
     """
-    if not is_main():
+    if not is_main() or sys.stderr is None:  # closed, as a daemon's may be
         yield lambda n=1, **shown: None
         return
     tracker = _Tracker(label, total, unit, done)

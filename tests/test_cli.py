@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import signal
 import subprocess
@@ -266,8 +267,12 @@ def test_results_of_another_question_are_refused_by_name(grm, file, tmp_path):
 
 
 def test_what_cannot_begin_is_said_in_a_line(tmp_path, file, capsys):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for words, message in (
         (["judge", tmp_path / "gone.jsonl"], "gone.jsonl: no such file"),
+        (["judge", tmp_path], ": is a folder; expected a file of records"),
+        (["rank", pipe], "pipe: is a pipe; give it as -: COMMAND | grm rank -"),
         (
             ["judge", file, "--model", "tinny"],
             "model 'tinny': no such folder; did you mean 'tiny'?",
@@ -377,6 +382,26 @@ def test_a_reader_that_has_enough_ends_it_quietly(tmp_path):
     process.stdout.close()
     assert process.wait(timeout=60) == 141
     assert "Traceback" not in (said := process.stderr.read()) and "Broken" not in said
+
+
+@pytest.mark.parametrize(
+    "closed, words, status, said",
+    [
+        ("<&-", ["-", "--out", "out"], 2, "stdin is closed; name a file of records"),
+        (">&-", ["in"], 2, "stdout is closed; name a file for the results with --out"),
+        (">&- 2>&- <&-", ["in", "--out", "out"], 0, ""),
+    ],
+)
+def test_a_closed_stream_is_said_or_does_not_matter(tmp_path, closed, words, status, said):
+    write(tmp_path / "in", lines("12", "34"))
+    command = [*SLOW, "judge", *words, "--model", "honest"]
+    shell = ["bash", "-c", f'cd {tmp_path}; "$@" {closed}', "bash", *command]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status and "Traceback" not in done.stderr
+    assert said in done.stderr and len(done.stderr.splitlines()) == bool(said)
+    if not status:
+        assert [json.loads(line)["id"] for line in (tmp_path / "out").open()] == ["r0", "r1"]
 
 
 def test_tiny_through_a_pipe(tmp_path):

@@ -163,6 +163,29 @@ def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path):
         assert done.stderr.splitlines()[-1] == "error: /no/such: no such file or folder"
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path, closed):
+    code = """
+import os, sys
+from experiments import ending
+ending.install()
+file = open("file", "w")
+print("words"), print("an error", file=sys.stderr, flush=True), os.write(2, b"a library in C")
+file.write(f"{min(3, file.fileno())} {sys.stdin.read()}"), file.flush()
+raise OSError(28, "full", "here")
+"""
+    shell = f'cd {tmp_path}; "$@" {closed}'
+    done = subprocess.run(
+        ["bash", "-c", shell, "bash", sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert (tmp_path / "file").read_text() == "3 " and done.returncode == 1
+    assert done.stderr == "" or last_line(done, "error: here: no space left")
+
+
 def test_what_libraries_say_at_the_end_stands_above_the_last_line():
     code = """
 from experiments import ending
