@@ -22,7 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 
 from experiments import config_flags
 from grm_jax.json_files import check_fields, read_object
@@ -57,6 +57,7 @@ SEARCH = flags.DEFINE_bool(
 
 
 def main(_):
+    logging.set_verbosity(logging.WARNING)
     config = config_flags.load(CONFIG, files=False)
     import jax
     from rich.console import Console
@@ -78,9 +79,8 @@ def main(_):
         raise ValueError(
             f"--programs: expected some of {', '.join(NAMES)}, got {', '.join(unknown)}"
         )
-    topology = get_topology(TOPOLOGY.value)
-    topology = topology._replace(compiles=topology.compiles and COMPILE.value)
-    job = job_of(config, "tpu" if topology.chip.torus else "gpu")
+    topology = get_topology(TOPOLOGY.value, COMPILE.value)
+    job = job_of(config, topology.platform)
     make_mesh(**config.mesh, devices=topology.devices)
     if SEARCH.value and not topology.compiles:
         raise ValueError(
@@ -114,6 +114,9 @@ def main(_):
             write(plan, out)
     show(plan, Console(width=None if sys.stdout.isatty() else 200))
     print(f"plan: {out / 'plan.md'}")
+    if not any("memory" in figures for figures in plan["programs"].values()):
+        name, figures = next(iter(plan["programs"].items()))
+        sys.exit(f"error: no program can be made of this preset here; {name}: {figures['error']}")
 
 
 def start_plan(
@@ -156,7 +159,7 @@ def figures_of(
 
     began = time.time()
     try:
-        job = job_of(config, topology.devices[0].platform)
+        job = job_of(config, topology.platform)
         program = make_programs(job, topology.devices, (name,))[name]
     except (ValueError, NotImplementedError) as error:
         say(f"{name}: {error}")

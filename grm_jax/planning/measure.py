@@ -103,8 +103,9 @@ def measure(
         figures["fits"] = False if least > limit or topology.compiles else None
     figures["unknown"] = [*flops.unknown, *made.get("uncounted", ())]
     if made["compiles"] or not topology.compiles:
-        # not compiled: each argument is read once
-        figures.setdefault("hbm_bytes", sum(memory.values()))
+        # not compiled: what every call reads whole, once; of a cache or a batch it may be less
+        whole = sum(memory.get(part, 0.0) for part in ("params", "optimizer"))
+        figures.setdefault("hbm_bytes", whole)
         moved = [Collective(*one) for one in made["collectives"]] if made["compiles"] else None
         times = roofline(topology, program.mesh, flops.total, figures["hbm_bytes"], moved)
         figures |= {"times": times._asdict(), "seconds": times.seconds, "bound": times.bound}

@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -224,7 +225,9 @@ def sampler_call(
 
 
 def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: int) -> list[dict]:
-    """Adds up the time of every stage from its programs' "seconds"; None where one has none.
+    """Adds up the time of every stage from its programs' "seconds".
+
+    None where a program has none; "lacking" names those.
 
     Every sequence is taken to be as long as the lengths allow, and every call of the sampler to run
     until lengths.completion.
@@ -238,6 +241,7 @@ def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: 
     passes, steps = (rl.beta > 0) + (rl.old_logp == "trainer"), job.lengths.completion - 1
 
     def total(**parts):
+        parts = {name: times for name, times in parts.items() if times}
         return (
             None
             if any(seconds[name] is None for name in parts)
@@ -246,9 +250,11 @@ def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: 
 
     def row(stage, what, step, times):
         hours = None if step is None else step * times / 3600
+        of = [name for name in NAMES if re.search(rf"(?<!\b0 x )\b{name}\b", what)]
         return {
             "stage": stage,
             "what": what,
+            "lacking": [name for name in of if seconds[name] is None],
             "seconds": step,
             "per_day": None if step is None else 86400 / step,
             "hours": hours,

@@ -49,11 +49,18 @@ def notes(plan: dict) -> list[str]:
     for name, figures in plan["programs"].items():
         found += [f"{name}: {figures['error']}"] if figures.get("error") else []
         found += [f"{name}: {what}" for what in figures.get("unknown", ())]
+    for stage in plan["stages"]:
+        lacking = stage.get("lacking", ())
+        left_out = [name for name in lacking if name not in plan["programs"]]
+        untimed = [name for name in lacking if name in plan["programs"]]
+        words = [f"{', '.join(left_out)} left out of --programs"] if left_out else []
+        words += [f"{', '.join(untimed)} without a time (above)"] if untimed else []
+        found += [f"{stage['stage'].strip()}: no time, {'; '.join(words)}"] if words else []
     if not plan["compiled"]:
         found.append(
-            "Nothing was compiled: memory is that of arguments alone, HBM traffic reads each "
-            "of them once, links are not counted, and a time is "
-            "the larger of compute and that traffic"
+            "Nothing was compiled: memory is that of arguments alone, HBM traffic reads parameters "
+            "and optimizer state once, links are not counted, and a time is the larger of compute "
+            "and that traffic: compiled programs take longer"
         )
     return found
 

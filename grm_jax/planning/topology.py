@@ -69,9 +69,16 @@ class Topology(NamedTuple):
     def chips(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def platform(self) -> str:
+        """Returns what JAX calls the chips, whatever devices stand for them here."""
+        return "tpu" if self.chip.torus else "gpu"
 
-def get_topology(name: str) -> Topology:
+
+def get_topology(name: str, compiles: bool = True) -> Topology:
     """Returns the slice called `name`. To be called before JAX is used: it chooses the platform.
+
+    compiles: False for shapes alone, on virtual CPU devices: nothing needs libtpu then.
 
     Raises ValueError for a name that is not understood, with what to write, and ImportError where
     libtpu is missing.
@@ -80,15 +87,20 @@ def get_topology(name: str) -> Topology:
     if kind in GPUS:
         if not size.isdigit() or int(size) < 1:
             raise ValueError(f"topology {name!r}: expected {kind}:NUMBER_OF_GPUS, such as {kind}:8")
-        return _gpus(name, GPUS[kind], int(size))
+        found = _gpus(name, GPUS[kind], int(size))
+        return found._replace(compiles=found.compiles and compiles)
     if kind not in TPUS or not re.fullmatch(r"\d+(x\d+)+", size):
         raise ValueError(_advice(name))
     shape = tuple(int(n) for n in size.split("x"))
     if len(shape) != TPUS[kind].torus:
         raise ValueError(_advice(name))
+    if not compiles:
+        count = math.prod(shape) * TPUS[kind].devices
+        return Topology(name, TPUS[kind], shape, _virtual(count), False)
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
-            "compiling for a TPU needs libtpu; install it with the extra: pip install -e '.[tpu]'"
+            "compiling for a TPU needs libtpu; install it with the extra, pip install -e '.[tpu]', "
+            "or see shapes, FLOPs and their bounds without it: --nocompile"
         )
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
@@ -118,12 +130,16 @@ def _gpus(name, chip, count):
         found = []
     if len(found) >= count:
         return Topology(name, chip, (count,), found[:count], True)
+    return Topology(name, chip, (count,), _virtual(count), False)
+
+
+def _virtual(count: int) -> list:
     cpus = jax.devices("cpu")
     if len(cpus) < count:
         clear_backends()
         jax.config.update("jax_num_cpu_devices", count)
         cpus = jax.devices("cpu")
-    return Topology(name, chip, (count,), cpus[:count], False)
+    return cpus[:count]
 
 
 def _advice(name: str) -> str:

@@ -39,6 +39,26 @@ def test_files_hold_the_whole_plan(tmp_path):
     assert "| rft | 5 x rft_step |" in (tmp_path / "plan.md").read_text()
 
 
+def test_shapes_of_a_tpu_slice_need_no_libtpu(tmp_path):
+    """And what was left out of --programs is said, where a stage has no time for it."""
+    found = plan(tmp_path, "v5e:2x2", "--nocompile", "--programs=rft_step")
+    assert found["devices"] == 4 and not found["compiled"]
+    assert {one["stage"]: one["hours"] for one in found["stages"]}["rft"] > 0
+    text = (tmp_path / "plan.md").read_text()
+    assert "rl: no time, rl_step, logprobs, prefill, decode left out of --programs" in text
+
+
+def test_a_preset_of_which_no_program_can_be_is_an_error(tmp_path):
+    command = [sys.executable, "-m", "experiments.plan", f"--config={MICRO}", "--nocompile"]
+    command += ["--topology=h100:16", f"--out={tmp_path}", "--programs=rft_step"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: no program can be made of this preset here; rft_step: rft.micro_batch: expected a "
+        "multiple of replica x fsdp = 16"
+    )
+
+
 @pytest.mark.tpu_aot
 def test_a_change_that_makes_a_step_fit(tmp_path):
     """Remat is tried first; the second change halves the micro-batch."""

@@ -14,10 +14,10 @@ from rich.console import Console
 from experiments import config_flags
 from experiments.configs import spct_gemma2_9b, spct_gemma2_27b, tiny
 from experiments.stages.planning import job_of
-from grm_jax.planning.hardware import TPUS
+from grm_jax.planning.hardware import GPUS, TPUS
 from grm_jax.planning.measure import device_bytes, measure
-from grm_jax.planning.programs import NAMES, Job, make_programs
-from grm_jax.planning.report import markdown, show, tables
+from grm_jax.planning.programs import NAMES, Job, make_programs, stage_times
+from grm_jax.planning.report import markdown, notes, show, tables
 from grm_jax.planning.topology import Topology
 from tests.conftest import REPO
 
@@ -189,6 +189,42 @@ def test_shapes_alone_bound_what_is_not_compiled():
         "compute",
         "hbm",
     )
+
+
+@pytest.mark.parametrize("name", ["rl_step", "prefill", "decode"])
+def test_bounds_of_shapes_are_below_what_is_compiled(name):
+    """On each resource; a decode step reads of its cache only what a window shows."""
+    planned = job(tiny, rl__batch_size=32, rl__micro_batch=32, sampling__sampler="shard_map")
+    topology = Topology("test:8", GPUS["h100"], (8,), jax.devices(), False)
+    program = make_programs(planned, jax.devices(), (name,))[name]
+    bound = measure(program, topology, {})
+    compiled = measure(program, topology._replace(compiles=True), {})
+    assert compiled["compiles"] and 0 < bound["hbm_bytes"] <= compiled["hbm_bytes"]
+    assert bound["hardware_flops"] == compiled["hardware_flops"]
+    assert bound["seconds"] <= compiled["seconds"]
+
+
+def test_a_time_that_is_not_there_says_why():
+    planned = job(tiny)
+    topology = Topology("test:8", TPUS["v5e"], (2, 4), jax.devices(), False)
+    figures = {"seconds": 1.0}
+    there = {name: figures for name in NAMES if name not in ("decode", "rft_step")}
+    there["logprobs"] = {"error": "a shape that cannot be"}
+    stages = {s["stage"].strip(): s for s in stage_times(planned, there, 8, 8)}
+    lacking = {name: stage["lacking"] for name, stage in stages.items()}
+    assert lacking == {
+        "rft_sample, meta_sample": [],
+        "rft": ["rft_step"],
+        "rl": ["logprobs", "decode"],
+        "its rollouts": ["decode"],
+        "meta": [],
+    }
+    plan = {"programs": there, "stages": list(stages.values()), "compiled": topology.compiles}
+    assert [note for note in notes(plan) if note.startswith(("rft", "rl", "its"))] == [
+        "rft: no time, rft_step left out of --programs",
+        "rl: no time, decode left out of --programs; logprobs without a time (above)",
+        "its rollouts: no time, decode left out of --programs",
+    ]
 
 
 @pytest.mark.tpu_aot
