@@ -15,7 +15,7 @@
 pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, as the paper does on
     ReaLMistake; "hint": True tells it the best response, as half of rejective sampling does.
 scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
-remote: further fields of `reward_models.remote.RemoteConfig` (docs/remote.md).
+remote: further fields of `reward_models.remote_config.RemoteConfig` (docs/remote.md).
 package.module:function: function(spec, asking, seed) -> RewardModel.
 
 A FOLDER is what `description.model_folder` finds: "tiny", a Hugging Face folder, the work folder of
@@ -50,7 +50,8 @@ from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
-from grm_jax.reward_models.remote import Estimate, RemoteConfig, estimate, remote_judge
+from grm_jax.reward_models.remote import Estimate, estimate, remote_judge
+from grm_jax.reward_models.remote_config import RemoteConfig
 from grm_jax.reward_models.scalar import load_scalar, scalar_rm
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig
