@@ -37,7 +37,13 @@ def train(run: Run) -> None:
     judgments = trajectories(run)
     for name in run.config.meta.policies:
         judgments += store.in_drawn_order(
-            store.read(_own(run, name), ("hinted", "order", "text")), run.train
+            store.read_all(
+                _own(run, name),
+                run.train,
+                range(run.config.meta.own_samples),
+                ("hinted", "order", "text"),
+            ),
+            run.train,
         )
     records, template = {record.id: record for record in run.train}, run.asking.templates["meta"]
     examples = meta_examples(run.tokenizer, template, records, judgments)

@@ -23,8 +23,7 @@ NOTHING_ACCEPTED = (
 def sample_trajectories(run: Run) -> dict:
     """Draw the unhinted and hinted judgments of every training record -> trajectories/base/."""
     settings, folder = run.config.rft, run.trajectories("base")
-    samples = tuple(range(settings.samples + settings.hinted_samples))
-    for hint, ways in ((False, samples[: settings.samples]), (True, samples[settings.samples :])):
+    for hint, samples in drawn_samples(run).items():
         base = system(run, "base", hint=hint)
         name = "hinted" if hint else "unhinted"
         store.claim(folder / name, base.identity)
@@ -32,10 +31,17 @@ def sample_trajectories(run: Run) -> dict:
             folder / name / f"sampled-seed{run.config.seed}.jsonl",
             lambda base=base: base.load(run.config.seed),
             run.train,
-            Pass("sampled", ways, settings.temperature),
+            Pass("sampled", samples, settings.temperature),
             f"rft_sample, {name}",
         )
     return {"funnel": funnel(trajectories(run))}
+
+
+def drawn_samples(run: Run) -> dict[bool, tuple[int, ...]]:
+    """{whether they are hinted: samples that are drawn of each training record}."""
+    settings = run.config.rft
+    samples = tuple(range(settings.samples + settings.hinted_samples))
+    return {False: samples[: settings.samples], True: samples[settings.samples :]}
 
 
 def trajectories(run: Run) -> list[dict]:
@@ -43,12 +49,11 @@ def trajectories(run: Run) -> list[dict]:
     record.
     """
     folder, name = run.trajectories("base"), f"sampled-seed{run.config.seed}.jsonl"
-    judgments = [
-        j
-        for way in ("unhinted", "hinted")
-        for j in store.read(folder / way / name, ("hinted", "correct", "order", "text"))
-    ]
-    settings = run.config.rft
+    settings, judgments = run.config.rft, []
+    for hint, samples in drawn_samples(run).items():
+        path = folder / ("hinted" if hint else "unhinted") / name
+        needed = ("hinted", "correct", "order", "text")
+        judgments += store.read_all(path, run.train, samples, needed)
     return with_acceptance(
         store.in_drawn_order(judgments, run.train),
         settings.drop_too_easy,

@@ -15,6 +15,7 @@ from experiments.stages.workdir import Run, load_model, load_policy, save_model,
 from grm_jax.data.examples import fitting, instruction_examples
 from grm_jax.evaluation import store
 from grm_jax.evaluation.judging import Pass, judge_pass
+from grm_jax.judgment.records import Record
 from grm_jax.reward_models.cloud import critic, critic_example, head_examples
 from grm_jax.reward_models.description import content_digest
 from grm_jax.reward_models.load import System, describe, samplers
@@ -89,7 +90,6 @@ def sample_critiques(run: Run) -> None:
     trajectories/critic/.
     """
     settings, folder, lengths = run.config.cloud, run.folder("critic"), run.asking.lengths
-    records = [record for record in run.train if len(record.responses) > 1]
 
     def load():
         return critic(
@@ -106,7 +106,12 @@ def sample_critiques(run: Run) -> None:
     sizes = {"prompt": lengths.prompt, "completion": lengths.completion}
     store.claim(path.parent, {"kind": "critic", "model": content_digest(folder)} | sizes)
     way = Pass("sampled", tuple(range(settings.samples)), settings.temperature)
-    judge_pass(path, load, records, way, "critiques")
+    judge_pass(path, load, _criticized(run), way, "critiques")
+
+
+def _criticized(run: Run) -> list[Record]:
+    """The training records that make pairs."""
+    return [record for record in run.train if len(record.responses) > 1]
 
 
 def _critiques(run: Run) -> pathlib.Path:
@@ -119,7 +124,10 @@ def train_cloud(run: Run) -> None:
     """
     by_id, examples = {record.id: record for record in run.train}, []
     failures: collections.Counter[str] = collections.Counter()
-    for judgment in store.in_drawn_order(store.read(_critiques(run), ("critiques",)), run.train):
+    critiques = store.read_all(
+        _critiques(run), _criticized(run), range(run.config.cloud.samples), ("critiques",)
+    )
+    for judgment in store.in_drawn_order(critiques, run.train):
         if judgment["failure"] is None:
             record = by_id[judgment["id"]]
             examples += head_examples(run.tokenizer, record, judgment["critiques"])

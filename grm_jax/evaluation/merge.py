@@ -150,7 +150,8 @@ def check_results(results: object, where: str) -> dict[str, Any]:
             "the evaluation again to make it anew"
         )
     kinds = {"config": dict, "seed": (int, NULL), "inputs": dict, **lists}
-    check_fields(top, kinds, where, ("config", "seed", *lists))
+    kinds["min_coverage"] = (int, float)
+    check_fields(top, kinds, where, ("config", "seed", "min_coverage", *lists))
     values = {
         "rows": ("value", "stderr", *MEANS),
         "paired": ("difference", "stderr"),

@@ -140,6 +140,28 @@ def read(path: pathlib.Path, needed: Collection[str] = ()) -> list[dict]:
         ]
 
 
+def read_all(
+    path: pathlib.Path,
+    records: Sequence[Record],
+    samples: Collection[int],
+    needed: Collection[str] = (),
+) -> list[dict]:
+    """Reads a file that is to hold every sample of every record, as `read` does.
+
+    Raises ValueError where one is not there: less than was drawn is never trained on in silence.
+    """
+    judgments = read(path, needed) if path.is_file() else []
+    there = {(judgment["id"], judgment["sample"]) for judgment in judgments}
+    absent = [(r.id, sample) for r in records for sample in samples if (r.id, sample) not in there]
+    if absent:
+        raise ValueError(
+            f"{path}: {len(absent)} of {len(records) * len(samples)} judgments that were drawn are "
+            f"gone, first sample {absent[0][1]} of record {absent[0][0]!r}; bring them back, or "
+            "remove the marker of their stage in stages/: what is missing is then drawn again"
+        )
+    return judgments
+
+
 def read_line(path: pathlib.Path, offset: int) -> dict:
     """Reads the whole judgment whose line begins at `offset` bytes."""
     with open(path, "rb") as file:

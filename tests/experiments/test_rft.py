@@ -8,7 +8,7 @@ import pytest
 
 from experiments.config_flags import finish
 from experiments.configs import tiny
-from experiments.stages import rft
+from experiments.stages import rft, rl
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
@@ -35,6 +35,9 @@ def run(tmp_path):
                         "order": list(range(len(record.responses))),
                         "prompt_tokens": 40,
                         "text": TEXT,
+                        "tokens": 20,
+                        "scores": None if sample == 2 else [9] * len(record.responses),
+                        "rewards": None,
                         "hinted": way == "hinted",
                         "correct": sample in (0, 3),
                         "failure": "no_box" if sample == 2 else None,
@@ -81,6 +84,25 @@ def test_the_funnel_counts_what_was_accepted_and_why_not(run, capsys):
 def test_the_config_says_which_accepted_trajectories_are_trained_on(run, trajectories, judged):
     sources, weights = rft.training_sources(run(**{"rft.trajectories": trajectories}))
     assert len(sources["judgments"]) == judged and weights == {"judgments": 0.65, "general": 0.35}
+
+
+@pytest.mark.parametrize("way", ["unhinted", "hinted"])
+@pytest.mark.parametrize("kept", [0, 2, None])
+def test_judgments_that_were_drawn_and_are_gone_are_missed(run, way, kept):
+    case = run()
+    path = case.trajectories("base") / way / "sampled-seed0.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink() if kept is None else path.write_text("".join(lines[:kept]))
+    gone = f"{len(lines) - (kept or 0)} of {len(lines)} judgments that were drawn are gone"
+    for read in (rft.training_sources, rl.rl_prompts):
+        with pytest.raises(ValueError, match=rf"{path}: {gone}, first .* marker of their stage"):
+            read(case)
+
+
+def test_there_may_be_no_hinted_samples(run):
+    case = run(**{"rft.hinted_samples": 0})
+    (case.trajectories("base") / "hinted" / "sampled-seed0.jsonl").unlink()
+    assert len(rft.training_sources(case)[0]["judgments"]) == 4
 
 
 def test_without_trajectories_the_general_data_stand_alone(run):
