@@ -12,7 +12,7 @@ import ml_collections
 
 from experiments import config_flags
 from grm_jax.data.examples import best_responses, instruction_examples
-from grm_jax.data.sources import load_instructions, load_source, read_source
+from grm_jax.data.sources import UNIQUE, load_instructions, load_source, read_source
 from grm_jax.data.world import make_critiques, make_instructions, make_records
 from grm_jax.evaluation import store
 from grm_jax.json_files import decode
@@ -314,8 +314,17 @@ def _load_split(
 ) -> tuple[list[Record], list[tuple[str, int | str]]]:
     """(records of a split that fit what reads them, [(id, tokens or why)] of the others)."""
     read, left_out = [], []
+    first: dict[str, str] = {}
     for one in config_flags.sources(source):
         records, tied = _load(one, config, split)
+        place = str(one.get("path") or one.get("hub") or one)
+        for record in records:
+            if record.id in first:
+                raise ValueError(
+                    f'data for {split!r}: field "id": {record.id!r} of {place} is used in '
+                    f"{first[record.id]} already; {UNIQUE}"
+                )
+            first[record.id] = place
         read += records
         left_out += [(item, LEFT_OUT["tie"]) for item in tied]
     missing = next((record.id for record in read if record.rewards is None), None)

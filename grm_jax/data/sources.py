@@ -37,6 +37,10 @@ from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
 from grm_jax.naming import resolve
 
 SOURCE_KEYS = ("path", "hub", "format", "columns", "config", "split", "shuffle_seed", "limit")
+UNIQUE = (
+    "expected ids of their own: those that no field gives are made of the file's name and the row, "
+    "so rename one of the files, or name a column of ids (columns)"
+)
 RECORD_COLUMNS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference")
 INSTRUCTION_COLUMNS = ("id", "prompt", "completion", "messages")
 # what the fields of preference sets are called
@@ -101,7 +105,7 @@ def read_source(source: Mapping[str, Any]) -> tuple[list[Record], list[str]]:
         if record.id in first_seen:
             raise ValueError(
                 f'{row.where}: field "id": {record.id!r} occurs twice, first at '
-                f"{first_seen[record.id]}"
+                f"{first_seen[record.id]}; {UNIQUE}"
             )
         first_seen[record.id] = row.where
         records.append(record)

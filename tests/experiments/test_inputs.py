@@ -204,6 +204,25 @@ def test_what_is_missing_is_said_before_compute(load):
         load([])
 
 
+@pytest.mark.parametrize("ids", ["given", "made"])
+def test_two_sources_never_share_an_id(load, tmp_path, ids):
+    texts = ("prompt,chosen,rejected\nName animals,1.cat,1.box\n", [record("a", 1)])
+    paths = []
+    for folder in "one", "two":
+        (tmp_path / folder).mkdir()
+        paths.append(tmp_path / folder / ("data.csv" if ids == "made" else "data.jsonl"))
+        if ids == "made":
+            paths[-1].write_text(texts[0])
+        else:
+            write(paths[-1], texts[1])
+    name = "preference/data/train/0" if ids == "made" else "a"
+    sources = tuple({"path": str(path)} for path in paths)
+    for field, split in (("data.train", "train"), ("data.eval.test", "test")):
+        said = f"data for '{split}': .*'{name}' of {paths[1]} is used in {paths[0]} already; .*"
+        with pytest.raises(ValueError, match=f"{said}rename one of the files"):
+            load([record("x", 2)], **{field: sources})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["spct_rl", "reward_model"])
 def test_one_training_record_is_enough(processes, tmp_path, script):
