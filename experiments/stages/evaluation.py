@@ -170,7 +170,13 @@ def policies(run: Run) -> list[System]:
     """
 
     def done(stage: str) -> bool:
-        return processes.on_main(f"{stage}?", lambda: reuse.done(run.workdir, stage) is not None)
+        def look() -> bool:
+            there = reuse.done(run.workdir, stage) is not None
+            if there and run.wants(reuse.EVALUATION):
+                reuse.need_models(run.workdir, stage)
+            return there
+
+        return processes.on_main(f"{stage}?", look)
 
     meta, per_order = str(run.folder("meta")), run.config.eval.samples_per_order
     guided = {"meta": meta} if done("meta") else {}

@@ -159,6 +159,21 @@ def done(workdir: pathlib.Path, name: str) -> dict | None:
     return read_marker(marker) if marker.is_file() else None
 
 
+def need_models(workdir: pathlib.Path, name: str) -> None:
+    """ValueError where a stage is done and a model that it left is not there."""
+    for folder in _models(workdir, name):
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{folder}: no model is there, and stages/{name}.json says that {name} is done; "
+                "bring the model back, or remove that marker to train it again"
+            )
+
+
+def _models(workdir: pathlib.Path, name: str) -> list[pathlib.Path]:
+    leaves = STAGES[name].leaves if name in STAGES else ()
+    return [workdir / place for place in leaves if place.startswith("models/")]
+
+
 def givers(names: Sequence[str], workdir: pathlib.Path) -> list[pathlib.Path]:
     """The work folders that --from names, but `workdir` itself. ValueError where one is none."""
     found: list[pathlib.Path] = []
@@ -185,7 +200,8 @@ def take_over(workdir: pathlib.Path, names: Sequence[str], folders: Sequence[pat
             continue
         mine, nearest = _identity_in(workdir, name), None
         for folder in folders:
-            theirs = done(folder, name)
+            gone = not all(model.is_dir() for model in _models(folder, name))
+            theirs = None if gone else done(folder, name)
             changed = store.differing(mine, _identity_in(folder, name)) if theirs else None
             if changed == []:
                 _copy(folder, workdir, name)

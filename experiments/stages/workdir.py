@@ -226,6 +226,10 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], Mapping | None]) -> No
         return
     if not run.wants(name):
         return
+    for before in reuse.STAGES[name].after if name in reuse.STAGES else ():
+        processes.on_main(
+            f"model of {before}", lambda before=before: reuse.need_models(run.workdir, before)
+        )
     print(f"== {name}", flush=True)
     began = time.time()
     about = {"note": None} | dict(stage(run) or {})

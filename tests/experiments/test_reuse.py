@@ -3,14 +3,17 @@ it.
 """
 
 import json
+import shutil
+import types
 
 import pytest
 
 from experiments import config_flags
 from experiments.configs import tiny, tiny_reward_model
-from experiments.stages import reuse
-from experiments.stages.workdir import about_stages
+from experiments.stages import evaluation, reuse
+from experiments.stages.workdir import about_stages, run_stage
 from grm_jax.evaluation import store
+from tests.experiments import micro
 
 INPUTS = {
     "data.train": "records",
@@ -195,6 +198,32 @@ def test_a_folder_of_work_folders_stands_for_all_and_the_nearest_is_named(tmp_pa
     assert f"== rft_sample: not taken over; not finished in {unfinished}" in (
         capsys.readouterr().out
     )
+
+
+def test_a_model_that_is_gone_is_missed_by_the_stage_that_reads_it(tmp_path, capsys):
+    done = work_folder(tmp_path / "done", SPCT)
+    (done / "models/rft/config.json").write_text("{}")
+    reuse.need_models(done, "rft_sample"), reuse.need_models(done, "rft")
+    shutil.rmtree(done / "models/rft")
+    run = types.SimpleNamespace(workdir=done, wants=lambda stage: True)
+    (done / "stages/rl.json").unlink()
+    said = f"{done}/models/rft: no model is there, and stages/rft.json says that rft is done; bring"
+    with pytest.raises(ValueError, match=said):
+        run_stage(run, "rl", lambda run: pytest.fail("it was begun"))
+    run.config = config_flags.finish(micro.get_config())
+    run.folder = lambda name: done / "models" / name
+    run.config.eval.systems = ("rft",)
+    (done / "models/meta/config.json").write_text("{}")
+    with pytest.raises(ValueError, match=said):
+        evaluation.policies(run)
+    # nor is it taken over
+    mine = work_folder(tmp_path / "mine")
+    reuse.take_over(mine, SPCT, [done])
+    assert [name for name in SPCT if reuse.done(mine, name)] == [
+        "rft_sample",
+        "meta_sample",
+        "meta",
+    ]
 
 
 def test_another_kind_gives_what_it_shares_and_another_script_nothing(tmp_path, capsys):
