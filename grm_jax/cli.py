@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "file", metavar="FILE", help="records, .jsonl or .jsonl.gz, or - for stdin"
+        "file", metavar="FILE", help="JSON lines, also gzipped, whatever the name; or - for stdin"
     )
     command.add_argument(
         "--model",
@@ -376,6 +376,11 @@ class _Reader:
                     continue
                 self.lines += 1
                 where = f"{name}:{number}"
+                if self.lines == 1 and (raw.lstrip()[:1] == b"[" or raw.strip() == b"{"):
+                    raise ValueError(
+                        f"{where}: one record a line is expected, as a JSON object; this looks "
+                        "like a JSON list or an indented object (jq -c '.[]' makes lines of a list)"
+                    )
                 try:
                     fields = decode(raw.rstrip(b"\r\n"), where)
                     record = as_record(fields, where)

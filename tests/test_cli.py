@@ -157,6 +157,18 @@ def test_ties_rank_as_the_verdict_has_them(grm, tmp_path):
     assert len({order[0] for order in orders}) > 1
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_or_an_indented_object_is_one_error_not_one_a_line(grm, tmp_path, indent):
+    records = lines("12", "34")
+    for name, what in (("list", records), ("object", records[0])):
+        if indent or name == "list":
+            path = tmp_path / name
+            path.write_text(json.dumps(what, indent=indent))
+            status, verdicts, said = grm("judge", path)
+            assert (status, verdicts) == (2, []) and said.count("error") == 1
+            assert f"{path}:1: one record a line is expected" in said
+
+
 def test_a_bad_line_is_an_error_by_number_and_voids_nothing(grm, tmp_path):
     path = tmp_path / "in.jsonl"
     good = [json.dumps(line) for line in lines("12", "34", "5")]

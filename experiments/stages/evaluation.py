@@ -29,6 +29,8 @@ from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.reward_models.remote import Estimate, total_estimate
 
 SCHEMA = 2
+REQUEST_FAILED = "request_failed"
+ASK_AGAIN = f"What failed on the way is asked for again with --config.eval.retry={REQUEST_FAILED}"
 
 
 def evaluate(
@@ -45,7 +47,15 @@ def evaluate(
     about: "timings_s", "notes", "funnel" and "inputs" of a run that trained.
     """
     if any(system.estimate is not None for system in systems):
-        say_plan(plan(systems, benchmarks, workdir / "judgments", settings), everything=False)
+        planned = plan(systems, benchmarks, workdir / "judgments", settings)
+        say_plan(planned, everything=False)
+        missing = {one.system for one in planned if one.missing}
+        for one in systems:  # a key that is not there is said before others have judged for hours
+            if one.ready is not None and one.name in missing:
+                try:
+                    one.ready()
+                except ValueError as error:
+                    raise ValueError(f"system {one.name!r}: {error}") from None
     judged = judge_all(systems, benchmarks, workdir / "judgments", settings)
     if not processes.is_main():
         return {}
@@ -109,9 +119,10 @@ def _estimate_words(estimate: Estimate) -> str:
 def exit_without_judgments(results: Mapping) -> None:
     """End the program with a message where a system has not one judgment on a benchmark."""
     if results and (silent := without_judgments(results)):
+        again = any(REQUEST_FAILED in one for one in silent)
         sys.exit(
-            f"not one judgment, so no figure: {'; '.join(silent)}. What failed on the way is asked "
-            "for again with --config.eval.retry=request_failed"
+            f"not one judgment, so no figure: {'; '.join(silent)}"
+            + (f". {ASK_AGAIN}" if again else "")
         )
 
 

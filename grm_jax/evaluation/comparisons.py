@@ -85,7 +85,7 @@ def compare_systems(
 
 
 def without_judgments(results: Mapping) -> list[str]:
-    """Names what was asked and never answered, "<system> on <benchmark>, <benchmark>".
+    """Names what was asked and never answered, and why: "<system> on <benchmark> (no_box 40)".
 
     No judgment of it gave scores, so it has no figure. A program that is to judge ends with another
     status than 0 then.
@@ -96,8 +96,14 @@ def without_judgments(results: Mapping) -> list[str]:
             of_system = heard.setdefault(row["system"], {})
             before = of_system.get(row["benchmark"], False)
             of_system[row["benchmark"]] = before or row["judged"] > 0
+    why = {(one["system"], one["benchmark"]): one["failures"] for one in results["diagnostics"]}
+
+    def reasons(system: str, benchmark: str) -> str:
+        counts = ", ".join(f"{name} {n:,}" for name, n in why.get((system, benchmark), {}).items())
+        return f"{benchmark} ({counts})" if counts else benchmark
+
     silent = {
-        system: [benchmark for benchmark, some in of_system.items() if not some]
+        system: [reasons(system, benchmark) for benchmark, some in of_system.items() if not some]
         for system, of_system in heard.items()
     }
     return [f"{system} on {', '.join(names)}" for system, names in silent.items() if names]

@@ -42,7 +42,7 @@ from grm_jax.models.config import Gemma2Config, Numerics, load_config, read_conf
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.naming import resolve
 from grm_jax.parallel.mesh import param_shardings
-from grm_jax.reward_models import baselines, description, pair_rm
+from grm_jax.reward_models import baselines, description, pair_rm, remote_config
 from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import Prompter
@@ -94,6 +94,7 @@ class System(NamedTuple):
     accepts: whether it can judge n responses; None where only the loaded model can tell.
     sampled: whether its samples differ; None where only the loaded model can tell.
     estimate: (records, samples) -> what they would ask of its server; None for what runs here.
+    ready: raises ValueError where a key that its requests need is not there; asks nothing.
     """
 
     name: str
@@ -105,6 +106,7 @@ class System(NamedTuple):
     accepts: Callable[[int], bool] | None = None
     sampled: bool | None = None
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
+    ready: Callable[[], object] | None = None
 
 
 def describe(spec: Mapping, asking: Asking) -> System:
@@ -147,6 +149,7 @@ def describe(spec: Mapping, asking: Asking) -> System:
         found.accepts,
         found.sampled,
         found.estimate,
+        found.ready,
     )
 
 
@@ -221,6 +224,7 @@ class _Kind(NamedTuple):
     sampled: bool | None
     view: Callable[[dict], dict] | None = None
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
+    ready: Callable[[], object] | None = None
 
 
 class _Folder(NamedTuple):
@@ -418,12 +422,14 @@ def _remote(spec, asking) -> _Kind:
     remote_judge(**arguments)  # says what cannot work; nothing is asked
     fewest = 2 if answer == "index" else 1
     about = {field: value for field, value in arguments.items() if field != "name"}
+    of_requests = {field: value for field, value in about.items() if field not in templates}
     return _Kind(
         identity,
         lambda: lambda seed, batches: remote_judge(**({"seed": seed} | arguments)),
         lambda n: n >= fewest,
         sampled=True,
         estimate=lambda records, samples: estimate(records, samples, **about),
+        ready=lambda: remote_config.headers_of(remote_config.read_config(of_requests)),
     )
 
 

@@ -281,7 +281,7 @@ class _Server:
             self.said_at = now
             then = "given up" if wait_s is None else f"asked again in {wait_s:.1f} s"
             log.warning(
-                "%s: no judgment from %s, %d in a row, %s: %s %s",
+                "%s: no judgment from %s, %d attempts in a row, %s: %s %s",
                 *(self.name, self.url, self.attempts, then, reply.failure, reply.error),
             )
 

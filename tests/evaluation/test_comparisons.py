@@ -455,7 +455,10 @@ def test_a_judge_that_never_answered_has_no_figure():
         figures_of_row += ("item_mean", "tie_rate", "length_agreement", "domain_range")
         assert [r[name] for name in figures_of_row] == [None] * len(figures_of_row)
         assert r["seed_means"] == [] and r["domains"] == 0
-    assert without_judgments(found) == ["silent on toy", "mute on toy"]
+    assert without_judgments(found) == [
+        "silent on toy (request_failed:429 3)",
+        "mute on toy (request_failed:429 6, no_box 6)",
+    ]
     for table in ("figures", "domains", "calibration", "meta_rm"):
         assert {r["system"] for r in found[table]} <= {"well"}
     sides = {p[f"{side}_system"] for p in found["paired"] for side in "ab"}

@@ -472,6 +472,17 @@ def test_what_would_be_judged_and_cost_is_said_before_anything_is_asked(config, 
     assert "api in all: 31 requests" in capsys.readouterr().out
 
 
+def test_a_key_that_is_not_there_is_said_before_other_systems_judge(config, tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    api = {"name": "api", "kind": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    config.systems = (*config.systems, api | {"api_key_env": "NO_SUCH_KEY"})
+    with pytest.raises(ValueError, match="^system 'api': the environment variable NO_SUCH_KEY"):
+        evaluate(config, tmp_path)
+    assert not asked() and not (tmp_path / "judgments").exists()
+    for one in evaluation.systems(config):  # of others nothing is needed
+        assert one.ready is None or one.name == "api"
+
+
 @pytest.mark.parametrize(
     "spec, message",
     [
