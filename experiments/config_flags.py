@@ -33,7 +33,7 @@ from ml_collections.config_flags import config_flags, tuple_parser
 
 from experiments import config_help, ending
 from grm_jax import signals
-from grm_jax.json_files import shown
+from grm_jax.json_files import check_plain, shown
 from grm_jax.last_line import first_line
 from grm_jax.settings import in_words
 
@@ -417,13 +417,22 @@ def finish(config: ml_collections.ConfigDict, files: bool = True) -> ml_collecti
     """
     config = ml_collections.ConfigDict(config.to_dict())
     problems = list(_take_all_sources(config)) if isinstance(config.get("data"), _DICT) else []
-    problems = problems or list(_problems(config, files))
+    problems = problems or list(_problems(config, files)) or list(_no_text(config))
     if problems:
         raise ValueError(in_words(problems, "the config"))
     return config.lock()
 
 
 _DICT = ml_collections.ConfigDict
+
+
+def _no_text(config) -> Iterator[str]:
+    """Texts that no file of results could hold: names of files that are not UTF-8."""
+    for field, value in json.loads(json.dumps(config.to_dict())).items():
+        try:
+            check_plain(value, "", field)
+        except ValueError as error:
+            yield f"{str(error).removeprefix(': ')}; expected UTF-8, as the locale is to be"
 
 
 def _take_all_sources(config) -> Iterator[str]:

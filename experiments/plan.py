@@ -225,7 +225,7 @@ def write(plan: dict, out: pathlib.Path) -> None:
         ("plan.json", json.dumps(plan, indent=1) + "\n"),
         ("plan.md", markdown(plan)),
     ):
-        (out / f"{name}.tmp").write_text(text)
+        (out / f"{name}.tmp").write_text(text, encoding="utf-8")
         os.replace(out / f"{name}.tmp", out / name)
 
 

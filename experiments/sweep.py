@@ -246,7 +246,7 @@ def run_all(runs: Sequence[Run]) -> tuple[list[pathlib.Path], int]:
         print(f"{label}: {shlex.join(run.command)}", flush=True)
         began, log = time.monotonic(), log_of(run.folder)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "w") as file:
+        with open(log, "w", encoding="utf-8") as file:
             output = {"stdout": file, "stderr": subprocess.STDOUT}
             status, came = signals.run(run.command, label, **output)
         took = f"{(time.monotonic() - began) / 60:.1f} min"
@@ -262,7 +262,7 @@ def run_all(runs: Sequence[Run]) -> tuple[list[pathlib.Path], int]:
             )
             return failed, status or 128 + came[0]
         failed.append(run.folder)
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL:])
+        end = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
         print(
             f"{label}: failed after {took} with status {status}; the end of {log}:\n{end}",
             flush=True,
@@ -331,8 +331,8 @@ def write(workdir: pathlib.Path, folders: Sequence[pathlib.Path], swept: Sequenc
         sys.exit(str(error))
     workdir.mkdir(parents=True, exist_ok=True)
     text = report.markdown(merged)
-    (workdir / "sweep.md").write_text(text + "\n")
-    (workdir / "sweep.json").write_text(json.dumps(merged, indent=1) + "\n")
+    (workdir / "sweep.md").write_text(text + "\n", encoding="utf-8", errors="replace")
+    (workdir / "sweep.json").write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
     report.plot(merged, workdir / "sweep.png")
     print(text)
     print(", ".join(str(workdir / f"sweep.{kind}") for kind in ("md", "json", "png")))

@@ -57,7 +57,7 @@ def cpu_digest(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:
     """8 hexadecimal digits of this machine's kind of CPU and of what it can do."""
     facts = {platform.machine(), platform.processor()}
     try:
-        with open(cpuinfo) as file:
+        with open(cpuinfo, encoding="utf-8") as file:
             facts |= {
                 " ".join(line.split())
                 for line in file

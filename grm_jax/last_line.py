@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import errno
+import io
 import os
 import pathlib
 import re
@@ -99,7 +100,7 @@ def open_streams() -> None:
     """Opens /dev/null for each of stdin, stdout and stderr that is closed (`2>&-`, some daemons).
 
     Else the first file of ours would take its number, and what libraries in C say would be written
-    into that. To be called before any file is opened.
+    into that. What stdout has no letters for is escaped. To be called before any file is opened.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -110,7 +111,13 @@ def open_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    # an example that is judged may have letters that the locale of the machine has not
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper):
+        strict = out.errors == "strict"
+        if strict or out.errors == "surrogateescape" and out.encoding.lower() != "utf-8":
+            out.reconfigure(errors="backslashreplace")
 
 
 def unforeseen(error: BaseException) -> str:

@@ -15,6 +15,9 @@ def installed(name: str) -> str | None:
         return None
 
 
-lines = [line.split("#")[0].strip() for line in pathlib.Path(sys.argv[1]).read_text().splitlines()]
+lines = [
+    line.split("#")[0].strip()
+    for line in pathlib.Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()
+]
 pins = [line.split("==") for line in lines if line]
 sys.exit(any(installed(name) != version for name, version in pins))

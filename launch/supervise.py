@@ -195,7 +195,7 @@ def say(log, message: str) -> None:
 def write_status(path: pathlib.Path | None, text: str) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".tmp").write_text(text + "\n")
+        path.with_suffix(".tmp").write_text(text + "\n", encoding="utf-8")
         path.with_suffix(".tmp").rename(path)
 
 

@@ -92,6 +92,20 @@ def test_no_function_takes_a_run(path):
     assert taking == [], "a function takes what it needs: work folders belong to experiments/"
 
 
+@pytest.mark.parametrize("folder", ["grm_jax", "experiments", "launch"])
+def test_text_is_utf8_whatever_the_locale(folder):
+    lacking = []
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for call in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            modes = [a.value for a in call.args[1:2] if isinstance(a, ast.Constant)]
+            opens = isinstance(call.func, ast.Name) and name == "open" and "b" not in "".join(modes)
+            text = opens or name in ("read_text", "write_text")
+            if text and "encoding" not in [keyword.arg for keyword in call.keywords]:
+                lacking.append(f"{path.relative_to(PACKAGE.parent)}:{call.lineno}")
+    assert lacking == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_public_functions_are_annotated(path):
     lacking = []

@@ -275,7 +275,7 @@ def main(_):
         steps=_STEPS.value, decay=_DECAY.value, checks=found, width=_WIDTH.value, millions=millions
     )
     write_description(_OUT.value, DESCRIPTION)
-    (pathlib.Path(_OUT.value) / "README.md").write_text(card)
+    (pathlib.Path(_OUT.value) / "README.md").write_text(card, encoding="utf-8")
     print(f"written to {_OUT.value}", flush=True)
 
 

@@ -81,7 +81,7 @@ def main(_):
             if (model_folder("tiny_base") / file).is_file():
                 shutil.copyfile(model_folder("tiny_base") / file, folder / file)
         write_description(folder, described)
-        (folder / "README.md").write_text(card(results, title, what))
+        (folder / "README.md").write_text(card(results, title, what), encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"written to {out}: {size / 1e6:.1f} MB")
 

@@ -85,7 +85,8 @@ def keep_figures(
             {"seed": seed, "config": _settings(config), "groups": before["groups"] | found},
             indent=0,
         )
-        + "\n"
+        + "\n",
+        encoding="utf-8",
     )
     path.with_suffix(".partial").rename(path)
 
@@ -266,9 +267,9 @@ def write(out: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             "Three model sizes, mean over the splits of lists",
         )
     if (plots / READINGS).is_file():
-        lines += ["## Readings", "", (plots / READINGS).read_text()]
+        lines += ["## Readings", "", (plots / READINGS).read_text(encoding="utf-8")]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(lines).rstrip() + "\n")
+    out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def _by_chance(found: Sequence[Claim]) -> str:

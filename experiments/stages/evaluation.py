@@ -76,7 +76,7 @@ def evaluate(
     head |= {"config": config.to_dict(), "seed": config.get("seed")}
     results = head | about | figures
     store.write_json(workdir / "results.json", results)
-    (workdir / "table.md").write_text(markdown(results), encoding="utf-8")
+    (workdir / "table.md").write_text(markdown(results), encoding="utf-8", errors="replace")
     write_report(workdir, results, benchmarks, judged, settings.report_items)
     print(markdown(results))
     print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")

@@ -251,7 +251,7 @@ def _copy(giver: pathlib.Path, workdir: pathlib.Path, name: str) -> None:
     ]
     if logged:
         partial = workdir / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in logged))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in logged), encoding="utf-8")
         partial.replace(workdir / "metrics.jsonl")
     (workdir / "stages").mkdir(exist_ok=True)
     marker = (done(giver, name) or {}) | {"from": str(giver)}

@@ -108,7 +108,7 @@ def start_processes() -> None:
             flush=True,
         )
         if not processes.is_main():
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:

@@ -465,9 +465,11 @@ def save_folder(
             # transformers ends a text where this file says, not where config.json does
             stated = source / GENERATION
             settings = read_object(stated) if stated.is_file() else {}
-            (partial / GENERATION).write_text(json.dumps(settings | ids, indent=2) + "\n")
+            (partial / GENERATION).write_text(
+                json.dumps(settings | ids, indent=2) + "\n", encoding="utf-8"
+            )
     _write_tensors(partial, folder.name, flat, files, _DTYPES[dtype])
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
@@ -534,4 +536,4 @@ def _write_tensors(
             "metadata": {"total_size": sum(piece[-1] for shard in shards for piece in shard)},
             "weight_map": weight_map,
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

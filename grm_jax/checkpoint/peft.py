@@ -109,7 +109,7 @@ def save_adapters(
     write_safetensors(tensors, partial / TENSORS)
     if tokenizer_files_from is not None:
         write_tokenizer(pathlib.Path(tokenizer_files_from), partial, cfg.max_positions)
-    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

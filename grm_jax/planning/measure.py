@@ -157,7 +157,7 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
     seconds = time.time() - began
     sizes, hlo = compiled.memory_analysis(), compiled.as_text()
     if hlo_folder is not None:
-        (hlo_folder / f"{program.name}-{digest[:8]}.hlo.txt").write_text(hlo)
+        (hlo_folder / f"{program.name}-{digest[:8]}.hlo.txt").write_text(hlo, encoding="utf-8")
     moved, uncounted = collectives(hlo, dict(program.mesh.shape))
     cache[digest] = {
         "compiles": True,
@@ -198,13 +198,13 @@ def _reset_peak_rss() -> None:
     """Linux forgets the peak of this process's memory, so that the next one can be told from it."""
     path = pathlib.Path("/proc/self/clear_refs")
     if path.exists():
-        path.write_text("5")
+        path.write_text("5", encoding="utf-8")
 
 
 def _peak_rss() -> float:
     status = pathlib.Path("/proc/self/status")
     if status.exists():
-        return 1024.0 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
+        return 1024.0 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1])
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -48,7 +48,7 @@ def render(template: str, **values: Any) -> str:
 def write(path: Path, text: str) -> Path:
     """Writes the file, whole or not at all, and returns its path."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="replace")  # a path may be no text
     os.replace(partial, path)
     return path
 

@@ -146,5 +146,6 @@ def _refuse_logits(request: Request, sample: int, logp_C: np.ndarray) -> None:
     raise ValueError(
         f"item {request.item_id!r}, sample {sample}: the logits of token {token} behind a prompt "
         f"of {len(request.prompt_ids)} tokens are not finite (log-probability {logp_C[token]}); "
-        "the weights, or the dtype that is computed in, are not those of a model that works"
+        "the weights, or the dtype that is computed in, are not those of a model that works, or "
+        "the temperature is too low to divide by (0 is greedy)"
     )

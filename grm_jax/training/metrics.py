@@ -172,14 +172,14 @@ class WeightsAndBiases:
         path = folder / "wandb" / f"{stage}.id"
         path.parent.mkdir(exist_ok=True)
         if not path.is_file():
-            path.write_text(uuid.uuid4().hex[:8])
+            path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         name = folder.absolute().name
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "grm_jax"),
             dir=str(folder),
             group=name,
             name=f"{name}/{stage}",
-            id=path.read_text(),
+            id=path.read_text(encoding="utf-8"),
             resume="allow",
         )
 

@@ -185,7 +185,7 @@ def render(args: argparse.Namespace) -> str:
         else {},
         "command": [*supervise, "--", "python", "-m", args.job, *args.arguments],
     }
-    return string.Template(TEMPLATE.read_text()).substitute(
+    return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         {name: json.dumps(value) for name, value in fields.items()}
     )
 

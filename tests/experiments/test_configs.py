@@ -358,6 +358,13 @@ def wide(inputs, cfg, width=1.0):
     pass
 
 
+def test_a_name_that_is_no_text_is_refused_before_it_is_to_be_written(runnable):
+    config = runnable
+    config.note = "r\udcfcn"
+    with pytest.raises(ValueError, match='field "note": character 1 is half of a surrogate pair'):
+        config_flags.finish(config)
+
+
 def test_a_setting_of_a_loss_is_of_the_type_that_the_loss_says(runnable):
     runnable.rl.loss = f"{__name__}:wide"
     with runnable.ignore_type():

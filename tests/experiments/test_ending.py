@@ -163,6 +163,27 @@ def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path):
         assert done.stderr.splitlines()[-1] == "error: /no/such: no such file or folder"
 
 
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_a_letter_that_the_locale_has_not_ends_nothing(locale):
+    code = """
+from experiments import ending
+ending.install()
+print("a judged example: \\u4f60\\u597d")
+"""
+    environment = os.environ | locale
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "a judged example: \\u4f60\\u597d\n"
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path, closed):
     code = """
