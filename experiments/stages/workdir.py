@@ -55,6 +55,8 @@ from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 from grm_jax.training.loop import Trained, TrainSetup
 
+WORK = ("stages", "trajectories", "checkpoints")  # what a run goes on from
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -384,6 +386,12 @@ def _digest_of_config(workdir: pathlib.Path, config) -> str:
     """
     path = workdir / "config.json"
     old = reuse.read_run(path) if path.is_file() else None
+    work = [name for name in WORK if any((workdir / name).rglob("*"))]
+    if old is None and work:
+        raise ValueError(
+            f"{workdir} holds {', '.join(work)} and no config.json, which says of which run they "
+            "are. Bring it back, or choose another --workdir."
+        )
     if old is None or old["digest"] == config_flags.config_digest(config):
         return config_flags.config_digest(config)
     then, now = (

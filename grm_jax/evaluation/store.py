@@ -84,16 +84,23 @@ def record_digest(record: Record) -> str:
 def claim(folder: pathlib.Path, identity: Mapping, write: bool = True) -> None:
     """Makes the folder that of the system with this identity, plain JSON.
 
-    Raises ValueError, naming the fields that differ, if it holds judgments of another system; one
-    that was claimed and holds none is free. Of several processes process 0 looks and writes.
+    Raises ValueError, naming the fields that differ, if it holds judgments of another system, or of
+    who knows which; one that was claimed and holds none is free. Of several processes process 0
+    looks and writes.
     write: False only looks.
     """
 
     def look() -> list[str]:
         path, plain = folder / IDENTITY, json.loads(json.dumps(identity))
+        holds = any(file.stat().st_size for file in folder.rglob("*.jsonl"))
+        if holds and not path.is_file():
+            raise ValueError(
+                f"{folder} holds judgments and no {IDENTITY}, which says whose they are. Bring it "
+                "back, or remove the folder to judge again"
+            )
         if path.is_file():
             changed = differing(read_object(path), plain)
-            if not changed or any(file.stat().st_size for file in folder.rglob("*.jsonl")):
+            if holds or not changed:
                 return changed
         if write:
             folder.mkdir(parents=True, exist_ok=True)

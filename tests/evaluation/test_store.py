@@ -151,6 +151,12 @@ def test_a_folder_without_judgments_is_free_and_a_look_claims_nothing(tmp_path):
     ask(tmp_path / "grm" / "rmb" / "greedy-seed0.jsonl", RECORDS[:1])
     with pytest.raises(ValueError, match="it differs in k"):
         store.claim(tmp_path / "grm", {"k": 1}, write=False)
+    # judgments of who knows whom are nobody's
+    (tmp_path / "grm" / "identity.json").unlink()
+    for write in (False, True):
+        with pytest.raises(ValueError, match="grm holds judgments and no identity.json, which"):
+            store.claim(tmp_path / "grm", {"k": 2}, write=write)
+    assert not (tmp_path / "grm" / "identity.json").exists()
 
 
 def test_the_order_of_training_does_not_depend_on_the_order_of_lines(tmp_path):

@@ -70,6 +70,19 @@ def start(tmp_path):
     return start
 
 
+@pytest.mark.parametrize("left", ["stages/rft.json", "trajectories/rl.jsonl", "checkpoints/rft/2"])
+def test_work_of_who_knows_which_run_is_no_ones(start, tmp_path, left):
+    train = [record("a", "Name 1 animal")]
+    start(train)
+    (tmp_path / "run" / left).parent.mkdir(parents=True)
+    (tmp_path / "run" / left).write_text("{}")
+    start(train)
+    (tmp_path / "run/config.json").unlink()
+    with pytest.raises(ValueError, match=f"run holds {left.split('/')[0]} and no config.json"):
+        start(train, **{"rl.beta": 0.5})
+    assert not (tmp_path / "run/config.json").exists()
+
+
 def test_a_run_goes_on_with_the_records_that_it_began_with(start, tmp_path):
     train = [record("a", "Name 1 animal"), record("b", "Name 2 animals")]
     start(train)
