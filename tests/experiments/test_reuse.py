@@ -263,10 +263,10 @@ def test_the_stages_that_are_asked_for_have_what_they_read(tmp_path):
 def test_judgments_of_one_identity_are_taken_over(tmp_path, capsys):
     folders = [tmp_path / name for name in ("a", "b", "other")]
     for folder, lines in zip(folders, (1, 3, 9)):
+        store.claim(folder / "judgments/rft", {"model": folder.name == "other"})
         place = folder / "judgments/rft/test/greedy-seed0.jsonl"
         place.parent.mkdir(parents=True)
         place.write_text("{}\n" * lines)
-        store.claim(folder / "judgments/rft", {"model": folder.name == "other"})
     mine = tmp_path / "mine/judgments/rft"
     mine.parent.mkdir(parents=True)
     reuse.take_judgments(mine, "rft", {"model": False}, folders)
