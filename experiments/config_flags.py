@@ -218,12 +218,17 @@ def _preset(parse: Callable, path: str) -> ml_collections.ConfigDict:
     return config
 
 
+WORDS = re.compile(r"(?!True\b|False\b|None\b)[A-Za-z_][\w:]*(,[A-Za-z_][\w:]*)+")
+
+
 class _TupleParser(tuple_parser.TupleParser):
-    """ml_collections' parser of tuples, which also takes JSON: an object is the one element, an
-    array holds the elements.
+    """ml_collections' parser of tuples, which also takes JSON (an object is the one element, an
+    array holds the elements) and words with commas between them, which it takes for one text.
     """
 
     def parse(self, argument: Any) -> tuple:
+        if isinstance(argument, str) and WORDS.fullmatch(argument):
+            return tuple(argument.split(","))
         if not isinstance(argument, str) or argument.strip()[:1] not in ("{", "["):
             return super().parse(argument)
         value = _json(argument)

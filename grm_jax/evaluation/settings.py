@@ -1,8 +1,14 @@
 """Says how systems are asked, and how figures are taken from the answers."""
 
 import dataclasses
+import difflib
 
+from grm_jax.judgment.parsing import FAILURE_REASONS
+from grm_jax.naming import nearest
 from grm_jax.settings import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, check, growing
+
+# a kind of one's own may have others; "request_failed:timeout" and the like begin with one of these
+FAILURES = (*FAILURE_REASONS, "too_long", "request_failed", "refused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +51,7 @@ class EvalConfig:
                 "temperature": ABOVE_ZERO,
                 "samples_per_order": POSITIVE,
                 "seeds": ("different integers", lambda seeds: len(set(seeds)) == len(seeds) > 0),
+                "retry": ("a tuple of texts", _spelt_right),
                 "bootstrap": ("at least 100 resamples", lambda x: x >= 100),
                 "report_items": NOT_NEGATIVE,
                 "min_coverage": FRACTION,
@@ -62,3 +69,12 @@ class EvalConfig:
                 ),
             ],
         )
+
+
+def _spelt_right(failures: tuple[str, ...]) -> bool:
+    """Raises ValueError for what is nearly the name of a failure: it asks for nothing again."""
+    for failure in failures:
+        name = failure.partition(":")[0]
+        if name not in FAILURES and difflib.get_close_matches(name, FAILURES, 1, 0.8):
+            raise ValueError(f"{failure!r} names no failure; {nearest(name, FAILURES)}")
+    return True

@@ -750,3 +750,19 @@ def test_missing_requirements_are_noticed(tmp_path):
         for name in ("met.txt", "other.txt", "absent.txt")
     ]
     assert codes == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "given,elements",
+    [
+        ("test,hard", ("test", "hard")),
+        ("no_box,request_failed:timeout", ("no_box", "request_failed:timeout")),
+        ("request_failed:timeout", ("request_failed:timeout",)),
+        ('("a", "b")', ("a", "b")),
+        ("1,2", (1, 2)),
+        ("True,False", (True, False)),
+        ("runs/a.jsonl", ("runs/a.jsonl",)),
+    ],
+)
+def test_words_with_commas_between_them_are_elements(given, elements):
+    assert config_flags._TupleParser().parse(given) == elements

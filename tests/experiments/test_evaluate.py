@@ -257,6 +257,11 @@ def test_failures_that_are_named_are_asked_again_and_the_last_answer_counts(conf
     [
         (lambda c: c.eval.update(ks=(2, 4)), "eval.ks: expected growing integers from 1"),
         (lambda c: c.eval.update(seeds=(0, 0)), "eval.seeds: expected different integers"),
+        (
+            lambda c: c.eval.update(retry=("request_faild",)),
+            "eval.retry: .request_faild. names no fail",
+        ),
+        (lambda c: c.eval.update(retry=("refused", "nobox")), "did you mean no_box"),
         (lambda c: c.eval.update(greedy=False), "eval.swap: expected False, as it compares with"),
         (
             lambda c: c.update(systems=({"name": "a/b", "kind": "random"},)),
