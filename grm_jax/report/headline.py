@@ -155,7 +155,8 @@ def markdown(results: Mapping) -> str:
         "ranks highest. An item without any parsed judgment counts as a guess; the share of items "
         f"with one, the coverage, stands in a cell where it is not 100 %, with {LOW} below "
         f"{least:g} %. not judged: no judgment gave scores, so there is no figure. n/a: the system "
-        "does not accept such items, or has no right or wrong answer there. unparsed: judgments "
+        "does not accept such items, or has no right or wrong answer there, or a first look is too "
+        "small for the figure. unparsed: judgments "
         "without scores. Bold: the highest of those in its column whose interval lies above chance "
         f"and that have no {LOW}; the highest of many lines is in part luck, and no interval is "
         "corrected for multiple comparisons. no interval: the items share one prompt.",
@@ -202,6 +203,11 @@ def first_looks(benchmarks: Sequence[Mapping]) -> list[str]:
     """Says, as lines, which benchmarks are not whole, because their `limit` left items out."""
     parts = [
         f"{b['name']} {b['items']:,} of {b['items'] + left:,} items"
+        + (
+            " (too few for its figure: a part of it has no item)"
+            if b.get("chance", 0) is None and b.get("metric") != "none"
+            else ""
+        )
         for b in benchmarks
         if (left := (b.get("counts") or {}).get("items left out by limit", 0))
     ]

@@ -591,3 +591,6 @@ def test_a_first_look_is_said_in_the_table():
     looks = first_looks([{"name": "rmb", "items": 40, "counts": counts}, {"name": "whole"}])
     assert looks == ["", "A first look, not the whole benchmark: rmb 40 of 2,042 items."]
     assert first_looks([{"name": "x", "items": 3, "counts": {}}]) == []
+    small = {"name": "rmb", "items": 6, "counts": counts, "metric": "accuracy", "chance": None}
+    assert "(too few for its figure: a part of it has no item)" in first_looks([small])[1]
+    assert "too few" not in first_looks([small | {"metric": "none"}])[1]
