@@ -41,6 +41,7 @@ from grm_jax import locks, signals
 from grm_jax.json_files import check_fields, read_object
 
 TRAINING = ("experiments.spct_rl", "experiments.reward_model")  # whose stages are taken over
+LONGEST = 200  # bytes in the name of a run's folder; file systems take 255, with suffixes
 TAIL = 20  # lines of a failed run's output that are shown
 config_flags.define_preset()  # which tells ml_collections how to read tuples and sections
 
@@ -161,6 +162,14 @@ def plan(
             sys.exit(f"{name}: expected values that differ; this combination is there twice")
         own = [*overrides, *(f"--config.{field}={value}" for field, value in chosen.items())]
         script, config = resolve(preset, [word for word in own if word.startswith("--config.")])
+        same = [run.folder.name for run in runs if run.config == config]
+        if same:  # 0.1 and 0.10
+            sys.exit(f"{name}: expected values that differ; {same[0]} is the same config")
+        if len(folder.name.encode()) > LONGEST:
+            sys.exit(
+                f"{name[:60]}...: its folder would have a name of {len(folder.name.encode())} "
+                f"bytes, and at most {LONGEST} are possible; expected shorter values"
+            )
         if script in TRAINING:
             check_reuse(own, config, folder)
             own.append(f"--from={workdir}")

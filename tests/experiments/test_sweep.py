@@ -99,6 +99,10 @@ def test_a_preset_that_no_sweep_can_run_is_refused(tmp_path):
         (["--sweep.rl.betta=0.1"], "no such field rl.betta; nearest: rl.beta"),
         (["--sweep.rl.beta=0.1,-1"], "expected a number >= 0, got -1"),
         (["--sweep.rl.beta=0.1,0.1"], "beta=0.1: expected values that differ"),
+        (["--sweep.rl.beta=0.1,0.10"], r"beta=0.10: expected .* differ; beta=0.1 is the same"),
+        (["--sweep.rl.beta=0,0.0"], r"beta=0.0: expected .* differ; beta=0 is the same config"),
+        (["--sweep.seed=1,+1"], r"seed=\+1: expected .* differ; seed=1 is the same config"),
+        ([f"--sweep.note={'x' * 300}"], "a name of 305 bytes, and at most 200 are possible"),
     ],
 )
 def test_a_sweep_that_cannot_be_right_is_refused_before_anything_runs(tmp_path, arguments, message):
