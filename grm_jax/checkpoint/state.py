@@ -158,7 +158,8 @@ def restore_latest(
         return state, header["extra"]
     if damaged:
         raise UnreadableCheckpoints(
-            f"no checkpoint can be restored; damaged are {', '.join(map(str, damaged))}"
+            f"no checkpoint can be restored; damaged are {', '.join(map(str, damaged))}. Bring one "
+            "back, or remove them: the stage then begins anew"
         )
     return None
 

@@ -240,7 +240,7 @@ def test_only_damaged_checkpoints_is_an_error_not_a_fresh_start(saved):
     folder, _ = saved
     truncate_arrays(folder / "2")
     truncate_arrays(folder / "3")
-    with pytest.raises(UnreadableCheckpoints, match="3, .*2"):
+    with pytest.raises(UnreadableCheckpoints, match="3, .*2. Bring one back, or remove"):
         restore(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
 
