@@ -5,6 +5,15 @@ Queued collectives cannot starve in it on few cores.
 
 import os
 import pathlib
+import signal
+
+# a shell starts what runs in the background with signals ignored, and scripts leave those so: tests
+# that send some would wait for ever
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 # the CPU client sizes its pool from this; 8 devices on 2 cores deadlock without it
 os.environ["NPROC"] = "16"
