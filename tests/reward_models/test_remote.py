@@ -498,7 +498,7 @@ def test_a_server_that_is_down_is_said_at_once_and_stops_the_run(server, caplog)
         list(model(server, retries=1, failures_in_a_row=20).judge(many))
     first = caplog.records[0].getMessage()
     port = server.url.split(":")[-1].split("/")[0]
-    assert f"127.0.0.1:{port} refuses the connection" in first and "1 in a row" in first
+    assert f"127.0.0.1:{port} refuses the connection" in first and "1 attempts in a row" in first
     assert len(caplog.records) == 1  # and not a line for each request
     message = str(caught.value)
     assert message.startswith(f"remote: 20 requests in a row failed at {server.url}/chat/compl")
