@@ -117,6 +117,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
             if match[1] in swept:
                 parser.error(f"--sweep.{match[1]}: expected once, with all of its values")
             swept[match[1]] = split_values(match[2])
+            if len(swept[match[1]]) <= _BRACKETED.sub("", match[2]).count(","):
+                parser.error(f"--sweep.{match[1]}: expected a value at every comma, got {match[2]}")
         elif re.match(r"--(config\.[^=]+|stages|from)=", argument):
             overrides.append(argument)
         else:
@@ -133,9 +135,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[
     return options, swept, overrides
 
 
+_BRACKETED = re.compile(r"""\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'""")
+
+
 def split_values(text: str) -> list[str]:
     """The values of a list, cut at commas outside of brackets and quotes."""
-    pieces = re.findall(r"""(?:[^,("'\[{]|\([^)]*\)|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""", text)
+    pieces = re.findall(rf"""(?:[^,("'\[{{]|{_BRACKETED.pattern})+""", text)
     return [piece.strip() for piece in pieces]
 
 

@@ -221,7 +221,7 @@ def _held(out: pathlib.Path | None) -> Iterator[None]:
     if out is None or not out.absolute().parent.is_dir() or (out.exists() and not out.is_file()):
         yield  # no file to keep, or none that could be
         return
-    file = out.resolve()
+    file = pathlib.Path(os.path.realpath(out))  # a loop of links is an error where it is opened
     try:
         release = locks.hold(file.with_name(f".{file.name}.lock"), f"--out {out}")
     except ValueError as error:

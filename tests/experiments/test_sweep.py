@@ -38,6 +38,14 @@ def test_values_are_cut_at_commas_outside_of_brackets(text, values):
     assert sweep.split_values(text) == values
 
 
+@pytest.mark.parametrize("text", ["0.1,,0.2", ",0.1", "0.1,", "'a,,b',"])
+def test_a_value_that_is_not_there_is_no_value(tmp_path, capsys, text):
+    with pytest.raises(SystemExit):
+        sweep.main([f"--config={TINY}", f"--workdir={tmp_path}", f"--sweep.rl.beta={text}"])
+    expected = f"--sweep.rl.beta: expected a value at every comma, got {text}"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_the_command_of_every_combination(tmp_path, capsys):
     arguments = [f"--config={TINY}", f"--workdir={tmp_path}", "--dry_run", "--config.rl.steps=9"]
     assert sweep.main([*arguments, "--sweep.rl.beta=0.0,0.02", "--sweep.seed=0,1"]) == 0
