@@ -345,7 +345,7 @@ def test_metrics(tmp_path):
 def test_the_config_of_a_run_and_the_markers_of_its_stages(tmp_path):
     run = {"digest": "d", "inputs": {"data.train": "x"}, "config": {"seed": 0}}
     property_test(tmp_path / "config.json", run, reuse.read_run, by_line=False)
-    marker = {"seconds": 1.5, "note": None, "funnel": {"unhinted": {"accepted": 1}}}
+    marker = {"seconds": 1.5, "note": None, "funnel": {"unhinted": {"accepted": 1}}, "models": {}}
     property_test(tmp_path / "rft.json", marker, reuse.read_marker, by_line=False)
     property_test(tmp_path / "any.json", run, read_object, by_line=False)
 

@@ -19,6 +19,7 @@ from experiments import config_flags
 from experiments.stages.inputs import what_matters
 from grm_jax.evaluation import store
 from grm_jax.json_files import NULL, check_fields, read_object
+from grm_jax.reward_models.description import content_digest
 from grm_jax.training.metrics import read_metrics
 
 EVALUATION = "eval"  # beside the stages, as a name in --stages
@@ -149,7 +150,7 @@ def read_run(path: pathlib.Path) -> dict:
 
 def read_marker(path: pathlib.Path) -> dict:
     """What stages/NAME.json says of a finished stage. ValueError for another file."""
-    kinds = {"seconds": (int, float), "note": (str, NULL), "funnel": dict}
+    kinds = {"seconds": (int, float), "note": (str, NULL), "funnel": dict, "models": dict}
     return check_fields(read_object(path), kinds, str(path), ("seconds",))
 
 
@@ -160,13 +161,22 @@ def done(workdir: pathlib.Path, name: str) -> dict | None:
 
 
 def need_models(workdir: pathlib.Path, name: str) -> None:
-    """ValueError where a stage is done and a model that it left is not there."""
+    """ValueError where a stage is done and a model that it left is not there, or another one is."""
+    left = (done(workdir, name) or {}).get("models", {})
     for folder in _models(workdir, name):
-        if not (folder / "config.json").is_file():
+        there = (folder / "config.json").is_file()
+        if not there or left.get(folder.name, now := content_digest(folder)) != now:
+            what = "the model there is another one" if there else "no model is there"
             raise ValueError(
-                f"{folder}: no model is there, and stages/{name}.json says that {name} is done; "
-                "bring the model back, or remove that marker to train it again"
+                f"{folder}: {what}, and stages/{name}.json says that {name} is done; bring the "
+                "model back, or remove that marker to train it again"
             )
+
+
+def model_digests(workdir: pathlib.Path, name: str) -> dict[str, dict]:
+    """{name: digests by content} of the models that a stage left."""
+    folders = [folder for folder in _models(workdir, name) if folder.is_dir()]
+    return {folder.name: content_digest(folder) for folder in folders}
 
 
 def _models(workdir: pathlib.Path, name: str) -> list[pathlib.Path]:
@@ -200,10 +210,9 @@ def take_over(workdir: pathlib.Path, names: Sequence[str], folders: Sequence[pat
             continue
         mine, nearest = _identity_in(workdir, name), None
         for folder in folders:
-            gone = not all(model.is_dir() for model in _models(folder, name))
-            theirs = None if gone else done(folder, name)
+            theirs = done(folder, name)
             changed = store.differing(mine, _identity_in(folder, name)) if theirs else None
-            if changed == []:
+            if changed == [] and _has_models(folder, name):
                 _copy(folder, workdir, name)
                 print(f"== {name}: taken over from {folder} ({theirs['seconds']:.0f} s there)")
                 break
@@ -223,6 +232,15 @@ def take_over(workdir: pathlib.Path, names: Sequence[str], folders: Sequence[pat
                     flush=True,
                 )
             told = True
+
+
+def _has_models(folder: pathlib.Path, name: str) -> bool:
+    try:
+        need_models(folder, name)
+    except ValueError as error:
+        print(f"== {name}: not taken over; {error}", flush=True)
+        return False
+    return True
 
 
 def _identity_in(folder: pathlib.Path, name: str) -> dict:

@@ -219,7 +219,7 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], Mapping | None]) -> No
     """Run a stage unless the work folder says that it is done, or it is none of those asked for.
 
     What the stage returns goes into stages/NAME.json beside its seconds: "note", a sentence for
-    the report, "funnel", counts of rejective sampling.
+    the report, "funnel", counts of rejective sampling; and the models that it left, by content.
     """
     marker = run.workdir / "stages" / f"{name}.json"
     done = processes.on_main(f"before {name}", lambda: reuse.done(run.workdir, name))
@@ -238,7 +238,8 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], Mapping | None]) -> No
     seconds = time.time() - began
     if processes.is_main():
         marker.parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(marker, {"seconds": seconds} | about)
+        models = reuse.model_digests(run.workdir, name)
+        store.write_json(marker, {"seconds": seconds} | about | {"models": models})
     print(
         f"== {name}: {seconds:.0f} s" + (f". {about['note']}" if about["note"] else ""), flush=True
     )

@@ -46,6 +46,8 @@ def work_folder(path, done=(), inputs=INPUTS, config=None):
             file = path / place if place.endswith(".jsonl") else path / place / "file"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"{name} of {path.name}")
+            if place.startswith("models/"):
+                (path / place / "config.json").write_text("{}")
         logged += [{"stage": name, "step": step, "loss": 0.5} for step in range(2)]
         (path / "stages").mkdir(exist_ok=True)
         store.write_json(path / "stages" / f"{name}.json", {"seconds": 61.0, "note": None})
@@ -202,7 +204,6 @@ def test_a_folder_of_work_folders_stands_for_all_and_the_nearest_is_named(tmp_pa
 
 def test_a_model_that_is_gone_is_missed_by_the_stage_that_reads_it(tmp_path, capsys):
     done = work_folder(tmp_path / "done", SPCT)
-    (done / "models/rft/config.json").write_text("{}")
     reuse.need_models(done, "rft_sample"), reuse.need_models(done, "rft")
     shutil.rmtree(done / "models/rft")
     run = types.SimpleNamespace(workdir=done, wants=lambda stage: True)
@@ -213,7 +214,6 @@ def test_a_model_that_is_gone_is_missed_by_the_stage_that_reads_it(tmp_path, cap
     run.config = config_flags.finish(micro.get_config())
     run.folder = lambda name: done / "models" / name
     run.config.eval.systems = ("rft",)
-    (done / "models/meta/config.json").write_text("{}")
     with pytest.raises(ValueError, match=said):
         evaluation.policies(run)
     # nor is it taken over
@@ -224,6 +224,25 @@ def test_a_model_that_is_gone_is_missed_by_the_stage_that_reads_it(tmp_path, cap
         "meta_sample",
         "meta",
     ]
+
+
+def test_a_model_that_is_another_one_is_not_trained_on(tmp_path, capsys):
+    done, mine = work_folder(tmp_path / "done", ["rft_sample"]), work_folder(tmp_path / "mine")
+    run = types.SimpleNamespace(workdir=done, wants=lambda stage: True)
+
+    def train(run):
+        (done / "models/rft").mkdir(parents=True, exist_ok=True)
+        (done / "models/rft/config.json").write_text("{}")
+        (done / "models/rft/model.safetensors").write_bytes(b"weights")
+
+    run_stage(run, "rft", train)
+    reuse.need_models(done, "rft")
+    (done / "models/rft/model.safetensors").write_bytes(b"foreign")
+    with pytest.raises(ValueError, match="models/rft: the model there is another one, and"):
+        run_stage(run, "rl", lambda run: pytest.fail("it was begun"))
+    reuse.take_over(mine, ["rft_sample", "rft"], [done])
+    assert reuse.done(mine, "rft_sample") and not reuse.done(mine, "rft")
+    assert "== rft: not taken over; " in capsys.readouterr().out
 
 
 def test_another_kind_gives_what_it_shares_and_another_script_nothing(tmp_path, capsys):
