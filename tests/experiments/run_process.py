@@ -123,12 +123,16 @@ def kill(process: multiprocessing.Process) -> None:
 
 
 def run(
-    config: str | os.PathLike, workdir: pathlib.Path, *overrides: str, script: str = "spct_rl"
+    config: str | os.PathLike,
+    workdir: pathlib.Path,
+    *overrides: str,
+    script: str = "spct_rl",
+    status: int = 0,
 ) -> str:
-    """The output of a run that must succeed."""
-    status = finish(start(config, workdir, *overrides, script=script))
+    """The output of a run that must end with this status."""
+    ended = finish(start(config, workdir, *overrides, script=script))
     output = pathlib.Path(f"{workdir}.log").read_text()
-    assert status == 0, output[-6000:]
+    assert ended == status, output[-6000:]
     return output
 
 

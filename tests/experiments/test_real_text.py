@@ -43,7 +43,9 @@ def check(processes, workdir, train, test, tokenizer, records, *more):
         f"--config.tokenizer.path={tokenizer}",
         *FEW,
         *more,
+        status=1,
     )
+    assert output.endswith("not one judgment, so no figure: grm on test (truncated 6)\n")
     assert f"data train: {records} records" in output
     results = json.loads((workdir / "results.json").read_text())
     rows = results["rows"]
