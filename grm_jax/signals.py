@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAID_WITHIN_S = 1.0  # that the main thread waits for `say`, which may be waiting for it
 
 
 @contextlib.contextmanager
@@ -37,11 +38,13 @@ def heard(
     Signals that are ignored outside stay ignored. Outside of the main thread nothing is heard.
     """
     came: list[signal.Signals] = []
+    said = threading.Semaphore(0)
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
 
     def note(number: int, _) -> None:
+        said.acquire(timeout=SAID_WITHIN_S)  # so that what follows from it is said behind it
         came.append(signal.Signals(number))
         if handle is not None:
             handle(came[-1])
@@ -55,6 +58,7 @@ def heard(
             if number in numbers:
                 times += 1
                 say(signal.Signals(number), times)
+                said.release()
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -108,3 +109,17 @@ def test_a_child_gets_each_signal_once_and_ends_as_it_likes(number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert out == f"1 [{number!r}]\n" and err.startswith(f"{number.name}: passed on to")
+
+
+def test_what_follows_from_a_signal_is_said_behind_it():
+    words = []
+
+    def say(number, times):
+        time.sleep(0.1)
+        words.append("heard")
+
+    with signals.heard(say) as came:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            words.append(f"stopped {len(came)}")
+    assert words == ["heard", "stopped 1", "heard", "stopped 2"]
