@@ -223,14 +223,20 @@ WORDS = re.compile(r"(?!True\b|False\b|None\b)[A-Za-z_][\w:]*(,[A-Za-z_][\w:]*)+
 
 class _TupleParser(tuple_parser.TupleParser):
     """ml_collections' parser of tuples, which also takes JSON (an object is the one element, an
-    array holds the elements) and words with commas between them, which it takes for one text.
+    array holds the elements), words with commas between them, which it takes for one text, and one
+    text with blanks in it, such as a path, which it refuses.
     """
 
     def parse(self, argument: Any) -> tuple:
         if isinstance(argument, str) and WORDS.fullmatch(argument):
             return tuple(argument.split(","))
         if not isinstance(argument, str) or argument.strip()[:1] not in ("{", "["):
-            return super().parse(argument)
+            try:
+                return super().parse(argument)
+            except ValueError:
+                if "," in argument or argument.strip()[:1] in ("(", "'", '"'):
+                    raise
+                return (argument,)
         value = _json(argument)
         return tuple(value) if isinstance(value, list) else (value,)
 

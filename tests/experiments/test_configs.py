@@ -762,6 +762,7 @@ def test_missing_requirements_are_noticed(tmp_path):
         ("1,2", (1, 2)),
         ("True,False", (True, False)),
         ("runs/a.jsonl", ("runs/a.jsonl",)),
+        ("/data/Open QA/two words (1).json", ("/data/Open QA/two words (1).json",)),
     ],
 )
 def test_words_with_commas_between_them_are_elements(given, elements):
