@@ -144,8 +144,10 @@ def test_more_left_out_than_the_limit_is_an_error_that_says_whose_input_it_is(
 
 
 def test_what_is_left_out_is_counted_by_its_reason(load, tmp_path, capsys):
-    rows = [{"prompt": f"Name {i} animals", "responses": ["1", "2"], "scores": [1, 1 - i % 2]}
-            for i in range(4)]  # fmt: skip
+    rows = [
+        {"prompt": f"Name {i} animals", "responses": ["1", "2"], "scores": [1, 1 - i % 2]}
+        for i in range(4)
+    ]
     rows.append({"prompt": "Name animals " * 200, "responses": ["1", "2"], "scores": [1, 0]})
     found = load(rows, **{"data.max_left_out": 0.6})
     assert len(found.records["train"]) == 2

@@ -28,7 +28,8 @@ from tests.experiments.run_process import ENVIRONMENT
 REPO = pathlib.Path(__file__).resolve().parents[2]
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"(?:#|//) ([\w./-]+\.\w+)\n")
-CLONED = ("experiments", "grm_jax", "launch", "docs")  # what commands of a page read of a clone
+# what commands of a page read of a clone; tests for the presets that stand in for longer ones
+CLONED = ("experiments", "grm_jax", "launch", "docs", "tests")
 TIMEOUT_S = 900
 
 
@@ -69,7 +70,7 @@ def read(page: str) -> list[Block]:
 
 def clone(folder: pathlib.Path) -> pathlib.Path:
     """Makes a folder that is a clone of this repository to the commands of a page: the package, its
-    scripts and docs by links, `python` and `grm` on the path of `follow`, `runs` of its own.
+    scripts, docs and tests by links, `python` and `grm` on the path of `follow`, `runs` of its own.
     """
     for name in CLONED:
         (folder / name).symlink_to(REPO / name)

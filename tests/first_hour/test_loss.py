@@ -17,7 +17,6 @@ SMALL = {  # the same commands, on a preset that is done in a minute
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "tests").symlink_to(commands.REPO / "tests")
     return commands.clone(tmp_path)
 
 

@@ -73,7 +73,6 @@ def check(folder, results) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "tests").symlink_to(commands.REPO / "tests")
     return commands.clone(tmp_path)
 
 

@@ -23,7 +23,6 @@ SMALL = {  # the same commands, on presets that are done in seconds
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "tests").symlink_to(commands.REPO / "tests")
     return commands.clone(tmp_path)
 
 
