@@ -411,7 +411,8 @@ def _words_of(problem: httpx.RequestError, url: str) -> str:
             return f"{type(problem).__name__}: no address of the host {where.host}: {cause}"
         if isinstance(cause, ConnectionRefusedError):
             return f"{type(problem).__name__}: {address} refuses the connection"
-    return f"{type(problem).__name__} at {address}: {problem}"
+    words = (str(cause) for cause in _causes(problem))  # of a connection reset, the system's alone
+    return f"{type(problem).__name__} at {address}: {next(filter(None, words), 'it broke off')}"
 
 
 def _is_for_good(problem: httpx.RequestError) -> bool:

@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import socket
+import struct
 import threading
 import time
 
@@ -565,17 +566,31 @@ def test_a_reply_that_stalls_in_its_body_is_a_timeout_that_says_so(server):
     assert row["error"] == "no whole reply within 0.5 s; HTTP 200 came, and 40 bytes of its body"
 
 
-def test_a_body_that_is_cut_off_is_a_connection_that_broke(server):
+@pytest.mark.parametrize("end, said", [("close", "without sending complete"), ("reset", "reset")])
+def test_a_body_that_is_cut_off_is_a_connection_that_broke(server, end, said):
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"
-    with slow_server([head + b'{"choices"'], close=True) as url:
+    with slow_server([head + b'{"choices"'], end) as url:
         (row,) = rows_of(model(server, base_url=url, retries=1), RECORDS[2:])
     assert (row["failure"], row["attempts"]) == ("request_failed:connection", 2)
-    assert "incomplete" in row["error"] or "without sending complete" in row["error"]
+    assert said in row["error"]
+
+
+def read_request(connection):
+    """Reads a request to its end: what is left unread makes a close a reset."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length:")[2].split()[0])
+    while len(body) < length:
+        body += connection.recv(65536)
 
 
 @contextlib.contextmanager
-def slow_server(replies, close=False):
-    """A server of raw bytes: each connection gets the replies, and then silence or its end."""
+def slow_server(replies, end="silence"):
+    """A server of raw bytes: each connection gets the replies, and then silence, its end or a
+    reset.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         kept = []
 
@@ -583,10 +598,13 @@ def slow_server(replies, close=False):
             with contextlib.suppress(OSError):
                 while True:
                     connection, _ = listener.accept()
-                    connection.recv(65536)
+                    read_request(connection)
                     for reply in replies:
                         connection.sendall(reply)
-                    if close:
+                    if end == "reset":
+                        at_once = struct.pack("ii", 1, 0)
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                    if end != "silence":
                         connection.close()
                     kept.append(connection)
 
