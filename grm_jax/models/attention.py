@@ -1,9 +1,11 @@
 """Attends in plain JAX: the reference, and in blocks of queries where a row is long.
 
-Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every
-mask follows from positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and
-pos_t - pos_s < window in local layers.
+Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). A mask
+follows from positions: key s is visible to query t iff 0 <= pos_s <= pos_t, and
+pos_t - pos_s < window in local layers; in rows of several sequences also from `Packed`.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,31 @@ import jax.numpy as jnp
 Segment = dict[str, jax.Array]
 
 QUERIES = 256  # of a block
+
+
+class Packed(NamedTuple):
+    """Says which tokens of a row see each other, where it holds several trees of sequences.
+
+    A tree is a trunk (a prompt) and the branches (its completions) that each go on from it. A query
+    sees the keys of its own tree's trunk and of its own branch, as positions and window allow.
+
+    Trees lie one behind the other in a row, the trunk first, then each branch, padding last.
+    Positions count up from 0 in the trunk, and go on from there in every branch.
+
+    segment_BT: int32, the number of the tree within its row; -1 in padding.
+    branch_BT: int32, 0 on the trunk, 1, 2, ... on the branches.
+    """
+
+    segment_BT: jax.Array
+    branch_BT: jax.Array
+
+
+def _same_tree(packed: Packed) -> jax.Array:
+    """Whether a key's place in the trees lets a query see it; [B, queries, keys]."""
+    segment_BT, branch_BT = packed
+    key_B1S = branch_BT[:, None, :]
+    own_branch_BTS = (key_B1S == 0) | (key_B1S == branch_BT[..., None])
+    return own_branch_BTS & (segment_BT[:, None, :] == segment_BT[..., None])
 
 
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
@@ -57,6 +84,7 @@ def attend(
     segments: list[Segment],
     window: int | None,
     cap: float | None,
+    packed: Packed | None = None,
 ) -> jax.Array:
     """Attends from each query to several key segments, joined by one softmax; BTNH in q's dtype.
 
@@ -64,6 +92,8 @@ def attend(
     i // fold of the segment, without copying it (the fold is moved into the query axis). The
     softcap is elementwise, so joining the logits of all segments before one softmax is exact. A
     query that sees no key gets the mean of all values (padding).
+
+    packed: trees of the rows, where the only segment is the rows' own keys.
     """
     B, T, N, H = q_BTNH.shape
     logits, sizes = [], []
@@ -77,6 +107,8 @@ def attend(
         visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
         if window is not None:
             visible_bXS &= pos_bX[..., None] - key_b1S < window
+        if packed is not None:
+            visible_bXS &= _same_tree(packed)
         logits_bKGXS = jnp.where(visible_bXS[:, None, None], softcap(logits_bKGXS, cap), -1e30)
         logits.append(
             logits_bKGXS.reshape(b, K, N // K, fold, T, S)

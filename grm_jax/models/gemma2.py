@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from grm_jax.models.attention import attend, blocked_attend, softcap
+from grm_jax.models.attention import Packed, attend, blocked_attend, softcap
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.placement import split_rows
 from grm_jax.models.splash import splash_attend
@@ -61,7 +61,7 @@ class Attention(nn.Module):
     layer_type: str
 
     @nn.compact
-    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B):
+    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, packed):
         cfg, dtype = self.cfg, x_BTD.dtype
         D, N, K, H = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, _linear(self, "q", (D, N, H), D, dtype))
@@ -82,7 +82,9 @@ class Attention(nn.Module):
             segments = [own]
         window = cfg.sliding_window if self.layer_type == LOCAL else None
         own_keys_alone = prefix is None and suffix is None
-        if own_keys_alone and cfg.attention == "blocked":
+        if packed is not None:
+            out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap, packed)
+        elif own_keys_alone and cfg.attention == "blocked":
             out_BTNH = blocked_attend(q_BTNH, own["k"], own["v"], pos_BT, window, cfg.attn_softcap)
         elif own_keys_alone and cfg.attention != "reference":
             out_BTNH = splash_attend(
@@ -126,7 +128,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, inputs):
-        x_BTD, pos_BT, slot_B, suffix = carry
+        x_BTD, pos_BT, slot_B, suffix, packed = carry
         block, prefix = inputs
         eps, kept = self.cfg.norm_eps, {}
         for i, layer_type in enumerate(self.cfg.block):
@@ -138,6 +140,7 @@ class Block(nn.Module):
                 None if suffix is None else suffix[name],
                 block,
                 slot_B,
+                packed,
             )
             x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended))
             mlp_out = MLP(self.cfg, name=f"{name}_mlp")(RMSNorm(eps, name=f"{name}_pre_mlp")(x_BTD))
@@ -146,7 +149,7 @@ class Block(nn.Module):
                 suffix = suffix | {name: layer_suffix}
             if self.keep_kv:
                 kept[name] = own
-        return (x_BTD, pos_BT, slot_B, suffix), kept
+        return (x_BTD, pos_BT, slot_B, suffix, packed), kept
 
 
 _REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
@@ -158,7 +161,16 @@ class Gemma2(nn.Module):
     cfg: Gemma2Config
 
     @nn.compact
-    def __call__(self, tokens_BT, pos_BT, prefix=None, suffix=None, slot_B=None, keep_kv=False):
+    def __call__(
+        self,
+        tokens_BT,
+        pos_BT,
+        prefix=None,
+        suffix=None,
+        slot_B=None,
+        keep_kv=False,
+        packed: Packed | None = None,
+    ):
         """Run the decoder.
 
         Args:
@@ -170,12 +182,16 @@ class Gemma2(nn.Module):
               rows.
           slot_B: int32, the step number of each row; local layers use it modulo their ring size.
           keep_kv: also return this call's keys and values (prefill).
+          packed: which tokens see each other, where a row holds several sequences; without prefix
+              and suffix. Positions then count within a sequence.
 
         Returns:
           hidden_BTD after the final norm in cfg.dtype, and a dict with "kv" (keep_kv) and "suffix"
           (decode).
         """
         cfg = self.cfg
+        if packed is not None and not (prefix is None and suffix is None):
+            raise ValueError("packed: expected None beside a prefix or a suffix")
         dtype = jnp.dtype(cfg.dtype)
         embedding_VD = self.param(
             "embedding",
@@ -200,8 +216,8 @@ class Gemma2(nn.Module):
             length=cfg.n_blocks,
             unroll=1 if cfg.scan_layers else cfg.n_blocks,
         )
-        carry = (x_BTD, pos_BT, slot_B, suffix)
-        (x_BTD, _, _, suffix), kv = stack(cfg, keep_kv, name="blocks")(
+        carry = (x_BTD, pos_BT, slot_B, suffix, packed)
+        (x_BTD, _, _, suffix, _), kv = stack(cfg, keep_kv, name="blocks")(
             carry, (jnp.arange(cfg.n_blocks), prefix)
         )
         hidden_BTD = split_rows(RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD))
