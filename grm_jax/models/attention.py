@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# k_bSKH, v_bSKH, pos_bS: keys that b rows hold in common; b divides the batch
+# Keys that b rows hold in common; b divides the batch. k_bSKH, v_bSKH, pos_bS, or laid out for
+# products that read them again and again (`lay`): keys_bKHS, values_bKSH, pos_bS
 Segment = dict[str, jax.Array]
 
 QUERIES = 256  # of a block
@@ -44,6 +45,15 @@ def _same_tree(packed: Packed) -> jax.Array:
 def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     """Returns cap * tanh(x / cap), elementwise; the identity where cap is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def lay(segment: Segment) -> Segment:
+    """Turns a segment as the products of `attend` want it, which else turn it in every call."""
+    return {
+        "keys": jnp.moveaxis(segment["k"], -3, -1),
+        "values": jnp.swapaxes(segment["v"], -3, -2),
+        "pos": segment["pos"],
+    }
 
 
 def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
@@ -96,13 +106,22 @@ def attend(
     packed: trees of the rows, where the only segment is the rows' own keys.
     """
     B, T, N, H = q_BTNH.shape
+    first = segments[0]
+    K = first["keys"].shape[1] if "keys" in first else first["k"].shape[2]
     logits, sizes = [], []
     for segment in segments:
-        k_bSKH = segment["k"]
-        b, S, K, _ = k_bSKH.shape
+        b, S = segment["pos"].shape
         fold = B // b
         q_bXKGH = q_BTNH.reshape(b, fold * T, K, N // K, H)
-        logits_bKGXS = _query_key(q_bXKGH, k_bSKH)
+        if "keys" in segment:
+            logits_bKGXS = jnp.einsum(
+                "bkgxh,bkhs->bkgxs",
+                q_bXKGH.transpose(0, 2, 3, 1, 4),
+                segment["keys"],
+                preferred_element_type=jnp.float32,
+            )
+        else:
+            logits_bKGXS = _query_key(q_bXKGH, segment["k"])
         pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
         visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
         if window is not None:
@@ -119,7 +138,7 @@ def attend(
     probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
     out_BTNH, start = jnp.zeros((), q_BTNH.dtype), 0
     for segment, S in zip(segments, sizes):
-        b, K = segment["v"].shape[0], segment["v"].shape[2]
+        b = segment["pos"].shape[0]
         fold = B // b
         part = (
             probs_BKGTS[..., start : start + S]
@@ -127,7 +146,12 @@ def attend(
             .transpose(0, 2, 3, 1, 4, 5)
         )
         part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
-        out_BTNH += _mix_values(part_bKGXS, segment["v"]).reshape(B, T, N, H)
+        if "values" in segment:
+            mixed_bKGXH = jnp.einsum("bkgxs,bksh->bkgxh", part_bKGXS, segment["values"])
+            mixed_bXKGH = mixed_bKGXH.transpose(0, 3, 1, 2, 4)
+        else:
+            mixed_bXKGH = _mix_values(part_bKGXS, segment["v"])
+        out_BTNH += mixed_bXKGH.reshape(B, T, N, H)
         start += S
     return out_BTNH
 

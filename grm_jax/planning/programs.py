@@ -384,7 +384,7 @@ def _decode(name, job, mesh, params, beside, call) -> Program:
         "suffix": jax.eval_shape(lambda: grow_suffix(cfg, empty_suffix(cfg, prompts * G), C))
     }
     specs = _specs((prefix, rows))
-    shardings = jax.tree.map(
+    shardings = jax.tree_util.tree_map_with_path(
         functools.partial(_cache_sharding, mesh),
         specs,
         (prefix, rows),
@@ -459,10 +459,11 @@ def _specs(tree) -> Any:
     return prefix, rows | {"suffix": suffix}
 
 
-def _cache_sharding(mesh, spec, x) -> NamedSharding:
-    """Heads of a cache [blocks, rows, slots, heads, dim] over `tensor` too, as the projections that
-    fill it are.
+def _cache_sharding(mesh, path, spec, x) -> NamedSharding:
+    """Heads of a suffix [blocks, rows, slots, heads, dim] and of a prefix (`lay`) [blocks,
+    prompts, heads, ...], over `tensor` too, as the projections that fill them are.
     """
-    if x.ndim == 5 and x.shape[3] % mesh.shape["tensor"] == 0:
-        spec = P(*spec, None, "tensor")
+    heads = 2 if path[-1].key in ("keys", "values") else 3
+    if x.ndim == 5 and x.shape[heads] % mesh.shape["tensor"] == 0:
+        spec = P(*spec, *[None] * (heads - len(spec)), "tensor")
     return NamedSharding(mesh, spec)

@@ -27,7 +27,7 @@ from grm_jax.sampling.sampler import SamplingConfig, sample
 def make_sampler(
     cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None
 ) -> Callable:
-    """Returns `fn(params, prompts_PT, lengths_P, keys_Pk2) -> dict`.
+    """Returns `fn(params, prompts_PT, lengths_P, keys_Pk2, limits_Pk=None) -> dict`.
 
     Arguments and result as in `grm_jax.sampling.sampler.sample`. Equal arguments get the same
     function, with the programs that it has compiled.
@@ -45,8 +45,16 @@ def make_sampler(
         DATA_AXES if mode == "shard_map" and mesh is not None and mesh.shape["tensor"] > 1 else ()
     )
 
-    def run(params, prompts_PT, lengths_P, keys_Pk2):
-        return sample(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2, together)
+    def run(params, prompts_PT, lengths_P, keys_Pk2, limits_Pk):
+        return sample(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2, together, limits_Pk)
+
+    def with_limits(fn):
+        def call(params, prompts_PT, lengths_P, keys_Pk2, limits_Pk=None):
+            if limits_Pk is None:
+                limits_Pk = np.full(keys_Pk2.shape[:2], scfg.max_new_tokens, np.int32)
+            return fn(params, prompts_PT, lengths_P, keys_Pk2, limits_Pk)
+
+        return call
 
     if mode == "pmap":
         if mesh is not None:
@@ -59,29 +67,32 @@ def make_sampler(
         devices = jax.local_device_count()
         cast, mapped = (
             jax.jit(functools.partial(cast_weights, cfg=cfg)),
-            jax.pmap(run, in_axes=(None, 0, 0, 0)),
+            jax.pmap(run, in_axes=(None, 0, 0, 0, 0)),
         )
 
         def split(params, *arrays):
             out = mapped(cast(params), *(a.reshape(devices, -1, *a.shape[1:]) for a in arrays))
             return {name: a.reshape(-1, *a.shape[2:]) for name, a in out.items()}
 
-        return _padded(split, devices)
+        return with_limits(_padded(split, devices))
     if mode == "jit" and mesh is None:
-        return jax.jit(run)
+        return with_limits(jax.jit(run))
     if mode not in ("jit", "shard_map"):
         raise ValueError(f"sampler mode is {mode!r}; expected 'jit', 'pmap' or 'shard_map'")
     if mesh is None:
         raise ValueError("mode 'shard_map' needs a mesh with the axes replica and fsdp")
     rows = batch_sharding(mesh)
     if mode == "shard_map":
-        run = map_rows(run, cfg, mesh, (rows.spec, rows.spec, rows.spec), rows.spec)
-    jitted = jax.jit(run, in_shardings=(None, rows, rows, rows), out_shardings=rows)
-    return _padded(
-        lambda params, *arrays: jitted(
-            params, *place_batch(mesh, {str(i): array for i, array in enumerate(arrays)}).values()
-        ),
-        shares(mesh),
+        run = map_rows(run, cfg, mesh, (rows.spec,) * 4, rows.spec)
+    jitted = jax.jit(run, in_shardings=(None, rows, rows, rows, rows), out_shardings=rows)
+    return with_limits(
+        _padded(
+            lambda params, *arrays: jitted(
+                params,
+                *place_batch(mesh, {str(i): array for i, array in enumerate(arrays)}).values(),
+            ),
+            shares(mesh),
+        )
     )
 
 

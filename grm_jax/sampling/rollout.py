@@ -11,14 +11,21 @@ import numpy as np
 
 from grm_jax.sampling.sampler import sample_key
 
+NO_LIMIT = np.iinfo(np.int32).max  # of a sample's tokens, but for the sampler's own
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Asks for a completion of `prompt_ids` for every index in `samples`, all upon one prefix."""
+    """Asks for a completion of `prompt_ids` for every index in `samples`, all upon one prefix.
+
+    limits: the most tokens of each sample, stop token included, 1 to the sampler's; None: the
+        sampler's.
+    """
 
     prompt_ids: Sequence[int]
     item_id: str
     samples: tuple[int, ...] = (0,)
+    limits: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,11 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
                 f"item {request.item_id}: {len(request.samples)} samples, but the first request "
                 f"has {k}"
             )
+        if request.limits is not None and (len(request.limits) != k or min(request.limits) < 1):
+            raise ValueError(
+                f"item {request.item_id}: limits {request.limits}; expected a positive number of "
+                f"tokens for each of {k} samples"
+            )
         if not 0 < length <= widths[-1]:
             raise ValueError(
                 f"item {request.item_id}: prompt of {length} tokens; expected 1 to {widths[-1]} "
@@ -114,14 +126,18 @@ def generate(
         # 0: dummy row that fills the last batch of a bucket
         lengths_P = np.zeros(rows // k, np.int32)
         keys_Pk2 = np.zeros((rows // k, k, 2), np.uint32)
+        limits_Pk = np.full((rows // k, k), NO_LIMIT, np.int32)
         for p, index in enumerate(batch.requests):
             request = requests[index]
             prompts_PT[p, : len(request.prompt_ids)] = request.prompt_ids
             lengths_P[p] = len(request.prompt_ids)
             keys_Pk2[p] = [sample_key(seed, request.item_id, sample) for sample in request.samples]
+            if request.limits is not None:
+                limits_Pk[p] = request.limits
+        limits = (limits_Pk,) if (limits_Pk < NO_LIMIT).any() else ()
         drawn = {
             name: np.asarray(array)
-            for name, array in sampler(params, prompts_PT, lengths_P, keys_Pk2).items()
+            for name, array in sampler(params, prompts_PT, lengths_P, keys_Pk2, *limits).items()
         }
         completions = []
         for p, index in enumerate(batch.requests):

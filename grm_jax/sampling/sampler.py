@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grm_jax.models.attention import lay
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.sampling.logits import choose_tokens
@@ -55,9 +56,9 @@ def prefill(
 ) -> tuple[dict, jax.Array]:
     """Runs right-padded prompts once.
 
-    Returns their key/value prefix and the float32 logits_PV after the last token. Global layers
-    keep all T positions, local layers the last min(T, window) of each row. A prompt of length 0 is
-    a dummy row: its logits are meaningless.
+    Returns their key/value prefix, laid out for decoding (`attention.lay`), and the float32
+    logits_PV after the last token. Global layers keep all T positions, local layers the last
+    min(T, window) of each row. A prompt of length 0 is a dummy row: its logits are meaningless.
     """
     T = prompts_PT.shape[1]
     pos_PT = jnp.where(jnp.arange(T) < lengths_P[:, None], jnp.arange(T), -1)
@@ -82,18 +83,17 @@ def prefill(
         if layer_type == LOCAL and W < T:
             prefix[f"layer_{i}"] = keep_window(prefix[f"layer_{i}"])
     last_P1D = jnp.take_along_axis(hidden_PTD, jnp.maximum(lengths_P - 1, 0)[:, None, None], axis=1)
-    return prefix, lm_logits(params, cfg, last_P1D[:, 0])
+    laid = {name: lay(dict(segment)) for name, segment in prefix.items()}
+    return laid, lm_logits(params, cfg, last_P1D[:, 0])
 
 
 def cache_sizes(steps: int) -> list[int]:
     """Returns the slots of the suffix cache while `steps` tokens are drawn.
 
-    It doubles up to three times, so early steps read little.
+    One loop for each, and each is compiled: a quarter of long ones, so that early steps read
+    little, and all.
     """
-    sizes = [steps]
-    while sizes[0] >= 32 and len(sizes) < 4:
-        sizes.insert(0, -(-sizes[0] // 2))
-    return sizes
+    return [-(-steps // 4), steps] if steps >= 256 else [steps]
 
 
 def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
@@ -137,14 +137,15 @@ def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
         logits_BV, state["keys"], step, scfg.temperature, scfg.top_k, scfg.top_p
     )
     stop_B = jnp.isin(token_B, jnp.asarray(scfg.stop_ids, jnp.int32)) & ~done_B
+    length_B = state["length"] + ~done_B
     return state | {
         "step": step + 1,
         "token": token_B,
         "tokens": state["tokens"].at[:, step].set(jnp.where(done_B, scfg.pad_id, token_B)),
         "logp": state["logp"].at[:, step].set(jnp.where(done_B, 0.0, logp_B)),
-        "length": state["length"] + ~done_B,
+        "length": length_B,
         "finished": state["finished"] | stop_B,
-        "done": done_B | stop_B,
+        "done": done_B | stop_B | (length_B >= state["limit"]),
     }
 
 
@@ -155,6 +156,7 @@ def start(
     prompts_PT: jax.Array,
     lengths_P: jax.Array,
     keys_Pk2: jax.Array,
+    limits_Pk: jax.Array | None = None,
 ) -> tuple[dict, dict[str, Any]]:
     """Prefills and chooses the first token of every row.
 
@@ -162,12 +164,14 @@ def start(
     """
     P, k = keys_Pk2.shape[:2]
     B, C = P * k, scfg.max_new_tokens
+    limits_Pk = jnp.full((P, k), C, jnp.int32) if limits_Pk is None else limits_Pk
     prefix, logits_PV = prefill(params, cfg, prompts_PT, lengths_P)
     prompt_length_B = jnp.repeat(lengths_P, k, axis=0)
     state = {
         "step": jnp.int32(0),
         "prompt_length": prompt_length_B,
         "keys": keys_Pk2.reshape(B, 2),
+        "limit": limits_Pk.reshape(B),
         "suffix": empty_suffix(cfg, B),
         "token": jnp.zeros(B, jnp.int32),
         "tokens": jnp.full((B, C), scfg.pad_id, jnp.int32),
@@ -201,19 +205,21 @@ def decode_step(
     )
 
 
-def _split_blocks(params: dict, cfg: Gemma2Config) -> Callable[[], dict]:
-    """Splits the weights of unrolled blocks before a loop; the result stacks them up again inside.
+def split_blocks(stacked: dict, cfg: Gemma2Config) -> Callable[[], dict]:
+    """Splits arrays that are stacked over blocks before a loop; the result stacks them up inside.
 
     An unrolled scan takes slices of the stack. XLA on the CPU does not hoist these out of the loop:
-    every step would write a copy of every weight. Slices of a stack of what was split it folds
-    away. The barrier keeps it from joining both first. A scan that is not unrolled needs the stack.
+    every step would write a copy of every weight and of the prefix. Slices of a stack of what was
+    split it folds away. The barrier keeps it from joining both first. A scan that is not unrolled
+    needs the stack.
     """
     if cfg.scan_layers:
-        return lambda: params
+        whole = jax.lax.optimization_barrier(stacked)
+        return lambda: whole
     blocks = jax.lax.optimization_barrier(
-        [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(cfg.n_blocks)]
+        [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.n_blocks)]
     )
-    return lambda: params | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    return lambda: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
 
 
 def _unfinished(state, axes):
@@ -230,6 +236,7 @@ def sample(
     lengths_P: jax.Array,
     keys_Pk2: jax.Array,
     together: tuple[str, ...] = (),
+    limits_Pk: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Draws k completions of each prompt.
 
@@ -240,20 +247,22 @@ def sample(
       keys_Pk2: uint32, `sample_key` of every sample.
       together: axes of an enclosing `jax.shard_map` whose devices all decode until the last row of
         all of them is done.
+      limits_Pk: int32, the most tokens of each sample, 1 to max_new_tokens; None: max_new_tokens.
 
     Returns:
       tokens int32 [P, k, C] with C = max_new_tokens: the stop token is included, pad_id after it.
       logp float32 [P, k, C]: log-probability of each token (grm_jax.sampling.logits), 0 after the
         stop token.
       length int32 [P, k]: tokens written, stop token included.
-      finished bool [P, k]: a stop token was seen (else the row was cut at max_new_tokens).
+      finished bool [P, k]: a stop token was seen (else the row was cut at its limit).
     """
     params = cast_weights(params, cfg)  # else every step would read them wide and write a copy
-    prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2)
-    restack = _split_blocks(params, cfg)
+    prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2, limits_Pk)
+    weights, prefix_of = split_blocks(params["blocks"], cfg), split_blocks(prefix, cfg)
 
     def step(carry):
-        state = decode_step(restack(), cfg, scfg, prefix, carry[0])
+        blocks = params | {"blocks": weights()}
+        state = decode_step(blocks, cfg, scfg, prefix_of(), carry[0])
         return state, _unfinished(state, together)
 
     unfinished = _unfinished(state, together)

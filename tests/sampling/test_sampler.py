@@ -17,6 +17,7 @@ from grm_jax.sampling.mapped import make_sampler, map_rows
 from grm_jax.sampling.rollout import Request, generate, plan
 from grm_jax.sampling.sampler import (
     SamplingConfig,
+    cache_sizes,
     decode_step,
     grow_suffix,
     sample,
@@ -114,6 +115,35 @@ def test_a_row_ends_at_its_first_stop_token(drawn):
         if f
     }
     assert ends == {3, 7}
+
+
+@pytest.mark.parametrize(
+    "mode, mesh_shape", [("jit", None), ("pmap", None), ("shard_map", (2, 4, 1))]
+)
+def test_a_row_ends_at_its_own_limit(params, prompts, drawn, mode, mesh_shape):
+    limits = np.random.default_rng(2).integers(1, 14, (8, 3)).astype(np.int32)
+    mesh = make_mesh(*mesh_shape) if mesh_shape else None
+    sampler = make_sampler(CFG, SETTINGS, mode, mesh)
+    placed = params if mesh is None else jax.device_put(params, param_shardings(mesh, params))
+    out = sampler(placed, prompts, LENGTHS, keys(range(8), range(3)), limits)
+    length = np.minimum(drawn["length"], limits)
+    np.testing.assert_array_equal(out["length"], length)
+    np.testing.assert_array_equal(
+        out["tokens"], np.where(np.arange(13) < length[..., None], drawn["tokens"], 0)
+    )
+    np.testing.assert_array_equal(out["finished"], drawn["finished"] & (drawn["length"] <= limits))
+    assert ((limits < drawn["length"]).any(), (limits > drawn["length"]).any()) == (True, True)
+
+
+def test_long_completions_go_from_a_small_cache_to_a_large_one(params, prompts):
+    """Two loops, the second from a quarter of the tokens on, draw what one does."""
+    settings = SamplingConfig(max_new_tokens=256, temperature=0.8)
+    assert cache_sizes(256) == [64, 256]
+    asked = (params, prompts[:2], LENGTHS[:2], keys(range(2), range(2)))
+    out = run(*asked, settings=settings)
+    short = run(*asked, settings=dataclasses.replace(settings, max_new_tokens=130))
+    np.testing.assert_array_equal(out["tokens"][:, :, :130], short["tokens"])
+    assert (out["length"] == 256).all() and cache_sizes(130) == [130]
 
 
 def test_tokens_depend_on_seed_item_and_sample_alone(params, prompts, drawn):
