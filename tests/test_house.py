@@ -15,7 +15,7 @@ FLOORS = (
     ("settings", "compile_cache", "locks"),
     ("judgment", "losses", "models"),
     ("parallel",),
-    ("tokenizer", "progress"),
+    ("tokenizer", "progress", "watch"),
     ("checkpoint",),
     ("data", "sampling"),
     ("training",),

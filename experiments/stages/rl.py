@@ -20,10 +20,11 @@ from grm_jax.parallel.mesh import place_batch
 from grm_jax.progress import progress
 from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.reward_models.load import samplers
-from grm_jax.training.loop import Trained, begin, finish, leave, save_state
-from grm_jax.training.metrics import LateMetrics, MetricsLog
+from grm_jax.training.loop import Trained, begin, finish, leave, observe, save_state
+from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.objectives import rl_objective
 from grm_jax.training.rollouts import rewards_of, rollout_batch, rollout_metrics, sampler_gap
+from grm_jax.training.speed import rl_work
 from grm_jax.training.step import make_logprob_fn
 
 # what the console shows beside the step: {name there: metric}
@@ -71,8 +72,8 @@ def train(run: Run) -> dict | None:
         store.appending(path) as file,
         progress("rl", settings.steps, done=first) as advance,
         processes.stop_signal("rl") as stopped,
+        observe(setup, "rl", first) as (phases, late, goodput),
     ):
-        late = LateMetrics()
         on_host: dict[int, dict] = {}  # metrics of rollouts whose train step is still under way
 
         def write(rows):
@@ -84,17 +85,20 @@ def train(run: Run) -> dict | None:
                 advance(**{name: row[metric] for name, metric in SHOWN.items() if metric in row})
 
         saved = first * updates
-        for step in range(first, settings.steps):
+        for step in phases.steps(first, settings.steps):
             # rollouts: G judgments of each prompt by the policy as it is now
             position = prompts.get_state()
             chosen = [records[i] for i in next(prompts)["index"]]
             policy = training.params_of(state)
+            phases.begin("rollout")
             rollouts = roll_out(run, sampler, policy, chosen, step, stopped)
             if rollouts is None:  # asked to stop: as after the step before
                 write(late.flush())
+                goodput.mark(step)
                 if int(state.step) > saved:
                     save_state(setup, training, state, {"batches": position})
                 leave(training, "rl", state)
+            phases.begin("host")
             judgments = [rollout.judgment for rollout in rollouts]
 
             # rewards
@@ -111,16 +115,22 @@ def train(run: Run) -> dict | None:
                 [rollout.logp for rollout in rollouts],
                 setup.sequence_buckets,
             )
+            passes = (settings.old_logp == "trainer") + (reference is not None)
+            completed = [len(rollout.completion_ids) for rollout in rollouts]
+            pos_BT = batch["positions"]
+            work = rl_work(run.model_cfg, lengths, completed, G, pos_BT, passes, updates)
             batch = place_batch(setup.mesh, batch | {"rewards": np.array(rewards, np.float32)})
             rewards_B = batch.pop("rewards")
 
             # log-probabilities under the policy that sampled, and under the reference
+            phases.begin("logprobs")
             if settings.old_logp == "trainer":
                 logp_BT = logprobs(policy, batch["tokens"], batch["positions"])
                 on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
                 batch["old_logp"] = logp_BT
             if reference is not None:
                 batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
+            phases.until(batch.get("ref_logp", batch["old_logp"]))
 
             # advantages, and the tokens that count
             penalty_B = kl_penalty(
@@ -130,13 +140,15 @@ def train(run: Run) -> dict | None:
             batch["mask"] = objective_mask(batch["mask"], rewards_B, G, loss_cfg)
 
             # updates of the policy
+            phases.begin("update")
             del policy  # its buffers may be the state's, which the step takes
             for _ in range(updates):
                 state, metrics = training.step(state, batch)
+            phases.until(metrics["loss"])
 
             # metrics of the step before, rollouts, an example
-            tokens = int(on_host[step]["num_tokens"])
-            write(late.push(step, metrics, [record.id for record in chosen], tokens=tokens))
+            phases.begin("host")
+            write(late.push(step, metrics, [record.id for record in chosen], work))
             store.append(file, judgments)
             if step % run.config.log.example_every == 0:
                 print(f"step {step}\n{example_text(chosen[0], judgments[:G])}", flush=True)
@@ -145,6 +157,8 @@ def train(run: Run) -> dict | None:
             stop = stopped()
             if stop or (step + 1) % setup.every == 0:
                 write(late.flush())
+                phases.begin("checkpoint")
+                goodput.mark(step + 1)
                 save_state(setup, training, state, {"batches": prompts.get_state()})
                 saved = int(state.step)
             if stop:

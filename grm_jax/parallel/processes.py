@@ -150,6 +150,11 @@ def is_main() -> bool:
     return distributed.global_state.process_id == 0
 
 
+def index() -> int:
+    """Returns the number of this process, 0 where it is alone. Asks for no device."""
+    return distributed.global_state.process_id
+
+
 def written(path: str | os.PathLike) -> str | os.PathLike:
     """Returns the file that this process writes instead of `path`.
 

@@ -1,4 +1,4 @@
-"""Counts a program's FLOPs on its jaxpr, loops as often as they run, and a model's by formula.
+"""Counts a program's FLOPs on its jaxpr, loops as often as they run.
 
 XLA's `cost_analysis()` counts the body of a loop once: 46 scanned layers look like 2. A multiply
 and an add count as two.
@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.splash import blocks_computed
 
 
@@ -96,28 +95,3 @@ def _sub_jaxprs(params: dict) -> Iterator[ClosedJaxpr | Jaxpr]:
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (ClosedJaxpr, Jaxpr)):
                 yield item
-
-
-def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 0) -> float:
-    """Counts a row's model FLOPs at positions start ... length - 1, earlier keys in a cache.
-
-    Matrix products of the layers, attention over the visible keys alone (causal, within the window
-    in local layers), and the vocabulary at `logits` positions. Training takes three times this (the
-    backward pass is two matrix products for each of the forward).
-    """
-    attention = cfg.d_model * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
-    dense = (
-        cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff) * (length - start)
-        + cfg.d_model * cfg.vocab_size * logits
-    )
-    seen = {LOCAL: _visible(length, cfg.sliding_window) - _visible(start, cfg.sliding_window)}
-    pairs = sum(
-        seen.get(layer_type, _visible(length) - _visible(start)) for layer_type in cfg.layer_types
-    )
-    return 2.0 * dense + 4.0 * cfg.n_heads * cfg.head_dim * pairs
-
-
-def _visible(length: int, window: int | None = None) -> int:
-    """Pairs of a query and a key that it sees, over the first `length` positions."""
-    full = min(length, window or length)
-    return full * (full + 1) // 2 + (length - full) * full

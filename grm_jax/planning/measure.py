@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from grm_jax.parallel.hardware import GIB
 from grm_jax.planning.collectives import Collective, collectives
 from grm_jax.planning.flops import count
-from grm_jax.planning.hardware import GIB
 from grm_jax.planning.roofline import roofline
 from grm_jax.planning.topology import Topology
 from grm_jax.planning.traffic import hbm_bytes

@@ -15,12 +15,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config, load_config
+from grm_jax.models.flops import forward_flops
 from grm_jax.models.gemma2 import cast_weights
 from grm_jax.models.lora import LoraConfig, start_adapters
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, param_shardings, shares
-from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program
 from grm_jax.sampling.mapped import map_rows
 from grm_jax.sampling.sampler import SamplingConfig, decode_step, empty_suffix, grow_suffix, start

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from grm_jax.planning.hardware import GIB
+from grm_jax.parallel.hardware import GIB
 
 Cells = tuple[str, list[str], list[list[str]]]  # title, columns, rows
 

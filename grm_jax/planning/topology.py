@@ -18,7 +18,7 @@ from jax.experimental import topologies
 from jax.extend.backend import clear_backends
 from jax.sharding import Mesh
 
-from grm_jax.planning.hardware import GPUS, TPUS, Chip
+from grm_jax.parallel.hardware import GPUS, TPUS, Chip
 
 # Read when libtpu is loaded: no questions to a metadata server, no lock against a second process
 # that compiles.

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -22,8 +23,10 @@ from grm_jax.models.lora import LoraConfig, merge, start_adapters
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import param_shardings, place_batch
 from grm_jax.progress import progress
-from grm_jax.training.metrics import LateMetrics, MetricsLog
+from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from grm_jax.training.phases import Trace
+from grm_jax.training.speed import Observed, fit_work, observed
 from grm_jax.training.state import TrainState, abstract_state, init_state
 from grm_jax.training.step import LossFn, adapted, make_train_step
 
@@ -49,6 +52,7 @@ class TrainSetup:
     digest: of everything that the result depends on; a checkpoint of another digest is refused.
     sequence_buckets: lengths that batches are padded to.
     every, keep: steps between checkpoints, and how many of them stay.
+    trace: steps of each stage that are traced (phases.py).
     """
 
     folder: pathlib.Path
@@ -62,6 +66,7 @@ class TrainSetup:
     keep: int
     digest: str
     sinks: tuple[str, ...] = ("jsonl", "tensorboard")
+    trace: Trace | None = None
 
 
 class Training(NamedTuple):
@@ -172,6 +177,12 @@ def save_state(setup: TrainSetup, training: Training, state: TrainState, extra: 
     save(training.checkpoints, int(state.step), state, extra, setup.digest)
 
 
+def observe(setup: TrainSetup, stage: str, first: int) -> AbstractContextManager[Observed]:
+    """Opens a context that gives (phases, late metrics, goodput) of a stage from a step on."""
+    dtype, sinks = setup.model_cfg.dtype, bool(setup.sinks)
+    return observed(setup.folder, stage, first, setup.mesh, dtype, sinks, setup.trace)
+
+
 def leave(training: Training, stage: str, state: TrainState) -> None:
     """Ends this process, as a signal asked, once the checkpoint just begun is on disk."""
     training.checkpoints.close()
@@ -209,13 +220,14 @@ def fit(
         pad_values=dict.fromkeys(positions, -1),
     )
     training = begin(setup, stage, params, loss_fn, settings, settings.steps, donate=True)
-    late, state, first = LateMetrics(), training.state, int(training.state.step)
+    state, first = training.state, int(training.state.step)
     if training.extra:
         batches.set_state(training.extra["batches"])
     with (
         MetricsLog(setup.folder, stage, first, setup.sinks) as log,
         progress(stage, settings.steps, done=first) as advance,
         processes.stop_signal(stage) as stopped,
+        observe(setup, stage, first) as (phases, late, goodput),
     ):
 
         def write(rows):
@@ -224,19 +236,26 @@ def fit(
                 log.write(step, row | {"learning_rate": float(rate)})
                 advance(loss=row["loss"])
 
-        for step in range(first, settings.steps):
+        for step in phases.steps(first, settings.steps):
             # a batch, the same in every process; each device takes its rows
             host = next(batches)
             ids, valid = host.pop("id"), host.pop("valid")
             host.setdefault("mask", valid)
-            tokens = sum(int((host[name] >= 0).sum()) for name in positions)
+            learned = int(host["mask"].sum()) if host["mask"].ndim > 1 else 0
+            work = fit_work(setup.model_cfg, [host[name] for name in positions], learned)
+            batch = place_batch(setup.mesh, host)
             # the update; the metrics that are written are those of the step before
-            state, metrics = training.step(state, place_batch(setup.mesh, host))
-            write(late.push(step, metrics, ids, tokens=tokens))
+            phases.begin("update")
+            state, metrics = training.step(state, batch)
+            phases.until(metrics["loss"])
+            phases.begin("host")
+            write(late.push(step, metrics, ids, work))
             # a checkpoint, now and then and where the process is asked to end
             stop = stopped()
             if stop or (step + 1) % setup.every == 0:
                 write(late.flush())
+                phases.begin("checkpoint")
+                goodput.mark(step + 1)
                 save_state(setup, training, state, {"batches": batches.get_state()})
             if stop:
                 leave(training, stage, state)

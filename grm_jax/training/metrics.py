@@ -9,13 +9,42 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 
 from grm_jax.json_files import check_fields, decode
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
+
+# what of a row is measured: beginnings of names. Equal runs differ in it, and in nothing else
+MEASURED = (
+    "step_s",
+    "seconds/",
+    "tokens_per_s",
+    "computed_tokens_per_s",
+    "mfu",
+    "goodput",
+    "restarts",
+    "hbm_",
+)
+
+
+class Work(NamedTuple):
+    """Says what a step had to do.
+
+    needed_tokens: real tokens that the update read. computed_tokens: with the padding.
+    flops: model FLOPs of the whole step (models/flops.py). update_flops: of the update alone.
+    """
+
+    needed_tokens: int = 0
+    computed_tokens: int = 0
+    flops: float = 0.0
+    update_flops: float = 0.0
+
+
+NOTHING = Work()
 
 
 def check_finite(step: int, metrics: Mapping[str, float], item_ids: Sequence[str] = ()) -> None:
@@ -44,22 +73,27 @@ class LateMetrics:
             log.write(step, row)
     """
 
-    def __init__(self):
-        self._pending, self._fetched_at = None, time.monotonic()
+    def __init__(self, speed: Callable[[int, Work], dict[str, float]] | None = None):
+        """Starts without a step.
+
+        speed: gives the measured part of a row, of the step that was just fetched and its work
+            (`speed.Speed.row`); without it step_s alone, the seconds between two fetches.
+        """
+        self._pending, self._speed = None, speed or _between_fetches()
 
     def push(
         self,
         step: int,
         metrics: Mapping[str, jax.Array],
         item_ids: Sequence[str] = (),
-        tokens: int = 0,
+        work: Work = NOTHING,
     ) -> Iterator[tuple[int, dict]]:
         """Takes the metrics of a step just dispatched; yields (step, floats) of the one before.
 
-        They are checked by `check_finite`. `tokens` is how many the step trained on. Rows get
-        step_s, the seconds between this fetch and the last, and tokens_per_s.
+        They are checked by `check_finite`. Rows get `work`'s tokens, tokens_per_s (needed ones),
+        computed_tokens_per_s, and what `speed` gives.
         """
-        previous, self._pending = self._pending, (step, metrics, item_ids, tokens)
+        previous, self._pending = self._pending, (step, metrics, item_ids, work)
         return self._fetch(previous)
 
     def flush(self) -> Iterator[tuple[int, dict]]:
@@ -70,14 +104,27 @@ class LateMetrics:
     def _fetch(self, pending):
         if pending is None:
             return iter(())
-        step, metrics, item_ids, tokens = pending
+        step, metrics, item_ids, work = pending
         row = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        now = time.monotonic()
-        row["step_s"], self._fetched_at = now - self._fetched_at, now
-        if tokens:
-            row["tokens_per_s"] = tokens / max(row["step_s"], 1e-9)
+        row |= self._speed(step, work)
+        seconds = max(row["step_s"], 1e-9)
+        for name, tokens in (("needed", work.needed_tokens), ("computed", work.computed_tokens)):
+            if tokens:
+                rate = "tokens_per_s" if name == "needed" else "computed_tokens_per_s"
+                row |= {f"{name}_tokens": float(tokens), rate: tokens / seconds}
         check_finite(step, row, item_ids)
         return iter([(step, row)])
+
+
+def _between_fetches() -> Callable[[int, Work], dict[str, float]]:
+    fetched_at = time.monotonic()
+
+    def row(step, work):
+        nonlocal fetched_at
+        before, fetched_at = fetched_at, time.monotonic()
+        return {"step_s": fetched_at - before}
+
+    return row
 
 
 class MetricsLog:

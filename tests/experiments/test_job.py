@@ -17,12 +17,11 @@ from safetensors.numpy import load_file
 
 from grm_jax.evaluation import store
 from grm_jax.parallel.processes import STOPPED
-from grm_jax.training.metrics import read_metrics
+from grm_jax.training.metrics import MEASURED, read_metrics
 
 pytestmark = pytest.mark.slow
 MESH = ("--config.mesh.replica=1", "--config.mesh.fsdp=-1")
 OVERRIDES = (*MESH, '--config.eval.systems=("grm",)', '--config.eval.splits=("test",)')
-TIMES = ("step_s", "tokens_per_s")
 # of a row of judgments: what models give as real numbers
 INEXACT = ("meta_logit", "scores", "preference", "preferences", "probability")
 LIMIT_S = 500
@@ -56,7 +55,7 @@ def until(job, workdir: pathlib.Path, reached) -> None:
 def rows_of(workdir: pathlib.Path, stage: str) -> list[dict]:
     rows = read_metrics(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").is_file() else []
     return [
-        {name: value for name, value in row.items() if name not in TIMES}
+        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
         for row in rows
         if row["stage"] == stage
     ]

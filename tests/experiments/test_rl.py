@@ -10,6 +10,7 @@ from experiments import config_flags
 from experiments.stages import rft, rl
 from grm_jax.judgment.rules import rule_reward
 from grm_jax.models.config import load_config
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models import grm
 from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.training import loop
@@ -140,8 +141,15 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, 
         "make_logprob_fn",
         lambda *args: counted("passes", lambda params, tokens, positions: jnp.zeros(tokens.shape)),
     )
+    model_cfg = load_config(config_flags.model_folder(config))
     setup = types.SimpleNamespace(
-        folder=tmp_path, mesh=None, sinks=("jsonl",), every=9, sequence_buckets=(1024,)
+        folder=tmp_path,
+        mesh=make_mesh(),
+        model_cfg=model_cfg,
+        sinks=("jsonl",),
+        every=9,
+        sequence_buckets=(1024,),
+        trace=None,
     )
     run = types.SimpleNamespace(
         config=config,
@@ -153,7 +161,7 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, 
             lengths=Lengths(prompt=512, completion=200, buckets=(512,), sequences=()),
             sampling=Sampling(rows=8),
         ),
-        model_cfg=load_config(config_flags.model_folder(config)),
+        model_cfg=model_cfg,
         train=records,
     )
     rl.train(run)

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.attention import attend
 from grm_jax.models.config import Gemma2Config, Numerics, alternating
+from grm_jax.models.flops import forward_flops
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.splash import splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
-from grm_jax.planning.flops import forward_flops
 from grm_jax.planning.measure import Program, measure
 from grm_jax.planning.topology import get_topology
 from grm_jax.sampling.mapped import make_sampler

@@ -7,10 +7,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config, alternating
+from grm_jax.models.flops import forward_flops, token_flops
 from grm_jax.models.splash import block_size, splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.planning.flops import count, forward_flops
+from grm_jax.planning.flops import count
 from grm_jax.training.step import rft_loss
 
 A, B, C = 4, 8, 16
@@ -192,3 +193,8 @@ def test_forward_flops_by_hand():
     )
     pieces = forward_flops(cfg, 7) + forward_flops(cfg, T, start=7)
     assert pieces == forward_flops(cfg, T)
+    # rows as they are packed: positions alone say what is seen
+    trunk, branches = np.arange(7), np.concatenate([np.arange(7, T), np.arange(7, 9), [-1, -1]])
+    packed = forward_flops(cfg, 7) + forward_flops(cfg, T, start=7) + forward_flops(cfg, 9, start=7)
+    assert token_flops(cfg, np.concatenate([trunk, branches])) == packed
+    assert token_flops(cfg, np.arange(T)[None], logits=3) == forward_flops(cfg, T, logits=3)

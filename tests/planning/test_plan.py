@@ -14,7 +14,7 @@ from rich.console import Console
 from experiments import config_flags
 from experiments.configs import spct_gemma2_9b, spct_gemma2_27b, tiny
 from experiments.stages.planning import job_of
-from grm_jax.planning.hardware import GPUS, TPUS
+from grm_jax.parallel.hardware import GPUS, TPUS
 from grm_jax.planning.measure import device_bytes, measure
 from grm_jax.planning.programs import NAMES, Job, make_programs, stage_times
 from grm_jax.planning.report import markdown, notes, show, tables

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from grm_jax.parallel.hardware import GPUS, TPUS
 from grm_jax.planning.collectives import Collective
-from grm_jax.planning.hardware import GPUS, TPUS
 from grm_jax.planning.roofline import roofline
 from grm_jax.planning.topology import Topology, axis_bandwidth, get_topology
 

@@ -7,7 +7,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from grm_jax.training.metrics import LateMetrics, MetricsLog, check_sinks, read_metrics
+from grm_jax.training.metrics import LateMetrics, MetricsLog, Work, check_sinks, read_metrics
 
 
 def write(folder, stage, steps, resumed_step=0):
@@ -67,12 +67,14 @@ def test_metrics_come_one_step_late_and_are_checked():
             "nonfinite": jnp.float32(loss != loss),
         }
 
-    assert list(late.push(0, metrics(3.0), tokens=100)) == []
+    assert list(late.push(0, metrics(3.0), work=Work(100, 400))) == []
     ((step, row),) = late.push(1, metrics(2.0))
     assert (
         step == 0
         and row["loss"] == 3.0
         and row["tokens_per_s"] == pytest.approx(100 / row["step_s"])
+        and row["computed_tokens_per_s"] == pytest.approx(400 / row["step_s"])
+        and (row["needed_tokens"], row["computed_tokens"]) == (100, 400)
     )
     ((step, row),) = late.push(2, metrics(float("nan")), ["id-1", "id-2"])
     assert step == 1 and row["loss"] == 2.0 and "tokens_per_s" not in row
