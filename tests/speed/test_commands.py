@@ -1,0 +1,95 @@
+"""The commands of speed/ print a line of JSON with the fields that others read. No figure is
+looked at: the machine is busy with tests.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPO
+
+NUMBERS = {
+    "speed.sample": (
+        "tokens_per_s first_call_s second_process_first_call_s peak_rss_gib computed_tokens "
+        "needed_tokens"
+    ),
+    "speed.step": "seconds computed_tokens needed_tokens loss grad_norm peak_rss_gib",
+    "speed.judge": "records_per_s prefilled_tokens decoded_tokens needed_tokens peak_rss_gib",
+}
+
+
+def run(environment, module, *flags):
+    """The lines that a command prints, their numbers checked."""
+    command = [sys.executable, "-m", module, "--rounds=1", *flags]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    for line in lines:
+        for name in NUMBERS[module].split():
+            assert isinstance(line[name], (int, float)), name
+    return lines
+
+
+@pytest.fixture(scope="module")
+def environment():
+    """One device, as in use, and programs that compile fast: 8 devices are for tests of meshes."""
+    import os
+
+    flags = "--xla_backend_optimization_level=0"
+    return os.environ | {"XLA_FLAGS": flags, "SPEED_TURNS": "0", "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture
+def lengths(tmp_path):
+    """Eight rows, of unequal lengths."""
+    path = tmp_path / "lengths.json"
+    rows = [{"prompt": 6 + 5 * i, "responses": 2, "completion": 3 + i % 4} for i in range(8)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_sample_a_queue(environment, tmp_path):
+    queue = [{"prompt_ids": [11] * n, "stops": [2, n]} for n in (5, 9)]
+    path = tmp_path / "queue.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in queue))
+    (line,) = run(environment, "speed.sample", "--model=tiny_base", f"--queue={path}")
+    assert line["needed_tokens"] == 5 + 9 + (2 + 5) + (2 + 9)
+
+
+def test_step(environment, lengths):
+    tasks = ("rft", "rl", "bradley_terry", "meta")
+    flags = f"--lengths={lengths}", "--rows=4", "--prompts=2", "--group=2", "--packed=false"
+    flags += tuple(f"--task={task}" for task in tasks)
+    lines = run(environment, "speed.step", "--model=tiny_base", *flags)
+    assert [line["case"] for line in lines] == list(tasks)
+    for line in lines:
+        assert line["rows"] == (2 if line["case"] == "bradley_terry" else 4)
+        assert 0 < line["needed_tokens"] < line["computed_tokens"]
+
+
+def test_step_with_rollouts(environment, lengths):
+    flags = "--task=rl", "--rollout", "--beta=0.04", f"--lengths={lengths}", "--prompts=2"
+    (line,) = run(environment, "speed.step", "--model=tiny_base", "--group=2", *flags)
+    assert {"rollout_s", "reference_s", "update_s"} <= line.keys()
+
+
+def test_judge(environment, tmp_path):
+    path = tmp_path / "records.jsonl"
+    texts = ("Sort the list: 1.fox 2.ant", "Reverse the list: 1.fox 2.ant")
+    path.write_text(
+        "".join(
+            json.dumps({"id": text, "conversation": turns(text), "responses": ["1.ant", "1.fox"]})
+            + "\n"
+            for text in texts
+        )
+    )
+    (line,) = run(environment, "speed.judge", "--model=tiny", f"--records={path}", "--samples=4")
+    assert line["records"] == 2
+    assert line["needed_prefill"] + line["needed_decode"] == line["needed_tokens"]
+    assert line["needed_prefill"] < line["prefilled_tokens"]
+
+
+def turns(text):
+    return [{"role": "user", "content": text}]
