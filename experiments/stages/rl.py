@@ -125,11 +125,13 @@ def train(run: Run) -> dict | None:
             # log-probabilities under the policy that sampled, and under the reference
             phases.begin("logprobs")
             if settings.old_logp == "trainer":
-                logp_BT = logprobs(policy, batch["tokens"], batch["positions"])
+                logp_BT = logprobs(policy, batch["tokens"], batch["positions"], batch["mask"])
                 on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
                 batch["old_logp"] = logp_BT
             if reference is not None:
-                batch["ref_logp"] = logprobs(reference, batch["tokens"], batch["positions"])
+                batch["ref_logp"] = logprobs(
+                    reference, batch["tokens"], batch["positions"], batch["mask"]
+                )
             phases.until(batch.get("ref_logp", batch["old_logp"]))
 
             # advantages, and the tokens that count

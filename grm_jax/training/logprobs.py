@@ -1,4 +1,4 @@
-"""Computes log-probabilities of given tokens, never holding logits of a whole large batch."""
+"""Computes log-probabilities of given tokens where they are wanted, a chunk of logits at a time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models.attention import Packed, softcap
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, lm_logits
 from grm_jax.models.placement import map_own_rows
 
 # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
 LOGITS_PER_ROW = 2**27
+# of a chunk, at least: products are efficient from here on
+POSITIONS = 512
+# which are wanted is known on the device alone: at most an eighth of them is computed for nothing
+CHUNKS = 8
 
 
 def token_logprobs(
@@ -22,36 +27,35 @@ def token_logprobs(
     pos_BT: jax.Array,
     temperature: float = 1.0,
     chunk: int | None = None,
+    packed: Packed | None = None,
+    wanted_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes log p(token t | tokens before t) and its distribution's entropy, fp32[B, T] in nats.
 
     p = softmax(softcap(logits) / temperature), the distribution that is sampled from where neither
-    top-p nor top-k cuts it. Position 0 has nothing before it: 0 in both. Values at padding (pos -1)
-    are finite and mean nothing; mask them.
+    top-p nor top-k cuts it. 0 in both where a token is not wanted.
 
     Args:
       params: parameters of `Gemma2(cfg)`.
       tokens_BT, pos_BT: int32 tokens and positions, right-padded, pos -1 in padding.
-      temperature: > 0.
-      chunk: positions of each row whose logits exist at one time; forward and backward recompute
-        them chunk by chunk. None takes LOGITS_PER_ROW / V, so small vocabularies are done in one
-        piece. The rule looks at neither B nor the mesh: results do not depend on what else is in
-        the batch.
+      temperature: > 0; carries no gradient.
+      chunk: positions of a device's rows whose logits exist at one time; the backward pass computes
+        them again. None takes an eighth of all, but at least POSITIONS, and at most LOGITS_PER_ROW
+        / V of each row.
+      packed: which tokens of a row see each other, as in `Gemma2`. None: each row is one sequence.
+      wanted_BT: not 0 at tokens whose values are used: only before these are logits computed. None
+        takes all tokens that have one before them in an unpacked row (pos > 0).
 
     The entropy carries no gradient.
     """
-    hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
-    target_BT = jnp.roll(tokens_BT, -1, axis=1)  # the last column is dropped below
-    T, chunk = tokens_BT.shape[1], chunk or max(1, LOGITS_PER_ROW // cfg.vocab_size)
-    if chunk >= T:
-        logp_BT, entropy_BT = _target_logprobs(
-            params["embedding"], cfg, hidden_BTD, target_BT, temperature
-        )
-    else:
-        in_chunks = functools.partial(
-            _chunked_logprobs, cfg=cfg, temperature=temperature, chunk=chunk
-        )
-        logp_BT, entropy_BT = map_own_rows(in_chunks, params["embedding"], hidden_BTD, target_BT)
+    hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT, packed=packed)
+    wanted_BT = pos_BT > 0 if wanted_BT is None else wanted_BT != 0
+    of_rows = functools.partial(
+        _row_logprobs, cap=cfg.final_softcap, temperature=temperature, chunk=chunk
+    )
+    logp_BT, entropy_BT = map_own_rows(
+        of_rows, params["embedding"], hidden_BTD, _next(tokens_BT), _next(wanted_BT)
+    )
     return _shift(logp_BT), _shift(entropy_BT)
 
 
@@ -72,46 +76,136 @@ def token_logprobs_reference(
     )
 
 
-def _chunked_logprobs(embedding_VD, hidden_BTD, target_BT, *, cfg, temperature, chunk):
-    body = jax.checkpoint(
-        lambda part: _target_logprobs(embedding_VD, cfg, part[0], part[1], temperature)
+def _row_logprobs(embedding_VD, hidden_BTD, target_BT, wanted_BT, *, cap, temperature, chunk):
+    """Computes log p(target) and entropy at each wanted position, 0 elsewhere."""
+    (B, T), V = target_BT.shape, embedding_VD.shape[0]
+    if chunk is None:
+        most = max(1, LOGITS_PER_ROW // V) * B
+        chunk = min(most, max(POSITIONS, _round_up(-(-B * T // CHUNKS), POSITIONS)))
+    found_N = _logprobs(
+        embedding_VD,
+        hidden_BTD.reshape(B * T, -1),
+        target_BT.reshape(-1),
+        wanted_BT.reshape(-1),
+        temperature,
+        cap,
+        min(chunk, B * T),
     )
-    logp_CBt, entropy_CBt = jax.lax.map(body, (_split(hidden_BTD, chunk), _split(target_BT, chunk)))
-    T = target_BT.shape[1]
-    return _join(logp_CBt, T), _join(entropy_CBt, T)
+    return tuple(x_N.reshape(B, T) for x_N in found_N)
 
 
-def _target_logprobs(embedding_VD, cfg, hidden_BTD, target_BT, temperature):
-    """Computes log p(target) and entropy at each position.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _logprobs(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk):
+    """Computes (log p(target), entropy) fp32[N], 0 where not wanted.
 
-    The target's logit is picked by comparison, not by gather: its gradient is then no scatter, and
-    it partitions over a sharded vocabulary.
+    The wanted positions come first in order, and chunks behind them are skipped. The gradient is
+    written down because the one that JAX derives transposes the logits' (the widest array that
+    there is) before it multiplies, keeps several arrays of their size, and would scatter.
     """
-    logits_BTV = lm_logits({"embedding": embedding_VD}, cfg, hidden_BTD) / temperature
-    log_normalizer_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    is_target_BTV = (
-        jax.lax.broadcasted_iota(target_BT.dtype, logits_BTV.shape, 2) == target_BT[..., None]
+    return _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk)[0]
+
+
+def _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk):
+    order_Cn, starts_C = _wanted_first(wanted_N, chunk)
+    count = jnp.sum(wanted_N)
+    weights_VD = embedding_VD.astype(hidden_ND.dtype)
+
+    def compute(order_n):
+        logits_nV = _logits(weights_VD, hidden_ND[order_n], cap) / temperature
+        most_n1 = jnp.max(logits_nV, axis=-1, keepdims=True)
+        exp_nV = jnp.exp(logits_nV - most_n1)
+        total_n = jnp.sum(exp_nV, axis=-1)
+        log_normalizer_n = most_n1[:, 0] + jnp.log(total_n)
+        is_target_nV = _is_target(target_N[order_n], logits_nV)
+        logp_n = jnp.sum(jnp.where(is_target_nV, logits_nV, 0.0), axis=-1) - log_normalizer_n
+        expected_logit_n = jnp.sum(exp_nV * logits_nV, axis=-1) / total_n
+        return logp_n, log_normalizer_n - expected_logit_n, log_normalizer_n
+
+    def turn(_, part):
+        start, order_n = part
+        zeros = (jnp.zeros(chunk),) * 3
+        return None, jax.lax.cond(start < count, compute, lambda _: zeros, order_n)
+
+    _, (logp_Cn, entropy_Cn, log_normalizer_Cn) = jax.lax.scan(turn, None, (starts_C, order_Cn))
+    found = (_back(logp_Cn, wanted_N), _back(entropy_Cn, wanted_N))
+    return found, (embedding_VD, hidden_ND, target_N, wanted_N, temperature, log_normalizer_Cn)
+
+
+def _backward(cap, chunk, saved, cotangents):
+    embedding_VD, hidden_ND, target_N, wanted_N, temperature, log_normalizer_Cn = saved
+    order_Cn, starts_C = _wanted_first(wanted_N, chunk)
+    count = jnp.sum(wanted_N)
+    dtype = hidden_ND.dtype
+    weights_VD = embedding_VD.astype(dtype)
+    slope_N = jnp.where(wanted_N, cotangents[0], 0.0) / temperature
+
+    def turn(d_weights_DV, part):
+        start, order_n, log_normalizer_n = part
+
+        def compute(d_weights_DV):
+            hidden_nD = hidden_ND[order_n]
+            capped_nV = _logits(weights_VD, hidden_nD, cap)
+            p_nV = jnp.exp(capped_nV / temperature - log_normalizer_n[:, None])
+            # behind the last wanted position come others, and copies of position 0
+            slope_n = jnp.where(start + jnp.arange(chunk) < count, slope_N[order_n], 0.0)
+            d_nV = (_is_target(target_N[order_n], p_nV) - p_nV) * slope_n[:, None]
+            if cap is not None:
+                d_nV *= 1.0 - (capped_nV / cap) ** 2
+            d_nV = d_nV.astype(dtype)
+            d_weights_DV += jnp.einsum(
+                "nd,nv->dv", hidden_nD, d_nV, preferred_element_type=jnp.float32
+            )
+            d_hidden_nD = jnp.dot(d_nV, weights_VD, preferred_element_type=jnp.float32)
+            return d_weights_DV, d_hidden_nD.astype(dtype)
+
+        nothing = jnp.zeros((chunk, hidden_ND.shape[1]), dtype)
+        return jax.lax.cond(
+            start < count, compute, lambda d_weights_DV: (d_weights_DV, nothing), d_weights_DV
+        )
+
+    zeros_DV = jnp.zeros(embedding_VD.shape[::-1], jnp.float32)
+    d_weights_DV, d_hidden_CnD = jax.lax.scan(
+        turn, zeros_DV, (starts_C, order_Cn, log_normalizer_Cn)
     )
-    logp_BT = jnp.sum(jnp.where(is_target_BTV, logits_BTV, 0.0), axis=-1) - log_normalizer_BT
-    fixed_BTV, fixed_normalizer_BT = jax.lax.stop_gradient((logits_BTV, log_normalizer_BT))
-    expected_logit_BT = jnp.sum(
-        jnp.exp(fixed_BTV - fixed_normalizer_BT[..., None]) * fixed_BTV, axis=-1
-    )
-    return logp_BT, fixed_normalizer_BT - expected_logit_BT
+    # the barrier keeps XLA from turning a single chunk's product into the one with d_nV transposed
+    d_weights_VD = jax.lax.optimization_barrier(d_weights_DV).T.astype(embedding_VD.dtype)
+    return d_weights_VD, _back(d_hidden_CnD, wanted_N), None, None, None
 
 
-def _split(x_BT, chunk):
-    """Cuts [B, T, ...] -> [C, B, chunk, ...], the end padded with zeros.
-
-    Rows stay whole, so a batch sharded over devices stays so.
-    """
-    B, T = x_BT.shape[:2]
-    padded = jnp.pad(x_BT, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x_BT.ndim - 2))
-    return jnp.moveaxis(padded.reshape(B, -1, chunk, *x_BT.shape[2:]), 1, 0)
+_logprobs.defvjp(_forward, _backward)
 
 
-def _join(x_CBt, T):
-    return jnp.moveaxis(x_CBt, 0, 1).reshape(x_CBt.shape[1], -1)[:, :T]
+def _logits(weights_VD, hidden_nD, cap):
+    logits_nV = jnp.einsum("nd,vd->nv", hidden_nD, weights_VD, preferred_element_type=jnp.float32)
+    return softcap(logits_nV, cap)
+
+
+def _is_target(target_n, logits_nV):
+    """By comparison, not by a gather: it partitions over a sharded vocabulary."""
+    return jax.lax.broadcasted_iota(target_n.dtype, logits_nV.shape, 1) == target_n[:, None]
+
+
+def _wanted_first(wanted_N, chunk):
+    """(order [C, chunk], start of each chunk [C]): the wanted positions, in order, then others."""
+    order_N = jnp.argsort(~wanted_N, stable=True)
+    order_Cn = jnp.pad(order_N, (0, -wanted_N.size % chunk)).reshape(-1, chunk)
+    return order_Cn, chunk * jnp.arange(order_Cn.shape[0])
+
+
+def _back(x_Cn, wanted_N):
+    """Puts what was computed in the order of `_wanted_first` to its positions, 0 elsewhere."""
+    x_N = x_Cn.reshape(-1, *x_Cn.shape[2:])
+    place_N = jnp.maximum(jnp.cumsum(wanted_N) - 1, 0)
+    return jnp.where(wanted_N.reshape(-1, *(1,) * (x_N.ndim - 1)), x_N[place_N], 0)
+
+
+def _round_up(x, step):
+    return -(-x // step) * step
+
+
+def _next(x_BT):
+    """What stands one token on; nothing (0) behind the last."""
+    return jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1)))
 
 
 def _shift(x_BT):

@@ -157,7 +157,9 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
 
     def loss_fn(params, batch):
         normalizer = normalizer_of(batch)
-        logp_BT, entropy_BT = token_logprobs(params, cfg, batch["tokens"], batch["positions"])
+        logp_BT, entropy_BT = token_logprobs(
+            params, cfg, batch["tokens"], batch["positions"], wanted_BT=batch["mask"]
+        )
         loss, metrics = cross_entropy(logp_BT, batch["mask"], normalizer)
         return loss, metrics | {"entropy": _token_mean(entropy_BT, batch["mask"], normalizer)}
 
@@ -180,7 +182,7 @@ def rl_loss(
     def loss_fn(params, batch):
         normalizer = normalizer_of(batch)
         logp_BT, entropy_BT = token_logprobs(
-            params, cfg, batch["tokens"], batch["positions"], temperature
+            params, cfg, batch["tokens"], batch["positions"], temperature, wanted_BT=batch["mask"]
         )
         inputs = LossInputs(
             logp_BT,
@@ -239,23 +241,31 @@ def preference_loss(cfg: Gemma2Config, center: float = 0.0) -> LossFn:
 
 def make_logprob_fn(
     cfg: Gemma2Config, temperature: float = 1.0, micro_batches: int = 1
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-    """Makes the jitted `f(params, tokens_BT, pos_BT) -> logp_BT` (see `token_logprobs`).
+) -> Callable[..., jax.Array]:
+    """Makes the jitted `f(params, tokens_BT, pos_BT, wanted_BT=None) -> logp_BT`.
 
-    For the reference policy, or the policy before an update.
+    For the reference policy, or the policy before an update; see `token_logprobs`.
 
     The rows are run in `micro_batches` equal parts one after the other, cut as in
     `make_train_step`; ValueError unless it divides B.
     """
 
-    def logprobs(params, tokens_BT, pos_BT):
+    def logprobs(params, tokens_BT, pos_BT, wanted_BT=None):
         # once; every use casts it so
         params = params | {"embedding": gather_width(params["embedding"].astype(cfg.dtype))}
+        batch = {"tokens": tokens_BT, "positions": pos_BT}
+        batch |= {} if wanted_BT is None else {"wanted": wanted_BT}
 
         def of_part(part):
-            return token_logprobs(params, cfg, part["tokens"], part["positions"], temperature)[0]
+            return token_logprobs(
+                params,
+                cfg,
+                part["tokens"],
+                part["positions"],
+                temperature,
+                wanted_BT=part.get("wanted"),
+            )[0]
 
-        batch = {"tokens": tokens_BT, "positions": pos_BT}
         if micro_batches == 1:
             return of_part(batch)
         return (
