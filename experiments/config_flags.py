@@ -115,6 +115,27 @@ def define_stages() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     return stages, takes
 
 
+def define_profile() -> flags.FlagHolder:
+    """Define the flag --profile of a script that trains (grm_jax/training/phases.py)."""
+    profile = flags.DEFINE_string(
+        "profile",
+        "",
+        "steps of each training stage to trace, FIRST:LAST without LAST, or how many warm ones; "
+        "the traces go to WORKDIR/profile/STAGE (docs/profile.md)",
+    )
+    expected = "expected FIRST:LAST, LAST above FIRST, or a number of steps"
+    flags.register_validator("profile", _is_steps, expected)
+    return profile
+
+
+def _is_steps(text: str) -> bool:
+    """Whether it is what `trace_of` reads; that would import JAX while flags are parsed."""
+    if not re.fullmatch(r"(\d+(:\d+)?)?", text, re.ASCII):
+        return False
+    first, colon, last = text.partition(":")
+    return not text or (int(first) < int(last) if colon else int(first) > 0)
+
+
 def _is_folder_name(workdir: str | None) -> bool:
     """Whether it may be a folder: a run writes plain files, and docs/launch.md says how a bucket
     becomes a folder.

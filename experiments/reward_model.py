@@ -15,6 +15,7 @@ from experiments import config_flags
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.reward_model")
 STAGES, FROM = config_flags.define_stages()
+PROFILE = config_flags.define_profile()
 
 
 def main(_):
@@ -27,7 +28,8 @@ def main(_):
     # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
-    run = begin(config, pathlib.Path(WORKDIR.value), STAGES.value, FROM.value)
+    workdir = pathlib.Path(WORKDIR.value)
+    run = begin(config, workdir, STAGES.value, FROM.value, PROFILE.value)
 
     # the head; for CLoud the critic and its critiques before it
     for name, stage in scalar.training_stages(run):

@@ -16,6 +16,7 @@ from experiments import config_flags
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.spct_rl")
 STAGES, FROM = config_flags.define_stages()
+PROFILE = config_flags.define_profile()
 
 
 def main(_):
@@ -28,7 +29,8 @@ def main(_):
     # processes, mesh, model, data
     start_processes()
     print(config, flush=True)
-    run = begin(config, pathlib.Path(WORKDIR.value), STAGES.value, FROM.value)
+    workdir = pathlib.Path(WORKDIR.value)
+    run = begin(config, workdir, STAGES.value, FROM.value, PROFILE.value)
 
     # rejective fine-tuning
     run_stage(run, "rft_sample", rft.sample_trajectories)

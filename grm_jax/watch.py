@@ -63,11 +63,11 @@ class _Watch:
         self.stage, self.place, self.step = stage, "", None
         self.over, self.thread = threading.Event(), threading.get_ident()
         self.times = deque(maxlen=LAST)
-        self.began, self.told = None, False
+        self.began, self.told = None, None  # told: when the step began that has said so
 
     def beat(self, step=None):
-        now, before, told = time.monotonic(), self.began, self.told
-        self.began, self.told = now, False
+        now, before = time.monotonic(), self.began
+        told, self.began = before is not None and self.told == before, now
         if before is not None:
             self.times.append(now - before)
             if told:
@@ -77,14 +77,19 @@ class _Watch:
 
     def look(self):
         while not self.over.wait(LOOK_S):
-            began, times = self.began, list(self.times)
-            if began is None or self.told or len(times) < SEEN:
+            began = self.began
+            if began is None or began == self.told:
                 continue
-            took, usual = time.monotonic() - began, statistics.median(times)
-            if took > max(FACTOR * usual, FLOOR_S) and (took > WAITING_S or not self._waits()):
-                if began == self.began:
-                    self.told = True
-                    self._tell(took, usual, len(times))
+            if self.late(time.monotonic() - began) and began == self.began:
+                self._tell(time.monotonic() - began)
+                self.told = began
+
+    def late(self, took):
+        """Whether a step that has taken so many seconds is to say so."""
+        times = list(self.times)
+        if len(times) < SEEN or took <= max(FACTOR * statistics.median(times), FLOOR_S):
+            return False
+        return took > WAITING_S or not self._waits()
 
     def _waits(self):
         """Whether the thread that steps is where steps may take long."""
@@ -103,9 +108,10 @@ class _Watch:
         at = f", {self.place}" if self.place else ""
         return f"{self.stage}{process}, step {self.step}{at}"
 
-    def _tell(self, took, usual, seen):
+    def _tell(self, took):
         if sys.stderr is None:
             return
+        usual, seen = statistics.median(self.times), len(self.times)
         print(
             f"{self._who()}: {took:.0f} s so far, where a step takes {usual:.3g} s (median of "
             f"{seen}). It is not ended; the stacks of all threads:",

@@ -14,6 +14,8 @@ lie.
     stages/STAGE.json      a stage that is done, its seconds, what a reader must know of it, and
                            the work folder that it was taken over from (reuse.py)
     metrics.jsonl          what training logged
+    goodput.json           when each stage that trains began, and its seconds of useful steps
+    profile/STAGE/         traces of the steps that --profile names (docs/profile.md)
     results.json, table.md, report.html   the evaluation
 
 Of several processes process 0 alone writes these (each its shards of a checkpoint), and all read
@@ -54,6 +56,7 @@ from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 from grm_jax.training.loop import Trained, TrainSetup
+from grm_jax.training.phases import trace_of
 
 WORK = ("stages", "trajectories", "checkpoints")  # what a run goes on from
 
@@ -195,10 +198,11 @@ def begin(
     workdir: pathlib.Path,
     stages: Sequence[str] = (),
     takes: Sequence[str] = (),
+    profile: str = "",
 ) -> Run:
     """`setup`, and which stages are to run.
 
-    stages, takes: what --stages and --from say (reuse.py).
+    stages, takes: what --stages and --from say (reuse.py). profile: what --profile says.
     """
 
     def prepare() -> tuple[list[str], list[str]]:
@@ -209,7 +213,8 @@ def begin(
     run = setup(config, workdir)
     chosen, folders = processes.on_main("stages", prepare)
     givers = tuple(pathlib.Path(folder) for folder in folders)
-    return dataclasses.replace(run, stages=tuple(chosen), givers=givers)
+    traced = dataclasses.replace(run.setup, trace=trace_of(profile, workdir / "profile"))
+    return dataclasses.replace(run, stages=tuple(chosen), givers=givers, setup=traced)
 
 
 # ---- stages

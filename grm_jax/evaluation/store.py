@@ -28,6 +28,7 @@ from grm_jax.judgment.records import Record, record_to_dict
 from grm_jax.parallel import processes
 from grm_jax.progress import progress
 from grm_jax.reward_models.protocol import Judge
+from grm_jax.watch import watching
 
 # what figures are made of; texts stay on file
 SLIM = (
@@ -255,6 +256,7 @@ def judge_missing(
         appending(path) as file,
         progress(label, total, "judgments", done) as advance,
         processes.stop_signal(label) as stopped,
+        watching(label) as beat,
     ):
         for samples, records in asked:
             wanted = {(record.id, sample): record for record in records for sample in samples}
@@ -273,6 +275,7 @@ def judge_missing(
                 offsets = append(file, block) if block else []
                 for judgment, offset in zip(block, offsets, strict=True):
                     rows[judgment["id"], judgment["sample"]] = _slim(judgment, offset, view)
+                beat(done + len(rows))
                 if block:
                     advance(len(block))
                 if stopped():
