@@ -88,6 +88,7 @@ def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(probs_bKGXS, v_bSKH, cpu=multiply_add, default=dot)
 
 
+@jax.named_scope("attention")
 def attend(
     q_BTNH: jax.Array,
     pos_BT: jax.Array,
@@ -156,6 +157,7 @@ def attend(
     return out_BTNH
 
 
+@jax.named_scope("attention")
 def blocked_attend(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,

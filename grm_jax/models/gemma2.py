@@ -235,6 +235,7 @@ def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
     )
 
 
+@jax.named_scope("vocabulary")
 def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:
     """Returns logits_BTV of the tied embedding in float32, with the final softcap.
 

@@ -18,6 +18,7 @@ from grm_jax.models.placement import auto_axes, row_axes
 LANES = 128  # what a block is a multiple of
 
 
+@jax.named_scope("attention")
 def splash_attend(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,

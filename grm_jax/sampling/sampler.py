@@ -51,6 +51,7 @@ def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
     return np.frombuffer(digest, dtype="<u4").astype(np.uint32)
 
 
+@jax.named_scope("prefill")
 def prefill(
     params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: jax.Array
 ) -> tuple[dict, jax.Array]:
@@ -130,6 +131,7 @@ def empty_suffix(cfg: Gemma2Config, rows: int) -> dict:
     return {f"layer_{i}": {"k": kv, "v": kv, "pos": pos} for i in range(len(cfg.block))}
 
 
+@jax.named_scope("draw")
 def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
     """Choose token number state["step"] of every row that is not done, and write it down."""
     step, done_B = state["step"], state["done"]
@@ -183,6 +185,7 @@ def start(
     return prefix, _record(scfg, state, jnp.repeat(logits_PV, k, axis=0))
 
 
+@jax.named_scope("decode")
 def decode_step(
     params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: dict, state: dict
 ) -> dict:

@@ -76,6 +76,7 @@ def token_logprobs_reference(
     )
 
 
+@jax.named_scope("vocabulary")
 def _row_logprobs(embedding_VD, hidden_BTD, target_BT, wanted_BT, *, cap, temperature, chunk):
     """Computes log p(target) and entropy at each wanted position, 0 elsewhere."""
     (B, T), V = target_BT.shape, embedding_VD.shape[0]
@@ -131,6 +132,7 @@ def _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chun
     return found, (embedding_VD, hidden_ND, target_N, wanted_N, temperature, log_normalizer_Cn)
 
 
+@jax.named_scope("vocabulary")
 def _backward(cap, chunk, saved, cotangents):
     embedding_VD, hidden_ND, target_N, wanted_N, temperature, log_normalizer_Cn = saved
     order_Cn, starts_C = _wanted_first(wanted_N, chunk)

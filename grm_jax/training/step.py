@@ -73,8 +73,9 @@ def make_train_step(
         loss, grads, metrics = _accumulate(
             loss_fn, state.params, batch, micro_batches, frozen, placed
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
             "loss": loss,
