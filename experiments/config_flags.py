@@ -44,6 +44,7 @@ NOT_RESULTS = (
     "checkpoint",
     "log",
     "mesh",
+    "packing",
     "sampling.rows",
     "sampling.sampler",
     "eval",

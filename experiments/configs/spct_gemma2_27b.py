@@ -70,9 +70,20 @@ def get_config() -> ml_collections.ConfigDict:
             completion=1024,
             # prompts are padded to the smallest of these that holds them; each compiles once
             buckets=(512, 1024, 2048, 4096),
-            # likewise prompt and completion together, in training; lengths.prompt + completion is
-            # added
+            # likewise prompt and completion together, where a model reads them without writing;
+            # lengths.prompt + completion is added
             sequences=(1024, 2048, 4096),
+        )
+    )
+
+    # Training sequences are packed into rows, the prompt of a group of rollouts once; a device has
+    # one row at a time
+    config.packing = ml_collections.ConfigDict(
+        dict(
+            # lengths that rows may have, as multiples of lengths.prompt + completion (here 6,144,
+            # 7,168 and 8,192 tokens); (): each sequence is a row, padded to one of
+            # lengths.sequences, and micro_batch of them are run at once
+            rows=(1.2, 1.4, 1.6)
         )
     )
 
@@ -171,8 +182,8 @@ def get_config() -> ml_collections.ConfigDict:
             general_fraction=1070 / 1256,  # C.1: 1,070K general instruction items of 1,256K
             learning_rate=5e-6,  # C.1, Tab 5
             batch_size=1024,  # C.1, Tab 5: sequences a step
-            # sequences on all devices at once; gradients are summed over batch_size / micro_batch
-            # of them
+            # sequences on all devices at once where packing.rows is (); gradients are summed over
+            # batch_size / micro_batch of them. Packed, it is one row for each share of the mesh
             micro_batch=64,
             steps=900,  # C.1: 0.73 epochs of 1,256K
         )

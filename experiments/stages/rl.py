@@ -13,19 +13,24 @@ from grm_jax.data.pipeline import bucket_length, make_batches
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import REWARDS, is_too_easy
-from grm_jax.losses import ADVANTAGES, kl_penalty, objective_mask
+from grm_jax.losses import ADVANTAGES, LossConfig, objective_mask
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
-from grm_jax.parallel.mesh import place_batch
 from grm_jax.progress import progress
 from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.reward_models.load import samplers
 from grm_jax.training.loop import Trained, begin, finish, leave, observe, save_state
 from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.objectives import rl_objective
-from grm_jax.training.rollouts import rewards_of, rollout_batch, rollout_metrics, sampler_gap
+from grm_jax.training.rollouts import (
+    Batching,
+    packed_batching,
+    padded_batching,
+    rewards_of,
+    rollout_metrics,
+    sampler_gap,
+)
 from grm_jax.training.speed import rl_work
-from grm_jax.training.step import make_logprob_fn
 
 # what the console shows beside the step: {name there: metric}
 SHOWN = {"reward": "reward/mean", "kl": "kl", "entropy": "entropy"}
@@ -57,8 +62,7 @@ def train(run: Run) -> dict | None:
     )
     del policy
     sampler = samplers(run.asking, run.model_cfg, run.tokenizer)(settings.temperature)
-    parts = settings.batch_size // settings.micro_batch
-    logprobs = make_logprob_fn(run.model_cfg, settings.temperature, parts)
+    batching = batches_of(run, loss_cfg)
 
     # where an earlier process stopped
     state, first = training.state, int(training.state.step) // updates
@@ -109,37 +113,42 @@ def train(run: Run) -> dict | None:
             on_host[step] = rollout_metrics(judgments, lengths, G)
 
             # the batch, on the devices
-            batch = rollout_batch(
+            laid = batching.lay(
                 [rollout.prompt_ids for rollout in rollouts],
                 [rollout.completion_ids for rollout in rollouts],
                 [rollout.logp for rollout in rollouts],
-                setup.sequence_buckets,
+                G,
             )
             passes = (settings.old_logp == "trainer") + (reference is not None)
             completed = [len(rollout.completion_ids) for rollout in rollouts]
-            pos_BT = batch["positions"]
-            work = rl_work(run.model_cfg, lengths, completed, G, pos_BT, passes, updates)
-            batch = place_batch(setup.mesh, batch | {"rewards": np.array(rewards, np.float32)})
-            rewards_B = batch.pop("rewards")
+            work = rl_work(
+                run.model_cfg, lengths, completed, G, laid.positions, passes, updates
+            )._replace(
+                computed_tokens=laid.computed, needed_tokens=sum(lengths[::G]) + sum(completed)
+            )
+            batch = dict(laid.batch)
 
             # log-probabilities under the policy that sampled, and under the reference
             phases.begin("logprobs")
             if settings.old_logp == "trainer":
-                logp_BT = logprobs(policy, batch["tokens"], batch["positions"], batch["mask"])
-                on_host[step] |= sampler_gap(batch["old_logp"], logp_BT, batch["mask"])
-                batch["old_logp"] = logp_BT
+                logp = batching.logprobs(policy, batch)
+                on_host[step] |= sampler_gap(batch["old_logp"], logp, batch[laid.sampled])
+                batch["old_logp"] = logp
             if reference is not None:
-                batch["ref_logp"] = logprobs(
-                    reference, batch["tokens"], batch["positions"], batch["mask"]
-                )
+                batch["ref_logp"] = batching.logprobs(reference, batch)
             phases.until(batch.get("ref_logp", batch["old_logp"]))
 
-            # advantages, and the tokens that count
-            penalty_B = kl_penalty(
-                batch["old_logp"], batch.get("ref_logp"), batch["mask"], loss_cfg
+            # advantages, and the rollouts that count
+            rewards_B, penalty_B = np.array(rewards, np.float32), 0.0
+            if loss_cfg.kl_in == "reward" and reference is not None:
+                penalty_B = laid.to_rollouts(batching.penalty(batch))
+            counted_B1 = objective_mask(np.ones((len(rewards), 1)), rewards_B, G, loss_cfg)
+            batch |= laid.of_rollouts(
+                {
+                    "advantages": np.asarray(advantage(rewards_B, G, penalty_B), np.float32),
+                    "mask": np.asarray(counted_B1, np.float32)[:, 0],
+                }
             )
-            batch["advantages"] = advantage(rewards_B, G, penalty_B)
-            batch["mask"] = objective_mask(batch["mask"], rewards_B, G, loss_cfg)
 
             # updates of the policy
             phases.begin("update")
@@ -167,6 +176,16 @@ def train(run: Run) -> dict | None:
                 leave(training, "rl", state)
         write(late.flush())
     save_model(run, "grm", finish(setup, training, state))
+
+
+def batches_of(run: Run, loss_cfg: LossConfig) -> Batching:
+    """How rollouts become batches: packed, or padded where config packing.rows is ()."""
+    settings, setup = config_flags.section(run.config, "rl"), run.setup
+    common = (run.model_cfg, setup.mesh, loss_cfg, settings.temperature)
+    if setup.row_lengths:
+        return packed_batching(*common, run.asking.lengths.completion, setup.row_lengths)
+    parts = settings.batch_size // settings.micro_batch
+    return padded_batching(*common, setup.sequence_buckets, parts)
 
 
 def rl_prompts(run: Run) -> list[Record]:

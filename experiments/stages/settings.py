@@ -25,7 +25,14 @@ from grm_jax.settings import (
 )
 from grm_jax.training.metrics import check_sinks
 from grm_jax.training.optimizer import OptimizerConfig
-from grm_jax.training.settings import FIT_RELATIONS, FIT_RULES, WHOLE, FitConfig, RlConfig
+from grm_jax.training.settings import (
+    FIT_RELATIONS,
+    FIT_RULES,
+    WHOLE,
+    FitConfig,
+    PackingConfig,
+    RlConfig,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+@-]*")  # of a system or benchmark: a folder
 SYSTEMS = ("base", "rft", "grm")  # policies of a run
@@ -346,6 +353,7 @@ _RUN = _ASKING | {
     "model": (Numerics, ModelSource),
     "tokenizer": (TokenizerConfig,),
     "data": (DataConfig,),
+    "packing": (PackingConfig,),
     "optimizer": (OptimizerConfig,),
     "lora": (LoraConfig,),
     "eval": (EvalConfig, SplitConfig),

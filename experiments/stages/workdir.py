@@ -164,6 +164,7 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
         lora=config_flags.section(config, "lora"),
         seed=config.seed,
         sequence_buckets=lengths.sequence_buckets,
+        row_lengths=config_flags.section(config, "packing").lengths(lengths.sequence_buckets[-1]),
         every=config.checkpoint.every,
         keep=config.checkpoint.keep,
         digest=digest({"config": config_digest, "inputs": read}),

@@ -94,8 +94,7 @@ class Rows:
 
     def of_units(self, values_MRS: np.ndarray) -> np.ndarray:
         """Reads the value of each unit [U, ...] from its slot."""
-        M, R, S, *rest = values_MRS.shape
-        return values_MRS.reshape(M * R * S, *rest)[self.slot_U]
+        return values_MRS.reshape(-1, *list(values_MRS.shape)[3:])[self.slot_U]
 
     def at_tokens(self, first_U: Sequence[int], values_U: Sequence[np.ndarray]) -> np.ndarray:
         """Lays values of tokens of each unit's first text, from token `first` on.
@@ -103,7 +102,7 @@ class Rows:
         fp32[M, R, T], 0 elsewhere. `first` is that of the text, or behind it.
         """
         laid = np.zeros(self.tokens.shape, np.float32)
-        rows = laid.reshape(-1, laid.shape[2])
+        rows = laid.reshape(-1, self.lengths[-1])
         for u, (first, values) in enumerate(zip(first_U, values_U, strict=True)):
             start = self.offset_UN[u, 0] + first
             rows[self.slot_U[u] // self.slots, start : start + len(values)] = values

@@ -11,7 +11,7 @@ interrupted. The state of the iterator is that index, {"next_index": b}.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -34,6 +34,7 @@ def make_batches(
     pad_values: Mapping[str, float] | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    collate: Callable[[Sequence[Example]], dict[str, Any]] | None = None,
 ) -> grain.DatasetIterator:
     """Iterates over batches; set_state continues exactly from the JSON-able dict of get_state().
 
@@ -52,6 +53,8 @@ def make_batches(
       process_index, process_count: this host gets rows [process_index * B / process_count,
         (process_index + 1) * B / process_count). The length T is chosen from all B rows, so that
         all hosts have the same shapes.
+      collate: makes the batch of its examples instead, on every host the whole one; no field is
+        padded then.
 
     A batch is a dict of the examples' fields: [B, T] of arrays, [B] of numbers, int32 or float32 as
     in the examples, a list of B str of strings; and "valid" float32 [B], 0.0 for empty rows.
@@ -89,7 +92,7 @@ def make_batches(
             f"{len(rows)} examples give no batch of {batch_size}; expected more examples or "
             "drop_remainder=False"
         )
-    pad = functools.partial(
+    pad = collate or functools.partial(
         _pad_batch,
         kinds=kinds,
         buckets=tuple(buckets),

@@ -6,6 +6,7 @@ Same parameters as `Gemma2ForSequenceClassification`.
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models.attention import Packed
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2
 
@@ -32,3 +33,19 @@ def scalar_logits(
     last_B11 = jnp.argmax(pos_BT, axis=1)[:, None, None]
     hidden_BD = jnp.take_along_axis(hidden_BTD, last_B11, axis=1)[:, 0].astype(jnp.float32)
     return (hidden_BD @ params["score"].astype(jnp.float32))[:, 0]
+
+
+def packed_scalar_logits(
+    params: dict,
+    cfg: Gemma2Config,
+    tokens_BT: jax.Array,
+    pos_BT: jax.Array,
+    packed: Packed,
+    last_BS: jax.Array,
+) -> jax.Array:
+    """Returns logits_BS of the sequences in packed rows, read at index `last_BS` of their rows."""
+    hidden_BTD, _ = Gemma2(cfg).apply(
+        {"params": params["backbone"]}, tokens_BT, pos_BT, packed=packed
+    )
+    hidden_BSD = jnp.take_along_axis(hidden_BTD, last_BS[..., None], axis=1).astype(jnp.float32)
+    return (hidden_BSD @ params["score"].astype(jnp.float32))[..., 0]

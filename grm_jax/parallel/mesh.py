@@ -138,17 +138,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Splits arrays with a leading batch axis over the mesh's data axes.
+def place_batch(mesh: Mesh, batch: Mapping[str, Any], axis: int = 0) -> dict[str, jax.Array]:
+    """Splits one axis of arrays over the mesh's data axes; those that do not have it stay whole.
+
+    axis: that of the rows; 1 in packed rows [M, R, ...].
 
     Every process passes the whole batch, the same, and its devices take their rows: whichever rows
     these are, also where the tensor axis goes over several processes. Raises ValueError for a batch
     that the data axes do not divide.
     """
-    where = batch_sharding(mesh)
+    split = NamedSharding(mesh, P(*[None] * axis, DATA_AXES))
+    whole = NamedSharding(mesh, P())
+    arrays = {name: np.asarray(array) for name, array in batch.items()}
     return {
         name: jax.make_array_from_callback(
-            array.shape, where, lambda index, array=array: array[index]
+            array.shape,
+            split if array.ndim > axis else whole,
+            lambda index, array=array: array[index],
         )
-        for name, array in batch.items()
+        for name, array in arrays.items()
     }

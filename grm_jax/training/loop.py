@@ -17,15 +17,17 @@ import optax
 from jax.sharding import Mesh
 
 from grm_jax.checkpoint.state import open_checkpoints, restore_latest, save
+from grm_jax.data.packing import longest_unit, pack_examples
 from grm_jax.data.pipeline import make_batches
 from grm_jax.models.config import Gemma2Config
 from grm_jax.models.lora import LoraConfig, merge, start_adapters
 from grm_jax.parallel import processes
-from grm_jax.parallel.mesh import param_shardings, place_batch
+from grm_jax.parallel.mesh import param_shardings, place_batch, shares
 from grm_jax.progress import progress
 from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
 from grm_jax.training.phases import Trace
+from grm_jax.training.settings import ROW_MULTIPLE
 from grm_jax.training.speed import Observed, fit_work, observed
 from grm_jax.training.state import TrainState, abstract_state, init_state
 from grm_jax.training.step import LossFn, adapted, make_train_step
@@ -34,8 +36,8 @@ from grm_jax.training.step import LossFn, adapted, make_train_step
 class StageSettings(Protocol):
     """Names the settings that every training stage has.
 
-    Batches count sequences; a batch is cut into batch_size / micro_batch parts, whose gradients add
-    up.
+    Batches count sequences; unless it is packed, a batch is cut into batch_size / micro_batch
+    parts, whose gradients add up.
     """
 
     learning_rate: float
@@ -50,7 +52,9 @@ class TrainSetup:
 
     folder: of metrics.jsonl, tensorboard/ and checkpoints/<stage>/.
     digest: of everything that the result depends on; a checkpoint of another digest is refused.
-    sequence_buckets: lengths that batches are padded to.
+    sequence_buckets: lengths that batches are padded to, where nothing is packed; no sequence is
+        longer than the last.
+    row_lengths: lengths of the rows that sequences are packed into; () packs nothing.
     every, keep: steps between checkpoints, and how many of them stay.
     trace: steps of each stage that are traced (phases.py).
     """
@@ -65,6 +69,7 @@ class TrainSetup:
     every: int
     keep: int
     digest: str
+    row_lengths: tuple[int, ...] = ()
     sinks: tuple[str, ...] = ("jsonl", "tensorboard")
     trace: Trace | None = None
 
@@ -102,18 +107,19 @@ def make_step(
     loss_fn: LossFn,
     settings: StageSettings,
     updates: int,
+    row_lengths: Sequence[int] = (),
 ) -> tuple[Callable, optax.Schedule, optax.GradientTransformation, TrainState]:
     """Makes (jitted step, learning-rate schedule, optimizer, abstract state) of a training stage.
 
     The state is one of ShapeDtypeStructs laid over the mesh. `params` may be arrays or
     ShapeDtypeStructs: nothing is computed, so what is planned (planning/programs.py) is what is
-    run.
+    run. row_lengths: of packed rows.
     """
     optimizer, schedule = make_optimizer(optimizer_config, settings.learning_rate, updates)
     abstract = abstract_state(params, optimizer)
     shardings = param_shardings(mesh, abstract)
     parts = settings.batch_size // settings.micro_batch
-    step = make_train_step(loss_fn, optimizer, parts, shardings)
+    step = make_train_step(loss_fn, optimizer, parts, shardings, row_lengths)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         abstract,
@@ -130,12 +136,14 @@ def begin(
     settings: StageSettings,
     updates: int,
     donate: bool = False,
+    row_lengths: Sequence[int] | None = None,
 ) -> Training:
     """Makes a new training state from `params`, or restores the last one that this stage saved.
 
     updates: in all, for the schedule.
     donate: `params` are the state's from now on, and deleted; without it they stay on the devices
         beside it, as RL's reference must.
+    row_lengths: of packed rows; None: those of the setup.
 
     With lora.rank > 0 `params` stay as they are and adapters beside them are trained
     (models/lora.py).
@@ -156,7 +164,13 @@ def begin(
         return state.params if merged is None else merged(frozen, state.params)
 
     step, schedule, optimizer, placed = make_step(
-        setup.mesh, setup.optimizer, params, loss_fn, settings, updates
+        setup.mesh,
+        setup.optimizer,
+        params,
+        loss_fn,
+        settings,
+        updates,
+        setup.row_lengths if row_lengths is None else row_lengths,
     )
     step = functools.partial(step, frozen=frozen)
     # where this stage was
@@ -195,6 +209,17 @@ def finish(setup: TrainSetup, training: Training, state: TrainState) -> Trained:
     return Trained(training.params_of(state), state.params if setup.lora.rank else None)
 
 
+def row_lengths_of(setup: TrainSetup, sources: Mapping[str, Sequence[dict]]) -> tuple[int, ...]:
+    """Returns the setup's lengths of packed rows; with one more where two of a pair need it."""
+    first_example = next(iter(sources.values()))[0]
+    alone = sum(name.endswith("tokens") for name in first_example) == 1
+    if alone or not setup.row_lengths:
+        return setup.row_lengths
+    longest = max(longest_unit(examples) for examples in sources.values())
+    needed = -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
+    return setup.row_lengths + ((needed,) if needed > setup.row_lengths[-1] else ())
+
+
 def fit(
     setup: TrainSetup,
     stage: str,
@@ -207,8 +232,12 @@ def fit(
     """Minimizes `loss_fn` over examples drawn from `sources` by weight.
 
     `params` are donated (see `begin`). Examples hold "id" and the fields of the loss's batch
-    without "normalizer"; fields of positions have names that end in "positions".
+    without "normalizer"; fields of positions have names that end in "positions". They are packed
+    into rows (data/packing.py) where the setup has lengths of such, else padded.
     """
+    row_lengths, collate = row_lengths_of(setup, sources), None
+    if row_lengths:
+        collate = functools.partial(pack_examples, lengths=row_lengths, rows=shares(setup.mesh))
     first_example = next(iter(sources.values()))[0]
     positions = [name for name in first_example if name.endswith("positions")]
     batches = make_batches(
@@ -218,8 +247,11 @@ def fit(
         buckets=setup.sequence_buckets,
         weights=weights,
         pad_values=dict.fromkeys(positions, -1),
+        collate=collate,
     )
-    training = begin(setup, stage, params, loss_fn, settings, settings.steps, donate=True)
+    training = begin(
+        setup, stage, params, loss_fn, settings, settings.steps, True, row_lengths=row_lengths
+    )
     state, first = training.state, int(training.state.step)
     if training.extra:
         batches.set_state(training.extra["batches"])
@@ -239,11 +271,17 @@ def fit(
         for step in phases.steps(first, settings.steps):
             # a batch, the same in every process; each device takes its rows
             host = next(batches)
-            ids, valid = host.pop("id"), host.pop("valid")
-            host.setdefault("mask", valid)
-            learned = int(host["mask"].sum()) if host["mask"].ndim > 1 else 0
-            work = fit_work(setup.model_cfg, [host[name] for name in positions], learned)
-            batch = place_batch(setup.mesh, host)
+            ids = host.pop("id")
+            if row_lengths:
+                computed, host = host["computed"], host["batch"]
+                pos, learned = [host["positions"]], host.get("wanted")
+            else:
+                host.setdefault("mask", host.pop("valid"))
+                pos, learned = [host[name] for name in positions], host["mask"]
+                learned, computed = learned if learned.ndim > 1 else None, sum(x.size for x in pos)
+            logits = 0 if learned is None else int(learned.sum())
+            work = fit_work(setup.model_cfg, pos, logits)._replace(computed_tokens=computed)
+            batch = place_batch(setup.mesh, host, axis=1 if row_lengths else 0)
             # the update; the metrics that are written are those of the step before
             phases.begin("update")
             state, metrics = training.step(state, batch)

@@ -15,4 +15,4 @@ def rl_objective(
     """
     loss_cfg = rl.loss_config(max_length)
     loss = policy_loss(rl.loss, rl.loss_args)
-    return rl_loss(model_cfg, loss, loss_cfg, rl.temperature), loss_cfg
+    return rl_loss(model_cfg, loss, loss_cfg, rl.temperature, max_length), loss_cfg

@@ -5,17 +5,127 @@ The train step adds further metrics: loss, entropy, kl, clip_ratio/*, ratio_*, g
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from grm_jax.data.packing import Rows, Text, pack
 from grm_jax.data.pipeline import bucket_length
 from grm_jax.judgment.records import Record
+from grm_jax.losses import LossConfig, kl_penalty
+from grm_jax.models.config import Gemma2Config
+from grm_jax.parallel.mesh import place_batch, shares
 from grm_jax.parallel.processes import to_host
+from grm_jax.training.step import Batch, make_logprob_fn, make_packed_logprob_fn, make_penalty_fn
 
 LARGEST = float(np.finfo(np.float32).max)  # the losses compute in fp32
+
+
+class Laid(NamedTuple):
+    """Holds a batch of B rollouts in rows, without rewards.
+
+    batch: the arrays of `training.step.rl_loss` on the devices, but for advantages and ref_logp.
+    sampled: of which token the sampler chose, by name in the batch.
+    of_rollouts: {name: value of each rollout [B]} -> the same on the devices, laid as the batch is;
+        the mask of the batch times "mask".
+    to_rollouts: values of each rollout, laid as `penalty` gives them -> [B] on the host.
+    positions: of all rows on the host, -1 in padding.
+    computed: tokens of the rows that are run.
+    """
+
+    batch: dict[str, jax.Array]
+    sampled: str
+    of_rollouts: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
+    to_rollouts: Callable[[jax.Array], np.ndarray]
+    positions: np.ndarray
+    computed: int
+
+
+class Batching(NamedTuple):
+    """Says how rollouts become batches: in packed rows, or each as a padded row of its own.
+
+    lay: (prompts_B, completions_B, logps_B, group_size) -> Laid.
+    logprobs: (params, batch) -> the log-probability of each sampled token, as old_logp lies.
+    penalty: batch -> `losses.kl_penalty` of each rollout, for `Laid.to_rollouts`.
+    """
+
+    lay: Callable[..., Laid]
+    logprobs: Callable[[Any, Batch], jax.Array]
+    penalty: Callable[[Batch], jax.Array]
+
+
+def packed_batching(
+    model_cfg: Gemma2Config,
+    mesh: Mesh,
+    loss_cfg: LossConfig,
+    temperature: float,
+    completion: int,
+    row_lengths: Sequence[int],
+) -> Batching:
+    """Lays rollouts into packed rows, the prompt of a group once.
+
+    completion: tokens of the longest one.
+    row_lengths: see `data.packing.pack`.
+    """
+    place = functools.partial(place_batch, mesh, axis=1)
+
+    def lay(prompts_B, completions_B, logps_B, group_size):
+        groups_B = [b // group_size for b in range(len(prompts_B))]
+        rows, batch = packed_rollouts(
+            prompts_B, completions_B, logps_B, groups_B, row_lengths, shares(mesh)
+        )
+        return Laid(
+            place(batch),
+            "wanted",
+            lambda values: place({name: rows.in_slots(x_B) for name, x_B in values.items()}),
+            lambda values: rows.of_units(to_host(values)),
+            rows.positions,
+            rows.computed,
+        )
+
+    return Batching(
+        lay,
+        make_packed_logprob_fn(model_cfg, temperature, row_lengths),
+        make_penalty_fn(loss_cfg, completion),
+    )
+
+
+def padded_batching(
+    model_cfg: Gemma2Config,
+    mesh: Mesh,
+    loss_cfg: LossConfig,
+    temperature: float,
+    buckets: Sequence[int],
+    micro_batches: int,
+) -> Batching:
+    """Lays each rollout into a row of its own, padded to one of `buckets`: the slow twin.
+
+    micro_batches: parts of the batch, one after the other.
+    """
+    place = functools.partial(place_batch, mesh)
+    of_rows = make_logprob_fn(model_cfg, temperature, micro_batches)
+
+    def lay(prompts_B, completions_B, logps_B, group_size):
+        batch = rollout_batch(prompts_B, completions_B, logps_B, buckets)
+
+        def of_rollouts(values):
+            masks = {"mask": batch["mask"] * values["mask"][:, None]} if "mask" in values else {}
+            return place({**values, **masks})
+
+        pos_BT = batch["positions"]
+        return Laid(place(batch), "mask", of_rollouts, to_host, pos_BT, pos_BT.size)
+
+    return Batching(
+        lay,
+        lambda params, batch: of_rows(params, batch["tokens"], batch["positions"], batch["mask"]),
+        lambda batch: kl_penalty(batch["old_logp"], batch.get("ref_logp"), batch["mask"], loss_cfg),
+    )
 
 
 def rollout_batch(
@@ -44,6 +154,40 @@ def rollout_batch(
         positions[b, :end] = np.arange(end)
         mask[b, start:end], old_logp[b, start:end] = 1.0, logp
     return {"tokens": tokens, "positions": positions, "mask": mask, "old_logp": old_logp}
+
+
+def packed_rollouts(
+    prompts_B: Sequence[Sequence[int]],
+    completions_B: Sequence[Sequence[int]],
+    logps_B: Sequence[Sequence[float]],
+    groups_B: Sequence[int],
+    lengths: Sequence[int],
+    rows: int,
+) -> tuple[Rows, dict[str, Any]]:
+    """Packs B rollouts into rows, the prompt of a group once; `rollout_batch` is its slow twin.
+
+    groups_B: the number of each rollout's group, whose prompts are equal.
+    lengths, rows: see `data.packing.pack`.
+
+    Returns where they are, and the batch: what attention and the loop over parts read
+    (`Rows.arrays`); wanted fp32[M, R, T], 1 on completion tokens, and old_logp fp32[M, R, T], 0
+    elsewhere; start, length int32[M, R, S] of each completion in its row; mask fp32[M, R, S], 1 in
+    the slots of rollouts.
+    """
+    units = [
+        (Text(np.array([*prompt, *completion]), len(prompt)),)
+        for prompt, completion in zip(prompts_B, completions_B, strict=True)
+    ]
+    laid = pack(units, groups_B, lengths, rows)
+    first_B = [len(prompt) for prompt in prompts_B]
+    length_B = [len(completion) for completion in completions_B]
+    return laid, laid.arrays() | {
+        "wanted": laid.at_tokens(first_B, [np.ones(n, np.float32) for n in length_B]),
+        "old_logp": laid.at_tokens(first_B, [np.asarray(logp) for logp in logps_B]),
+        "start": laid.in_slots((laid.offset_UN[:, 0] + np.array(first_B)).astype(np.int32)),
+        "length": laid.in_slots(np.array(length_B, np.int32)),
+        "mask": laid.in_slots(np.ones(len(units), np.float32)),
+    }
 
 
 def rewards_of(

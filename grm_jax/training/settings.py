@@ -1,6 +1,7 @@
 """Holds the settings of the stages that train."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from grm_jax.settings import (
 )
 
 FIT_RULES: dict[str, Rule] = {"learning_rate": ABOVE_ZERO, "batch_size micro_batch steps": POSITIVE}
+ROW_MULTIPLE = 128  # tokens: what attention kernels cut rows into
 WHOLE: Rule = ("a whole number >= 0", lambda x: x >= 0)
 FIT_RELATIONS: list[Relation] = [
     (
@@ -30,14 +32,48 @@ FIT_RELATIONS: list[Relation] = [
 LOSS_FIELDS = ("beta", "kl", "kl_in", "clip_low", "clip_high", "aggregation", "zero_variance")
 
 
+@dataclasses.dataclass(frozen=True)
+class PackingConfig:
+    """Says how long the rows are that training sequences are packed into (data/packing.py).
+
+    rows: lengths that a row may have, as multiples of the longest prompt and completion together;
+        the last holds that. A tuple of one compiles soonest, one of three leaves the least padding.
+        (): nothing is packed; each sequence is a row, padded, and each prompt of a group is there
+        for each rollout: the slow twin.
+
+    A device holds one row at a time: its length is what memory limits.
+    """
+
+    rows: tuple[float, ...] = (1.2, 1.4, 1.6)
+
+    def __post_init__(self):
+        words = "growing multiples of the longest sequence, the last at least 1, or ()"
+        check(self, {"rows": (words, lambda rows: _growing_to_one(rows))})
+
+    def lengths(self, longest: int) -> tuple[int, ...]:
+        """Returns the lengths in tokens, multiples of ROW_MULTIPLE; () where nothing is packed.
+
+        longest: tokens of the longest prompt and completion together.
+        """
+        lengths = [math.ceil(round(times * longest, 6) / ROW_MULTIPLE) for times in self.rows]
+        return tuple(sorted({ROW_MULTIPLE * length for length in lengths}))
+
+
+def _growing_to_one(rows: tuple[float, ...]) -> bool:
+    return not rows or (
+        rows[0] > 0 and 1 <= rows[-1] <= 64 and all(a < b for a, b in zip(rows, rows[1:]))
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Says how a stage trains, whatever its loss.
 
     learning_rate: peak of the schedule.
-    batch_size: rows of one update.
-    micro_batch: rows on all devices at once; the gradients of batch_size / micro_batch of them add
-        up.
+    batch_size: sequences of one update.
+    micro_batch: sequences on all devices at once, where nothing is packed; the gradients of
+        batch_size / micro_batch of them add up. Packed rows have parts of their own, one row for
+        each of replica x fsdp.
     steps: batches.
     """
 

@@ -3,15 +3,14 @@ and little padding on the lengths of real text.
 """
 
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
 
 from grm_jax.data.packing import Text, longest_unit, pack, pack_examples
+from tests.conftest import shared_data
 
-REAL = pathlib.Path(os.environ.get("GRM_JAX_DATA", "data")) / "lengths" / "real_text.json"
+REAL = shared_data() / "lengths" / "real_text.json"
 
 
 def random_units(rng, texts=1, keys=5):

@@ -10,6 +10,7 @@ def get_config():
     config = tiny.get_config()
     config.model.scan_layers = True
     config.lengths.update(buckets=(80,), sequences=())
+    config.packing.rows = (2.4,)
     config.data.train = ({"world": "train", "items": 12},)
     config.data.general = ({"world": "instructions", "items": 8},)
     config.sampling.rows = 8

@@ -13,7 +13,7 @@ from grm_jax.models.config import load_config
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models import grm
 from grm_jax.sampling.settings import Lengths, Sampling
-from grm_jax.training import loop
+from grm_jax.training import loop, rollouts
 from grm_jax.training.metrics import read_metrics
 from grm_jax.training.rollouts import rewards_of
 from tests.experiments import micro
@@ -44,9 +44,9 @@ def test_a_prompt_is_rendered_once_a_step_and_a_judgment_graded_once(monkeypatch
             sampling=Sampling(rows=8),
         ),
     )
-    rollouts = rl.roll_out(run, FakeSampler(), {}, records, step=0)
-    judgments = [rollout.judgment for rollout in rollouts]
-    rewards = rewards_of(rule_reward, judgments, [records[r.ask] for r in rollouts])
+    drawn = rl.roll_out(run, FakeSampler(), {}, records, step=0)
+    judgments = [rollout.judgment for rollout in drawn]
+    rewards = rewards_of(rule_reward, judgments, [records[r.ask] for r in drawn])
     assert [j["id"] for j in judgments] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
     assert rewards == [1.0] * 12
     assert [args[1].id for args in rendered] == ["a", "b", "c"]
@@ -82,6 +82,7 @@ def test_without_a_kl_no_reference_is_kept(monkeypatch, beta):
     assert begun == {"params": policy, "donate": beta == 0}
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
     "fields, passes",
     [
@@ -94,7 +95,9 @@ def test_without_a_kl_no_reference_is_kept(monkeypatch, beta):
         ({"beta": 0.0, "old_logp": "sampler", "kl_in": "reward"}, 0),
     ],
 )
-def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, fields, passes):
+def test_a_step_runs_no_policy_whose_answer_nothing_uses(
+    monkeypatch, tmp_path, fields, passes, packed
+):
     """Forward passes beside sampling and the update, renderings and gradings, of two steps."""
     counts = collections.Counter()
     records = [record("a", (9, 2)), record("b", (3, 1))]
@@ -132,15 +135,15 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, 
     monkeypatch.setattr(rl, "begin", lambda *args, **kwargs: training)
     monkeypatch.setattr(rl, "load_policy", lambda run, name: counts.update([f"load {name}"]) or {})
     monkeypatch.setattr(rl, "samplers", lambda *args: lambda temperature: FakeSampler())
-    monkeypatch.setattr(rl, "place_batch", lambda mesh, batch: batch)
+    monkeypatch.setattr(rollouts, "place_batch", lambda mesh, batch, axis=0: batch)
+    monkeypatch.setattr(rollouts, "shares", lambda mesh: 2)
     monkeypatch.setattr(rl, "finish", lambda *args: None)
     monkeypatch.setattr(rl, "save_state", lambda *args: None)
     monkeypatch.setattr(rl, "save_model", lambda *args: None)
-    monkeypatch.setattr(
-        rl,
-        "make_logprob_fn",
-        lambda *args: counted("passes", lambda params, tokens, positions: jnp.zeros(tokens.shape)),
-    )
+    of_rows = counted("passes", lambda params, tokens, positions, *_: jnp.zeros(tokens.shape))
+    of_packed = counted("passes", lambda params, batch: jnp.zeros(batch["tokens"].shape))
+    monkeypatch.setattr(rollouts, "make_logprob_fn", lambda *args: of_rows)
+    monkeypatch.setattr(rollouts, "make_packed_logprob_fn", lambda *args: of_packed)
     model_cfg = load_config(config_flags.model_folder(config))
     setup = types.SimpleNamespace(
         folder=tmp_path,
@@ -149,6 +152,7 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, 
         sinks=("jsonl",),
         every=9,
         sequence_buckets=(1024,),
+        row_lengths=(1024, 2048) if packed else (),
         trace=None,
     )
     run = types.SimpleNamespace(
@@ -165,16 +169,19 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(monkeypatch, tmp_path, 
         train=records,
     )
     rl.train(run)
-    rollouts = 2 * config.rl.batch_size
+    drawn = 2 * config.rl.batch_size
     assert counts == {
         "load rft": 1,
-        "rendered": rollouts // config.rl.group_size,
-        "graded": rollouts,
+        "rendered": drawn // config.rl.group_size,
+        "graded": drawn,
         "updates": 2,
         **({"passes": 2 * passes} if passes else {}),
     }
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [0.5, 0.5] and "kl" not in rows[0]
+    # the prompt of a group is needed once
+    assert all(row["needed_tokens"] < row["num_tokens"] for row in rows)
+    assert all(row["needed_tokens"] < row["computed_tokens"] for row in rows)
 
 
 @pytest.mark.parametrize(
