@@ -1,4 +1,4 @@
-"""Attends in plain JAX: the reference, and in blocks of queries where a row is long.
+"""Attends in plain JAX, all pairs of queries and keys at once: the reference for every other way.
 
 Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). A mask
 follows from positions: key s is visible to query t iff 0 <= pos_s <= pos_t, and
@@ -13,8 +13,6 @@ import jax.numpy as jnp
 # Keys that b rows hold in common; b divides the batch. k_bSKH, v_bSKH, pos_bS, or laid out for
 # products that read them again and again (`lay`): keys_bKHS, values_bKSH, pos_bS
 Segment = dict[str, jax.Array]
-
-QUERIES = 256  # of a block
 
 
 class Packed(NamedTuple):
@@ -32,6 +30,38 @@ class Packed(NamedTuple):
 
     segment_BT: jax.Array
     branch_BT: jax.Array
+
+
+def stretches(
+    pos_BT: jax.Array, packed: Packed | None, window: int | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Finds the two stretches of keys that each query sees, by index in its row.
+
+    start_BT, end_BT, own_BT: the query at index t sees keys start to end - 1 of its trunk, and own
+    to t of its branch (of the trunk, where it is a query of the trunk: there start = end). Padding
+    sees itself. The layout of packed rows (`Packed`), or position t at index t and padding last,
+    makes this the visibility that `attend` follows.
+    """
+    index_T = jnp.arange(pos_BT.shape[1])
+    if packed is None:
+        tree_BT = branch_BT = jnp.zeros_like(pos_BT)
+    else:
+        new_tree_BT, new_branch_BT = (jnp.diff(x, axis=1, prepend=x[:, :1]) != 0 for x in packed)
+        tree_BT, branch_BT = (
+            jax.lax.cummax(jnp.where(new_BT, index_T, 0), axis=1)
+            for new_BT in (new_tree_BT, new_tree_BT | new_branch_BT)
+        )
+    end_BT = tree_BT + pos_BT - (index_T - branch_BT)
+    start_BT, own_BT = tree_BT, branch_BT
+    if window is not None:
+        start_BT = jnp.minimum(tree_BT + jnp.maximum(pos_BT - window + 1, 0), end_BT)
+        own_BT = jnp.maximum(branch_BT, index_T - window + 1)
+    real_BT = pos_BT >= 0
+    return (
+        jnp.where(real_BT, start_BT, 0),
+        jnp.where(real_BT, end_BT, 0),
+        jnp.where(real_BT, own_BT, index_T),
+    )
 
 
 def _same_tree(packed: Packed) -> jax.Array:
@@ -155,83 +185,3 @@ def attend(
         out_BTNH += mixed_bXKGH.reshape(B, T, N, H)
         start += S
     return out_BTNH
-
-
-@jax.named_scope("attention")
-def blocked_attend(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    pos_BT: jax.Array,
-    window: int | None,
-    cap: float | None,
-) -> jax.Array:
-    """Attends from every row to its own keys, a block of queries at a time; BTNH in q's dtype.
-
-    A block takes a stretch of keys that holds all that causality and the window leave it. Blocks
-    run in loops: with a window in one, whose stretches are all as long as window and block; else in
-    four, a quarter of the blocks each, whose stretches end where the quarter does (5/8 of all
-    pairs are computed then). The logits of one block live at a time, in the backward pass too,
-    which computes them again: memory grows with T, not with its square. The slow twin is `attend`,
-    which rows of one block go to.
-
-    pos_BT: position t at index t, or -1 for padding, which comes last in a row. On real tokens the
-        result is that of `attend`; in padding it is finite, and may be another one.
-    window: a key at this distance is not seen any more; None: no window.
-    """
-    T = q_BTNH.shape[1]
-    if T <= QUERIES:
-        own = {"k": k_BTKH, "v": v_BTKH, "pos": pos_BT}
-        return attend(q_BTNH, pos_BT, [own], window, cap)
-    blocks = -(-T // QUERIES)
-    q_BTNH, k_BTKH, v_BTKH = (
-        jnp.pad(x, [(0, 0), (0, blocks * QUERIES - T), (0, 0), (0, 0)])
-        for x in (q_BTNH, k_BTKH, v_BTKH)
-    )
-    pos_BT = jnp.pad(pos_BT, [(0, 0), (0, blocks * QUERIES - T)], constant_values=-1)
-    # as the products of all blocks want them: laid once
-    k_BKHT, v_BKTH = k_BTKH.transpose(0, 2, 3, 1), v_BTKH.transpose(0, 2, 1, 3)
-
-    def loop(first_block: int, end_block: int, S: int) -> jax.Array:
-        def block(_, index):
-            start = index * QUERIES
-            key = jnp.maximum(start + QUERIES - S, 0)
-            out_BXNH = _block(
-                jax.lax.dynamic_slice_in_dim(q_BTNH, start, QUERIES, axis=1),
-                jax.lax.dynamic_slice_in_dim(k_BKHT, key, S, axis=3),
-                jax.lax.dynamic_slice_in_dim(v_BKTH, key, S, axis=2),
-                jax.lax.dynamic_slice_in_dim(pos_BT, start, QUERIES, axis=1),
-                jax.lax.dynamic_slice_in_dim(pos_BT, key, S, axis=1),
-                window,
-                cap,
-            )
-            return None, out_BXNH
-
-        _, out_nBXNH = jax.lax.scan(jax.checkpoint(block), None, jnp.arange(first_block, end_block))
-        return jnp.moveaxis(out_nBXNH, 0, 1).reshape(q_BTNH.shape[0], -1, *q_BTNH.shape[2:])
-
-    if window is not None and QUERIES + window - 1 < blocks * QUERIES:
-        outs = [loop(0, blocks, QUERIES + window - 1)]
-    else:
-        ends = sorted({-(-blocks * quarter // 4) for quarter in range(5)})
-        outs = [loop(first, end, end * QUERIES) for first, end in zip(ends, ends[1:])]
-    return jnp.concatenate(outs, axis=1)[:, :T]
-
-
-def _block(q_BXNH, k_BKHS, v_BKSH, pos_BX, key_BS, window, cap):
-    """`attend` of a block of X queries to a stretch of S keys, the G query heads of each key head
-    side by side in one product.
-    """
-    B, X, N, H = q_BXNH.shape
-    K = k_BKHS.shape[1]
-    q_BKGXH = q_BXNH.reshape(B, X, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    q_BKYH = q_BKGXH.reshape(B, K, N // K * X, H)  # Y: query heads times queries
-    logits_BKYS = jnp.einsum("bkyh,bkhs->bkys", q_BKYH, k_BKHS, preferred_element_type=jnp.float32)
-    visible_BXS = (key_BS[:, None] >= 0) & (key_BS[:, None] <= pos_BX[..., None])
-    if window is not None:
-        visible_BXS &= pos_BX[..., None] - key_BS[:, None] < window
-    visible_BKYS = jnp.tile(visible_BXS, (1, N // K, 1))[:, None]
-    probs_BKYS = jax.nn.softmax(jnp.where(visible_BKYS, softcap(logits_BKYS, cap), -1e30), axis=-1)
-    out_BKYH = jnp.einsum("bkys,bksh->bkyh", probs_BKYS.astype(q_BXNH.dtype), v_BKSH)
-    out_BKGXH = out_BKYH.reshape(B, K, N // K, X, H)
-    return out_BKGXH.transpose(0, 3, 1, 2, 4).reshape(B, X, N, H)

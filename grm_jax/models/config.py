@@ -67,7 +67,7 @@ class Gemma2Config:
     remat: what the backward pass recomputes, "none", "full" (everything inside a block) or "dots"
         (all but matmuls).
     attention: what computes the attention of a call over its own keys alone (training,
-        log-probabilities, prefill): "reference", "blocked" (models/attention.py), on TPU "splash"
+        log-probabilities, prefill): "reference", "blocked" (models/blocked.py), on TPU "splash"
         (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any
         platform. All but the first take position t at index t of a row and padding behind it, as
         all batches of this package have it.

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from grm_jax.models.attention import Packed, attend, blocked_attend, softcap
+from grm_jax.models.attention import Packed, attend, softcap
 from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
-from grm_jax.models.splash import splash_attend
 
 
 def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0) -> jax.Array:
@@ -61,7 +61,7 @@ class Attention(nn.Module):
     layer_type: str
 
     @nn.compact
-    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, packed):
+    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, own_rows):
         cfg, dtype = self.cfg, x_BTD.dtype
         D, N, K, H = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
         q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, _linear(self, "q", (D, N, H), D, dtype))
@@ -81,20 +81,9 @@ class Attention(nn.Module):
         else:
             segments = [own]
         window = cfg.sliding_window if self.layer_type == LOCAL else None
-        own_keys_alone = prefix is None and suffix is None
-        if packed is not None:
-            out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap, packed)
-        elif own_keys_alone and cfg.attention == "blocked":
-            out_BTNH = blocked_attend(q_BTNH, own["k"], own["v"], pos_BT, window, cfg.attn_softcap)
-        elif own_keys_alone and cfg.attention != "reference":
-            out_BTNH = splash_attend(
-                q_BTNH,
-                own["k"],
-                own["v"],
-                pos_BT,
-                window,
-                cfg.attn_softcap,
-                cfg.attention == "splash_interpreted",
+        if own_rows is not None:
+            out_BTNH = attend_own_keys(
+                cfg, self.layer_type, q_BTNH, own["k"], own["v"], pos_BT, own_rows[self.layer_type]
             )
         else:
             segments = ([prefix] if prefix is not None else []) + segments
@@ -128,7 +117,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, carry, inputs):
-        x_BTD, pos_BT, slot_B, suffix, packed = carry
+        x_BTD, pos_BT, slot_B, suffix, own_rows = carry
         block, prefix = inputs
         eps, kept = self.cfg.norm_eps, {}
         for i, layer_type in enumerate(self.cfg.block):
@@ -140,7 +129,7 @@ class Block(nn.Module):
                 None if suffix is None else suffix[name],
                 block,
                 slot_B,
-                packed,
+                own_rows,
             )
             x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended))
             mlp_out = MLP(self.cfg, name=f"{name}_mlp")(RMSNorm(eps, name=f"{name}_pre_mlp")(x_BTD))
@@ -149,7 +138,7 @@ class Block(nn.Module):
                 suffix = suffix | {name: layer_suffix}
             if self.keep_kv:
                 kept[name] = own
-        return (x_BTD, pos_BT, slot_B, suffix, packed), kept
+        return (x_BTD, pos_BT, slot_B, suffix, own_rows), kept
 
 
 _REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
@@ -190,7 +179,10 @@ class Gemma2(nn.Module):
           (decode).
         """
         cfg = self.cfg
-        if packed is not None and not (prefix is None and suffix is None):
+        own_rows = None
+        if prefix is None and suffix is None:
+            own_rows = prepare(cfg, pos_BT, packed)
+        elif packed is not None:
             raise ValueError("packed: expected None beside a prefix or a suffix")
         dtype = jnp.dtype(cfg.dtype)
         embedding_VD = self.param(
@@ -216,7 +208,7 @@ class Gemma2(nn.Module):
             length=cfg.n_blocks,
             unroll=1 if cfg.scan_layers else cfg.n_blocks,
         )
-        carry = (x_BTD, pos_BT, slot_B, suffix, packed)
+        carry = (x_BTD, pos_BT, slot_B, suffix, own_rows)
         (x_BTD, _, _, suffix, _), kv = stack(cfg, keep_kv, name="blocks")(
             carry, (jnp.arange(cfg.n_blocks), prefix)
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -88,3 +89,36 @@ def map_own_rows(fn: Callable, embedding_VD: jax.Array, *rows_B: jax.Array) -> A
             fn, mesh=mesh, in_specs=specs, out_specs=P(axes), axis_names=set(axes), check_vma=False
         )
     return fn(gather_width(embedding_VD), *rows_B)
+
+
+def map_rows_and_heads(
+    attend: Callable, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, rows: Any
+) -> jax.Array:
+    """Calls attend(q_BTNH, k_BTKH, v_BTKH, rows) on each device of a mesh with its own share.
+
+    rows: a pytree of arrays whose first axis is that of the rows.
+
+    What the compiler cannot split runs so in `jax.shard_map`, over the mesh of q's type: rows over
+    the data axes where those divide B, heads over `tensor` where it divides N, or else whole on
+    each device. Where `tensor` does not divide the K heads of keys and values, they are repeated to
+    the least common multiple. Axes that are manual already, inside another shard_map, are left as
+    they are.
+    """
+    mesh, auto = auto_axes(q_BTNH)
+    if not auto:
+        return attend(q_BTNH, k_BTKH, v_BTKH, rows)
+    N, K = q_BTNH.shape[2], k_BTKH.shape[2]
+    axes = row_axes(q_BTNH)
+    tensor = mesh.shape["tensor"] if "tensor" in auto else 1
+    heads = "tensor" if tensor > 1 and N % tensor == 0 else None
+    if heads:
+        k_BTKH, v_BTKH = (jnp.repeat(x, math.lcm(K, tensor) // K, axis=2) for x in (k_BTKH, v_BTKH))
+    spec = P(axes, None, heads)
+    return jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(spec, spec, spec, P(axes)),
+        out_specs=spec,
+        axis_names=set(auto),
+        check_vma=False,
+    )(q_BTNH, k_BTKH, v_BTKH, rows)

@@ -5,17 +5,30 @@ also does what is not here: decoding, and keys of a shared prefix.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec as P
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask_info as mask_infos,
+)
 
-from grm_jax.models.placement import auto_axes, row_axes
+from grm_jax.models.attention import Packed, stretches
+from grm_jax.models.placement import map_rows_and_heads
 
 LANES = 128  # what a block is a multiple of
+
+
+class PackedMasks(NamedTuple):
+    """Holds the masks of packed rows in the kernels' form, [B, ...]: for queries, and for keys.
+
+    Per row T^2 bytes each. Made once for all heads, and all layers of a kind.
+    """
+
+    queries: mask_infos.MaskInfo
+    keys: mask_infos.MaskInfo
 
 
 @jax.named_scope("attention")
@@ -27,6 +40,7 @@ def splash_attend(
     window: int | None,
     cap: float | None,
     interpret: bool = False,
+    packed: PackedMasks | None = None,
 ) -> jax.Array:
     """Attends from every row to its own keys, forward and backward by kernels; BTNH in q's dtype.
 
@@ -37,60 +51,92 @@ def splash_attend(
         is finite, and another one; real tokens have no gradient from there where the loss has none.
     window: a key at this distance is not seen any more; None: no window.
     interpret: run the kernels as plain JAX, on any platform.
+    packed: what `packed_masks` gives for packed rows and this window; then pos_BT says nothing.
 
     T is padded to a multiple of 128; blocks are 512, 256 or 128 square, the largest that divides
-    it.
-
-    On a mesh (that of q's type) the compiler cannot split a kernel, so it runs in `jax.shard_map`:
-    rows over the data axes where those divide B, heads over `tensor` where it divides N, or else
-    whole on each device. Where `tensor` does not divide the K heads of keys and values, they are
-    repeated to the least common multiple. Axes that are manual already, inside another shard_map,
-    are left as they are.
+    it. On a mesh each device has its own rows and heads: `map_rows_and_heads`.
     """
-    mesh, auto = auto_axes(q_BTNH)
-    if not auto:
-        return _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret)
-    N, K = q_BTNH.shape[2], k_BTKH.shape[2]
-    rows = row_axes(q_BTNH)
-    tensor = mesh.shape["tensor"] if "tensor" in auto else 1
-    heads = "tensor" if tensor > 1 and N % tensor == 0 else None
-    if heads:
-        k_BTKH, v_BTKH = (jnp.repeat(x, math.lcm(K, tensor) // K, axis=2) for x in (k_BTKH, v_BTKH))
-    spec = P(rows, None, heads)
-    return jax.shard_map(
-        lambda q, k, v, pos: _attend(q, k, v, pos, window, cap, interpret),
-        mesh=mesh,
-        in_specs=(spec, spec, spec, P(rows)),
-        out_specs=spec,
-        axis_names=set(auto),
-        check_vma=False,
-    )(q_BTNH, k_BTKH, v_BTKH, pos_BT)
+    return map_rows_and_heads(
+        lambda q, k, v, rows: _attend(q, k, v, rows, window, cap, interpret),
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        pos_BT if packed is None else packed,
+    )
 
 
-def _attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret):
-    """`splash_attend` of one device's rows and heads."""
+def packed_masks(pos_BT: jax.Array, packed: Packed, window: int | None) -> PackedMasks:
+    """Makes the masks of packed rows: which blocks a kernel skips, computes whole, or in part."""
+    T = pos_BT.shape[1]
+    padded = -(-T // LANES) * LANES
+    start_BT, end_BT, own_BT = (
+        jnp.pad(x, [(0, 0), (0, padded - T)])[..., None] for x in stretches(pos_BT, packed, window)
+    )
+    key_S, query_T1 = jnp.arange(padded), jnp.arange(padded)[:, None]
+    own_BT = jnp.where(query_T1 < T, own_BT, query_T1)
+    trunk_BTS = (start_BT <= key_S) & (key_S < end_BT)
+    visible_BTS = trunk_BTS | ((own_BT <= key_S) & (key_S <= query_T1))
+    block = block_size(padded)
+
+    def in_blocks(process):
+        # the flag of a dynamic mask is no array
+        return jax.vmap(
+            lambda visible_TS: process(visible_TS[None], (block, block))[0]._replace(
+                is_dynamic_mask=None
+            )
+        )(visible_BTS)
+
+    return PackedMasks(
+        in_blocks(mask_infos.process_dynamic_mask), in_blocks(mask_infos.process_dynamic_mask_dkv)
+    )
+
+
+def _attend(q_BTNH, k_BTKH, v_BTKH, rows, window, cap, interpret):
+    """`splash_attend` of one device's rows and heads. rows: pos_BT, or the `PackedMasks`."""
     T, N = q_BTNH.shape[1:3]
     padded = -(-T // LANES) * LANES
     block = block_size(padded)
     sizes = kernels.BlockSizes(
         block, block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
-    kernel = kernels.make_splash_mha(
-        masks.MultiHeadMask([visible(padded, window)] * N),
-        block_sizes=sizes,
-        attn_logits_soft_cap=cap,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
-    )
     q_BNTH, k_BKTH, v_BKTH = (
         jnp.pad(x, [(0, 0), (0, padded - T), (0, 0), (0, 0)]).swapaxes(1, 2)
         for x in (q_BTNH, k_BTKH, v_BTKH)
     )
-    # tokens see tokens, padding sees padding
-    real_BT = jnp.pad((pos_BT >= 0).astype(jnp.int32), [(0, 0), (0, padded - T)])
-    segments = kernels.SegmentIds(real_BT, real_BT)
-    out_BNTH: Any = jax.vmap(kernel)(q_BNTH, k_BKTH, v_BKTH, segments)
+    if isinstance(rows, PackedMasks):
+
+        def row(q_NTH, k_KTH, v_KTH, row_masks):
+            of_queries, of_keys = (mask._replace(is_dynamic_mask=True) for mask in row_masks)
+            kernel = kernels.SplashAttentionKernel(
+                of_queries,
+                of_queries,
+                of_keys,
+                block_sizes=sizes,
+                is_mqa=False,
+                save_residuals=False,
+                mask_value=kernels.DEFAULT_MASK_VALUE,
+                attn_logits_soft_cap=cap,
+                residual_checkpoint_name=None,
+                mask_function=None,
+                interpret=interpret,
+            )
+            return kernel(q_NTH, k_KTH, v_KTH)
+
+        out_BNTH: Any = jax.vmap(row)(q_BNTH, k_BKTH, v_BKTH, rows)
+    else:
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([visible(padded, window)] * N),
+            block_sizes=sizes,
+            attn_logits_soft_cap=cap,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        # tokens see tokens, padding sees padding
+        real_BT = jnp.pad((rows >= 0).astype(jnp.int32), [(0, 0), (0, padded - T)])
+        out_BNTH: Any = jax.vmap(kernel)(
+            q_BNTH, k_BKTH, v_BKTH, kernels.SegmentIds(real_BT, real_BT)
+        )
     return out_BNTH.swapaxes(1, 2)[:, :T]
 
 

@@ -49,7 +49,7 @@ def random_rows(seed: int, B: int, T: int, longest: int) -> list[list[Tree]]:
     """Draws trees until a row is nearly full: no, one or several branches, trunks of any length."""
     rng, rows = np.random.default_rng(seed), []
     for _ in range(B):
-        trees, free = [], T - int(rng.integers(0, T // 8))
+        trees, free = [], T - int(rng.integers(0, T // 8 + 1))
         while free > 1:
             trunk = int(rng.integers(0, min(free, longest) + 1))
             room, branches = free - trunk, []

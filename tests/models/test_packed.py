@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2
+from grm_jax.models import Gemma2, blocked
 from grm_jax.models.attention import Packed
 from grm_jax.models.config import GLOBAL, alternating
 from tests.models.gemma2_cases import BASE, quick_jit, random_params
@@ -37,23 +37,37 @@ def hidden_and_gradients(cfg, params, tokens_BT, pos_BT, weight_BT, packed):
 
 
 @pytest.mark.parametrize(
-    "rows, changes",
+    "attention, rows, changes",
     [
-        pytest.param("trunks about a window of 7", {"attn_softcap": 1.5}, id="window, caps bite"),
-        pytest.param("trunks about a window of 7", {"remat": "full", "n_kv_heads": 1}, id="remat"),
         pytest.param(
+            "reference", "trunks about a window of 7", {"attn_softcap": 1.5}, id="reference"
+        ),
+        pytest.param("blocked", "trunks about a window of 7", {"attn_softcap": 1.5}, id="blocked"),
+        pytest.param(
+            "blocked",
             "a trunk of one token, and of none",
             {"sliding_window": 2, "n_kv_heads": 4, "scan_layers": False},
-            id="a window of 2, no scan",
+            id="blocked, a window of 2, no scan",
         ),
         pytest.param(
-            "one sequence and padding", {"layer_types": (GLOBAL,) * 2}, id="no window, no tree"
+            "blocked",
+            "one sequence and padding",
+            {"layer_types": (GLOBAL,) * 2},
+            id="blocked, no window, no tree",
         ),
-        pytest.param("drawn", {"sliding_window": 5}, id="drawn"),
+        pytest.param(
+            "blocked", "drawn", {"sliding_window": 5, "remat": "full"}, id="blocked, drawn, remat"
+        ),
+        pytest.param(
+            "splash_interpreted",
+            "drawn",
+            {"sliding_window": 9, "n_kv_heads": 1, "remat": "full"},
+            id="splash, drawn, remat",
+        ),
     ],
 )
-@pytest.mark.parametrize("attention", ["reference", "blocked"])
-def test_packed_rows_are_their_sequences_run_one_by_one(rows, changes, attention):
+def test_packed_rows_are_their_sequences_run_one_by_one(monkeypatch, attention, rows, changes):
+    monkeypatch.setattr(blocked, "TILE", 16)
     cfg = dataclasses.replace(SMALL, attention=attention, **changes)
     layout = lay_out(ROWS[rows], T=72)
     pos_BT, params = layout.pos_BT, random_params(cfg)

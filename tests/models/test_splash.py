@@ -14,11 +14,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.attention import attend
+from grm_jax.models.attention import Packed, attend
 from grm_jax.models.config import Gemma2Config, Numerics, alternating
 from grm_jax.models.flops import forward_flops
 from grm_jax.models.placement import DATA_AXES
-from grm_jax.models.splash import splash_attend
+from grm_jax.models.splash import packed_masks, splash_attend
 from grm_jax.models.table import abstract_params
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.planning.measure import Program, measure
@@ -28,6 +28,7 @@ from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.training.state import abstract_state
 from grm_jax.training.step import make_train_step, rft_loss
 from tests.models.gemma2_cases import BASE, inputs, logits_of, random_params
+from tests.models.packed_cases import lay_out, random_rows
 
 # largest differences in float32: of values of order 1, of gradients that are sums of terms up to
 # 100
@@ -48,8 +49,9 @@ def positions(lengths, T):
     return jnp.asarray(np.where(at_T < np.asarray(lengths)[:, None], at_T, -1), jnp.int32)
 
 
-def reference(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap):
-    return attend(q_BTNH, pos_BT, [{"k": k_BTKH, "v": v_BTKH, "pos": pos_BT}], window, cap)
+def reference(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, packed=None):
+    own = {"k": k_BTKH, "v": v_BTKH, "pos": pos_BT}
+    return attend(q_BTNH, pos_BT, [own], window, cap, packed)
 
 
 interpreted = functools.partial(splash_attend, interpret=True)
@@ -95,6 +97,34 @@ def test_output_and_gradients_are_those_of_the_reference(lengths, T, N, K, H, wi
         if changed != (window, cap):
             other = jnp.where((pos_BT >= 0)[:, :, None, None], reference(*qkv, pos_BT, *changed), 0)
             assert np.abs(other - slow).max() > 100 * FORWARD
+
+
+@pytest.mark.parametrize(
+    "window, cap, N, K",
+    [
+        pytest.param(None, 3.0, 4, 2, id="no window, grouped heads"),
+        pytest.param(50, 50.0, 2, 1, id="a window shorter than trunks"),
+    ],
+)
+def test_packed_rows_are_those_of_the_reference(window, cap, N, K):
+    """Blocks of 128, three of them."""
+    T = 384
+    layout = lay_out(random_rows(7, B=2, T=T, longest=150), T)
+    qkv, pos_BT = arrays(2, T, N, K, 32), jnp.asarray(layout.pos_BT)
+    packed = Packed(jnp.asarray(layout.segment_BT), jnp.asarray(layout.branch_BT))
+
+    def kernels(q, k, v, pos_BT, window, cap):
+        return interpreted(
+            q, k, v, pos_BT, window, cap, packed=packed_masks(pos_BT, packed, window)
+        )
+
+    slow, slow_gradients = out_and_gradients(
+        functools.partial(reference, packed=packed), qkv, pos_BT, window, cap
+    )
+    fast, fast_gradients = out_and_gradients(kernels, qkv, pos_BT, window, cap)
+    np.testing.assert_allclose(fast, slow, atol=FORWARD, rtol=0)
+    for got, expected in zip(fast_gradients, slow_gradients):
+        np.testing.assert_allclose(got, expected, atol=BACKWARD, rtol=0)
 
 
 def test_in_bfloat16_it_is_no_further_from_the_truth_than_the_reference():
