@@ -55,7 +55,9 @@ class PackingConfig:
 
         longest: tokens of the longest prompt and completion together.
         """
-        lengths = [math.ceil(round(times * longest, 6) / ROW_MULTIPLE) for times in self.rows]
+        lengths = [
+            max(1, math.ceil(round(times * longest, 6) / ROW_MULTIPLE)) for times in self.rows
+        ]
         return tuple(sorted({ROW_MULTIPLE * length for length in lengths}))
 
 

@@ -11,22 +11,30 @@ import optax
 import pytest
 
 from grm_jax.data.packing import pack_examples
-from grm_jax.losses import LOSSES, LossConfig, kl_penalty
+from grm_jax.losses import LOSSES, LossConfig
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.lora import LoraConfig, init_adapters
 from grm_jax.parallel.mesh import make_mesh, param_shardings, place_batch, shares
 from grm_jax.reward_models.scalar import pair_example
-from grm_jax.training.rollouts import packed_rollouts, rollout_batch
+from grm_jax.training import loop
+from grm_jax.training.metrics import read_metrics
+from grm_jax.training.optimizer import OptimizerConfig
+from grm_jax.training.rollouts import (
+    packed_batching,
+    packed_rollouts,
+    padded_batching,
+    rollout_batch,
+    sampler_gap,
+)
+from grm_jax.training.settings import FitConfig, PackingConfig
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import (
     adapted,
-    make_logprob_fn,
-    make_packed_logprob_fn,
-    make_penalty_fn,
     make_train_step,
     meta_loss,
+    normalizer_of,
     preference_loss,
     rft_loss,
     rl_loss,
@@ -177,29 +185,29 @@ def test_adapters():
     assert_same(run(loss, adapters, packed_batch(2)[1], frozen=policy()), want)
 
 
-def test_log_probabilities_and_penalties():
-    """Of the policy or its reference, and what a KL in the reward takes from each rollout."""
-    padded = padded_batch()
-    padded["mask"] = rollout_batch(*rollouts(), buckets=(48,))["mask"]
-    want_BT = make_logprob_fn(CFG, TEMPERATURE)(policy(), padded["tokens"], padded["positions"])
-    mesh = make_mesh(2, 2, 2)
-    laid, batch = packed_batch(4)
-    batch["mask"] = laid.in_slots(np.ones(B, np.float32))
-    batch = place_batch(mesh, batch, axis=1)
-    params = jax.device_put(policy(), param_shardings(mesh, policy()))
-    logprobs = make_packed_logprob_fn(CFG, TEMPERATURE, LENGTHS)
-    got = np.asarray(logprobs(params, batch)).reshape(-1, LENGTHS[-1])
-    for b, (prompt, completion) in enumerate(zip(*rollouts()[:2])):
-        start = laid.offset_UN[b, 0] + len(prompt)
-        row = got[laid.slot_U[b] // laid.slots, start : start + len(completion)]
-        want = want_BT[b, len(prompt) : len(prompt) + len(completion)]
-        np.testing.assert_allclose(row, want, atol=1e-5)
-    assert np.count_nonzero(got) == sum(map(len, rollouts()[1]))
+def test_batches_of_the_rl_stage():
+    """Log-probabilities of sampled tokens, and what a KL in the reward takes from each rollout."""
     cfg = LossConfig(beta=0.5, kl="k1", kl_in="reward")
-    want_B = kl_penalty(padded["old_logp"], padded["ref_logp"], padded["mask"], cfg)
-    penalty_B = laid.of_units(np.asarray(make_penalty_fn(cfg, COMPLETION)(batch)))
-    np.testing.assert_allclose(penalty_B, want_B, rtol=1e-5)
-    assert len(set(penalty_B.tolist())) > 5
+    mesh, found = make_mesh(2, 2, 2), []
+    params = jax.device_put(policy(), param_shardings(mesh, policy()))
+    one = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    for on, batching in (
+        (policy(), padded_batching(CFG, one, cfg, TEMPERATURE, (48,), 2)),
+        (params, packed_batching(CFG, mesh, cfg, TEMPERATURE, COMPLETION, LENGTHS)),
+    ):
+        laid = batching.lay(*rollouts(), 4)
+        batch = laid.batch | {"ref_logp": batching.logprobs(on, laid.batch)}
+        gap = sampler_gap(batch["old_logp"], batch["ref_logp"], batch[laid.sampled])
+        values = {"advantages": np.arange(B, dtype=np.float32), "mask": np.ones(B, np.float32)}
+        counts = normalizer_of(batch | laid.of_rollouts(values))
+        found.append((gap, jax.device_get(counts), laid.to_rollouts(batching.penalty(batch))))
+        assert laid.computed > sum(map(len, rollouts()[1]))
+    (gap, counts, penalty_B), (packed_gap, packed_counts, packed_penalty_B) = found
+    for name, value in gap.items():
+        np.testing.assert_allclose(packed_gap[name], value, rtol=1e-5)
+    assert counts == packed_counts == (sum(map(len, rollouts()[1])), B)
+    np.testing.assert_allclose(packed_penalty_B, penalty_B, rtol=1e-4)
+    assert len(set(penalty_B.tolist())) == B
 
 
 def examples(rng, count=24):
@@ -291,3 +299,42 @@ def test_more_or_fewer_rows_compile_nothing():
         parts.add(int(batch["parts"]))
         state, _ = step(state, batch)
     assert len(parts) > 1 and step._cache_size() == 1
+
+
+def test_a_stage_packed_and_padded(tmp_path):
+    """Pairs, of which two do not fit a row of the config, over the steps of `fit`."""
+    loss, params, rows = pairs()
+    settings, found = FitConfig(learning_rate=1e-3, batch_size=8, micro_batch=8, steps=3), []
+    for lengths in ((32,), ()):
+        setup = loop.TrainSetup(
+            folder=tmp_path / str(len(lengths)),
+            mesh=make_mesh(2, 1, 1, devices=jax.devices()[:2]),
+            model_cfg=CFG,
+            optimizer=OptimizerConfig(warmup_steps=0),
+            lora=LoraConfig(rank=0),
+            seed=0,
+            sequence_buckets=(48,),
+            row_lengths=lengths,
+            every=9,
+            keep=1,
+            digest="",
+            sinks=("jsonl",),
+        )
+        start = jax.tree.map(jnp.copy, params)
+        loop.fit(setup, "pairs", start, loss, {"pairs": rows}, {"pairs": 1.0}, settings)
+        found.append(read_metrics(setup.folder / "metrics.jsonl"))
+    for packed, padded_row in zip(*found, strict=True):
+        for name in ("loss", "accuracy", "margin", "grad_norm"):
+            np.testing.assert_allclose(packed[name], padded_row[name], rtol=1e-4, err_msg=name)
+        assert packed["computed_tokens"] < padded_row["computed_tokens"]
+        assert packed["needed_tokens"] <= packed["computed_tokens"]
+
+
+def test_lengths_of_rows():
+    assert PackingConfig().lengths(4096 + 1024) == (6144, 7168, 8192)
+    assert PackingConfig((2.4,)).lengths(208) == (512,)
+    assert PackingConfig((1.0, 1.1)).lengths(100) == (128,)  # both are 128
+    assert PackingConfig(()).lengths(208) == ()
+    for wrong in ((0.5,), (1.2, 1.1), (0.0, 1.0), (1e9,)):
+        with pytest.raises(ValueError, match="rows: expected growing multiples"):
+            PackingConfig(wrong)
