@@ -4,7 +4,8 @@
 
     FOLDER/25m, 129m, tiny    Gemma-2 in float32, each weight drawn by a fixed seed
     FOLDER/queue.jsonl        16 prompts of 100 to 800 tokens, 4 samples each, stops 16 to 128
-    FOLDER/lengths/           equal.json (4 x 512 tokens), real_text.json where --data has it
+    FOLDER/lengths/           sft.json (512 tokens each), grpo.json (128 + 64), and real_text.json
+                              where --data has it
     FOLDER/records.jsonl      records of RMB, in the order of a fixed seed, where --data has them
 
 Random models are as fast as trained ones, but they do not stop. These do, so that judging meets
@@ -99,8 +100,9 @@ def main(argv):
     for name in MODELS.value:
         make_model(folder / name, name, tokenizer)
     make_queue(folder / "queue.jsonl")
-    equal = [{"prompt": 256, "completion": 256}] * 4
-    (folder / "lengths" / "equal.json").write_text(json.dumps(equal), encoding="utf-8")
+    for name, prompt, completion in (("sft", 2, 510), ("grpo", 128, 64)):
+        rows = [{"prompt": prompt, "completion": completion}] * 8
+        (folder / "lengths" / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     if DATA.value:
         data = pathlib.Path(DATA.value)
         shutil.copyfile(data / "lengths/real_text.json", folder / "lengths/real_text.json")

@@ -16,6 +16,8 @@ sample]}. Temperature 1, no stop token: every sample has its length. Prints one 
     peak_rss_gib                   of this process, weights included
     computed_tokens                positions that prefill and decode ran over
     needed_tokens                  prompt tokens, each once, and tokens asked for
+    check                          mean log-probability of a prompt's first tokens: the same
+                                   weights give the same in every contender
 """
 
 import json
@@ -25,6 +27,7 @@ import sys
 import tempfile
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from grm_jax.checkpoint.huggingface import load_params
@@ -33,6 +36,7 @@ from grm_jax.reward_models.description import model_folder
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig
+from grm_jax.training.logprobs import token_logprobs
 from speed import turns, work
 
 MODEL = flags.DEFINE_string("model", "tiny_base", "Hugging Face folder of a Gemma-2.")
@@ -88,11 +92,7 @@ def main(_):
     folder = model_folder(MODEL.value)
     cfg = load_config(folder, **numerics)
     params = jax.tree.map(jax.numpy.asarray, load_params(folder, cfg))
-    if QUEUE.value:
-        queue, case = work.read_queue(QUEUE.value), "queue"
-    else:
-        shape = (PROMPT_LENGTH.value, SAMPLES.value, NEW_TOKENS.value)
-        queue, case = work.queue_of(*shape, cfg.vocab_size), "p{} k{} n{}".format(*shape)
+    queue, case = work.sample_queue(flags.FLAGS, cfg.vocab_size)
     call, computed = sampling(params, cfg, queue, ROWS.value)
     if FIRST.value:
         return turns.write({"first_call_s": turns.seconds_of(call)})
@@ -101,22 +101,20 @@ def main(_):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
         first, taken = turns.measure(call, ROUNDS.value)
         peak, again = turns.rss_gib(), second_process(programs)
-    asked = sum(sum(row["stops"]) for row in queue)
+    ids_1T = np.array([queue[0]["prompt_ids"][: work.CHECKED]], np.int32)
+    pos_1T = np.arange(ids_1T.shape[1], dtype=np.int32)[None]
+    check = token_logprobs(params, cfg, ids_1T, pos_1T)[0][0, 1:].mean()
+    line = work.sample_line("grm_jax", case, queue, first, taken, float(check))
     usual = turns.spread(taken)["median"]
     turns.write(
-        {
-            "contender": "grm_jax",
-            "case": case,
+        line
+        | {
             "model": MODEL.value,
-            "tokens_per_s": usual and asked / usual,
-            "tokens_per_s_rounds": [asked / s for s in taken],
-            "first_call_s": first,
             "second_process_first_call_s": again,
             "compile_s": usual and first - usual,
             "second_process_compile_s": usual and again - usual,
             "peak_rss_gib": peak,
             "computed_tokens": sum(computed),
-            "needed_tokens": asked + sum(len(row["prompt_ids"]) for row in queue),
             "engine": False,
             "device": jax.devices()[0].device_kind,
             "dtype": cfg.dtype,

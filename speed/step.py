@@ -28,6 +28,7 @@ import numpy as np
 from absl import app, flags
 
 from grm_jax.checkpoint.huggingface import load_params
+from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.losses import LossConfig, policy_loss
 from grm_jax.models.config import Numerics, load_config
 from grm_jax.models.heads import init_scalar_params
@@ -106,14 +107,12 @@ def loss_of(task, cfg):
 def counts(task, batch, made):
     """Counts (rows, positions of all rows, tokens that are needed)."""
     names = [name for name in batch if name.endswith("tokens")]
-    shared = task in ("rl", "meta")
-    needed = sum(
-        len(prompt) * (1 if shared else len(rests)) + sum(map(len, rests)) for prompt, rests in made
-    )
+    needed = work.needed(made, task in ("rl", "meta"))
     return batch[names[0]].shape[0], sum(batch[name].size for name in names), needed
 
 
 def main(_):
+    enable_compile_cache()
     for task in TASKS.value:
         turns.write(measure(task))
 
@@ -125,9 +124,7 @@ def measure(task: str) -> dict:
     folder = model_folder(MODEL.value)
     cfg, mesh = load_config(folder, **numerics), make_mesh()
     params = jax.tree.map(jax.numpy.asarray, load_params(folder, cfg))
-    rows = work.read_lengths(LENGTHS.value)
-    if SCALE.value != 1:
-        rows = [{n: max(2, round(SCALE.value * x)) for n, x in row.items()} for row in rows]
+    rows = work.scaled(work.read_lengths(LENGTHS.value), SCALE.value)
     made = sequences(task, rows, cfg.vocab_size)
     batch = unpacked(task, made)
     n_rows, computed, needed = counts(task, batch, made)
@@ -144,7 +141,7 @@ def measure(task: str) -> dict:
     batch = place_batch(mesh, batch)
     logprobs = make_logprob_fn(cfg, 1.0, n_rows // micro)
     if task == "rl":  # those of the policy that sampled: its own, before the first update
-        batch["old_logp"] = logprobs(params, batch["tokens"], batch["positions"])
+        batch["old_logp"] = logprobs(params, batch["tokens"], batch["positions"], batch["mask"])
         if BETA.value:
             batch["ref_logp"] = batch["old_logp"]
     first_metrics, phases = {}, []
@@ -178,7 +175,7 @@ def measure(task: str) -> dict:
         )
         batch = batch | place_batch(mesh, host)
         if BETA.value:
-            ref = logprobs(params, batch["tokens"], batch["positions"])
+            ref = logprobs(params, batch["tokens"], batch["positions"], batch["mask"])
             batch["ref_logp"] = jax.block_until_ready(ref)
         times.append(time.perf_counter())
         update()

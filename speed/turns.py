@@ -16,9 +16,12 @@ import time
 GIB = 2**30
 
 
-def measure(call, rounds: int) -> tuple[float, list[float]]:
-    """Returns the seconds of the first call, which compiles, and those of the calls behind it."""
-    first = seconds_of(call)
+def measure(call, rounds: int, warm: bool = True) -> tuple[float | None, list[float]]:
+    """Returns the seconds of the first call, which compiles, and those of the calls behind it.
+
+    warm: False leaves the first call out, for a program that compiles nothing: None.
+    """
+    first = seconds_of(call) if warm else None
     if os.environ.get("SPEED_TURNS") != "1":
         return first, [seconds_of(call) for _ in range(rounds)]
     print("turn ready", flush=True)

@@ -27,9 +27,13 @@ def run(environment, module, *flags):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     for line in lines:
-        for name in NUMBERS[module].split():
-            assert isinstance(line[name], (int, float)), name
+        check_numbers(module, line)
     return lines
+
+
+def check_numbers(module, line):
+    for name in NUMBERS[module].split():
+        assert isinstance(line[name], (int, float)), name
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +52,6 @@ def lengths(tmp_path):
     rows = [{"prompt": 6 + 5 * i, "responses": 2, "completion": 3 + i % 4} for i in range(8)]
     path.write_text(json.dumps(rows))
     return path
-
-
-def test_sample_a_queue(environment, tmp_path):
-    queue = [{"prompt_ids": [11] * n, "stops": [2, n]} for n in (5, 9)]
-    path = tmp_path / "queue.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in queue))
-    (line,) = run(environment, "speed.sample", "--model=tiny_base", f"--queue={path}")
-    assert line["needed_tokens"] == 5 + 9 + (2 + 5) + (2 + 9)
 
 
 def test_step(environment, lengths):
@@ -93,3 +89,27 @@ def test_judge(environment, tmp_path):
 
 def turns(text):
     return [{"role": "user", "content": text}]
+
+
+def test_compare_runs_contenders_in_turns(environment, tmp_path):
+    """Sampling of a queue, on tiny_base; the peers are not installed, which is said."""
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / "129m").symlink_to(REPO / "grm_jax/assets/tiny_base")
+    queue = [{"prompt_ids": [11] * n, "stops": [2, n]} for n in (5, 9)]
+    (inputs / "queue.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queue))
+    flags = "--cases=queue", "--rounds=2", f"--out={tmp_path / 'out.jsonl'}"
+    command = [sys.executable, "-m", "speed.compare", str(inputs), f"--before={REPO}", *flags]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    absent, ours, before, ratios = map(
+        json.loads, (tmp_path / "out.jsonl").read_text().splitlines()
+    )
+    assert absent["contender"] == "llama.cpp" and "--peers names no folder" in absent["absent"]
+    assert [len(line["tokens_per_s_rounds"]) for line in (ours, before)] == [2, 1]
+    check_numbers("speed.sample", ours)
+    assert ours["needed_tokens"] == 5 + 9 + (2 + 5) + (2 + 9)
+    assert ours["check"] == before["check"] and ratios["same_weights"]
+    (ratio,) = ratios["times_as_fast_as"]["before"]["all"]
+    rates = [line["tokens_per_s_rounds"][0] for line in (ours, before)]
+    assert ratio == pytest.approx(rates[0] / rates[1], rel=1e-3)
