@@ -10,6 +10,9 @@ what they leave open: docs/scale.md. Fields of the preset are overridden as in a
 weights nor data need to be there: a model.path that does not exist is taken for the published size
 it is named after.
 
+--lengths adds the hours for texts of given lengths: packed train batches, shared prompts, rows that
+make room for others as they end.
+
 --search compiles the RL step for all mesh shapes and micro-batches and ranks those that fit.
 Compiled programs are remembered in plan.json.
 """
@@ -49,6 +52,12 @@ CHANGES = flags.DEFINE_bool(
     "changes", True, "for what does not fit, try single changes until one makes it fit"
 )
 HLO = flags.DEFINE_string("hlo", None, "folder for the compiled programs as text, to look into")
+LENGTHS = flags.DEFINE_string(
+    "lengths",
+    None,
+    'lengths of texts, a JSON list of {"prompt", "responses", "completion"} in tokens: hours for '
+    "such texts beside those of the widest shapes",
+)
 SEARCH = flags.DEFINE_bool(
     "search",
     False,
@@ -64,8 +73,8 @@ def main(_):
 
     from experiments.stages.planning import job_of
     from grm_jax.parallel.mesh import make_mesh
-    from grm_jax.planning import search
-    from grm_jax.planning.programs import NAMES, stage_times
+    from grm_jax.planning import lengths, search
+    from grm_jax.planning.programs import NAMES, drawn_needs, stage_times
     from grm_jax.planning.report import show
     from grm_jax.planning.topology import get_topology
 
@@ -90,6 +99,10 @@ def main(_):
     out = pathlib.Path(OUT.value or f"runs/plans/{preset.stem}-{TOPOLOGY.value.replace(':', '-')}")
     for folder in (out, *(() if HLO.value is None else (pathlib.Path(HLO.value),))):
         folder.mkdir(parents=True, exist_ok=True)
+    text = None
+    if LENGTHS.value is not None:
+        limits = job.lengths.prompt, job.lengths.completion
+        text = lengths.read_lengths(LENGTHS.value, *limits)
     plan, devices = start_plan(config, str(preset), topology, out), len(topology.devices)
 
     # every program, and the stages that they make up
@@ -97,6 +110,10 @@ def main(_):
         plan["programs"][name] = figures_of(config, topology, name, plan["cache"])
         write(plan, out)
     plan["stages"] = stage_times(job, plan["programs"], devices, topology.chips)
+    if text is not None:
+        needs, plan["loads"] = drawn_needs(job, text, job.mesh_sizes(devices))
+        plan["lengths"] = lengths.summary(text)
+        plan["drawn"] = stage_times(job, plan["programs"], devices, topology.chips, needs)
     write(plan, out)
     # what would fit, and what would be faster
     if CHANGES.value:
@@ -142,6 +159,8 @@ def start_plan(
         "jax": jax.__version__,
         "programs": {},
         "stages": [],
+        "lengths": None,
+        "drawn": [],
         "changes": [],
         "search": [],
         "searched": "",

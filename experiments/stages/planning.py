@@ -34,4 +34,6 @@ def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
         model_cfg = from_sizes(config.model.random_init, loaded.vocab_size, **numerics)
     names = ("mesh", "lengths", "sampling", "optimizer", "lora", "rft", "rl", "meta")
     settings = {name: section(name) for name in names}
-    return Job(model_cfg, **settings, **({} if loaded is None else {"stop_ids": loaded.stop_ids}))
+    more = {"general_fraction": settings["rft"].general_fraction}
+    more |= {} if loaded is None else {"stop_ids": loaded.stop_ids}
+    return Job(model_cfg, **settings, **more)

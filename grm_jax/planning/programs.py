@@ -5,12 +5,12 @@ import functools
 import math
 import os
 import pathlib
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,6 +21,14 @@ from grm_jax.models.lora import LoraConfig, start_adapters
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, param_shardings, shares
+from grm_jax.planning.lengths import (
+    BATCHES,
+    TextLengths,
+    decode_steps,
+    fit_load,
+    prefilled,
+    rl_load,
+)
 from grm_jax.planning.measure import Program
 from grm_jax.sampling.mapped import map_rows
 from grm_jax.sampling.sampler import SamplingConfig, decode_step, empty_suffix, grow_suffix, start
@@ -45,6 +53,7 @@ NAMES = (
 ONE_HOST = 8  # devices of the largest host
 # judgments that the sampling stages' rows of the table are for: their number depends on the data
 SAMPLED = 10_000
+VOTED, VOTES = 1_000, 32  # records of the row of evaluation, and samples of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Job:
     rft: FitConfig
     rl: RlConfig
     meta: FitConfig
+    general_fraction: float = 0.0  # share of general data in a batch of RFT
+    row_lengths: tuple[int, ...] = ()  # of packed rows; (): nothing is packed
     stop_ids: tuple[int, ...] = (1, 107)  # Gemma's <eos>, <end_of_turn>
 
     @property
@@ -224,68 +235,177 @@ def sampler_call(
     return prompts, -(-prompts // parts) * parts, G
 
 
-def stage_times(job: Job, programs: Mapping[str, Mapping], devices: int, chips: int) -> list[dict]:
+class Needs(NamedTuple):
+    """Says how much of its programs a job needs, as `stage_times` adds them up.
+
+    tokens: {"rft_step", "rl_step", "meta_step": tokens that a batch computes; "prefill",
+        "judge_prefill": of one prompt, "vote_prefill": of the prompts of VOTES samples of a
+        record}.
+    steps: {"rl": decode steps of a batch of rollouts; "sampled", "voted": of all judgments of
+        these rows}.
+    """
+
+    tokens: Mapping[str, float]
+    steps: Mapping[str, float]
+
+
+def widest_needs(job: Job, programs: Mapping[str, Mapping], sizes: Mapping[str, int]) -> Needs:
+    """Returns what a job needs where every sequence is as long as lengths allow.
+
+    Every call of the sampler runs until lengths.completion, and every judgment has a prompt of its
+    own.
+    """
+    steps, rl = job.lengths.completion - 1, job.rl
+    prompts, _, G = sampler_call(job, sizes)
+    judged, _, _ = sampler_call(job, sizes, judging=True)
+    tokens = {
+        name: programs[name]["tokens"] for name in NAMES if "tokens" in programs.get(name, {})
+    }
+    width = job.lengths.buckets[-1]
+    return Needs(
+        tokens | {"prefill": width, "judge_prefill": width, "vote_prefill": VOTES * width},
+        {
+            "rl": math.ceil(rl.batch_size / G / prompts) * steps,
+            "sampled": math.ceil(SAMPLED / judged) * steps,
+            "voted": math.ceil(VOTED * VOTES / judged) * steps,
+        },
+    )
+
+
+def drawn_needs(job: Job, text: TextLengths, sizes: Mapping[str, int]) -> tuple[Needs, dict]:
+    """Returns what a job needs for texts of these lengths, and {stage: lengths.Load of a batch}.
+
+    Train batches are packed; in judging, samples that drew one order share its prefill, and a row
+    that ends makes room for the next.
+    """
+    rl, rows = job.rl, sizes["replica"] * sizes["fsdp"]
+    lay = {"row_lengths": job.row_lengths, "rows": rows}
+    loads = {
+        "rft": fit_load(text, job.rft.batch_size, job.general_fraction, **lay),
+        "rl": rl_load(text, rl.batch_size, rl.group_size, **lay),
+        "meta": fit_load(text, job.meta.batch_size, 0.0, **lay),
+    }
+    at_once = sampler_call(job, sizes)[0] * rl.group_size
+    judged = sampler_call(job, sizes, judging=True)[0]
+    rng = np.random.default_rng(0)
+
+    def steps(count, rows):
+        return decode_steps(rng.choice(text.completions, count), rows)
+
+    one, vote = (prefilled(text, job.lengths.buckets, samples) for samples in (1, VOTES))
+    loads |= {"prompt": one, f"prompts of {VOTES} samples": vote}
+    tokens = {"rft_step": loads["rft"].computed, "rl_step": loads["rl"].computed}
+    tokens |= {"logprobs": loads["rl"].computed, "meta_step": loads["meta"].computed}
+    tokens |= {"prefill": one.computed, "judge_prefill": one.computed}
+    return (
+        Needs(
+            tokens | {"vote_prefill": vote.computed},
+            {
+                "rl": sum(steps(rl.batch_size, at_once) for _ in range(BATCHES)) / BATCHES,
+                "sampled": steps(SAMPLED, judged),
+                "voted": steps(VOTED * VOTES, judged),
+            },
+        ),
+        loads,
+    )
+
+
+def stage_times(
+    job: Job, programs: Mapping[str, Mapping], devices: int, chips: int, needs: Needs | None = None
+) -> list[dict]:
     """Adds up the time of every stage from its programs' "seconds".
 
     None where a program has none; "lacking" names those.
 
-    Every sequence is taken to be as long as the lengths allow, and every call of the sampler to run
-    until lengths.completion.
+    needs: how much of them; None for the widest shapes. A program takes as long for each token as
+        at the shapes that it was made for; a decode step as long as with the longest caches.
     """
-    seconds = {name: programs.get(name, {}).get("seconds") for name in NAMES}
     sizes, rl = job.mesh_sizes(devices), job.rl
-    prompts, _, G = sampler_call(job, sizes)
-    judged, _, _ = sampler_call(job, sizes, judging=True)
-    calls = math.ceil(rl.batch_size / G / prompts)
+    needs = widest_needs(job, programs, sizes) if needs is None else needs
+    seconds = {name: programs.get(name, {}).get("seconds") for name in NAMES}
     # of the reference, and of the policy before the update
-    passes, steps = (rl.beta > 0) + (rl.old_logp == "trainer"), job.lengths.completion - 1
+    passes = (rl.beta > 0) + (rl.old_logp == "trainer")
 
-    def total(**parts):
-        parts = {name: times for name, times in parts.items() if times}
-        return (
-            None
-            if any(seconds[name] is None for name in parts)
-            else sum(seconds[name] * times for name, times in parts.items())
-        )
+    def of(name, times, tokens=None):
+        """Seconds of a program, `times` times, with as many tokens as needed where it is made."""
+        if not times:
+            return 0.0
+        if seconds[name] is None:
+            return None
+        made = programs[name]["tokens"] * devices / programs[name].get("devices", devices)
+        return times * seconds[name] * (needs.tokens[tokens or name] / made)
 
-    def row(stage, what, step, times):
+    def decoded(name, steps):
+        return None if seconds[name] is None else steps * seconds[name]
+
+    def add(*parts):
+        return None if any(part is None for part in parts) else sum(parts)
+
+    def row(stage, names, what, step, times):
         hours = None if step is None else step * times / 3600
-        of = [name for name in NAMES if re.search(rf"(?<!\b0 x )\b{name}\b", what)]
         return {
             "stage": stage,
             "what": what,
-            "lacking": [name for name in of if seconds[name] is None],
+            "lacking": [name for name in names if seconds[name] is None],
             "seconds": step,
-            "per_day": None if step is None else 86400 / step,
+            "per_day": None if step is None or not step else 86400 / step,
             "hours": hours,
             "chip_hours": None if hours is None else hours * chips,
         }
 
-    rollout = total(prefill=calls, decode=calls * steps)
-    sample = total(judge_prefill=1, judge_decode=steps)
-    rl_step = None if rollout is None else total(logprobs=passes, rl_step=rl.updates_per_rollout)
+    def k(tokens):
+        return f"{tokens / 1000:,.0f}k" if tokens >= 1000 else f"{tokens:,.0f}"
+
+    judging = ["judge_prefill", "judge_decode"]
+    prompts = rl.batch_size // rl.group_size
+    rollout = add(of("prefill", prompts), decoded("decode", needs.steps["rl"]))
+    rl_step = add(of("logprobs", passes), of("rl_step", rl.updates_per_rollout))
+    sampled = add(of("judge_prefill", SAMPLED), decoded("judge_decode", needs.steps["sampled"]))
+    voted = add(
+        of("judge_prefill", VOTED, "vote_prefill"), decoded("judge_decode", needs.steps["voted"])
+    )
+    rl_names = ["prefill", "decode", *(["logprobs"] if passes else []), "rl_step"]
+    drawing = f"{prompts} prompts + {needs.steps['rl']:,.0f} x decode"
+    tokens = {name: k(needs.tokens.get(name, 0)) for name in ("rft_step", "rl_step", "meta_step")}
     return [
         row(
             "rft_sample, meta_sample",
-            f"{SAMPLED:,} judgments, {judged} at once (judge_prefill + {steps} x judge_decode)",
-            sample,
-            math.ceil(SAMPLED / judged),
+            judging,
+            f"{SAMPLED:,} judgments: their prompts + {needs.steps['sampled']:,.0f} x judge_decode",
+            sampled,
+            1,
         ),
-        row("rft", f"{job.rft.steps} x rft_step", seconds["rft_step"], job.rft.steps),
+        row(
+            "rft",
+            ["rft_step"],
+            f"{job.rft.steps} x rft_step of {tokens['rft_step']} tokens",
+            of("rft_step", 1),
+            job.rft.steps,
+        ),
         row(
             "rl",
-            f"{rl.steps} x ({calls} x (prefill + {steps} x decode) + {passes} x logprobs + "
-            f"{rl.updates_per_rollout} x rl_step)",
-            None if rl_step is None else rollout + rl_step,
+            rl_names,
+            f"{rl.steps} x ({drawing} + {passes} x logprobs + {rl.updates_per_rollout} x rl_step, "
+            f"of {tokens['rl_step']} tokens)",
+            add(rollout, rl_step),
             rl.steps,
+        ),
+        row("  its rollouts", rl_names[:2], f"{rl.steps} x ({drawing})", rollout, rl.steps),
+        row(
+            "meta",
+            ["meta_step"],
+            f"{job.meta.steps} x meta_step of {tokens['meta_step']} tokens",
+            of("meta_step", 1),
+            job.meta.steps,
         ),
         row(
-            "  its rollouts",
-            f"{rl.steps} x {calls} x (prefill + {steps} x decode)",
-            rollout,
-            rl.steps,
+            "evaluation",
+            judging,
+            f"{VOTED:,} records, {VOTES} samples each: their prompts + "
+            f"{needs.steps['voted']:,.0f} x judge_decode",
+            voted,
+            1,
         ),
-        row("meta", f"{job.meta.steps} x meta_step", seconds["meta_step"], job.meta.steps),
     ]
 
 

@@ -13,6 +13,8 @@ _PARTS = ("params", "optimizer", "kv cache", "batch", "temporaries", "code")
 def tables(plan: dict) -> list[Cells]:
     """Makes the tables of a plan as experiments/plan.py writes it to plan.json."""
     made = [_memory(plan), _time(plan), _collectives(plan), _stages(plan)]
+    if plan.get("drawn"):
+        made += [_drawn(plan), _loads(plan)]
     if plan["changes"]:
         made.append(_changes(plan))
     if plan["search"]:
@@ -49,7 +51,7 @@ def notes(plan: dict) -> list[str]:
     for name, figures in plan["programs"].items():
         found += [f"{name}: {figures['error']}"] if figures.get("error") else []
         found += [f"{name}: {what}" for what in figures.get("unknown", ())]
-    for stage in plan["stages"]:
+    for stage in [*plan["stages"], *plan.get("drawn", ())]:
         lacking = stage.get("lacking", ())
         left_out = [name for name in lacking if name not in plan["programs"]]
         untimed = [name for name in lacking if name in plan["programs"]]
@@ -157,6 +159,20 @@ def _collectives(plan) -> Cells:
 
 
 def _stages(plan) -> Cells:
+    return _stage_table("The whole preset, at the widest shapes", plan["stages"])
+
+
+def _drawn(plan) -> Cells:
+    text = plan["lengths"]
+    title = (
+        f"The whole preset, at the lengths of {text['name']}: {text['records']:,} prompts of "
+        f"{text['mean_prompt']:,.0f} tokens in the mean, completions of "
+        f"{text['mean_completion']:,.0f}"
+    )
+    return _stage_table(title, plan["drawn"])
+
+
+def _stage_table(title, stages) -> Cells:
     rows = [
         [
             s["stage"],
@@ -166,13 +182,18 @@ def _stages(plan) -> Cells:
             _number(s["hours"]),
             _number(s["chip_hours"], ",.0f"),
         ]
-        for s in plan["stages"]
+        for s in stages
     ]
-    return (
-        ("The whole preset, at the times above"),
-        ["stage", "made of", "step s", "steps/day", "hours", "chip-hours"],
-        rows,
-    )
+    columns = ["stage", "made of", "step s", "steps/day", "hours", "chip-hours"]
+    return title, columns, rows
+
+
+def _loads(plan) -> Cells:
+    rows = [
+        [name, f"{load[0]:,.0f}", f"{load[1]:,.0f}", f"{load[0] / load[1]:.2f}"]
+        for name, load in plan["loads"].items()
+    ]
+    return "Tokens of one batch, or one record", ["of", "computed", "needed", "ratio"], rows
 
 
 def _changes(plan) -> Cells:

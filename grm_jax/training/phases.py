@@ -147,6 +147,13 @@ class _Record:
         return Span(self.name, self.began, ended, self.ready, self.compiling)
 
 
+def _options():
+    """Names of phases say what Python is at; every call of it would make a trace of megabytes."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
+
+
 class Phases:
     """Keeps the phases of the steps of a stage; see the top of this file.
 
@@ -184,7 +191,7 @@ class Phases:
         self._end = time.monotonic()
         for step in range(first, total):
             if folder is not None and start <= step < stop and not self._tracing:
-                jax.profiler.start_trace(folder)
+                jax.profiler.start_trace(folder, profiler_options=_options())
                 self._tracing = True
             self._step, self._records[step] = step, []
             self._beat(step)

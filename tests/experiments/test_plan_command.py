@@ -36,7 +36,7 @@ def test_files_hold_the_whole_plan(tmp_path):
     assert set(found["programs"]) == {"rft_step", "meta_step"}
     hours = {one["stage"]: one["hours"] for one in found["stages"]}
     assert hours["rft"] > 0 and hours["meta"] > 0 and hours["rl"] is None
-    assert "| rft | 5 x rft_step |" in (tmp_path / "plan.md").read_text()
+    assert "| rft | 5 x rft_step of " in (tmp_path / "plan.md").read_text()
 
 
 def test_shapes_of_a_tpu_slice_need_no_libtpu(tmp_path):
