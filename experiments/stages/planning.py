@@ -34,6 +34,10 @@ def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
         model_cfg = from_sizes(config.model.random_init, loaded.vocab_size, **numerics)
     names = ("mesh", "lengths", "sampling", "optimizer", "lora", "rft", "rl", "meta")
     settings = {name: section(name) for name in names}
-    more = {"general_fraction": settings["rft"].general_fraction}
+    lengths = section("lengths")
+    more = {
+        "general_fraction": settings["rft"].general_fraction,
+        "row_lengths": section("packing").lengths(lengths.sequence_buckets[-1]),
+    }
     more |= {} if loaded is None else {"stop_ids": loaded.stop_ids}
     return Job(model_cfg, **settings, **more)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grm_jax.data.packing import Text, pack
+from grm_jax.data.pipeline import bucket_length
 from grm_jax.json_files import check_fields, decode
 
 GENERAL = 53
@@ -82,13 +83,20 @@ def widest(prompt: int, completion: int) -> TextLengths:
     return TextLengths("widest", *one, longest)
 
 
-def rl_load(
-    lengths: TextLengths, batch: int, group: int, row_lengths: Sequence[int], rows: int
-) -> Load:
-    """Counts a batch of rollouts: `group` completions of each prompt, each of a length drawn.
+class Layout(NamedTuple):
+    """Says how sequences become rows.
 
-    row_lengths, rows: as `data.packing.pack` takes them.
+    row_lengths, rows: as `data.packing.pack` takes them. Without row_lengths each sequence is a
+    row, and all of a batch are padded to the smallest of `buckets` that holds them.
     """
+
+    row_lengths: Sequence[int]
+    rows: int
+    buckets: Sequence[int]
+
+
+def rl_load(lengths: TextLengths, batch: int, group: int, layout: Layout) -> Load:
+    """Counts a batch of rollouts: `group` completions of each prompt, each of a length drawn."""
 
     def units(rng):
         prompts = rng.choice(lengths.prompts, batch // group)
@@ -97,12 +105,10 @@ def rl_load(
             for completion in several:
                 yield p, int(prompt), int(completion)
 
-    return _mean(units, row_lengths, rows)
+    return _mean(units, layout, 1 if len(lengths.prompts) == 1 else BATCHES)
 
 
-def fit_load(
-    lengths: TextLengths, batch: int, general: float, row_lengths: Sequence[int], rows: int
-) -> Load:
+def fit_load(lengths: TextLengths, batch: int, general: float, layout: Layout) -> Load:
     """Counts a batch of judgments with their prompts, and of general data a share `general`."""
 
     def units(rng):
@@ -113,13 +119,13 @@ def fit_load(
                 i = rng.integers(len(lengths.prompts))
                 yield u, int(lengths.prompts[i]), int(lengths.completions[i])
 
-    return _mean(units, row_lengths, rows)
+    return _mean(units, layout, 1 if len(lengths.prompts) == 1 else BATCHES)
 
 
-def _mean(units, row_lengths, rows) -> Load:
+def _mean(units, layout, batches) -> Load:
     """Of batches of (front, prompt tokens, completion tokens), those of one front share it."""
     loads = []
-    for seed in range(BATCHES):
+    for seed in range(batches):
         texts, keys, fronts = [], [], {}
         for key, prompt, completion in units(np.random.default_rng(seed)):
             ids = np.full(prompt + completion, -1 - len(texts))  # of no other text
@@ -129,16 +135,20 @@ def _mean(units, row_lengths, rows) -> Load:
             fronts[key] = prompt
         needed = sum(len(unit[0].ids) - fronts[key] for unit, key in zip(texts, keys))
         needed += sum(fronts.values())
-        laid = pack(texts, keys, row_lengths, rows)
-        loads.append(Load(laid.computed, needed))
+        if layout.row_lengths:
+            computed = pack(texts, keys, layout.row_lengths, layout.rows).computed
+        else:
+            longest = max(len(unit[0].ids) for unit in texts)
+            computed = len(texts) * bucket_length(longest, layout.buckets)
+        loads.append(Load(computed, needed))
     return Load(*np.mean(loads, axis=0).tolist())
 
 
 def decode_steps(completions: Sequence[int], rows: int, chunk: int = 1) -> int:
-    """Counts the steps in which `rows` at once draw completions of these lengths, one waiting
-    for a row that is free.
+    """Counts the steps in which `rows` at once draw completions of these lengths.
 
-    A row is given away between chunks of so many steps. In the order in which they come.
+    In the order in which they come, each in the first row that is free; a row is given away between
+    chunks of so many steps.
     """
     free = [0] * rows
     for completion in completions:

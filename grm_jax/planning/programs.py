@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grm_jax.data.packing import SLOT_TOKENS
 from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config, load_config
 from grm_jax.models.flops import forward_flops
 from grm_jax.models.gemma2 import cast_weights
@@ -23,11 +24,14 @@ from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import MeshConfig, batch_sharding, make_mesh, param_shardings, shares
 from grm_jax.planning.lengths import (
     BATCHES,
+    Layout,
+    Load,
     TextLengths,
     decode_steps,
     fit_load,
     prefilled,
     rl_load,
+    widest,
 )
 from grm_jax.planning.measure import Program
 from grm_jax.sampling.mapped import map_rows
@@ -37,7 +41,13 @@ from grm_jax.training.loop import make_step
 from grm_jax.training.objectives import rl_objective
 from grm_jax.training.optimizer import OptimizerConfig
 from grm_jax.training.settings import FitConfig, RlConfig
-from grm_jax.training.step import adapted, make_logprob_fn, meta_loss, rft_loss
+from grm_jax.training.step import (
+    adapted,
+    make_logprob_fn,
+    make_packed_logprob_fn,
+    meta_loss,
+    rft_loss,
+)
 
 PUBLISHED = {"gemma-2-2b": GEMMA2_2B, "gemma-2-9b": GEMMA2_9B, "gemma-2-27b": GEMMA2_27B}
 NAMES = (
@@ -141,6 +151,36 @@ def _batch(mesh, rows, length, **more) -> dict:
     }
 
 
+def _packed_batch(mesh, job, stage, parts) -> dict:
+    """Packed rows [parts, R, T] of the longest length, as `fit` and the RL stage place them, but
+    for the number of parts and their lengths, which these programs have as constants: so each loop
+    runs a known number of times.
+    """
+    rows, T = shares(mesh), job.row_lengths[-1]
+    slots = min(getattr(job, stage).batch_size, T // SLOT_TOKENS)
+    fields: dict[str, tuple[tuple[int, ...], Any]] = {
+        name: ((T,), jnp.int32) for name in ("tokens", "positions", "segment", "branch")
+    }
+    fields |= {"mask": ((slots,), jnp.float32), "length": ((slots,), jnp.int32)}
+    if stage == "meta":
+        fields |= {"labels": ((slots,), jnp.float32), "last": ((slots, 1), jnp.int32)}
+    else:
+        fields |= {"wanted": ((T,), jnp.float32)}
+    if stage == "rl":
+        fields |= {"start": ((slots,), jnp.int32), "advantages": ((slots,), jnp.float32)}
+        fields |= {"old_logp": ((T,), jnp.float32)}
+        fields |= {"ref_logp": ((T,), jnp.float32)} if job.rl.beta else {}
+    split = NamedSharding(mesh, P(None, DATA_AXES))
+    return {
+        name: jax.ShapeDtypeStruct((parts, rows, *shape), dtype, sharding=split)
+        for name, (shape, dtype) in fields.items()
+    }
+
+
+def _with_parts(batch, parts) -> dict:
+    return batch | {"parts": parts, "sizes": jnp.zeros(parts, jnp.int32)}
+
+
 def _train_step(stage, job, mesh) -> Program:
     """A step as `training.loop.begin` makes it. Beside it lies RL's reference, where
     beta asks for one; the other stages hand over what they start from. With adapters the frozen
@@ -167,9 +207,25 @@ def _train_step(stage, job, mesh) -> Program:
             lambda p: start_adapters(cfg, job.lora, p, jax.random.key(0)), params
         )
         loss, frozen = adapted(loss, job.lora.scale), whole
-    step, _, _, state = make_step(mesh, job.optimizer, params, loss, settings, settings.updates)
+    rows = job.row_lengths[-1:]
+    step, _, _, state = make_step(
+        mesh, job.optimizer, params, loss, settings, settings.updates, rows
+    )
     B, T = settings.batch_size, job.width
-    batch = _batch(mesh, B, T, **fields)
+    if rows:
+        load = _load(job, stage, widest(job.lengths.prompt, job.lengths.completion), shares(mesh))
+        parts = round(load.computed / shares(mesh) / rows[0])
+        batch = _packed_batch(mesh, job, stage, parts)
+        unpacked = step
+
+        def packed(state, batch, frozen):
+            return unpacked.__wrapped__(state, _with_parts(batch, parts), frozen)
+
+        where = jax.tree.map(lambda x: x.sharding, state)
+        step = jax.jit(packed, donate_argnums=0, out_shardings=(where, None))
+        tokens = parts * shares(mesh) * rows[0]
+    else:
+        batch, tokens = _batch(mesh, B, T, **fields), B * T
     has_reference = stage == "rl" and job.rl.beta > 0
     resident = {"reference": whole} if has_reference and not job.lora.rank else {}
     return Program(
@@ -179,21 +235,53 @@ def _train_step(stage, job, mesh) -> Program:
         mesh,
         {"params": (state.params, frozen), "optimizer": state.opt_state, "batch": batch},
         resident,
-        3 * B * forward_flops(cfg, T, logits=0 if stage == "meta" else T),
-        B * T,
+        3 * _forward(job, stage),
+        tokens,
     )
 
 
+def _load(job, stage, text, rows) -> Load:
+    """What a batch of a stage that trains has to do, packed or not."""
+    settings = getattr(job, stage)
+    layout = Layout(job.row_lengths, rows, job.lengths.sequence_buckets)
+    if stage == "rl":
+        return rl_load(text, settings.batch_size, settings.group_size, layout)
+    general = job.general_fraction if stage == "rft" else 0.0
+    return fit_load(text, settings.batch_size, general, layout)
+
+
+def _forward(job, stage) -> float:
+    """Model FLOPs of a forward pass over the widest batch of a stage, packed or not."""
+    cfg, B, T = job.model_cfg, getattr(job, stage).batch_size, job.width
+    if stage != "rl" or not job.row_lengths:
+        return B * forward_flops(cfg, T, logits=0 if stage == "meta" else T)
+    prompt, G = job.lengths.prompt, job.rl.group_size  # a prompt once a group
+    rest = forward_flops(cfg, T, start=prompt, logits=T - prompt)
+    return B // G * forward_flops(cfg, prompt) + B * rest
+
+
 def _logprobs(job, mesh) -> Program:
-    """Of the reference, for a whole batch of rollouts, as experiments/stages/rl.py calls it; the
-    policy's train state lies beside it.
+    """Of the reference, for a whole batch of rollouts, as experiments/stages/rl.py calls it (of
+    packed rows one part); the policy's train state lies beside it.
     """
     params, beside = _rl_arrays(job, mesh)
     cfg, B, T = job.model_cfg, job.rl.batch_size, job.width
-    batch = _batch(mesh, B, T)
     beside = {name: arrays for name, arrays in beside.items() if name != "reference"} | {
         "policy": params
     }
+    if job.row_lengths:
+        rows, T = job.row_lengths[-1:], job.row_lengths[-1]
+        batch = _packed_batch(mesh, job, "rl", 1)
+        names = ("tokens", "positions", "segment", "branch", "wanted")
+        args = {name: batch[name] for name in names}
+        of_rows = make_packed_logprob_fn(cfg, job.rl.temperature, rows)
+        fn = jax.jit(lambda params, batch: of_rows(params, _with_parts(batch, 1)))
+        whole = _load(job, "rl", widest(job.lengths.prompt, job.lengths.completion), shares(mesh))
+        tokens = shares(mesh) * T
+        flops = _forward(job, "rl") * tokens / whole.computed
+        both = {"params": params, "batch": args}
+        return Program("logprobs", fn, (params, args), mesh, both, beside, flops, tokens)
+    batch = _batch(mesh, B, T)
     return Program(
         "logprobs",
         make_logprob_fn(cfg, job.rl.temperature, B // job.rl.micro_batch),
@@ -279,12 +367,7 @@ def drawn_needs(job: Job, text: TextLengths, sizes: Mapping[str, int]) -> tuple[
     that ends makes room for the next.
     """
     rl, rows = job.rl, sizes["replica"] * sizes["fsdp"]
-    lay = {"row_lengths": job.row_lengths, "rows": rows}
-    loads = {
-        "rft": fit_load(text, job.rft.batch_size, job.general_fraction, **lay),
-        "rl": rl_load(text, rl.batch_size, rl.group_size, **lay),
-        "meta": fit_load(text, job.meta.batch_size, 0.0, **lay),
-    }
+    loads = {stage: _load(job, stage, text, rows) for stage in ("rft", "rl", "meta")}
     at_once = sampler_call(job, sizes)[0] * rl.group_size
     judged = sampler_call(job, sizes, judging=True)[0]
     rng = np.random.default_rng(0)
@@ -346,7 +429,7 @@ def stage_times(
         return {
             "stage": stage,
             "what": what,
-            "lacking": [name for name in names if seconds[name] is None],
+            "lacking": [name for name in NAMES if name in names and seconds[name] is None],
             "seconds": step,
             "per_day": None if step is None or not step else 86400 / step,
             "hours": hours,

@@ -32,7 +32,9 @@ def single_changes(job: Job, devices: int, program: str) -> Iterator[dict]:
         stage = "rl" if program == "logprobs" else program.removesuffix("_step")
         if program != "logprobs" and job.model_cfg.remat != "full":
             yield {"model.remat": "full"}
-        micro = getattr(job, stage).micro_batch
+        if job.row_lengths and job.row_lengths[-1] > job.width:
+            yield {"packing.rows": (1.0,)}
+        micro = getattr(job, stage).micro_batch if not job.row_lengths else 1
         while micro % 2 == 0 and (micro := micro // 2) >= sizes["replica"] * sizes["fsdp"]:
             yield {f"{stage}.micro_batch": micro}
     else:
@@ -55,7 +57,8 @@ def single_changes(job: Job, devices: int, program: str) -> Iterator[dict]:
 def search(job: Job, devices: int, attempt: Attempt) -> Iterator[dict]:
     """Tries the RL step on every mesh of one replica, and with every number of micro-batches.
 
-    tensor goes up to the number of heads; micro-batches have 1, 2, 4, ... rows a share.
+    tensor goes up to the number of heads; micro-batches have 1, 2, 4, ... rows a share, and packed
+    rows one.
     """
     tensor = 1
     while tensor <= min(job.model_cfg.n_heads, devices):
@@ -65,7 +68,7 @@ def search(job: Job, devices: int, attempt: Attempt) -> Iterator[dict]:
             words = f"fsdp={fsdp} tensor={tensor} micro_batch={micro}"
             tried = attempt(mesh | {"rl.micro_batch": micro}, words)
             yield tried
-            if tried["fits"] is False:  # larger ones need more
+            if tried["fits"] is False or job.row_lengths:  # larger ones need more
                 break
             micro *= 2
         tensor *= 2

@@ -31,11 +31,17 @@ def plan(out: pathlib.Path, topology: str, *flags: str) -> dict:
 
 
 def test_files_hold_the_whole_plan(tmp_path):
-    """Without compiling: programs, and the stages that they make up."""
-    found = plan(tmp_path, "h100:4", "--nocompile", "--programs=rft_step,meta_step")
+    """Without compiling: programs, and the stages that they make up, also for texts of lengths."""
+    lengths = tmp_path / "lengths.json"
+    lengths.write_text(json.dumps([{"prompt": 9, "responses": 2, "completion": 5}]))
+    programs = ("--nocompile", "--programs=rft_step,meta_step", f"--lengths={lengths}")
+    found = plan(tmp_path, "h100:4", *programs)
     assert set(found["programs"]) == {"rft_step", "meta_step"}
     hours = {one["stage"]: one["hours"] for one in found["stages"]}
     assert hours["rft"] > 0 and hours["meta"] > 0 and hours["rl"] is None
+    drawn = {one["stage"]: one["hours"] for one in found["drawn"]}
+    assert 0 < drawn["rft"] < hours["rft"] and 0 < drawn["meta"] < hours["meta"]
+    assert found["loads"]["rft"][0] >= found["loads"]["rft"][1] > 0
     assert "| rft | 5 x rft_step of " in (tmp_path / "plan.md").read_text()
 
 

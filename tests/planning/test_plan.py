@@ -49,6 +49,13 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     assert abs(device_bytes(step.parts["params"]) / (4 * parameters / 8) - 1) < 0.001
     assert abs(device_bytes(step.parts["optimizer"]) / (8 * parameters / 8) - 1) < 0.001
     assert device_bytes(step.resident["reference"]) == device_bytes(step.parts["params"])
+    # packed rows of 8,192 tokens, one a share at a time: a group's prompt once, four completions
+    parts = step.args[1]["ref_logp"].shape[0]
+    assert step.args[1]["ref_logp"].shape == (parts, 4, 8192) and step.tokens == parts * 4 * 8192
+    assert 128 * (4096 + 4 * 1024) <= step.tokens <= 2 * 128 * (4096 + 4 * 1024)
+    assert programs["logprobs"].tokens == 4 * 8192
+    padded = job(spct_gemma2_27b, mesh__tensor=2, packing__rows=())
+    step = make_programs(padded, jax.devices(), ("rl_step",))["rl_step"]
     assert step.tokens == 512 * 5120 and step.args[1]["ref_logp"].shape == (512, 5120)
     decode = programs["decode"]
     # bfloat16 and whole over fsdp inside the loop
@@ -207,7 +214,7 @@ def test_bounds_of_shapes_are_below_what_is_compiled(name):
 def test_a_time_that_is_not_there_says_why():
     planned = job(tiny)
     topology = Topology("test:8", TPUS["v5e"], (2, 4), jax.devices(), False)
-    figures = {"seconds": 1.0}
+    figures = {"seconds": 1.0, "tokens": 1}
     there = {name: figures for name in NAMES if name not in ("decode", "rft_step")}
     there["logprobs"] = {"error": "a shape that cannot be"}
     stages = {s["stage"].strip(): s for s in stage_times(planned, there, 8, 8)}
@@ -218,6 +225,7 @@ def test_a_time_that_is_not_there_says_why():
         "rl": ["logprobs", "decode"],
         "its rollouts": ["decode"],
         "meta": [],
+        "evaluation": [],
     }
     plan = {"programs": there, "stages": list(stages.values()), "compiled": topology.compiles}
     assert [note for note in notes(plan) if note.startswith(("rft", "rl", "its"))] == [

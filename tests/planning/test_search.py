@@ -53,6 +53,16 @@ def test_changes_are_tried_until_one_fits():
     assert tried == ["model.remat=full", "rft.micro_batch=8"]
 
 
+def test_packed_rows_become_shorter_and_have_no_micro_batches():
+    packed = dataclasses.replace(JOB, row_lengths=(128, 256))
+    changes = list(single_changes(packed, 4, "rl_step"))
+    assert changes[:2] == [{"model.remat": "full"}, {"packing.rows": (1.0,)}]
+    assert not any("rl.micro_batch" in change for change in changes)
+    tried = list(search(packed, 4, lambda changes, words: changes | {"fits": True}))
+    meshes = [(one["mesh.fsdp"], one["mesh.tensor"]) for one in tried]
+    assert meshes == [(4, 1), (2, 2), (1, 4)]
+
+
 def test_the_search_leaves_out_what_needs_more_than_what_did_not_fit():
     def attempt(changes, words):
         return {"fits": changes["rl.micro_batch"] <= 8, "words": words, "times": None}
@@ -74,8 +84,10 @@ def test_what_fits_comes_first_by_its_longest_time():
 
 
 def test_times_of_the_stages_add_up():
-    seconds = dict.fromkeys(("rft_step", "rl_step", "logprobs", "meta_step"), {"seconds": 2.0})
-    seconds |= dict.fromkeys(("prefill", "decode", "judge_prefill", "judge_decode"), {"seconds": 1})
+    trained = {"seconds": 2.0, "tokens": 32 * 96}
+    seconds = dict.fromkeys(("rft_step", "rl_step", "logprobs", "meta_step"), trained)
+    seconds |= dict.fromkeys(("prefill", "decode"), {"seconds": 1, "tokens": 8 * 64})
+    seconds |= dict.fromkeys(("judge_prefill", "judge_decode"), {"seconds": 1, "tokens": 32 * 64})
     rows = {row["stage"]: row for row in stage_times(JOB, seconds, 4, 2)}
     # 8 prompts at once are all of a batch: prefill + 31 x decode, 2 x logprobs, rl_step
     assert rows["rl"]["seconds"] == 32 + 4 + 2
