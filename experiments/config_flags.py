@@ -47,6 +47,8 @@ NOT_RESULTS = (
     "packing",
     "sampling.rows",
     "sampling.sampler",
+    "sampling.chunk",
+    "sampling.cache_bytes",
     "eval",
     "data.eval",
     "data.max_left_out",

@@ -127,6 +127,8 @@ def get_config() -> ml_collections.ConfigDict:
             # decoded at once, on all devices together: all rollouts of an RL step; a decode step
             # reads the weights once for them
             rows=512,
+            chunk=32,  # decode steps between two looks at which rows have ended
+            cache_bytes=0,  # of prompts' keys and values on a device; 0: as many as rows need
             # "jit": one device; "pmap": a whole model on every device; "shard_map": the model lies
             # over the mesh
             sampler="shard_map",

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import config_flags
 from experiments.stages.rft import trajectories
 from experiments.stages.workdir import Run, load_policy, save_model
-from grm_jax.data.pipeline import bucket_length, make_batches
+from grm_jax.data.pipeline import make_batches
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import Record, response_order
 from grm_jax.judgment.rules import REWARDS, is_too_easy
@@ -230,7 +230,6 @@ def roll_out(
             Ask(record, response_order(seed, key, 0, len(record.responses)), tuple(range(G)), key)
         )
     asks = with_prompts(run.prompter, asks)
-    width = bucket_length(max(len(ask.prompt_ids) for ask in asks), run.asking.lengths.buckets)
     batches = judge(
         sampler,
         params,
@@ -238,7 +237,7 @@ def roll_out(
         asks,
         seed=seed,
         temperature=settings.temperature,
-        buckets=(width,),
+        buckets=run.asking.lengths.buckets,
         rows=min(len(asks) * G, run.asking.sampling.rows // G * G),
     )
     drawn: list[Drawn] = []

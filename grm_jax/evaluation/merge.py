@@ -23,6 +23,8 @@ IGNORED = (
     "mesh",
     "sampling.rows",
     "sampling.sampler",
+    "sampling.chunk",
+    "sampling.cache_bytes",
     "eval.retry",
     "eval.report_items",
 )

@@ -5,6 +5,7 @@ follows from positions: key s is visible to query t iff 0 <= pos_s <= pos_t, and
 pos_t - pos_s < window in local layers; in rows of several sequences also from `Packed`.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 # Keys that b rows hold in common; b divides the batch. k_bSKH, v_bSKH, pos_bS, or laid out for
 # products that read them again and again (`lay`): keys_bKHS, values_bKSH, pos_bS
 Segment = dict[str, jax.Array]
+
+QUERIES = 256  # of a block of `attend_after`
 
 
 class Packed(NamedTuple):
@@ -77,7 +80,7 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def lay(segment: Segment) -> Segment:
+def lay(segment: Mapping[str, jax.Array]) -> Segment:
     """Turns a segment as the products of `attend` want it, which else turn it in every call."""
     return {
         "keys": jnp.moveaxis(segment["k"], -3, -1),
@@ -185,3 +188,50 @@ def attend(
         out_BTNH += mixed_bXKGH.reshape(B, T, N, H)
         start += S
     return out_BTNH
+
+
+def attend_after(
+    q_BTNH: jax.Array,
+    pos_BT: jax.Array,
+    prefix: list[Segment],
+    own: Segment,
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    """Attends from rows that go on behind a prefix, a block of queries at a time; BTNH.
+
+    `attend` over [*prefix, own] is the slow twin. A block sees its row up to the end of its
+    quarter, so that the logits of one block live at a time, and 5/8 of a row's own are computed.
+
+    own: keys and values of the rows themselves, whose positions count up, padding (-1) last.
+    """
+    B, T = pos_BT.shape
+    own = lay(own)
+    if T <= QUERIES:
+        return attend(q_BTNH, pos_BT, [*prefix, own], window, cap)
+    blocks = -(-T // QUERIES)
+    more = blocks * QUERIES - T
+    q_BTNH = jnp.pad(q_BTNH, [(0, 0), (0, more), (0, 0), (0, 0)])
+    pos_BT = jnp.pad(pos_BT, [(0, 0), (0, more)], constant_values=-1)
+
+    def loop(first: int, end: int) -> jax.Array:
+        S = min(end * QUERIES, T)
+        seen = {
+            "keys": own["keys"][..., :S],
+            "values": own["values"][..., :S, :],
+            "pos": own["pos"][:, :S],
+        }
+
+        def block(_, index):
+            q_BXNH, pos_BX = (
+                jax.lax.dynamic_slice_in_dim(x, index * QUERIES, QUERIES, axis=1)
+                for x in (q_BTNH, pos_BT)
+            )
+            return None, attend(q_BXNH, pos_BX, [*prefix, seen], window, cap)
+
+        _, out_nBXNH = jax.lax.scan(block, None, jnp.arange(first, end))
+        return jnp.moveaxis(out_nBXNH, 0, 1).reshape(B, -1, *q_BTNH.shape[2:])
+
+    ends = sorted({-(-blocks * quarter // 4) for quarter in range(5)})
+    outs = [loop(first, end) for first, end in zip(ends, ends[1:])]
+    return jnp.concatenate(outs, axis=1)[:, :T]

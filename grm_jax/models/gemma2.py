@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from grm_jax.models.attention import Packed, attend, softcap
+from grm_jax.models.attention import Packed, attend, attend_after, softcap
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
@@ -73,11 +73,12 @@ class Attention(nn.Module):
         if suffix is not None:
             rows = jnp.arange(x_BTD.shape[0])
             slot = slot_B % suffix["pos"].shape[-1]
-            suffix = {
-                name: cache.at[block, rows, slot].set(own[name][:, 0])
-                for name, cache in suffix.items()
+            at = (rows, slot) if block is None else (block, rows, slot)
+            suffix = {name: cache.at[at].set(own[name][:, 0]) for name, cache in suffix.items()}
+            read = {
+                name: cache if block is None else cache[block] for name, cache in suffix.items()
             }
-            segments = [{name: cache[block] for name, cache in suffix.items()}]
+            segments = [read]
         else:
             segments = [own]
         window = cfg.sliding_window if self.layer_type == LOCAL else None
@@ -86,8 +87,12 @@ class Attention(nn.Module):
                 cfg, self.layer_type, q_BTNH, own["k"], own["v"], pos_BT, own_rows[self.layer_type]
             )
         else:
-            segments = ([prefix] if prefix is not None else []) + segments
-            out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
+            shared = [] if prefix is None else [prefix] if isinstance(prefix, dict) else [*prefix]
+            if suffix is None and cfg.attention != "reference":
+                out_BTNH = attend_after(q_BTNH, pos_BT, shared, own, window, cfg.attn_softcap)
+            else:
+                segments = shared + segments
+                out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
         out_BTD = jnp.einsum("btnh,nhd->btd", out_BTNH, _linear(self, "o", (N, H, D), N * H, dtype))
         return out_BTD, own, suffix
 
@@ -118,16 +123,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, carry, inputs):
         x_BTD, pos_BT, slot_B, suffix, own_rows = carry
-        block, prefix = inputs
-        eps, kept = self.cfg.norm_eps, {}
+        block, prefix, own_suffix = inputs
+        eps, kept, written = self.cfg.norm_eps, {}, {}
+        layers = own_suffix if suffix is None else suffix
         for i, layer_type in enumerate(self.cfg.block):
             name = f"layer_{i}"
             attended, own, layer_suffix = Attention(self.cfg, layer_type, name=f"{name}_attn")(
                 RMSNorm(eps, name=f"{name}_pre_attn")(x_BTD),
                 pos_BT,
                 None if prefix is None else prefix[name],
-                None if suffix is None else suffix[name],
-                block,
+                None if layers is None else layers[name],
+                block if own_suffix is None else None,
                 slot_B,
                 own_rows,
             )
@@ -136,9 +142,11 @@ class Block(nn.Module):
             x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_mlp")(mlp_out))
             if suffix is not None:
                 suffix = suffix | {name: layer_suffix}
+            elif own_suffix is not None:
+                written[name] = layer_suffix
             if self.keep_kv:
                 kept[name] = own
-        return (x_BTD, pos_BT, slot_B, suffix, own_rows), kept
+        return (x_BTD, pos_BT, slot_B, suffix, own_rows), (kept, written)
 
 
 _REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
@@ -165,8 +173,8 @@ class Gemma2(nn.Module):
         Args:
           tokens_BT: int32 token ids; any id in padding.
           pos_BT: int32 absolute positions, -1 for padding (never seen as a key).
-          prefix: read-only keys, {layer_i: Segment with a leading axis of n_blocks}; may be shared
-              by several rows.
+          prefix: read-only keys, {layer_i: Segment, or several, with a leading axis of n_blocks};
+              may be shared by several rows.
           suffix: decode only (T = 1): cache that this step is written into, same layout with B
               rows.
           slot_B: int32, the step number of each row; local layers use it modulo their ring size.
@@ -208,10 +216,13 @@ class Gemma2(nn.Module):
             length=cfg.n_blocks,
             unroll=1 if cfg.scan_layers else cfg.n_blocks,
         )
-        carry = (x_BTD, pos_BT, slot_B, suffix, own_rows)
-        (x_BTD, _, _, suffix, _), kv = stack(cfg, keep_kv, name="blocks")(
-            carry, (jnp.arange(cfg.n_blocks), prefix)
+        # a loop over blocks carries the suffix and writes into it; unrolled blocks have their own
+        carried, by_block = (suffix, None) if cfg.scan_layers else (None, suffix)
+        carry = (x_BTD, pos_BT, slot_B, carried, own_rows)
+        (x_BTD, _, _, carried, _), (kv, by_block) = stack(cfg, keep_kv, name="blocks")(
+            carry, (jnp.arange(cfg.n_blocks), prefix, by_block)
         )
+        suffix = carried if cfg.scan_layers else by_block
         hidden_BTD = split_rows(RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD))
         return hidden_BTD, {"kv": kv, "suffix": suffix}
 

@@ -18,6 +18,7 @@ from grm_jax.models.config import Gemma2Config
 from grm_jax.reward_models.meta_rm import make_scorer
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
 from grm_jax.reward_models.scalar import gold_pairs, pair_example, score_groups
+from grm_jax.sampling.engine import Drawing
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ class Critiques(NamedTuple):
 
 def cloud(
     name: str,
-    sampler_of: Callable[[float], Callable],
+    sampler_of: Callable[[float], Drawing | Callable],
     critic_params: dict,
     head_params: dict,
     cfg: Gemma2Config,
@@ -58,7 +59,7 @@ def cloud(
 
     The critiques are in "critiques" of a judgment, and in "text" one below the other.
 
-    sampler_of: temperature -> sampler of the critic (`sampling.mapped.make_sampler`), of at most
+    sampler_of: temperature -> what draws the critic's texts, for `rollout.generate`, of at most
         `completion` tokens.
     critic_params, head_params: of the policy, and {"backbone", "score"}; both of architecture
         `cfg`.
@@ -113,7 +114,7 @@ def cloud(
 
 def critic(
     name: str,
-    sampler_of: Callable[[float], Callable],
+    sampler_of: Callable[[float], Drawing | Callable],
     params: dict,
     tokenizer: Tokenizer,
     *,
@@ -164,7 +165,7 @@ def critiqued_ids(tokenizer: Tokenizer, record: Record, texts: Sequence[str]) ->
 
 
 def write_critiques(
-    sampler: Callable,
+    sampler: Drawing | Callable,
     params: dict,
     tokenizer: Tokenizer,
     records: Sequence[Record],

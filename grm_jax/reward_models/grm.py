@@ -7,6 +7,7 @@ they make.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
-from grm_jax.judgment.records import Record, gold
+from grm_jax.judgment.records import Record, Turn, gold
 from grm_jax.judgment.rules import is_correct
+from grm_jax.sampling.engine import Drawing
 from grm_jax.sampling.rollout import Completion, Request, generate
 from grm_jax.tokenizer import Tokenizer
+
+FRONT_STEP = 64  # tokens: a front is a multiple, so that a word more or less compiles nothing anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,29 @@ class Prompter:
             else self.pointwise
         )
         return self.tokenizer.chat_prompt(render_prompt(template, record, order, hint))
+
+    def front_of(self, prompt_ids: Sequence[int], n: int) -> int:
+        """Counts the tokens with which a prompt of n responses begins whatever the record.
+
+        They are what prompts of other texts have in common, cut to a multiple of FRONT_STEP: a
+        function of template and tokenizer alone. 0 where this prompt does not begin with them.
+        """
+        if n not in self._fronts:
+            asked = [
+                Record("front", (Turn("user", text),), (text,) * n, reference=reference)
+                for text, reference in (("a", None), ("Z", "Z"), ("4", None))
+            ]
+            prompts = [self.ids(record, range(n)) for record in asked]
+            same = [len(set(tokens)) == 1 for tokens in zip(*prompts)]
+            length = same.index(False) if False in same else 0
+            self._fronts[n] = tuple(prompts[0][: length - length % FRONT_STEP])
+        front = self._fronts[n]
+        begins = len(prompt_ids) > len(front) and tuple(prompt_ids[: len(front)]) == front
+        return len(front) if begins else 0
+
+    @functools.cached_property
+    def _fronts(self) -> dict[int, tuple[int, ...]]:
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +166,7 @@ class Drawn(NamedTuple):
 
 
 def judge(
-    sampler: Callable,
+    sampler: Drawing | Callable,
     params: dict,
     prompter: Prompter,
     asks: Sequence[Ask],
@@ -149,12 +176,12 @@ def judge(
     buckets: Sequence[int],
     rows: int,
 ) -> Iterator[list[Drawn]]:
-    """Draws and parses judgments, batch by batch.
-
-    The batches are those of `grm_jax.sampling.rollout.plan`.
-    """
+    """Draws and parses judgments, block by block, as `grm_jax.sampling.rollout.generate` does."""
     asks = with_prompts(prompter, asks)
     requests = [Request(ask.prompt_ids or (), ask.key, ask.samples) for ask in asks]
+    if isinstance(sampler, Drawing):
+        fronts = [prompter.front_of(r.prompt_ids, len(a.order)) for r, a in zip(requests, asks)]
+        requests = [dataclasses.replace(r, front=n) for r, n in zip(requests, fronts)]
     for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
         drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]

@@ -22,6 +22,7 @@ from grm_jax.judgment.parsing import Choice, parse_choice
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, pairs, shown_order
+from grm_jax.sampling.engine import Drawing
 from grm_jax.tokenizer import Tokenizer
 
 # judged together: whole lists are finished, and yielded, after so many batches at the latest
@@ -52,7 +53,7 @@ class Opinion(NamedTuple):
 
 def llm_judge(
     name: str,
-    sampler_of: Callable[[float], Callable],
+    sampler_of: Callable[[float], Drawing | Callable],
     params: dict,
     prompter: Prompter,
     *,

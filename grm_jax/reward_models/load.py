@@ -53,7 +53,7 @@ from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import Estimate, estimate, remote_judge
 from grm_jax.reward_models.remote_config import RemoteConfig
 from grm_jax.reward_models.scalar import load_scalar, scalar_rm
-from grm_jax.sampling.mapped import make_sampler
+from grm_jax.sampling.engine import Drawing
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.tokenizer import Tokenizer
@@ -181,16 +181,16 @@ def wrong_fields(spec: Mapping) -> str | None:
 
 def samplers(
     asking: Asking, model_cfg: Gemma2Config, tokenizer: Tokenizer
-) -> Callable[[float], Callable]:
-    """Returns temperature -> the sampler of a policy; 0 is greedy.
+) -> Callable[[float], Drawing]:
+    """Returns temperature -> what draws a policy's completions (`rollout.generate`); 0 is greedy.
 
-    One compiled program serves all who sample alike.
+    The same compiled programs serve all who draw alike.
     """
     sampling, mesh = asking.sampling, None
     if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and asking.mesh.size > 1):
         mesh = asking.mesh
 
-    def sampler_of(temperature: float) -> Callable:
+    def sampler_of(temperature: float) -> Drawing:
         settings = SamplingConfig(
             max_new_tokens=asking.lengths.completion,
             temperature=temperature,
@@ -199,7 +199,9 @@ def samplers(
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
-        return make_sampler(model_cfg, settings, sampling.sampler, mesh)
+        return Drawing(
+            model_cfg, settings, sampling.sampler, mesh, sampling.chunk, sampling.cache_bytes
+        )
 
     return sampler_of
 

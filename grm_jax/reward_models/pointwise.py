@@ -10,11 +10,12 @@ from typing import Any
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, shown_order
+from grm_jax.sampling.engine import Drawing
 
 
 def pointwise_grm(
     name: str,
-    sampler_of: Callable[[float], Callable],
+    sampler_of: Callable[[float], Drawing | Callable],
     params: dict,
     prompter: Prompter,
     *,
@@ -26,7 +27,7 @@ def pointwise_grm(
 ) -> RewardModel:
     """Makes a reward model of `grm.judge`; its judgments are those of `grm.drawn_judgment`.
 
-    sampler_of: temperature -> sampler (`grm_jax.sampling.mapped.make_sampler`).
+    sampler_of: temperature -> what draws (`load.samplers`), for `rollout.generate`.
     seed: of response orders and of sampling.
     buckets, rows: see `grm_jax.sampling.rollout.plan`.
     per_order: samples s with equal s // per_order show the responses in one order, and share the

@@ -9,37 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from grm_jax.sampling.engine import Drawing, draw
+from grm_jax.sampling.requests import NO_LIMIT, Completion, Request, check_logits, check_request
 from grm_jax.sampling.sampler import sample_key
 
-NO_LIMIT = np.iinfo(np.int32).max  # of a sample's tokens, but for the sampler's own
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """Asks for a completion of `prompt_ids` for every index in `samples`, all upon one prefix.
-
-    limits: the most tokens of each sample, stop token included, 1 to the sampler's; None: the
-        sampler's.
-    """
-
-    prompt_ids: Sequence[int]
-    item_id: str
-    samples: tuple[int, ...] = (0,)
-    limits: tuple[int, ...] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """Holds one completion: ids int32[n] and their log-probabilities float32[n].
-
-    The stop token is included if `finished`.
-    """
-
-    item_id: str
-    sample: int
-    token_ids: np.ndarray
-    logp: np.ndarray
-    finished: bool
+__all__ = ["Batch", "Completion", "Request", "generate", "plan"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +45,13 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
         raise ValueError(f"requests ask for {k} samples; expected between 1 and rows = {rows}")
     widths = np.sort(np.asarray(buckets))
     lengths = np.array([len(request.prompt_ids) for request in requests])
-    for request, length in zip(requests, lengths):
+    for request in requests:
         if len(request.samples) != k:
             raise ValueError(
                 f"item {request.item_id}: {len(request.samples)} samples, but the first request "
                 f"has {k}"
             )
-        if request.limits is not None and (len(request.limits) != k or min(request.limits) < 1):
-            raise ValueError(
-                f"item {request.item_id}: limits {request.limits}; expected a positive number of "
-                f"tokens for each of {k} samples"
-            )
-        if not 0 < length <= widths[-1]:
-            raise ValueError(
-                f"item {request.item_id}: prompt of {length} tokens; expected 1 to {widths[-1]} "
-                "(widest bucket)"
-            )
+        check_request(request, widths[-1])
     bucket = np.searchsorted(widths, lengths)
     per_batch, batches = rows // k, []
     for b, width in enumerate(widths):
@@ -100,26 +65,31 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
 
 
 def generate(
-    sampler: Callable,
+    sampler: Drawing | Callable,
     params: dict,
     requests: Sequence[Request],
     seed: int,
     buckets: Sequence[int],
     rows: int,
 ) -> Iterator[tuple[list[int], list[Completion]]]:
-    """Draws all completions, one batch of `plan(requests, buckets, rows)` at a time.
+    """Draws all completions: with the engine as they are complete, or a batch at a time.
 
     Args:
-      sampler: from `grm_jax.sampling.mapped.make_sampler`.
+      sampler: a `Drawing`, for the engine (`engine.draw`), where requests may differ in the number
+        of samples; or the engine's slow twin, from `grm_jax.sampling.mapped.make_sampler`, for one
+        batch of `plan(requests, buckets, rows)` after the other.
       seed: with (item id, sample index) it fixes every completion, whatever the batch around it.
 
     Yields:
-      The indices of the batch's requests, and their completions, request by request and sample by
+      The indices of complete requests, and their completions, request by request and sample by
       sample.
 
     Raises:
       ValueError: logits were not finite, so that what they chose is no text of the model.
     """
+    if isinstance(sampler, Drawing):
+        yield from draw(sampler, params, requests, seed, buckets, rows)
+        return
     k = len(requests[0].samples) if requests else 1
     for batch in plan(requests, buckets, rows):
         prompts_PT = np.zeros((rows // k, batch.width), np.int32)
@@ -143,8 +113,7 @@ def generate(
         for p, index in enumerate(batch.requests):
             for j, sample in enumerate(requests[index].samples):
                 n = int(drawn["length"][p, j])
-                if not np.isfinite(drawn["logp"][p, j, :n]).all():
-                    _refuse_logits(requests[index], sample, drawn["logp"][p, j, :n])
+                check_logits(requests[index], sample, drawn["logp"][p, j, :n])
                 completions.append(
                     Completion(
                         requests[index].item_id,
@@ -155,13 +124,3 @@ def generate(
                     )
                 )
         yield list(batch.requests), completions
-
-
-def _refuse_logits(request: Request, sample: int, logp_C: np.ndarray) -> None:
-    token = int(np.argmin(np.isfinite(logp_C)))
-    raise ValueError(
-        f"item {request.item_id!r}, sample {sample}: the logits of token {token} behind a prompt "
-        f"of {len(request.prompt_ids)} tokens are not finite (log-probability {logp_C[token]}); "
-        "the weights, or the dtype that is computed in, are not those of a model that works, or "
-        "the temperature is too low to divide by (0 is greedy)"
-    )

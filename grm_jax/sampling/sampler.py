@@ -84,7 +84,7 @@ def prefill(
         if layer_type == LOCAL and W < T:
             prefix[f"layer_{i}"] = keep_window(prefix[f"layer_{i}"])
     last_P1D = jnp.take_along_axis(hidden_PTD, jnp.maximum(lengths_P - 1, 0)[:, None, None], axis=1)
-    laid = {name: lay(dict(segment)) for name, segment in prefix.items()}
+    laid = {name: lay(segment) for name, segment in prefix.items()}
     return laid, lm_logits(params, cfg, last_P1D[:, 0])
 
 
@@ -208,6 +208,18 @@ def decode_step(
     )
 
 
+def apart(stacked: Any, cfg: Gemma2Config) -> Any:
+    """Takes arrays that are stacked over blocks apart, where layers are unrolled."""
+    if cfg.scan_layers:
+        return stacked
+    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.n_blocks)]
+
+
+def joined(blocks: Any, cfg: Gemma2Config) -> Any:
+    """Stacks up what `apart` took apart; the compiler folds slices of it away."""
+    return blocks if cfg.scan_layers else jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+
+
 def split_blocks(stacked: dict, cfg: Gemma2Config) -> Callable[[], dict]:
     """Splits arrays that are stacked over blocks before a loop; the result stacks them up inside.
 
@@ -216,13 +228,8 @@ def split_blocks(stacked: dict, cfg: Gemma2Config) -> Callable[[], dict]:
     split it folds away. The barrier keeps it from joining both first. A scan that is not unrolled
     needs the stack.
     """
-    if cfg.scan_layers:
-        whole = jax.lax.optimization_barrier(stacked)
-        return lambda: whole
-    blocks = jax.lax.optimization_barrier(
-        [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.n_blocks)]
-    )
-    return lambda: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    blocks = jax.lax.optimization_barrier(apart(stacked, cfg))
+    return lambda: joined(blocks, cfg)
 
 
 def _unfinished(state, axes):
@@ -264,16 +271,17 @@ def sample(
     weights, prefix_of = split_blocks(params["blocks"], cfg), split_blocks(prefix, cfg)
 
     def step(carry):
-        blocks = params | {"blocks": weights()}
-        state = decode_step(blocks, cfg, scfg, prefix_of(), carry[0])
-        return state, _unfinished(state, together)
+        state = carry[0] | {"suffix": joined(carry[0]["suffix"], cfg)}
+        state = decode_step(params | {"blocks": weights()}, cfg, scfg, prefix_of(), state)
+        return state | {"suffix": apart(state["suffix"], cfg)}, _unfinished(state, together)
 
     unfinished = _unfinished(state, together)
     for size in cache_sizes(scfg.max_new_tokens):
-        state["suffix"] = grow_suffix(cfg, state["suffix"], size)
+        state["suffix"] = apart(grow_suffix(cfg, state["suffix"], size), cfg)
         state, unfinished = jax.lax.while_loop(
             lambda carry, size=size: (carry[0]["step"] < size) & carry[1], step, (state, unfinished)
         )
+        state["suffix"] = joined(state["suffix"], cfg)
     P, k = keys_Pk2.shape[:2]
     return {
         name: state[name].reshape(P, k, *state[name].shape[1:])

@@ -54,17 +54,25 @@ class Sampling:
     top_p: nucleus sampling (arXiv 1904.09751) from the most likely tokens of this total
         probability; 1.0: from all.
     top_k: from the k most likely tokens; 0: from all.
-    rows: completions that are decoded at once, on all devices together.
+    rows: completions that are decoded at once, on all devices together. A row that ends is the
+        next one's.
+    chunk: decode steps between two looks at which rows have ended.
+    cache_bytes: of the keys and values of prompts, on each device; 0: of as many as rows need. What
+        has room stays until others need it, the one used longest ago first; fewer than rows need
+        leave rows empty.
     sampler: "jit" (one device, or a mesh by the compiler), "pmap" (a whole model on every device)
         or "shard_map" (the model lies over the mesh).
 
-    rows and sampler change the time a completion takes, not the completion.
+    rows, chunk, cache_bytes and sampler change the time a completion takes, not the completion.
     """
 
     top_p: float = 1.0
     top_k: int = 0
     rows: int = 64
     sampler: str = "jit"
+    chunk: int = 32
+    cache_bytes: int = 0
 
     def __post_init__(self):
-        check(self, DRAWING_RULES | {"rows": POSITIVE, "sampler": one_of(SAMPLERS)})
+        rules = {"rows chunk": POSITIVE, "cache_bytes": NOT_NEGATIVE, "sampler": one_of(SAMPLERS)}
+        check(self, DRAWING_RULES | rules)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grm_jax.models import Gemma2
-from grm_jax.models.attention import attend
+from grm_jax.models.attention import attend, attend_after, lay
 from grm_jax.models.config import LOCAL
 from grm_jax.models.heads import init_scalar_params, scalar_logits
 from tests.models.gemma2_cases import (
@@ -110,7 +110,30 @@ def test_shared_segments_equal_copied_ones(window, cap):
     whole = {name: np.concatenate([np.repeat(prefix[name], fold, 0), own[name]], 1) for name in own}
     run = quick_jit(attend, static_argnames=("window", "cap"))
     shared = run(q, pos, [prefix, own], window=window, cap=cap)
-    np.testing.assert_allclose(shared, run(q, pos, [whole], window=window, cap=cap), atol=1e-6)
+    right = run(q, pos, [whole], window=window, cap=cap)
+    np.testing.assert_allclose(shared, right, atol=1e-6)
+    laid = run(q, pos, [lay(prefix), lay(own)], window=window, cap=cap)
+    np.testing.assert_allclose(laid, right, atol=1e-6)
+
+
+@pytest.mark.parametrize("window, cap", [(None, 5.0), (300, None)])
+def test_rows_that_go_on_behind_a_prefix_attend_in_blocks(window, cap):
+    """Of 2, 3 and 1 blocks, with rows that end before the others."""
+    rng = np.random.default_rng(0)
+    B, F, N, K, H = 2, 64, 4, 2, 8
+    make = lambda rows, length: {  # noqa: E731
+        name: rng.normal(size=(rows, length, K, H)).astype(np.float32) for name in ("k", "v")
+    }
+    prefix = lay(make(1, F) | {"pos": np.arange(F)[None]})
+    for length in (400, 600, 200):
+        real = np.arange(length) < np.array([[length], [length - 150]])
+        pos = np.where(real, F + np.arange(length), -1)
+        q = rng.normal(size=(B, length, N, H)).astype(np.float32)
+        own = make(B, length) | {"pos": pos}
+        run = quick_jit(attend_after, static_argnames=("window", "cap"))
+        found = run(q, pos, [prefix], own, window=window, cap=cap)
+        right = attend(q, pos, [prefix, own], window, cap)
+        np.testing.assert_allclose(found[pos >= 0], right[pos >= 0], atol=1e-5)
 
 
 def test_prefix_kept_from_one_call_equals_one_long_call():

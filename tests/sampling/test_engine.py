@@ -1,0 +1,214 @@
+"""The engine against the batch sampler, its slow twin: the same tokens whatever the slots, the
+order of arrival, the chunks, the fronts and the devices.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models.config import alternating
+from grm_jax.parallel.mesh import make_mesh, param_shardings
+from grm_jax.sampling import engine as engine_module
+from grm_jax.sampling.engine import Drawing, Engine, batch_engine, fold_of
+from grm_jax.sampling.mapped import make_sampler
+from grm_jax.sampling.rollout import Request, generate
+from grm_jax.sampling.sampler import SamplingConfig
+
+CFG = Gemma2Config(
+    vocab_size=62,
+    d_model=24,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    d_ff=32,
+    layer_types=alternating(4),
+    sliding_window=6,
+    attn_softcap=2.0,
+    final_softcap=3.0,
+    query_pre_attn_scalar=5.0,
+    scan_layers=False,
+)
+# 13 new tokens wrap the ring of 6
+SETTINGS = SamplingConfig(max_new_tokens=13, temperature=0.8, stop_ids=(3, 7), pad_id=0)
+FRONT = 8  # tokens that all prompts begin with: more than the window
+BUCKETS = (10, 16, 24)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: 2.5 * x, init_params(CFG, jax.random.key(1)))
+
+
+def asked(front=0, limits=True):
+    """Nine requests, two of one prompt, of 3 samples each with stop lengths of their own."""
+    rng = np.random.default_rng(4)
+    shared = rng.integers(8, 62, FRONT).tolist()
+    prompts = [shared + rng.integers(8, 62, n).tolist() for n in (1, 9, 2, 16, 5, 12, 3, 7)]
+    prompts.append(prompts[3])
+    stops = rng.integers(1, 14, (9, 3)).tolist()
+    return [
+        Request(ids, f"item{i}", (0, 1, 2), tuple(stop) if limits else None, front)
+        for i, (ids, stop) in enumerate(zip(prompts, stops))
+    ]
+
+
+def drawn(sampler, params, requests, rows=12):
+    batches = list(generate(sampler, params, requests, 0, BUCKETS, rows))
+    assert sorted(i for indices, _ in batches for i in indices) == list(range(len(requests)))
+    for indices, completions in batches:
+        told = [(c.item_id, c.sample) for c in completions]
+        assert told == [(requests[i].item_id, s) for i in indices for s in requests[i].samples]
+    return {(c.item_id, c.sample): c for _, completions in batches for c in completions}
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for name, one in expected.items():
+        np.testing.assert_array_equal(got[name].token_ids, one.token_ids)
+        np.testing.assert_allclose(got[name].logp, one.logp, atol=1e-5)
+        assert got[name].finished == one.finished
+
+
+@pytest.fixture(scope="module")
+def expected(params):
+    found = drawn(make_sampler(CFG, SETTINGS), params, asked())
+    lengths = {len(c.token_ids) for c in found.values()}
+    assert len(lengths) > 6 and {c.finished for c in found.values()} == {True, False}
+    return found
+
+
+@pytest.mark.parametrize(
+    "rows, chunk, front, scan_layers",
+    [(12, 32, 0, False), (5, 3, FRONT, False), (1, 4, FRONT, False), (32, 1, 0, True)],
+)
+def test_tokens_are_the_batch_samplers(params, expected, rows, chunk, front, scan_layers):
+    cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
+    drawing = Drawing(cfg, SETTINGS, chunk=chunk)
+    assert_same(drawn(drawing, params, asked(front), rows), expected)
+
+
+@pytest.mark.parametrize(
+    "mode, mesh_shape",
+    [("pmap", None), ("shard_map", (2, 4, 1)), ("shard_map", (1, 4, 2)), ("jit", (2, 2, 2))],
+)
+def test_eight_devices_give_the_tokens_of_one(params, expected, mode, mesh_shape):
+    """Of prompts that one device would hold: some devices have none, and one prompt has more
+    samples than the rows of its device.
+    """
+    mesh = make_mesh(*mesh_shape) if mesh_shape else None
+    placed = params if mesh is None else jax.device_put(params, param_shardings(mesh, params))
+    drawing = Drawing(CFG, SETTINGS, mode, mesh, chunk=5)
+    assert_same(drawn(drawing, placed, asked(FRONT), rows=16), expected)
+
+
+def test_requests_that_arrive_while_it_runs_and_a_cancelled_one(params, expected):
+    requests = asked(FRONT)
+    drawing = Drawing(CFG, SETTINGS, chunk=2)
+    engine = batch_engine(drawing, params, requests, 0, BUCKETS, 6, requests[0].prompt_ids[:FRONT])
+    tickets = {engine.submit(request): request for request in requests[:3]}
+    found, waiting, cancelled = {}, requests[3:], None
+    while engine.pending:
+        for ticket, completions in engine.collect():
+            assert [c.item_id for c in completions] == [tickets[ticket].item_id] * 3
+            found |= {(c.item_id, c.sample): c for c in completions}
+        if waiting:
+            request = waiting.pop(0)
+            tickets[engine.submit(request)] = request
+            if len(waiting) == 3:
+                cancelled = max(tickets)
+                engine.cancel(cancelled)
+    gone = tickets[cancelled].item_id
+    assert_same(found, {name: c for name, c in expected.items() if name[0] != gone})
+    assert engine.collect() == []
+
+
+def test_a_prompt_is_computed_once_and_again_once_it_was_evicted(params, expected):
+    """Counted in tokens, with and without a front; the pool holds two prompts."""
+    requests = asked()
+    front = tuple(requests[0].prompt_ids[:FRONT])
+    different = {tuple(request.prompt_ids) for request in requests}
+    whole, rest = (sum(len(ids) - n for ids in different) for n in (0, FRONT))
+    for begin, needed in (((), whole), (front, FRONT + rest)):
+        engine = Engine(Drawing(CFG, SETTINGS), params, 0, BUCKETS, 2, 2, 2, begin)
+        found = {}
+        for request in requests:
+            engine.submit(request)
+        while engine.pending:
+            for _, completions in engine.collect():
+                found |= {(c.item_id, c.sample): c for c in completions}
+        assert_same(found, expected)
+        assert engine.counts.needed_prefill == needed < engine.counts.prefilled
+        assert engine.counts.needed_decode == sum(len(c.token_ids) for c in found.values())
+        assert engine.counts.needed_decode <= engine.counts.decoded
+        engine.submit(requests[0])  # evicted by now
+        engine.submit(requests[5])
+        while engine.pending:
+            engine.collect()
+        again = sum(len(requests[i].prompt_ids) - len(begin) for i in (0, 5))
+        assert needed < engine.counts.needed_prefill <= needed + again
+
+
+def test_long_completions_and_the_tail_in_fewer_rows(params, monkeypatch):
+    """A cache that grows from a quarter, and a quarter of the rows for the last that are alive."""
+    monkeypatch.setattr(engine_module, "FEWEST", 4)
+    settings = SamplingConfig(max_new_tokens=256, temperature=0.8)
+    rng = np.random.default_rng(1)
+    requests = [
+        Request(rng.integers(8, 62, 7).tolist(), f"{i}", (0,), (int(limit),))
+        for i, limit in enumerate([*rng.integers(1, 60, 18), 256, 200])
+    ]
+    slow = drawn(make_sampler(CFG, settings), params, requests, rows=20)
+    engine = batch_engine(Drawing(CFG, settings), params, requests, 0, BUCKETS, 16)
+    for request in requests:
+        engine.submit(request)
+    found, sizes = {}, set()
+    while engine.pending:
+        for _, completions in engine.collect():
+            found |= {(c.item_id, c.sample): c for c in completions}
+        sizes.add((engine.groups, engine.slots))
+    assert_same(found, slow)
+    assert sizes >= {(16, 64), (4, 256)}
+
+
+@pytest.mark.parametrize("mesh_shape", [None, (2, 4, 1)])
+def test_equal_drawings_share_their_compiled_programs(params, mesh_shape):
+    """A second queue compiles nothing, however many chunks it takes; nor does another device's
+    parameter lead to other programs behind the first chunk.
+    """
+    mesh = make_mesh(*mesh_shape) if mesh_shape else None
+    where = make_mesh(1, 1, 1, jax.devices()[:1]) if mesh is None else mesh
+    placed = jax.device_put(params, param_shardings(where, params))
+    mode = "jit" if mesh is None else "shard_map"
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name)
+    )
+    for limits, new in ((1, True), (9, False)):
+        compiled.clear()
+        drawing = Drawing(dataclasses.replace(CFG), SETTINGS, mode, mesh, chunk=2)
+        requests = [Request([9, 8, 7 + i], f"{i}", (0, 1), (limits, limits)) for i in range(8)]
+        assert len(list(generate(drawing, placed, requests, 0, BUCKETS, 16))) >= 1
+        assert any("backend_compile" in name for name in compiled) == new, compiled
+
+
+def test_requests_that_do_not_fit_are_named(params):
+    engine = Engine(Drawing(CFG, SETTINGS), params, 0, (10, 16), 2, front=[9] * FRONT)
+    for ids, limits, said in (
+        ([9] * 25, None, "item a: prompt of 25 tokens; expected 1 to 24"),
+        ([9] * 8, None, "does not begin with the front of 8 tokens"),
+        ([8] * 12, None, "does not begin with the front of 8 tokens"),
+        ([9] * 12, (0,), "positive number of tokens"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            engine.submit(Request(ids, "a", (0,), limits))
+    with pytest.raises(ValueError, match="sampler mode is 'all'"):
+        Engine(Drawing(CFG, SETTINGS, "all"), params, 0, (10,), 1)
+
+
+def test_rows_of_a_group():
+    assert [fold_of(k, 64) for k in (1, 4, 6.5, 16, 32)] == [1, 1, 2, 8, 8]
+    assert fold_of(32, 3) == 2
