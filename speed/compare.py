@@ -92,12 +92,19 @@ def cases(inputs: pathlib.Path) -> dict[str, tuple[float, list[Contender]]]:
         "p512_k32": (3.2, one_prompt(512, 32)),
         "p2048_k8": (2.8, one_prompt(2048, 8)),
         "queue": (5.5, sampling(large, f"--queue={inputs}/queue.jsonl", before=1)),
-        "sft": (1.6, training(small, "--task=rft", f"{lengths}/sft.json", "--rows=4")),
+        # rows of equal lengths need no packing; a group of GRPO has its prompt once
+        "sft": (
+            1.6,
+            training(
+                *(small, "--task=rft", f"{lengths}/sft.json", "--rows=4"), ours=("--packed=false",)
+            ),
+        ),
         "grpo": (
             1.8,
             training(
                 *(small, "--task=rl", f"{lengths}/grpo.json", "--prompts=2", "--group=4"),
                 *("--rollout", "--beta=0.04"),
+                ours=("--row_lengths=4.5",),
             ),
         ),
         "rl_real": (

@@ -26,11 +26,9 @@ def scaled(rows: list[dict], scale: float) -> list[dict]:
     return [{name: max(2, round(scale * x)) for name, x in row.items()} for row in rows]
 
 
-def needed(made, shared: bool) -> int:
-    """Counts the tokens of (prompt, completions), a prompt once where it may be shared."""
-    return sum(
-        len(prompt) * (1 if shared else len(rests)) + sum(map(len, rests)) for prompt, rests in made
-    )
+def needed(made) -> int:
+    """Counts the tokens of (prompt, completions): a prompt once, however many share it."""
+    return sum(len(prompt) + sum(map(len, rests)) for prompt, rests in made)
 
 
 def groups(rows: list[dict], prompts: int, group: int, vocab: int) -> list[tuple[list, list]]:

@@ -208,7 +208,7 @@ def main():
             "seconds": turns.spread(callback.taken)["median"],
             "seconds_rounds": callback.taken,
             "computed_tokens": B * longest,
-            "needed_tokens": work.needed(made, flags.task == "rl"),
+            "needed_tokens": work.needed(made),
             "loss": logs[0].get("loss") if logs else None,
             "grad_norm": float(logs[0]["grad_norm"]) if logs else None,
             "first_call_s": callback.first,

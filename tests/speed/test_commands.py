@@ -22,13 +22,17 @@ NUMBERS = {
 
 def run(environment, module, *flags):
     """The lines that a command prints, their numbers checked."""
-    command = [sys.executable, "-m", module, "--rounds=1", *flags]
-    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = lines_of(environment, module, "--rounds=1", *flags)
     for line in lines:
         check_numbers(module, line)
     return lines
+
+
+def lines_of(environment, module, *flags):
+    command = [sys.executable, "-m", module, *flags]
+    done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def check_numbers(module, line):
@@ -55,14 +59,16 @@ def lengths(tmp_path):
 
 
 def test_step(environment, lengths):
+    """Packed; padded, the same batch is counted to need the same."""
     tasks = ("rft", "rl", "bradley_terry", "meta")
-    flags = f"--lengths={lengths}", "--rows=4", "--prompts=2", "--group=2", "--packed=false"
-    flags += tuple(f"--task={task}" for task in tasks)
-    lines = run(environment, "speed.step", "--model=tiny_base", *flags)
-    assert [line["case"] for line in lines] == list(tasks)
-    for line in lines:
-        assert line["rows"] == (2 if line["case"] == "bradley_terry" else 4)
-        assert 0 < line["needed_tokens"] < line["computed_tokens"]
+    common = f"--lengths={lengths}", "--rows=4", "--prompts=2", "--group=2", "--row_lengths=2"
+    common += tuple(f"--task={task}" for task in tasks)
+    packed = run(environment, "speed.step", "--model=tiny_base", *common)
+    assert [line["case"] for line in packed] == list(tasks)
+    flags = (*common, "--rounds=0", "--packed=false")
+    for line, padded in zip(packed, lines_of(environment, "speed.step", *flags), strict=True):
+        assert line["needed_tokens"] == padded["needed_tokens"]
+        assert line["needed_tokens"] < line["computed_tokens"]
 
 
 def test_step_with_rollouts(environment, lengths):
