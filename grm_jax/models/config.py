@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.settings import Rule, SettingsError, build, check, one_of
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
-ATTENTIONS = ("reference", "blocked", "splash", "splash_interpreted")
+ATTENTIONS = ("reference", "blocked", "splash", "splash_interpreted", "tokamax")
 MOST = 2**31 - 1  # of a size: positions and ids are int32
 MOST_LAYERS = 10_000
 _SIZE: Rule = (f"an integer from 1 to {MOST:,}", lambda x: 1 <= x <= MOST)
@@ -21,12 +22,17 @@ _NUMERICS: dict[str, Rule] = {
 }
 
 
+def tokamax_is_installed() -> bool:
+    """Says whether the package tokamax is there; it is imported where it is first called."""
+    return importlib.util.find_spec("tokamax") is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class Numerics:
     """How a model computes: the fields of `Gemma2Config` that are not in its config.json.
 
-    attention may also be "auto" here: "splash" on TPU, "blocked" on CPU, "reference" elsewhere
-    (`resolve`).
+    attention may also be "auto" here: "splash" on TPU, "tokamax" on GPU where that package is
+    installed, else "blocked" (`resolve`).
     """
 
     dtype: str = "float32"
@@ -40,16 +46,26 @@ class Numerics:
     def resolve(self, platform: str) -> dict[str, Any]:
         """The fields of `Gemma2Config` for a platform (`jax.Device.platform`).
 
-        Raises ValueError where "splash" is asked for on another platform than "tpu", which cannot
-        run the kernels.
+        Raises ValueError where kernels are asked for that the platform cannot run, and for
+        "tokamax" where the package is missing.
         """
-        if self.attention == "splash" and platform != "tpu":
+        needed = {"splash": "tpu", "tokamax": "gpu"}.get(self.attention, platform)
+        if needed != platform:
             raise ValueError(
-                f"model.attention: 'splash' needs a TPU, the platform is {platform}; expected "
-                "'auto' or 'reference'"
+                f"model.attention: {self.attention!r} needs a {needed.upper()}, the platform is "
+                f"{platform}; expected 'auto' or 'reference'"
             )
-        on_platform = {"tpu": "splash", "cpu": "blocked"}.get(platform, "reference")
-        attention = on_platform if self.attention == "auto" else self.attention
+        if self.attention == "tokamax" and not tokamax_is_installed():
+            raise ValueError(
+                "model.attention: 'tokamax' needs the package tokamax; expected 'auto', or "
+                "pip install 'grm_jax[gpu]'"
+            )
+        on_platform = {"tpu": "splash"}
+        if tokamax_is_installed():
+            on_platform["gpu"] = "tokamax"
+        attention = self.attention
+        if attention == "auto":
+            attention = on_platform.get(platform, "blocked")
         return dataclasses.asdict(self) | {"attention": attention}
 
 
@@ -67,10 +83,11 @@ class Gemma2Config:
     remat: what the backward pass recomputes, "none", "full" (everything inside a block) or "dots"
         (all but matmuls).
     attention: what computes the attention of a call over its own keys alone (training,
-        log-probabilities, prefill): "reference", "blocked" (models/blocked.py), on TPU "splash"
-        (models/splash.py), or "splash_interpreted", the same kernels as plain JAX, for tests on any
-        platform. All but the first take position t at index t of a row and padding behind it, as
-        all batches of this package have it.
+        log-probabilities, prefill): "reference" (models/attention.py), "blocked"
+        (models/blocked.py), "splash" on TPU (models/splash.py), "tokamax" on GPU (models/gpu.py),
+        or "splash_interpreted", splash's kernels as plain JAX, for tests on any platform. All but
+        the first take position t at index t of a row and padding behind it, or rows packed as
+        `grm_jax.models.attention.Packed` says, as all batches of this package have it.
     """
 
     vocab_size: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from grm_jax.models import blocked
+from grm_jax.models import blocked, gpu
 from grm_jax.models.attention import Packed, attend
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.splash import packed_masks, splash_attend
@@ -28,6 +28,8 @@ def prepare(cfg: Gemma2Config, pos_BT: jax.Array, packed: Packed | None) -> dict
         window = _window(cfg, layer_type)
         if cfg.attention == "blocked" and (packed is not None or pos_BT.shape[1] > blocked.TILE):
             return blocked.make_tiles(pos_BT, packed, window)
+        if cfg.attention == "tokamax":
+            return gpu.seen_keys(pos_BT, packed, window)
         if packed is not None and cfg.attention.startswith("splash"):
             return packed_masks(pos_BT, packed, window)
         return packed
@@ -55,6 +57,8 @@ def attend_own_keys(
     window, cap = _window(cfg, layer_type), cfg.attn_softcap
     if isinstance(rows, blocked.Tiles):
         return blocked.blocked_attend(q_BTNH, k_BTKH, v_BTKH, rows, cap)
+    if cfg.attention == "tokamax":
+        return gpu.tokamax_attend(q_BTNH, k_BTKH, v_BTKH, rows, cap)
     if cfg.attention.startswith("splash"):
         interpret = cfg.attention == "splash_interpreted"
         return splash_attend(q_BTNH, k_BTKH, v_BTKH, pos_BT, window, cap, interpret, rows)

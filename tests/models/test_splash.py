@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from grm_jax.models import config
 from grm_jax.models.attention import Packed, attend
 from grm_jax.models.config import Gemma2Config, Numerics, alternating
 from grm_jax.models.flops import forward_flops
@@ -228,9 +229,10 @@ def test_bad_values_are_refused():
         Numerics(attention="splash").resolve("cpu")
 
 
-def test_auto_is_splash_on_tpu_alone():
+def test_auto_is_splash_on_tpu_alone(monkeypatch):
+    monkeypatch.setattr(config, "tokamax_is_installed", lambda: False)
     resolved = [Numerics().resolve(platform)["attention"] for platform in ("tpu", "gpu", "cpu")]
-    assert resolved == ["splash", "reference", "blocked"]
+    assert resolved == ["splash", "blocked", "blocked"]
     for attention, platform in (
         ("splash", "tpu"),
         ("blocked", "gpu"),
@@ -265,6 +267,38 @@ def test_the_kernels_compile_for_a_tpu_with_the_heads_of_2b_and_9b():
     assert kernels(compiled.as_text()) == ["splash_mha_dkv", "splash_mha_dq", "splash_mha_fwd"]
     # less than the float32 logits of one head
     assert compiled.memory_analysis().temp_size_in_bytes < 5120 * 5120 * 4
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x1", "v6e:2x4"])
+def test_packed_rows_compile_for_a_tpu(topology):
+    """fsdp 2 x tensor 2, two rows of 4,096 on each device, masks of the local and the global layer:
+    forward and backward. Rows run one after the other, each with its own mask.
+    """
+    mesh = make_mesh(replica=1, fsdp=2, tensor=2, devices=get_topology(topology).devices[:4])
+    B, T = 4, 4096
+    rows = jax.ShapeDtypeStruct((B, T), jnp.int32, sharding=NamedSharding(mesh, P(DATA_AXES)))
+    q, kv = (
+        jax.ShapeDtypeStruct(
+            (B, T, heads, 128),
+            jnp.bfloat16,
+            sharding=NamedSharding(mesh, P(DATA_AXES, None, "tensor")),
+        )
+        for heads in (8, 4)
+    )
+
+    def loss(q, k, v, pos_BT, segment_BT, branch_BT):
+        packed = Packed(segment_BT, branch_BT)
+        for window in (1024, None):
+            masks = packed_masks(pos_BT, packed, window)
+            q = splash_attend(q, k, v, pos_BT, window, 50.0, packed=masks)
+        return q.astype(jnp.float32).sum()
+
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, kv, kv, rows, rows, rows).compile()
+    # forward, dq and dkv of two layers, each in a loop over rows, where they have other names
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 6
+    # less than the float32 logits of a device's rows and heads in one layer
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * 4 * T * T * 4
 
 
 @pytest.mark.tpu_aot
