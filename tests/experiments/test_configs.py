@@ -245,6 +245,11 @@ def test_the_command_fails_on_a_misspelt_override_before_it_computes(tmp_path):
             "rl.batch_size: expected a multiple of group_size = 4, as it counts rollouts, got 130",
         ),
         ("rft.micro_batch", 5, "rft.batch_size: expected a multiple of micro_batch = 5, got 32"),
+        (
+            "packing.rows",
+            (0.5, 0.9),
+            "packing.rows: expected growing multiples of the longest sequence, the last at least 1",
+        ),
         ("rl.group_size", 1, "rl.group_size: expected an integer of at least 2, got 1"),
         ("rl.loss", "grop", "rl.loss: unknown name 'grop'; did you mean grpo"),
         ("rl.kl", "k4", "rl.kl: unknown name 'k4'"),
