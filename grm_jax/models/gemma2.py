@@ -48,6 +48,25 @@ class RMSNorm(nn.Module):
         return (x32 * (1.0 + w_D.astype(jnp.float32))).astype(x.dtype)
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, w_DF: jax.Array) -> jax.Array:
+    """Multiplies x [..., D] by w_DF, with the gradient of w_DF taken as x^T dy.
+
+    JAX derives (dy^T x)^T: XLA on the CPU writes out dy^T, the wider of the two, and the result's
+    transpose. Accelerators choose their own layouts, and the product is the same there.
+    """
+    return x @ w_DF
+
+
+def _matmul_gradients(saved, d_out):
+    x, w_DF = saved
+    rows = tuple(range(x.ndim - 1))
+    return d_out @ w_DF.T, jax.lax.dot_general(x, d_out, ((rows, rows), ((), ())))
+
+
+matmul.defvjp(lambda x, w_DF: (x @ w_DF, (x, w_DF)), _matmul_gradients)
+
+
 def _linear(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, dtype) -> jax.Array:
     return module.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32).astype(
         dtype
@@ -64,9 +83,12 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, own_rows):
         cfg, dtype = self.cfg, x_BTD.dtype
         D, N, K, H = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
-        q_BTNH = jnp.einsum("btd,dnh->btnh", x_BTD, _linear(self, "q", (D, N, H), D, dtype))
-        k_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "k", (D, K, H), D, dtype))
-        v_BTKH = jnp.einsum("btd,dkh->btkh", x_BTD, _linear(self, "v", (D, K, H), D, dtype))
+
+        def heads(name, n):
+            w_DnH = _linear(self, name, (D, n, H), D, dtype)
+            return matmul(x_BTD, w_DnH.reshape(D, n * H)).reshape(*x_BTD.shape[:2], n, H)
+
+        q_BTNH, k_BTKH, v_BTKH = heads("q", N), heads("k", K), heads("v", K)
         q_BTNH = rope(q_BTNH, pos_BT, cfg.rope_theta, cfg.query_pre_attn_scalar**-0.5)
         own = {"k": rope(k_BTKH, pos_BT, cfg.rope_theta), "v": v_BTKH, "pos": pos_BT}
         # decode: write this step into its (ring) slot, then read the slots of this block
@@ -93,7 +115,8 @@ class Attention(nn.Module):
             else:
                 segments = shared + segments
                 out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
-        out_BTD = jnp.einsum("btnh,nhd->btd", out_BTNH, _linear(self, "o", (N, H, D), N * H, dtype))
+        o_NHD = _linear(self, "o", (N, H, D), N * H, dtype)
+        out_BTD = matmul(out_BTNH.reshape(*x_BTD.shape[:2], N * H), o_NHD.reshape(N * H, D))
         return out_BTD, own, suffix
 
 
@@ -105,10 +128,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         D, F, dtype = self.cfg.d_model, self.cfg.d_ff, x_BTD.dtype
-        gate_BTF = jax.nn.gelu(x_BTD @ _linear(self, "gate", (D, F), D, dtype), approximate=True)
-        return (gate_BTF * (x_BTD @ _linear(self, "up", (D, F), D, dtype))) @ _linear(
-            self, "down", (F, D), F, dtype
-        )
+        gate_BTF = matmul(x_BTD, _linear(self, "gate", (D, F), D, dtype))
+        up_BTF = matmul(x_BTD, _linear(self, "up", (D, F), D, dtype))
+        hidden_BTF = jax.nn.gelu(gate_BTF, approximate=True) * up_BTF
+        return matmul(hidden_BTF, _linear(self, "down", (F, D), F, dtype))
 
 
 class Block(nn.Module):
