@@ -16,6 +16,9 @@ from grm_jax.models.placement import map_own_rows
 LOGITS_PER_ROW = 2**27
 # of a chunk, at least: products are efficient from here on
 POSITIONS = 512
+# fp32 logits of all positions of a device (512 MiB) that the backward pass finds kept; of more, it
+# computes them again
+KEPT_LOGITS = 2**27
 # which are wanted is known on the device alone: at most an eighth of them is computed for nothing
 CHUNKS = 8
 
@@ -97,44 +100,59 @@ def _row_logprobs(embedding_VD, hidden_BTD, target_BT, wanted_BT, *, cap, temper
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _logprobs(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk):
-    """Computes (log p(target), entropy) fp32[N], 0 where not wanted.
+    """Computes (log p(target), entropy) fp32[N], 0 where they are not wanted.
 
     The wanted positions come first in order, and chunks behind them are skipped. The gradient is
     written down because the one that JAX derives transposes the logits' (the widest array that
     there is) before it multiplies, keeps several arrays of their size, and would scatter.
     """
-    return _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk)[0]
+    found, _ = _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk, 0)
+    return found
 
 
-def _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk):
+def _forward(
+    embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk, keep=KEPT_LOGITS
+):
     order_Cn, starts_C = _wanted_first(wanted_N, chunk)
     count = jnp.sum(wanted_N)
     weights_VD = embedding_VD.astype(hidden_ND.dtype)
+    V, kept_CnV = embedding_VD.shape[0], None
+    if order_Cn.size * V <= keep:
+        kept_CnV = jnp.zeros((*order_Cn.shape, V), jnp.float32)
 
-    def compute(order_n):
-        logits_nV = _logits(weights_VD, hidden_ND[order_n], cap) / temperature
-        most_n1 = jnp.max(logits_nV, axis=-1, keepdims=True)
-        exp_nV = jnp.exp(logits_nV - most_n1)
-        total_n = jnp.sum(exp_nV, axis=-1)
-        log_normalizer_n = most_n1[:, 0] + jnp.log(total_n)
-        is_target_nV = _is_target(target_N[order_n], logits_nV)
-        logp_n = jnp.sum(jnp.where(is_target_nV, logits_nV, 0.0), axis=-1) - log_normalizer_n
-        expected_logit_n = jnp.sum(exp_nV * logits_nV, axis=-1) / total_n
-        return logp_n, log_normalizer_n - expected_logit_n, log_normalizer_n
-
-    def turn(_, part):
+    def turn(kept_CnV, part):
         start, order_n = part
-        zeros = (jnp.zeros(chunk),) * 3
-        return None, jax.lax.cond(start < count, compute, lambda _: zeros, order_n)
 
-    _, (logp_Cn, entropy_Cn, log_normalizer_Cn) = jax.lax.scan(turn, None, (starts_C, order_Cn))
+        def compute(kept_CnV):
+            capped_nV = _logits(weights_VD, hidden_ND[order_n], cap)
+            if kept_CnV is not None:
+                kept_CnV = jax.lax.dynamic_update_index_in_dim(
+                    kept_CnV, capped_nV, start // chunk, 0
+                )
+            logits_nV = capped_nV / temperature
+            most_n1 = jnp.max(logits_nV, axis=-1, keepdims=True)
+            exp_nV = jnp.exp(logits_nV - most_n1)
+            total_n = jnp.sum(exp_nV, axis=-1)
+            log_normalizer_n = most_n1[:, 0] + jnp.log(total_n)
+            is_target_nV = _is_target(target_N[order_n], logits_nV)
+            logp_n = jnp.sum(jnp.where(is_target_nV, logits_nV, 0.0), axis=-1) - log_normalizer_n
+            expected_logit_n = jnp.sum(exp_nV * logits_nV, axis=-1) / total_n
+            return kept_CnV, (logp_n, log_normalizer_n - expected_logit_n, log_normalizer_n)
+
+        zeros = (jnp.zeros(chunk),) * 3
+        return jax.lax.cond(start < count, compute, lambda kept_CnV: (kept_CnV, zeros), kept_CnV)
+
+    kept_CnV, (logp_Cn, entropy_Cn, log_normalizer_Cn) = jax.lax.scan(
+        turn, kept_CnV, (starts_C, order_Cn)
+    )
     found = (_back(logp_Cn, wanted_N), _back(entropy_Cn, wanted_N))
-    return found, (embedding_VD, hidden_ND, target_N, wanted_N, temperature, log_normalizer_Cn)
+    arrays = (embedding_VD, hidden_ND, target_N, wanted_N, temperature)
+    return found, (arrays, log_normalizer_Cn, kept_CnV)
 
 
 @jax.named_scope("vocabulary")
 def _backward(cap, chunk, saved, cotangents):
-    embedding_VD, hidden_ND, target_N, wanted_N, temperature, log_normalizer_Cn = saved
+    (embedding_VD, hidden_ND, target_N, wanted_N, temperature), log_normalizer_Cn, kept_CnV = saved
     order_Cn, starts_C = _wanted_first(wanted_N, chunk)
     count = jnp.sum(wanted_N)
     dtype = hidden_ND.dtype
@@ -146,7 +164,12 @@ def _backward(cap, chunk, saved, cotangents):
 
         def compute(d_weights_DV):
             hidden_nD = hidden_ND[order_n]
-            capped_nV = _logits(weights_VD, hidden_nD, cap)
+            if kept_CnV is None:
+                capped_nV = _logits(weights_VD, hidden_nD, cap)
+            else:
+                capped_nV = jax.lax.dynamic_index_in_dim(
+                    kept_CnV, start // chunk, 0, keepdims=False
+                )
             p_nV = jnp.exp(capped_nV / temperature - log_normalizer_n[:, None])
             # behind the last wanted position come others, and copies of position 0
             slope_n = jnp.where(start + jnp.arange(chunk) < count, slope_N[order_n], 0.0)
