@@ -229,7 +229,7 @@ def test_query_scale_comes_from_the_config_27b_is_144():
     def attention(cfg, params):
         apply = quick_jit(
             lambda params: Attention(cfg, LOCAL).apply(
-                {"params": params}, x_BTD, pos_BT, None, None, 0, None
+                {"params": params}, x_BTD, pos_BT, None, None, 0, None, None
             )[0]
         )
         return np.asarray(apply(params))
