@@ -130,6 +130,14 @@ def test_every_step_is_logged_once(finished):
         ]
 
 
+def test_no_step_after_the_first_of_a_stage_compiles(finished):
+    """Neither the step nor what is beside it: rollouts, log-probabilities, batches."""
+    rows = read_metrics(finished[0] / "metrics.jsonl")
+    compiled = {(row["stage"], row["step"]): row["seconds/compile"] for row in rows}
+    assert all(compiled[stage, 0] > 0 for stage in ("rft", "rl", "meta"))
+    assert not [at for at, seconds in compiled.items() if at[1] > 0 and seconds > 0]
+
+
 def test_the_report_is_one_file_and_the_output_shows_judged_examples(finished):
     workdir, output = finished
     page = (workdir / "report.html").read_text()
