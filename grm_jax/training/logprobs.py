@@ -110,14 +110,12 @@ def _logprobs(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chu
     return found
 
 
-def _forward(
-    embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk, keep=KEPT_LOGITS
-):
+def _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk, keep=None):
     order_Cn, starts_C = _wanted_first(wanted_N, chunk)
     count = jnp.sum(wanted_N)
     weights_VD = embedding_VD.astype(hidden_ND.dtype)
     V, kept_CnV = embedding_VD.shape[0], None
-    if order_Cn.size * V <= keep:
+    if order_Cn.size * V <= (KEPT_LOGITS if keep is None else keep):
         kept_CnV = jnp.zeros((*order_Cn.shape, V), jnp.float32)
 
     def turn(kept_CnV, part):

@@ -10,6 +10,7 @@ import pytest
 
 from grm_jax.models import Gemma2Config, init_params
 from grm_jax.models.config import alternating
+from grm_jax.training import logprobs
 from grm_jax.training.logprobs import (
     LOGITS_PER_ROW,
     _wanted_first,
@@ -102,6 +103,14 @@ def test_values_and_gradients_equal_the_reference(chunk, cap):
     for wanted_BT in masks():
         found = weighed(token_logprobs, cfg, chunk=chunk)(wanted_BT)
         assert_equal(found, weighed(token_logprobs_reference, cfg)(wanted_BT))
+
+
+def test_logits_kept_and_computed_again_give_the_same(monkeypatch):
+    kept = weighed(token_logprobs, CFG, chunk=5)
+    monkeypatch.setattr(logprobs, "KEPT_LOGITS", 0)
+    again = weighed.__wrapped__(token_logprobs, CFG, chunk=5)
+    for wanted_BT in masks():
+        assert_equal(again(wanted_BT), kept(wanted_BT), rtol=1e-6)
 
 
 def test_values_that_are_not_wanted_are_zero():
