@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def _row_logprobs(embedding_VD, hidden_BTD, target_BT, wanted_BT, *, cap, temper
     if chunk is None:
         most = max(1, LOGITS_PER_ROW // V) * B
         chunk = min(most, max(POSITIONS, _round_up(-(-B * T // CHUNKS), POSITIONS)))
-    found_N = _logprobs(
+    found_N: Any = _logprobs(
         embedding_VD,
         hidden_BTD.reshape(B * T, -1),
         target_BT.reshape(-1),
