@@ -21,7 +21,8 @@ from absl import app, flags
 
 import grm_jax
 from grm_jax.judgment.records import read_records
-from grm_jax.reward_models import grm, load
+from grm_jax.reward_models import grm
+from grm_jax.sampling import rollout
 from speed import turns
 
 MODEL = flags.DEFINE_string("model", "tiny", "Model folder with a grm.json.")
@@ -41,48 +42,41 @@ def shared_nodes(prompts) -> int:
     return nodes
 
 
-class Counts:
-    """Counts what the sampler computes, and keeps the prompts that it is asked for."""
+class Watch:
+    """Keeps the prompts that are asked for, and the counts of the engines that draw."""
 
     def __init__(self):
         self.clear()
-        generate, make_sampler = grm.generate, load.make_sampler
-
-        def counted_sampler(*args, **kwargs):
-            sampler = make_sampler(*args, **kwargs)
-
-            def draw(params, prompts_PT, lengths_P, keys_Pk2, *limits):
-                out = sampler(params, prompts_PT, lengths_P, keys_Pk2, *limits)
-                self.prefilled += prompts_PT.size
-                self.decoded += keys_Pk2[..., 0].size * int(out["length"].max())
-                return out
-
-            return draw
+        generate, draw = grm.generate, rollout.draw
 
         def watched(sampler, params, requests, *args):
             self.prompts |= {tuple(request.prompt_ids) for request in requests}
             return generate(sampler, params, requests, *args)
 
-        grm.generate, load.make_sampler = watched, counted_sampler
+        def counted(*args):
+            return draw(*args, counts=lambda counts: self.engines.update({id(counts): counts}))
+
+        grm.generate, rollout.draw = watched, counted
 
     def clear(self):
-        self.prefilled, self.decoded, self.prompts = 0, 0, set()
+        self.prompts, self.engines = set(), {}
 
 
 def main(_):
     records = read_records(RECORDS.value)[: LIMIT.value]
-    counts = Counts()
+    watch = Watch()
     judge = grm_jax.load(MODEL.value, meta=False, rows=ROWS.value)
     needed = 0
 
     def call():
         nonlocal needed
-        counts.clear()
+        watch.clear()
         verdicts = list(judge.many(records, SAMPLES.value, progress=False))
         needed = sum(judgment.tokens for v in verdicts for judgment in v.judgments)
 
     first, taken = turns.measure(call, ROUNDS.value)
-    usual, prefill = turns.spread(taken)["median"], shared_nodes(counts.prompts)
+    usual, prefill = turns.spread(taken)["median"], shared_nodes(watch.prompts)
+    engines = list(watch.engines.values())
     turns.write(
         {
             "contender": "grm_jax",
@@ -91,14 +85,14 @@ def main(_):
             "records": len(records),
             "records_per_s": usual and len(records) / usual,
             "records_per_s_rounds": [len(records) / s for s in taken],
-            "prefilled_tokens": counts.prefilled,
-            "decoded_tokens": counts.decoded,
+            "prefilled_tokens": sum(counts.prefilled for counts in engines),
+            "decoded_tokens": sum(counts.decoded for counts in engines),
             "needed_tokens": prefill + needed,
             "needed_prefill": prefill,
             "needed_decode": needed,
             "first_call_s": first,
             "peak_rss_gib": turns.rss_gib(),
-            "engine": False,
+            "engine": True,
             "device": jax.devices()[0].device_kind,
         }
     )

@@ -33,6 +33,7 @@ from absl import app, flags
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.models.config import Numerics, load_config
 from grm_jax.reward_models.description import model_folder
+from grm_jax.sampling.engine import Drawing, draw
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig
@@ -48,25 +49,38 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed calls.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "To compute in.")
 SCAN = flags.DEFINE_bool("scan_layers", False, "One compiled block of layers, or all unrolled.")
 ROWS = flags.DEFINE_integer("rows", 32, "Completions at once, of a queue.")
+ENGINE = flags.DEFINE_bool("engine", True, "The engine, or its slow twin, a batch at a time.")
 FIRST = flags.DEFINE_bool("first_call_alone", False, "Used by the command itself.")
 
 
 def sampling(params, cfg, queue, rows):
     """Returns the call that draws the queue, and the positions that it computes."""
-    k, new_tokens = len(queue[0]["stops"]), max(max(row["stops"]) for row in queue)
+    new_tokens = max(max(row["stops"]) for row in queue)
     requests = [
-        Request(row["prompt_ids"], str(i), tuple(range(k)), tuple(row["stops"]))
+        Request(row["prompt_ids"], str(i), tuple(range(len(row["stops"]))), tuple(row["stops"]))
         for i, row in enumerate(queue)
     ]
-    longest = max(len(row["prompt_ids"]) for row in queue)
-    buckets = (longest,) if len(queue) == 1 else tuple({256, 512, 1024} | {longest})
-    rows = min(rows // k * k, k * len(queue))
-    sampler = make_sampler(cfg, SamplingConfig(new_tokens, temperature=1.0))
-    computed = []
+    longest, samples = max(len(row["prompt_ids"]) for row in queue), len(queue[0]["stops"])
+    buckets = tuple({256, 512, 1024} | {longest}) if len(queue) > 1 else (longest,)
+    scfg, computed = SamplingConfig(new_tokens, temperature=1.0), {}
+    if ENGINE.value:
+        drawing = Drawing(cfg, scfg)
+
+        def count(counts):
+            computed[id(counts)] = counts.prefilled + counts.decoded
+
+        def call():
+            computed.clear()
+            for _ in draw(drawing, params, requests, 0, buckets, rows, count):
+                pass
+
+        return call, computed
+    sampler, rows = make_sampler(cfg, scfg), min(rows // samples, len(queue)) * samples
 
     def counted(params, prompts_PT, lengths_P, keys_Pk2, *limits):
         out = sampler(params, prompts_PT, lengths_P, keys_Pk2, *limits)
-        computed.append(prompts_PT.size + keys_Pk2[..., 0].size * int(out["length"].max()))
+        done = prompts_PT.size + keys_Pk2[..., 0].size * int(out["length"].max())
+        computed[len(computed)] = done
         return out
 
     def call():
@@ -114,8 +128,8 @@ def main(_):
             "compile_s": usual and first - usual,
             "second_process_compile_s": usual and again - usual,
             "peak_rss_gib": peak,
-            "computed_tokens": sum(computed),
-            "engine": False,
+            "computed_tokens": sum(computed.values()),
+            "engine": ENGINE.value,
             "device": jax.devices()[0].device_kind,
             "dtype": cfg.dtype,
         }
