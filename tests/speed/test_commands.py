@@ -119,3 +119,18 @@ def test_compare_runs_contenders_in_turns(environment, tmp_path):
     (ratio,) = ratios["times_as_fast_as"]["before"]["all"]
     rates = [line["tokens_per_s_rounds"][0] for line in (ours, before)]
     assert ratio == pytest.approx(rates[0] / rates[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_gpu_on_this_machine(environment, tmp_path):
+    """The command for a GPU, with shapes that a CPU runs."""
+    out = tmp_path / "gpu.jsonl"
+    small = "--shape=tiny", "--length=256", "--rounds=1", "--copied_mib=16", "--new_tokens=4"
+    command = ["bash", "speed/gpu.sh", str(out), *small]
+    env = environment | {"PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    cases = ["gpu copy", "gpu decode", "gpu decode", "gpu rft", "gpu rl"]
+    assert [line["case"] for line in lines] == cases
+    assert all(line["mfu"] > 0 for line in lines[3:])
