@@ -53,8 +53,8 @@ class Contender:
     rounds: int | None = None
 
 
-def sampling(*flags: str, transformers: int = 0, before: int = 2) -> list[Contender]:
-    """Lists who draws samples."""
+def sampling(*flags: str, transformers: int = 0, before: int = 0, batch: int = 0):
+    """Lists who draws samples, and how often the slow ones take part."""
     contenders = [
         Contender("grm_jax", "ours", "speed.sample", flags),
         Contender("llama.cpp", "llama", "speed.peers.llama_sample", flags),
@@ -62,7 +62,12 @@ def sampling(*flags: str, transformers: int = 0, before: int = 2) -> list[Conten
     if transformers:
         module = "speed.peers.transformers_sample"
         contenders.append(Contender("transformers", "transformers", module, flags, transformers))
-    return contenders + [Contender("before", "before", "speed.sample", flags, before)]
+    if batch:
+        slow_twin = (*flags, "--noengine")
+        contenders.append(Contender("batch sampler", "ours", "speed.sample", slow_twin, batch))
+    if before:
+        contenders.append(Contender("before", "before", "speed.sample", flags, before))
+    return contenders
 
 
 def training(*flags: str, ours=(), settings=("float32", "default"), trl=(), rounds=None):
@@ -87,20 +92,20 @@ def cases(inputs: pathlib.Path) -> dict[str, tuple[float, list[Contender]]]:
     rl = small, "--task=rl", f"{lengths}/real_text.json", "--prompts=8", "--group=4"
     judging = small, f"--records={inputs}/records.jsonl", "--samples=32", "--limit=4"
     return {
-        "p512_k1": (1.2, one_prompt(512, 1)),
-        "p512_k8": (2.4, one_prompt(512, 8, transformers=2)),
-        "p512_k32": (3.2, one_prompt(512, 32)),
-        "p2048_k8": (2.8, one_prompt(2048, 8)),
-        "queue": (5.5, sampling(large, f"--queue={inputs}/queue.jsonl", before=1)),
+        "p512_k1": (0.9, one_prompt(512, 1)),
+        "p512_k8": (1.9, one_prompt(512, 8, transformers=2, before=2)),
+        "p512_k32": (2.3, one_prompt(512, 32)),
+        "p2048_k8": (1.9, one_prompt(2048, 8)),
+        "queue": (5.6, sampling(large, f"--queue={inputs}/queue.jsonl", batch=2)),
         # rows of equal lengths need no packing; a group of GRPO has its prompt once
         "sft": (
-            1.6,
+            1.0,
             training(
                 *(small, "--task=rft", f"{lengths}/sft.json", "--rows=4"), ours=("--packed=false",)
             ),
         ),
         "grpo": (
-            1.8,
+            1.3,
             training(
                 *(small, "--task=rl", f"{lengths}/grpo.json", "--prompts=2", "--group=4"),
                 *("--rollout", "--beta=0.04"),
@@ -108,13 +113,17 @@ def cases(inputs: pathlib.Path) -> dict[str, tuple[float, list[Contender]]]:
             ),
         ),
         "rl_real": (
-            4.5,
+            4.2,
             training(
-                *rl, ours=("--packed",), settings=("default",), trl=("--micro_rows=2",), rounds=1
+                *rl,
+                ours=("--packed",),
+                settings=("default",),
+                trl=("--micro_rows=2", "--cold"),
+                rounds=1,
             ),
         ),
         "judge": (
-            3.0,
+            2.2,
             [
                 Contender("grm_jax", "ours", "speed.judge", judging),
                 Contender("before", "before", "speed.judge", judging, 1),

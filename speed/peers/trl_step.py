@@ -37,14 +37,17 @@ class Over(Exception):
 
 
 class Turns(TrainerCallback):
-    """Times steps: the first is the warm-up, each other waits for its turn."""
+    """Times steps: the first is the warm-up, unless cold, and each other waits for its turn."""
 
-    def __init__(self, rounds):
-        self.rounds, self.taken, self.first, self.out = rounds, [], None, sys.stdout
+    def __init__(self, rounds, cold):
+        self.rounds, self.taken, self.out = rounds, [], sys.stdout
+        self.warm, self.first = cold, None
         self.turns = os.environ.get("SPEED_TURNS") == "1"
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.first is not None:
+        if self.warm:
+            if self.turns and not self.taken and self.first is None:
+                print("turn ready", flush=True, file=self.out)
             if self.turns and not sys.stdin.readline():
                 raise Over
             if not self.turns and len(self.taken) == self.rounds:
@@ -53,8 +56,8 @@ class Turns(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         seconds = time.perf_counter() - self.began
-        if self.first is None:
-            self.first = seconds
+        if not self.warm:
+            self.warm, self.first = True, seconds
             if self.turns:
                 print("turn ready", flush=True, file=self.out)
             return
@@ -107,6 +110,7 @@ def read_flags():
     parser.add_argument("--micro_rows", type=int)
     parser.add_argument("--rollout", action="store_true")
     parser.add_argument("--beta", type=float, default=0.0)
+    parser.add_argument("--cold", action="store_true", help="the first step counts")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args()
 
@@ -126,7 +130,7 @@ def main():
     pairs = [(p.tolist(), c.tolist()) for p, completions in made for c in completions]
     B = len(pairs)
     micro = flags.micro_rows or B
-    callback = Turns(flags.rounds)
+    callback = Turns(flags.rounds, flags.cold)
     folder = tempfile.TemporaryDirectory()
     shared = dict(
         output_dir=folder.name,
