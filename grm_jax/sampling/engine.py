@@ -408,7 +408,8 @@ def draw(
 ) -> Iterator[tuple[list[int], list[Completion]]]:
     """Draws all completions; see `rollout.generate`. A request is yielded once it is complete.
 
-    Requests that begin with the same front are drawn together, short prompts first.
+    Requests that begin with the same front are drawn together by an engine of their own, short
+    prompts first. `counts` is called with the engine's whenever it has collected something.
     """
     widths = sorted(buckets)
     by_front: dict[tuple[int, ...], list[int]] = {}
@@ -429,6 +430,7 @@ def draw(
                 [members[ticket] for ticket, _ in complete],
                 [completion for _, completions in complete for completion in completions],
             )
+        del engine  # its pool, before the next one's
 
 
 def batch_engine(
