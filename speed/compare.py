@@ -1,7 +1,7 @@
 """Measures us beside peers: same weights, same work, the same cores, in turns.
 
     python -m speed.compare INPUTS --peers=FOLDER [--before=FOLDER] [--cases=p512_k8,sft]
-        [--rounds=5] [--minutes=25] [--out=speed.jsonl]
+        [--rounds=5] [--minutes=25] [--out=docs/performance.jsonl]
 
 INPUTS is made by `speed.inputs`, the peers' environments by `speed/peers.sh`; --before is another
 checkout of this repository, whose own commands run as one more contender. Each contender is a
@@ -196,7 +196,7 @@ def start(contender: Contender, inputs: pathlib.Path) -> Running:
             raise FileNotFoundError("--peers names no folder")
         place = pathlib.Path(PEERS.value).resolve() / contender.home
         if not (place / "done").is_file():
-            raise FileNotFoundError(f"{place}: not installed; speed/peers.sh makes it")
+            raise FileNotFoundError(f"{contender.home}: not installed; speed/peers.sh makes it")
         python = str(place / "bin" / "python")
     return Running(contender, python, cwd, env)
 

@@ -6,11 +6,11 @@
 #
 # Makes .venv-gpu with jax for CUDA where it is not there (PYTHON names another environment that has
 # it). Needs one GPU with 80 GB, no weights, about 10 minutes, most of them compiling. Lines of JSON
-# go to OUT.jsonl, by default gpu.jsonl; `python -m speed.tables gpu.jsonl` puts them into
-# docs/performance.md.
+# are added to OUT.jsonl, by default docs/performance.jsonl, from which `python -m speed.tables` makes
+# the table in docs/performance.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-gpu.jsonl}
+out=${1:-docs/performance.jsonl}
 shift || true
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=.venv-gpu/bin/python

@@ -15,6 +15,7 @@ tokenized, judged `samples` times in seeded response orders, parsed and voted ov
 """
 
 import itertools
+import pathlib
 
 import jax
 from absl import app, flags
@@ -81,7 +82,7 @@ def main(_):
         {
             "contender": "grm_jax",
             "case": f"judge k{SAMPLES.value}",
-            "model": MODEL.value,
+            "model": pathlib.Path(MODEL.value).name,
             "records": len(records),
             "records_per_s": usual and len(records) / usual,
             "records_per_s_rounds": [len(records) / s for s in taken],

@@ -123,7 +123,7 @@ def main(_):
     turns.write(
         line
         | {
-            "model": MODEL.value,
+            "model": folder.name,
             "second_process_first_call_s": again,
             "compile_s": usual and first - usual,
             "second_process_compile_s": usual and again - usual,

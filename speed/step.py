@@ -134,7 +134,7 @@ def measure(task: str) -> dict:
     line = {
         "contender": "grm_jax",
         "case": f"{task}{' with rollouts' if ROLLOUT.value else ''}",
-        "model": MODEL.value,
+        "model": folder.name,
         "packed": PACKED.value,
     }
     # a batch: packed, or padded and cut into micro-batches of at most --micro_tokens

@@ -1,10 +1,10 @@
 """Puts measured lines into the tables of docs/performance.md, so that no figure is typed.
 
-    python -m speed.tables FILE.jsonl... [--page=docs/performance.md]
+    python -m speed.tables [FILE.jsonl... | docs/performance.jsonl] [--page=docs/performance.md]
 
-Files are those of `speed.compare`, `speed.step`, `speed.judge` and `speed.gpu`; of a case that was
-measured several times the last counts. Between `<!-- table: NAME -->` and `<!-- end -->` the page
-gets table NAME; what was never measured says so.
+Lines are those of `speed.compare`, `speed.step` and `speed.gpu`, by default those that lie beside
+the page; of a case that was measured several times the last counts. Between `<!-- table: NAME -->`
+and `<!-- end -->` the page gets table NAME; what was never measured says so.
 """
 
 import json
@@ -112,7 +112,7 @@ def tokens(lines) -> str:
     rows = []
     for (case, packed), line in sorted(latest.items()):
         computed, needed = line["computed_tokens"], line["needed_tokens"]
-        ratio = cell(computed / needed)
+        ratio = f"{computed / needed:.3f}"
         rows.append([case, "packed" if packed else "padded", cell(computed), cell(needed), ratio])
     return table(["task", "rows", "computed", "needed", "computed / needed"], rows)
 
@@ -180,7 +180,8 @@ def fill(page: str, lines: list[dict]) -> str:
 
 def main(argv):
     page = pathlib.Path(PAGE.value)
-    text = fill(page.read_text(encoding="utf-8"), read(argv[1:]))
+    files = argv[1:] or [page.with_suffix(".jsonl")]
+    text = fill(page.read_text(encoding="utf-8"), read(files))
     page.write_text(text, encoding="utf-8")
 
 

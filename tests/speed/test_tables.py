@@ -15,6 +15,11 @@ def test_every_table_of_the_page_is_known_and_each_is_on_it():
     assert PAGE.count("<!-- end -->") == len(tables.TABLES)
 
 
+def test_the_page_has_what_the_lines_beside_it_say():
+    lines = tables.read([REPO / "docs/performance.jsonl"])
+    assert tables.fill(PAGE, lines) == PAGE, "python -m speed.tables"
+
+
 def test_what_was_not_measured_says_so():
     page = tables.fill(PAGE, [])
     assert page.count(tables.NONE) >= len(tables.TABLES)
@@ -49,4 +54,4 @@ def test_computed_and_needed_tokens_are_of_the_last_line():
     page = tables.fill(
         "<!-- table: tokens -->\n<!-- end -->", [line | {"computed_tokens": 9}, line]
     )
-    assert "| rl | packed | 1,100 | 1,000 | 1.1 |" in page
+    assert "| rl | packed | 1,100 | 1,000 | 1.100 |" in page
