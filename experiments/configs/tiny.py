@@ -35,7 +35,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.lengths.update(
         prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS, sequences=SEQUENCES
     )
-    config.packing.rows = (2.4,)  # rows of 512 tokens, and one program to compile
+    # rows of 640 tokens, which hold two groups of rollouts; one length compiles soonest
+    config.packing.rows = (3.0,)
     config.data.train = ({"world": "train", "items": RFT_RECORDS},)
     config.data.general = ({"world": "instructions", "items": RFT_RECORDS},)
     config.data.eval = ml_collections.ConfigDict(
