@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 from grm_jax import __version__, locks, signals
 from grm_jax.json_files import decode, opened
 from grm_jax.judge import Judge, Verdict, as_record, load
+from grm_jax.judgment.anytime import AUTO
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
 from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.reward_models.description import ROLES
@@ -60,6 +61,9 @@ scores  for each response the total over the judgments that count: those that ga
         these the half that the Meta RM keeps
 best    index of the best response, from 0; margin: by how much, per judgment that counts
 failed  judgments without scores; where all failed, "failure" says why, and nothing is guessed
+
+With --k auto, "k" is the rule, "drawn" the number of judgments, and "stopped" why no more were
+drawn: "certain", as none could change the best, "test", as by all odds none would, or null.
 """
 RANK = """\
 Writes each record with its responses, best first (best of n), and its "rewards" in the same order.
@@ -156,11 +160,11 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--k",
-        type=_positive,
+        type=_votes,
         default=8,
         metavar="K",
-        help="judgments to draw for each record and vote over; 1 is a single greedy one (default: "
-        "8)",
+        help="judgments to draw for each record and vote over; 1 is a single greedy one, auto up "
+        f"to {AUTO}, until the vote stands (default: 8)",
     )
     command.add_argument(
         "--seed", type=int, default=0, help="with the records it fixes the verdicts (default: 0)"
@@ -431,7 +435,7 @@ class _Reader:
 def _verdict_line(
     args: argparse.Namespace, record: Record, verdict: Verdict, asked: dict
 ) -> dict[str, Any]:
-    line: dict[str, Any] = {"id": record.id} | _facts(verdict)
+    line: dict[str, Any] = {"id": record.id} | _facts(verdict, asked)
     if args.judgments:
         line["judgments"] = [vars(judgment) for judgment in verdict.judgments]
     return line | asked
@@ -440,7 +444,7 @@ def _verdict_line(
 def _ranked_line(
     args: argparse.Namespace, record: Record, verdict: Verdict, asked: dict
 ) -> dict[str, Any]:
-    order, facts = list(range(len(record.responses))), _facts(verdict)
+    order, facts = list(range(len(record.responses))), _facts(verdict, asked)
     if verdict.scores is not None:
         scores = verdict.scores
         order.sort(key=lambda i: (-scores[i], i != verdict.best, i))
@@ -460,11 +464,13 @@ def _ranked_line(
     return line
 
 
-def _facts(verdict: Verdict) -> dict[str, Any]:
+def _facts(verdict: Verdict, asked: dict) -> dict[str, Any]:
     facts = {
         name: getattr(verdict, name)
         for name in ("scores", "best", "margin", "k", "valid", "failed")
     }
+    if isinstance(asked["k"], str):  # which tells the rule
+        facts |= {"drawn": verdict.k, "stopped": verdict.stopped}
     return facts | ({} if verdict.failure is None else {"failure": verdict.failure})
 
 
@@ -535,6 +541,14 @@ def _say(text: str) -> None:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _votes(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, or auto, got {text!r}")
     return int(text)
 
 

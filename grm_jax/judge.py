@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grm_jax.json_files import read_object, shown
+from grm_jax.judgment.anytime import ROUND, Anytime, decided, kept_so_far
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, Turn, record_from_dict, record_to_dict
 from grm_jax.judgment.voting import default_k_meta, pick_winner, select_by_meta, vote
@@ -102,6 +103,8 @@ class Verdict:
         response, which has no second.
     k: judgments drawn; 1 for a model whose samples are all the same. valid, failed: those with
         scores, and those without.
+    stopped: why no more were drawn of k="auto": "certain", as none could change `best`, or "test",
+        as by all odds none would; None where all were drawn.
 
     Where all failed, scores, best and margin are None: nothing is guessed.
     """
@@ -114,6 +117,7 @@ class Verdict:
     valid: int
     failed: int
     judgments: tuple[Judgment, ...]
+    stopped: str | None = None
 
     @property
     def failure(self) -> str | None:
@@ -237,7 +241,7 @@ def load(
     system = describe(spec, asking)
     if system.accepts is None:  # a kind of one's own, which says it once it is loaded
         model = system.load(0)
-        system = system._replace(accepts=model.accepts, sampled=model.sampled)
+        system = system._replace(accepts=model.accepts, sampled=model.sampled, span=model.span)
     return Judge(
         system=system,
         temperature=_temperature(temperature),
@@ -272,7 +276,7 @@ class Judge:
         self,
         conversation: str | Sequence[Turn | Mapping[str, str]],
         responses: Sequence[str],
-        k: int = 1,
+        k: int | str | Anytime = 1,
         seed: int = 0,
         *,
         temperature: float | None = None,
@@ -286,7 +290,8 @@ class Judge:
             user's.
           responses: one, two or many. One is scored 0 or 1, wrong or right, by a GRM.
           k: judgments to draw and vote over. 1 is one greedy judgment, unless a temperature is
-            given.
+            given. "auto": up to 32, a few at a time, until the vote stands; an `Anytime` says how
+            many at most, and how sure.
           seed: with the texts it fixes the verdict.
           temperature: of the samples; by default the model's own. 0 is greedy.
           k_meta: judgments that the Meta RM keeps.
@@ -305,7 +310,7 @@ class Judge:
     def many(
         self,
         records: Iterable[Record | Mapping[str, Any]],
-        k: int = 1,
+        k: int | str | Anytime = 1,
         seed: int = 0,
         *,
         temperature: float | None = None,
@@ -328,7 +333,7 @@ class Judge:
 
     def asked(
         self,
-        k: int = 1,
+        k: int | str | Anytime = 1,
         seed: int = 0,
         *,
         temperature: float | None = None,
@@ -341,9 +346,10 @@ class Judge:
         """
         how = self._how(k, seed, temperature, k_meta)
         identity = json.dumps(self.system.identity, sort_keys=True).encode()
+        until = how["until"]
         return {
             "model": hashlib.sha256(identity).hexdigest()[:16],
-            "k": len(how["samples"]),
+            "k": len(how["samples"]) if until is None else str(until),
             "seed": seed,
             "temperature": how["temperature"],
             "k_meta": how["k_meta"],
@@ -359,7 +365,7 @@ class Judge:
         numbered = (as_record(r, f"records[{i}]") for i, r in enumerate(records))
         small = None
         with progress("judge", total, "records") if shown else _silence() as advance:
-            for block in self._blocks(numbered, len(how["samples"])):
+            for block in self._blocks(numbered, how["step"]):
                 # the last of many blocks goes through the programs of the others
                 small = self._is_small(block, how) if small is None else small
                 verdicts = self._block(block, small, **how)
@@ -368,7 +374,11 @@ class Judge:
 
     def _how(self, k, seed, temperature, k_meta) -> dict[str, Any]:
         """The arguments of a call, checked, as `_block` takes them."""
-        if _count("k", k) > MOST:
+        if isinstance(k, str) and k != "auto":
+            raise ValueError(f'k: expected a positive integer or "auto", got {k!r}')
+        until = Anytime() if k == "auto" else k if isinstance(k, Anytime) else None
+        k = _count("k", k if until is None else until.most)
+        if k > MOST:
             raise ValueError(f"k: expected at most {MOST:,}, got {k}")
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ValueError(f"seed: expected an integer, got {seed!r}")
@@ -380,12 +390,17 @@ class Judge:
         if temperature is None:
             temperature = self.temperature if k > 1 else 0.0
         temperature = _temperature(temperature) if sampled else 0.0
+        if until is not None and temperature == 0:  # all samples are the same
+            k, until = 1, None
         samples = tuple(range(k if sampled else 1))
         if not self.guided or temperature == 0:
             k_meta = None
         elif k_meta is None:
             k_meta = default_k_meta(k) if self.k_meta is None else min(k, self.k_meta)
-        return {"samples": samples, "seed": seed, "temperature": temperature, "k_meta": k_meta}
+        how = {"samples": samples, "seed": seed, "temperature": temperature, "k_meta": k_meta}
+        # samples of a round; where nothing is known of scores no vote stands before its end
+        step = len(samples) if until is None or self.system.span is None else ROUND
+        return how | {"until": until, "step": step}
 
     def _questions(self, record: Record, k: int) -> int:
         n = len(record.responses)
@@ -393,7 +408,7 @@ class Judge:
 
     def _is_small(self, records: Sequence[Record], how: Mapping[str, Any]) -> bool:
         """Whether all that is asked of these records goes into less than a batch."""
-        return sum(self._questions(r, len(how["samples"])) for r in records) < self.rows
+        return sum(self._questions(r, how["step"]) for r in records) < self.rows
 
     def _blocks(self, records: Iterator[Record], k: int) -> Iterator[list[Record]]:
         """Records in their order, in blocks that end once they ask BATCHES batches."""
@@ -415,6 +430,8 @@ class Judge:
         seed: int,
         temperature: float,
         k_meta: int | None,
+        until: Anytime | None,
+        step: int,
     ) -> list[Verdict]:
         by_id: dict[str, Record] = {}
         for record in records:
@@ -426,21 +443,41 @@ class Judge:
                     f"record {record.id!r} has {len(record.responses)} response"
                     f"{'s' * (len(record.responses) > 1)}, which a {self.system.kind} cannot judge"
                 )
-        asked = sum(self._questions(record, len(samples)) for record in by_id.values())
+        asked = sum(self._questions(record, step) for record in by_id.values())
         shapes = {}
         if small:  # few programs, whatever is asked
             shapes = {"rows": 1 << max(0, asked - 1).bit_length(), "sequences": self.sequences}
         model = self.system.load(seed, **shapes)
         view = self.system.view or (lambda judgment: judgment)
         found: dict[str, dict[int, dict]] = {name: {} for name in by_id}
-        for block in model.judge(list(by_id.values()), samples, temperature):
-            for judgment in block:
-                found[judgment["id"]][judgment["sample"]] = view(judgment)
-        verdicts = {
-            name: _verdict(by_id[name], [found[name][sample] for sample in samples], k_meta, seed)
-            for name in by_id
-        }
+        verdicts: dict[str, Verdict] = {}
+        for start in range(0, len(samples), step):
+            going_on = [record for name, record in by_id.items() if name not in verdicts]
+            if not going_on:
+                break
+            end = min(start + step, len(samples))
+            for block in model.judge(going_on, samples[start:end], temperature):
+                for judgment in block:
+                    found[judgment["id"]][judgment["sample"]] = view(judgment)
+            kept = None if k_meta is None else kept_so_far(end, len(samples), k_meta)
+            for record in going_on:
+                rows = [found[record.id][sample] for sample in samples[:end]]
+                why = None if until is None else self._stands(record, rows, until, k_meta)
+                if why is not None or end == len(samples):
+                    verdict = _verdict(record, rows, kept, seed)
+                    verdicts[record.id] = dataclasses.replace(verdict, stopped=why)
         return [verdicts[record.id] for record in records]
+
+    def _stands(
+        self, record: Record, rows: Sequence[dict], until: Anytime, k_meta: int | None
+    ) -> str | None:
+        """Why the verdict of these first rows stands; None where it may not, or all are drawn."""
+        if self.system.span is None:
+            return None
+        logits = None if k_meta is None else [row.get("meta_logit") for row in rows]
+        scores = [row["scores"] for row in rows]
+        span = self.system.span(len(record.responses))
+        return decided(scores, until.most, span, until.error, logits, k_meta)
 
 
 @contextlib.contextmanager

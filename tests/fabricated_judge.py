@@ -10,14 +10,14 @@ from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_orde
 CALLS: list[tuple] = []  # (record ids, samples, temperature, seed) of every call
 
 
-def _model(spec, seed, sampled=True, accepts=lambda n: n >= 1, wait_s=0.0):
+def _model(spec, seed, sampled=True, accepts=lambda n: n >= 1, wait_s=0.0, span=None):
     def judge(records, samples=(0,), temperature=0.0, swapped=False):
         CALLS.append((tuple(r.id for r in records), tuple(samples), temperature, seed))
         for record in reversed(records):  # blocks come in an order of their own
             time.sleep(wait_s)
             yield [_judgment(record, sample, seed, temperature) for sample in samples]
 
-    return RewardModel(spec["name"], judge, sampled, accepts)
+    return RewardModel(spec["name"], judge, sampled, accepts, span)
 
 
 def _judgment(record, sample, seed, temperature):
@@ -37,6 +37,10 @@ def _judgment(record, sample, seed, temperature):
 
 def honest(spec, asking, seed):
     return _model(spec, seed)
+
+
+def bounded(spec, asking, seed):
+    return _model(spec, seed, span=lambda n: 9)
 
 
 def slow(spec, asking, seed):

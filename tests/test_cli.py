@@ -227,6 +227,22 @@ def test_a_file_of_results_is_continued(grm, file, tmp_path):
     assert [names for names, *_ in fabricated_judge.CALLS] == [("r0",)]
 
 
+@pytest.mark.parametrize("command", ["judge", "rank"])
+def test_auto_draws_as_many_as_each_record_needs(grm, file, tmp_path, command):
+    words = (command, file, "--k", "auto", "--out", tmp_path / "out.jsonl")
+    assert grm(*words, model="bounded")[0] == 0
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    about = [line["metadata"]["grm"] if command == "rank" else line for line in written]
+    assert {one["k"] for one in about} == {"auto, at most 32, error 0.05"}
+    assert about[1]["drawn"] == 8 < about[2]["drawn"] and about[1]["stopped"] == "test"
+    assert (about[3]["drawn"], about[3]["stopped"]) == (32, None), "all failed"
+    fabricated_judge.CALLS.clear()
+    assert grm(*words, model="bounded")[0] == 0 and not fabricated_judge.CALLS
+    words = (command, file, "--k", 32, "--out", tmp_path / "out.jsonl")
+    status, _, said = grm(*words, model="bounded")
+    assert status == 2 and "\"k\": 'auto, at most 32, error 0.05', but 32 is asked" in said
+
+
 def test_two_commands_never_write_one_file(grm, file, tmp_path):
     """Nor through a link; what is no file has no lock."""
     out, link = tmp_path / "out.jsonl", tmp_path / "link.jsonl"
@@ -306,8 +322,8 @@ def test_what_cannot_begin_is_said_in_a_line(tmp_path, file, capsys):
         ([], "arguments are required: COMMAND"),
         (["jugde"], "invalid choice: 'jugde'"),
         (["judge"], "arguments are required: FILE"),
-        (["judge", "x", "--k", "0"], "--k: expected a positive integer, got '0'"),
-        (["judge", "x", "--k", "many"], "--k: expected a positive integer, got 'many'"),
+        (["judge", "x", "--k", "0"], "--k: expected a positive integer, or auto, got '0'"),
+        (["judge", "x", "--k", "many"], "expected a positive integer, or auto, got 'many'"),
         (["judge", "x", "--template", "list=a"], "ROLE=NAME with a role of pointwise, single"),
         (["judge", "x", "--meta", "a", "--no-meta"], "not allowed with argument"),
         (["judge", "x", "--top", "1"], "unrecognized arguments: --top 1"),

@@ -240,6 +240,45 @@ def test_a_guided_vote_counts_the_half_that_the_meta_rm_likes(honest):
     assert [j.kept for j in half.judgments] == [True, False, True, False]
 
 
+def test_auto_draws_until_the_vote_stands_and_says_why_it_stopped():
+    fabricated_judge.CALLS.clear()
+    judge = grm_jax.load({"kind": "tests.fabricated_judge:bounded"})
+    clear = judge("q", ["8", "2"], k="auto")
+    assert (clear.best, clear.k, clear.stopped, clear.valid) == (0, 8, "test", 8)
+    assert [samples for _, samples, *_ in fabricated_judge.CALLS] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert clear.scores == (64, 16) and len(clear.judgments) == 8
+    eight = judge("q", ["8", "2"], k=8)
+    assert dataclasses.replace(clear, stopped=None) == eight, "they are the first of any k"
+    certain = judge("q", ["8", "2"], k=grm_jax.Anytime(error=0.0))
+    assert (certain.k, certain.stopped) == (20, "certain")  # 6 each against 9 of those to come
+    tied = judge("q", ["4", "4"], k=grm_jax.Anytime(10))
+    assert (tied.k, tied.stopped) == (10, None)
+    few = judge("q", ["8", "2"], k="auto", temperature=0)
+    assert (few.k, few.stopped) == (1, None), "greedy judgments are all the same"
+    for wrong in ("Auto", "8", grm_jax.Anytime(2**20)):
+        with pytest.raises(ValueError, match="k: expected"):
+            judge("q", ["8", "2"], k=wrong)
+    for wrong in ({"most": 0}, {"error": 1}, {"error": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+            grm_jax.Anytime(**wrong)
+
+
+def test_auto_of_many_leaves_each_record_by_itself_and_asks_the_open_ones_alone():
+    fabricated_judge.CALLS.clear()
+    judge = grm_jax.load({"kind": "tests.fabricated_judge:bounded"})
+    asked = [{"conversation": "q", "responses": texts} for texts in (["9", "1"], ["5", "4"], ["3"])]
+    many = list(judge.many(asked, k="auto", progress=False))
+    assert many == [judge("q", one["responses"], k="auto") for one in asked]
+    sizes = [len(names) for names, *_ in fabricated_judge.CALLS][:8]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == 3 and sizes[-1] < 3
+    guided = dataclasses.replace(judge, guided=True)
+    verdict = guided("q", ["9", "1"], k="auto")
+    assert 8 < verdict.k < 32 and sum(j.kept for j in verdict.judgments) == verdict.k // 2
+    assert verdict.stopped == "test" and verdict.best == 0
+    unknown = grm_jax.load({"kind": "tests.fabricated_judge:honest"})
+    assert (unknown("q", ["9", "1"], k="auto").k, verdict.failed) == (32, 0)
+
+
 def records(n, **fields):
     return [
         {"id": f"r{i}", "conversation": "q", "responses": [str(i), "5"], **fields} for i in range(n)

@@ -147,6 +147,8 @@ def test_choices_and_ranges(settings, wrong, message):
         ({"bootstrap": 10}, "bootstrap: expected at least 100 resamples, got 10"),
         ({"swap": True, "greedy": False}, "swap: expected False, as it compares with greedy"),
         ({"samples_per_order": 3}, "samples_per_order: expected a divisor of the largest of ks"),
+        ({"anytime": 1.0}, "anytime: expected a probability below 1, got 1.0"),
+        ({"anytime": 0.1, "samples_per_order": 2}, "anytime: expected 0, or samples_per_order=1"),
         ({"retry": "request_failed"}, "retry: expected a tuple of texts, got 'request_failed'"),
     ],
 )

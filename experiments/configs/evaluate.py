@@ -10,6 +10,7 @@ Result and time: not run here.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -57,6 +58,9 @@ def get_config() -> ml_collections.ConfigDict:
             temperature=0.5,  # D.1: of everything that is sampled
             # consecutive samples that share a response order, and so a prompt; 1 in the paper
             samples_per_order=1,
+            # leave an item once its verdict stands: 0 where that is certain, 0.05 by a test that
+            # errs with at most this probability; None draws the largest of ks for all
+            anytime=placeholder(float),
             greedy=True,  # D.1: the default results, temperature 0
             swap=True,  # greedy once more, the responses in the reverse order
             seeds=(0,),  # of response orders and sampling; figures are means over them

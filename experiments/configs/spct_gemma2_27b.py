@@ -263,6 +263,9 @@ def get_config() -> ml_collections.ConfigDict:
             # 4: the responses are shuffled before every sample; with more, samples share an order
             # and its prefill
             samples_per_order=1,
+            # leave an item once its verdict stands: 0 where that is certain, 0.05 by a test that
+            # errs with at most this probability; None draws the largest of ks for all
+            anytime=placeholder(float),
             greedy=True,  # D.1: temperature 0 for the default results
             swap=False,  # greedy once more, the responses in the reverse order
             # of response orders and sampling keys in evaluation: the same whatever config.seed is;

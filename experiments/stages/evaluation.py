@@ -62,7 +62,7 @@ def evaluate(
     figures = compare_systems(
         benchmarks,
         judged,
-        settings.ks,
+        settings.shown_ks,
         draws=settings.bootstrap,
         seed=settings.seeds[0],
         min_coverage=settings.min_coverage,
@@ -92,7 +92,11 @@ def say_plan(planned: Sequence[Planned], everything: bool) -> None:
         if everything or (one.estimate is not None and one.missing):
             of_server = f"; {_estimate_words(one.estimate)}" if one.estimate is not None else ""
             on_file = one.judgments - one.missing
-            print(f"{one.label}: {one.missing} to judge, {on_file} on file{of_server}", flush=True)
+            most = "at most " if one.early and one.missing else ""
+            print(
+                f"{one.label}: {most}{one.missing} to judge, {on_file} on file{of_server}",
+                flush=True,
+            )
     for name in dict.fromkeys(one.system for one in planned if one.estimate is not None):
         of_system = [one for one in planned if one.system == name and one.estimate is not None]
         total = total_estimate([one.estimate for one in of_system if one.estimate is not None])

@@ -154,7 +154,7 @@ def _add_system(
     )
     tables["calibration"] += [at | row for row in diagnostics.calibration(field, judged, ks)]
     if judged.sampled and benchmark.metric == "accuracy":
-        pools = figures.make_pools(field, judged, "sampled", max(ks))
+        pools = figures.make_pools(field, judged, "sampled", judged.even(max(ks)))
         tables["meta_rm"] += [
             at | {"pool": i} | votes.meta_auc(pool)
             for i, pool in enumerate(pools)

@@ -90,7 +90,7 @@ def score_counts(field: Field, judged: Judged, ks: Sequence[int]) -> dict | None
     """
     kind, samples = ("sampled", max(ks)) if judged.sampled else ("greedy", 1)
     counts: dict[str, collections.Counter] = {}
-    for pool in make_pools(field, judged, kind, samples):
+    for pool in make_pools(field, judged, kind, judged.even(samples)):
         of_pool = _pool_score_counts(pool)
         if of_pool is None:
             return None

@@ -45,6 +45,8 @@ class Judged(NamedTuple):
     sampled: `RewardModel.sampled`; where it is False there are greedy judgments only, and a vote of
         any k is the greedy verdict.
     accepted: ids of the records that the system can judge.
+    least: sampled judgments that every item has at least, where items may have been left early;
+        None where all have the same number.
     """
 
     name: str
@@ -52,6 +54,11 @@ class Judged(NamedTuple):
     accepted: frozenset[str]
     rows: dict[str, list[Rows]]
     paths: dict[str, list]
+    least: int | None = None
+
+    def even(self, samples: int) -> int:
+        """Returns how many of so many samples every item has, for what is no verdict of a vote."""
+        return samples if self.least is None else min(samples, self.least)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,8 @@ class Figure:
     lost_I: np.ndarray
     failed_I: np.ndarray
     tokens_I: np.ndarray
+    samples_I: np.ndarray
+    spent_I: np.ndarray
     chance_I: np.ndarray
     agree_I: np.ndarray
     seeds: tuple[float | None, ...]
@@ -122,6 +131,8 @@ ITEM_ARRAYS = (
     "lost_I",
     "failed_I",
     "tokens_I",
+    "samples_I",
+    "spent_I",
     "chance_I",
     "agree_I",
 )
@@ -163,7 +174,7 @@ def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
 
 
 def make_pools(field: Field, judged: Judged, kind: str, samples: int) -> list[Pool]:
-    """Collects one pool a seed, of the first `samples` samples.
+    """Collects one pool a seed, of the first `samples` samples, or of those up to a stop.
 
     [] where the system was not asked in this way, or accepts no item of the benchmark.
     """
@@ -177,7 +188,8 @@ def make_pools(field: Field, judged: Judged, kind: str, samples: int) -> list[Po
             if (item, s) in rows
         ]
         if judgments:
-            pools.append(votes.make_pool(field.records, judgments))
+            ragged = kind == "sampled" and judged.even(samples) < samples
+            pools.append(votes.make_pool(field.records, judgments, samples if ragged else None))
     return pools
 
 
@@ -185,7 +197,8 @@ def figures(field: Field, judged: Judged, ks: Sequence[int], seed: int) -> dict[
     """Makes the figure of every way of judging that the judgments allow.
 
     A system without sampling has its greedy figure at every k, marked `flat`. The Meta RM keeps the
-    half of k; of the largest k also an eighth, a quarter, one and all.
+    half of k; of the largest k also an eighth, a quarter, one and all. Where items were left early
+    that half alone, which the stop knows of, and no k between what all items have and the largest.
     """
     of_way: dict[Way, Figure] = {}
     if pools := make_pools(field, judged, "greedy", 1):
@@ -196,15 +209,20 @@ def figures(field: Field, judged: Judged, ks: Sequence[int], seed: int) -> dict[
                 way = ("vote", k, None)
                 of_way[way] = dataclasses.replace(greedy, way=way, flat=True)
     if judged.sampled and (pools := make_pools(field, judged, "sampled", max(ks))):
+        even = judged.even(max(ks))
+        first = pools if even == max(ks) else make_pools(field, judged, "sampled", even)
         for k in ks:
+            if even < k < max(ks):
+                continue
             ways: list[Way] = [("vote", k, None)]
             if all(map(votes.has_logits, pools)):
-                kept = {default_k_meta(k)} | (
-                    {1, *(max(1, k // part) for part in (8, 4, 1))} if k == max(ks) else set()
-                )
+                kept = {default_k_meta(k)}
+                if k == max(ks) == even:
+                    kept |= {1, *(max(1, k // part) for part in (8, 4, 1))}
                 ways += [("meta", k, k_meta) for k_meta in sorted(kept)]
             for way in ways:
-                of_way[way] = _figure(field, judged, pools, way, seed)
+                of_k = pools if k == max(ks) else first
+                of_way[way] = _figure(field, judged, of_k, way, seed)
     return of_way
 
 
@@ -484,7 +502,10 @@ def row_of(field: Field, figure: Figure, official: str | None) -> dict:
     value = values_of(field, figure).get(OVERALL)
     aggregation, k, k_meta = figure.way
     used_I, lists = figure.used_I, figure.score_IV is None
-    tokens = _mean(figure.tokens_I)
+    tokens, samples = _mean(figure.tokens_I), _mean(figure.samples_I)
+    in_all = _mean(figure.spent_I)
+    if samples == k and tokens is not None:
+        in_all = tokens * k
     domains = [cell["value"] for cell in domain_rows(field, figure)] if lists else []
 
     def named(credit: str | None) -> float | None:
@@ -523,7 +544,8 @@ def row_of(field: Field, figure: Figure, official: str | None) -> dict:
         "domain_range": max(domains) - min(domains) if domains else None,
         "domain_std": float(np.std(domains)) if domains else None,
         "tokens_per_judgment": tokens,
-        "tokens_per_item": None if tokens is None else tokens * (1 if figure.flat else k),
+        "tokens_per_item": in_all,
+        "samples_per_item": samples,
     }
 
 
@@ -578,6 +600,7 @@ def whole_row(
         "seed_means": [],
         "parse_failure_rate": over_items("parse_failure_rate"),
         "all_failed_rate": over_items("all_failed_rate"),
+        "samples_per_item": over_items("samples_per_item"),
         "chance": None
         if None in chances
         else sum(weight * chance for (weight, _, _), chance in zip(parts, chances)),

@@ -39,6 +39,8 @@ class Pool:
     scores_IKN: float, in record order, 0 where the judgment failed or the item has no such
         response.
     valid_IK: bool.
+    drawn_IK: bool, False behind the last sample of an item that was left early (anytime voting);
+        scores and tokens are 0 there, and nothing is valid.
     meta_IK: float, Meta RM logit, NaN where absent.
     tokens_IK: int, generated tokens.
     """
@@ -48,6 +50,7 @@ class Pool:
     gold_I: np.ndarray
     scores_IKN: np.ndarray
     valid_IK: np.ndarray
+    drawn_IK: np.ndarray
     meta_IK: np.ndarray
     tokens_IK: np.ndarray
 
@@ -71,6 +74,7 @@ class Estimate:
     lost_I: every judgment of the vote failed, worth the guess of `Pool.chance_I`.
     failed_I: share of judgments that did not parse.
     tokens_I: per judgment.
+    samples_I, spent_I: judgments drawn for a vote, and their tokens.
     """
 
     ids: tuple[str, ...]
@@ -80,11 +84,17 @@ class Estimate:
     lost_I: np.ndarray
     failed_I: np.ndarray
     tokens_I: np.ndarray
+    samples_I: np.ndarray
+    spent_I: np.ndarray
     chance_I: np.ndarray
 
 
-def make_pool(records: Iterable[Record], judgments: Iterable[Mapping]) -> Pool:
+def make_pool(
+    records: Iterable[Record], judgments: Iterable[Mapping], most: int | None = None
+) -> Pool:
     """Lays the judgments of one system, kind and seed out as arrays, over the records judged.
+
+    most: of the samples of an item, where items may have fewer, as they were left early.
 
     Raises ValueError naming the item where samples repeat, counts differ between items (an
     evaluation cut short), scores do not fit the responses, or the gold is not one maximum (n >= 2)
@@ -96,16 +106,17 @@ def make_pool(records: Iterable[Record], judgments: Iterable[Mapping]) -> Pool:
     items = sorted((r for r in records if r.id in by_item), key=lambda record: record.id)
     if not items:
         raise ValueError("no judgments: a pool needs at least one item")
-    samples = len(by_item[items[0].id])
+    samples = len(by_item[items[0].id]) if most is None else most
     n_I = np.array([len(record.responses) for record in items])
     gold_I = np.array([_gold(record) for record in items])
     shape = (len(items), samples)
     scores_IKN = np.zeros((*shape, n_I.max()))
     valid_IK, meta_IK = np.zeros(shape, bool), np.full(shape, np.nan)
+    drawn_IK = np.zeros(shape, bool)
     tokens_IK = np.zeros(shape, np.int64)
     for i, record in enumerate(items):
         group = sorted(by_item[record.id], key=lambda judgment: judgment["sample"])
-        if len(group) != samples:
+        if len(group) != samples and (most is None or len(group) > most):
             raise ValueError(
                 f"item {record.id!r} has {len(group)} judgments, item {items[0].id!r} has "
                 f"{samples}: every item needs the same number"
@@ -123,9 +134,10 @@ def make_pool(records: Iterable[Record], judgments: Iterable[Mapping]) -> Pool:
                 valid_IK[i, j] = True
             if judgment.get("meta_logit") is not None:
                 meta_IK[i, j] = judgment["meta_logit"]
+            drawn_IK[i, j] = True
             tokens_IK[i, j] = judgment["tokens"]
     ids = tuple(record.id for record in items)
-    return Pool(ids, n_I, gold_I, scores_IKN, valid_IK, meta_IK, tokens_IK)
+    return Pool(ids, n_I, gold_I, scores_IKN, valid_IK, drawn_IK, meta_IK, tokens_IK)
 
 
 def _gold(record: Record) -> int:
@@ -243,7 +255,14 @@ def _subsets_voted(
         return index_IVk, index_IVk
     if not 1 <= k_meta <= k:
         raise ValueError(f"k_meta = {k_meta} of k = {k} judgments")
-    return index_IVk, _meta_first(pool, index_IVk)[..., :k_meta]
+    chosen_IVk = _meta_first(pool, index_IVk)[..., :k_meta]
+    if pool.drawn_IK.all():
+        return index_IVk, chosen_IVk
+    # of fewer than k the same share is kept: in place of the rest one that was not drawn
+    drawn_IV = _gather(pool.drawn_IK, index_IVk).sum(axis=-1, keepdims=True)
+    kept_IV = -(-drawn_IV * k_meta // k)
+    undrawn_I = pool.drawn_IK.argmin(axis=1)[:, None, None]
+    return index_IVk, np.where(np.arange(k_meta) < kept_IV, chosen_IVk, undrawn_I)
 
 
 def estimate(
@@ -252,10 +271,22 @@ def estimate(
     """Judges with k samples; with `k_meta`, only the k_meta best of each k by the Meta RM vote."""
     index_IVk, chosen = _subsets_voted(pool, k, k_meta, shuffles, seed)
     credit_I, strict_I, tie_I, lost_I = (values.mean(axis=1) for values in _votes(pool, chosen))
-    # all k were generated and paid for
-    failed_I = 1.0 - _gather(pool.valid_IK, index_IVk).mean(axis=(1, 2))
-    tokens_I = _gather(pool.tokens_IK, index_IVk).mean(axis=(1, 2))
-    return Estimate(pool.ids, credit_I, strict_I, tie_I, lost_I, failed_I, tokens_I, pool.chance_I)
+    # all that were generated were paid for
+    drawn_I = _gather(pool.drawn_IK, index_IVk).sum(axis=(1, 2))
+    failed_I = 1.0 - _gather(pool.valid_IK, index_IVk).sum(axis=(1, 2)) / drawn_I
+    spent_I = _gather(pool.tokens_IK, index_IVk).sum(axis=(1, 2))
+    return Estimate(
+        pool.ids,
+        credit_I,
+        strict_I,
+        tie_I,
+        lost_I,
+        failed_I,
+        spent_I / drawn_I,
+        drawn_I / index_IVk.shape[1],
+        spent_I / index_IVk.shape[1],
+        pool.chance_I,
+    )
 
 
 def single_scores(

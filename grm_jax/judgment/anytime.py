@@ -27,10 +27,10 @@ test: the error rate is bounded by alpha for EVERY item, whatever its judgments 
 
     Under a Meta RM the same holds of the k_meta samples that are kept in the end, in their order.
     Which these are is not known, only that all lie above some logit: the test holds for all places
-    where that may lie. How many of the seen judgments lie above it is evidence of its own: N of t
-    have the hypergeometric probability p, and with a uniform prior over shares 1 / ((t + 1) p) is a
-    likelihood ratio, so that W (1 + 1 / ((t + 1) p)) / 2 is not expected to grow either. Judgments
-    of equal logits count as kept in the order of their samples.
+    where that may lie. How many of the seen judgments lie above it is evidence of its own. That N
+    of t do has the hypergeometric probability p; q is that of a binomial of half the share k_meta /
+    k, for what stands in the way are places with few above them. So W (1 + q / p) / 2 is not
+    expected to grow either. Judgments of equal logits count as kept in the order of their samples.
 
 The bound is on "the winner is not among the winners of all k". A tie of all k may be left as one of
 the responses that tie. A single response, scored 0 or 1, is a vote between two answers.
@@ -40,13 +40,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from grm_jax.judgment.voting import select_by_meta, vote
 
+AUTO = 32  # samples at most, of k="auto"
+ERROR = 0.05
 ROUND = 4  # samples between two looks
-BET = 0.9
+BET = 0.95
 CERTAIN, TEST = "certain", "test"
+
+
+@dataclass(frozen=True)
+class Anytime:
+    """Says how long samples are drawn: until the vote stands, and `most` at the most.
+
+    error: the largest probability that its winner is none of those of `most` samples; 0 goes on
+        until that is certain.
+    """
+
+    most: int = AUTO
+    error: float = ERROR
+
+    def __post_init__(self):
+        if not isinstance(self.most, int) or isinstance(self.most, bool) or self.most < 1:
+            raise ValueError(f"most: expected a positive integer, got {self.most!r}")
+        number = isinstance(self.error, (int, float)) and not isinstance(self.error, bool)
+        if not number or not 0 <= self.error < 1:
+            raise ValueError(f"error: expected a probability below 1, got {self.error!r}")
+
+    def __str__(self) -> str:
+        return f"auto, at most {self.most}, error {self.error:g}"
 
 
 def kept_so_far(drawn: int, k: int, k_meta: int) -> int:
@@ -131,7 +156,7 @@ def _wealth_guided(
     lead: Sequence[float], best_first: Sequence[int], k: int, k_meta: int, span: float
 ) -> float:
     """Returns the least of the gamblers' most, one for each number of seen samples kept at last."""
-    drawn = len(lead)
+    drawn, half = len(lead), k_meta / k / 2
     least = math.inf
     for kept in range(max(0, drawn - (k - k_meta)), min(drawn, k_meta) + 1):
         above = set(best_first[:kept])
@@ -148,6 +173,7 @@ def _wealth_guided(
             seen = i + 1
             ways = math.comb(k_meta, count) * math.comb(k - k_meta, seen - count)
             likely = ways / math.comb(k, seen)
-            most = max(most, wealth * (1 + 1 / ((seen + 1) * likely)) / 2)
+            fewer = math.comb(seen, count) * half**count * (1 - half) ** (seen - count)
+            most = max(most, wealth * (1 + fewer / likely) / 2)
         least = min(least, most)
     return least

@@ -173,6 +173,18 @@ def read_answer(
     }
 
 
+def score_span(n: int, answer: str = "scores") -> int | None:
+    """Returns the largest difference of two scores that `read_answer` gives to n responses.
+
+    Of a single response, which has no second, the largest of two judgments; None where its score
+    says neither right nor wrong ("ten").
+    """
+    if answer == "index":
+        return 1
+    low, high = score_range(n)
+    return None if answer == "ten" and n == 1 else high - low
+
+
 def _parse(
     text: str, answer: str, n: int, low: int, high: int, truncated: bool
 ) -> Judgment | ParseFailure:

@@ -10,8 +10,9 @@ from itertools import zip_longest
 from grm_jax.benchmarks import Benchmark
 from grm_jax.evaluation.figures import Judged
 from grm_jax.evaluation.store import read_line
+from grm_jax.judgment.anytime import kept_so_far
 from grm_jax.judgment.records import Record, record_to_dict
-from grm_jax.judgment.voting import expected_credit, select_by_meta, vote
+from grm_jax.judgment.voting import default_k_meta, expected_credit, select_by_meta, vote
 
 SAMPLES_SHOWN = 8  # of one system on one item, greedy ones included
 CHARACTERS = 12_000_000  # of JSON in the page
@@ -91,13 +92,16 @@ def _verdict(
     """
     kind, k = ("sampled", most) if judged.sampled else ("greedy", 1)
     rows = judged.rows.get(kind, [{}])[0]
-    judgments = [rows.get((record.id, s)) for s in range(k)]
-    if None in judgments:
+    judgments = [rows[record.id, s] for s in range(k) if (record.id, s) in rows]
+    drawn = len(judgments)
+    if drawn < (judged.even(k) if judged.sampled else k):
         return None, None, set()
     scores, logits = [j["scores"] for j in judgments], [j["meta_logit"] for j in judgments]
-    kept = select_by_meta(scores, logits) if any(logit is not None for logit in logits) else ()
+    kept = ()
+    if any(logit is not None for logit in logits):
+        kept = select_by_meta(scores, logits, kept_so_far(drawn, k, default_k_meta(k)))
     guided = (
-        _shown_vote(record, [scores[i] for i in kept]) | {"k": k, "k_meta": len(kept)}
+        _shown_vote(record, [scores[i] for i in kept]) | {"k": drawn, "k_meta": len(kept)}
         if kept
         else None
     )

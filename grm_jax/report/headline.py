@@ -134,6 +134,14 @@ def coverage_text(row: Mapping) -> str:
     return "n/a" if row["coverage"] is None else f"{math.floor(1000 * row['coverage']) / 10:g} %"
 
 
+def early_text(row: Mapping) -> str:
+    """Says how many judgments an item had on the mean, where it was left before it had k."""
+    samples, k = row.get("samples_per_item"), row.get("k")
+    if samples is None or samples >= k or row["flat_by_construction"]:
+        return ""
+    return f"{samples:.1f} judgments, {100 * (1 - samples / k):.0f} % saved"
+
+
 def way_text(aggregation: str, k: int) -> str:
     """Names a way to judge, in tables."""
     return {"greedy": "greedy", "vote": f"vote @{k}", "meta": f"Meta RM @{k}"}[aggregation]
@@ -149,6 +157,7 @@ def markdown(results: Mapping) -> str:
     """Writes the headline and the capabilities, in percent, as Markdown tables."""
     benchmarks = results["benchmarks"]
     least, thin = 100 * results["min_coverage"], low_systems(results)
+    early = any(map(early_text, results["rows"]))
     lines = [
         "In %, with 95 % intervals by bootstrap over prompts. A tie of t responses that includes "
         "the best counts 1/t. @k: a vote of k judgments; Meta RM @k: of the half of them that it "
@@ -159,7 +168,9 @@ def markdown(results: Mapping) -> str:
         "small for the figure. unparsed: judgments "
         "without scores. Bold: the highest of those in its column whose interval lies above chance "
         f"and that have no {LOW}; the highest of many lines is in part luck, and no interval is "
-        "corrected for multiple comparisons. no interval: the items share one prompt.",
+        "corrected for multiple comparisons. no interval: the items share one prompt."
+        + early
+        * " saved: of k judgments an item, as it is left once its verdict stands.",
         *first_looks(benchmarks),
         "",
         "| system | judgment | "
@@ -281,6 +292,7 @@ def _cell(row: Mapping | None, best: bool, min_coverage: float) -> str:
     if row["coverage"] is not None and row["coverage"] < 1:
         mark = f" {LOW}" if is_low(row, min_coverage) else ""
         notes.append(f"coverage {coverage_text(row)}{mark}")
+    notes += [text] if (text := early_text(row)) else []
     within = f"[{_percent(row['ci_low'])}, {_percent(row['ci_high'])}]"
     if row["ci_low"] is None:
         within = "[no interval]"

@@ -23,6 +23,7 @@ from grm_jax.report.headline import (
     LOW,
     absent_text,
     coverage_text,
+    early_text,
     headline,
     is_low,
     low_places,
@@ -93,6 +94,7 @@ def render(
         headline=lines,
         some_items=any(row["not_applicable"] for row in cells),
         some_coverage=any(row["coverage"] not in (1, None) for row in cells),
+        some_early=any(map(early_text, cells)),
         figures=_figures(results, systems),
         rows=results["rows"],
         main=_main_rows(results),
@@ -113,6 +115,7 @@ def render(
         way_text=way_text,
         absent_text=absent_text,
         coverage_text=coverage_text,
+        early_text=early_text,
         reasons_text=reasons_text,
         is_low=is_low,
         # items to read

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
-from grm_jax.judgment.parsing import ANSWERS
+from grm_jax.judgment.parsing import ANSWERS, score_span
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
 from grm_jax.models.config import Gemma2Config, Numerics, load_config, read_config
@@ -95,6 +95,9 @@ class System(NamedTuple):
     sampled: whether its samples differ; None where only the loaded model can tell.
     estimate: (records, samples) -> what they would ask of its server; None for what runs here.
     ready: raises ValueError where a key that its requests need is not there; asks nothing.
+    span: n -> the largest difference of two scores in a judgment of n responses, None where it has
+        no bound; None for a model of whose scores nothing is known, and for a kind of
+        one's own, which says it once it is loaded.
     """
 
     name: str
@@ -107,6 +110,7 @@ class System(NamedTuple):
     sampled: bool | None = None
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
     ready: Callable[[], object] | None = None
+    span: Callable[[int], float | None] | None = None
 
 
 def describe(spec: Mapping, asking: Asking) -> System:
@@ -150,6 +154,7 @@ def describe(spec: Mapping, asking: Asking) -> System:
         found.sampled,
         found.estimate,
         found.ready,
+        found.span,
     )
 
 
@@ -227,6 +232,7 @@ class _Kind(NamedTuple):
     view: Callable[[dict], dict] | None = None
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
     ready: Callable[[], object] | None = None
+    span: Callable[[int], float | None] | None = None
 
 
 class _Folder(NamedTuple):
@@ -295,7 +301,8 @@ def _pointwise(spec, asking) -> _Kind:
         return build
 
     fewest = 2 if answer == "index" else 1
-    return _Kind(identity, loader, lambda n: n >= fewest, sampled=True)
+    span = functools.partial(score_span, answer=answer)
+    return _Kind(identity, loader, lambda n: n >= fewest, sampled=True, span=span)
 
 
 def _judge(spec, asking) -> _Kind:
@@ -324,7 +331,8 @@ def _judge(spec, asking) -> _Kind:
         )
 
     view = by_probability if spec["kind"] == "token_prob" else None
-    return _Kind(identity, loader, lambda n: n >= 2, sampled=True, view=view)
+    # a response scores the pairs that it won, or their probabilities
+    return _Kind(identity, loader, lambda n: n >= 2, sampled=True, view=view, span=lambda n: n - 1)
 
 
 def _scalar(spec, asking) -> _Kind:
@@ -432,6 +440,7 @@ def _remote(spec, asking) -> _Kind:
         sampled=True,
         estimate=lambda records, samples: estimate(records, samples, **about),
         ready=lambda: remote_config.headers_of(remote_config.read_config(of_requests)),
+        span=functools.partial(score_span, answer=answer),
     )
 
 

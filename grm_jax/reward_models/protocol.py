@@ -96,12 +96,15 @@ class RewardModel(NamedTuple):
     sampled: whether samples differ (False: the k-curve is flat by construction).
     accepts: whether the model can judge a record of n responses at all (a pairwise model has
         nothing to say on n = 1).
+    span: for kinds of one's own, n -> the largest difference of two scores in a judgment of n
+        responses (`System.span`); None where nothing is known of them.
     """
 
     name: str
     judge: Judge
     sampled: bool
     accepts: Callable[[int], bool]
+    span: Callable[[int], float | None] | None = None
 
 
 def shown_order(seed: int, record: Record, sample: int, swapped: bool) -> tuple[int, ...]:

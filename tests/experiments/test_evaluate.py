@@ -91,6 +91,33 @@ def files(workdir):
     }
 
 
+def test_items_are_left_once_their_verdict_stands(config, tmp_path):
+    config.systems = tuple(spec for spec in config.systems if spec["name"] != "pairwise")
+    config.eval.update(ks=(1, 2, 4, 8, 16), anytime=0.2, samples_per_order=1)
+    results = evaluate(config, tmp_path / "run")
+    schema.check(results)
+    drawn = [(item, s) for name, item, s, t, _ in asked() if (name, t) == ("sampled", 1.0)]
+    assert results["ks"] == [1, 2, 4, 16] and 8 * 4 < len(drawn) < 8 * 16
+    of_way = {
+        (row["aggregation"], row["k"], row["k_meta"]): row
+        for row in results["rows"]
+        if row["system"] == "sampled" and row["benchmark"] == "mixed"
+    }
+    assert ("meta", 16, 8) in of_way and ("meta", 16, 16) not in of_way
+    row = of_way["vote", 16, None]
+    assert (
+        row["samples_per_item"] == len(drawn) / 8 and row["tokens_per_item"] == 7 * len(drawn) / 8
+    )
+    assert of_way["vote", 4, None]["samples_per_item"] == 4
+    words = f"{len(drawn) / 8:.1f} judgments, {100 - 100 * len(drawn) / 128:.0f} % saved"
+    for name in ("table.md", "report.html"):
+        assert words in (tmp_path / "run" / name).read_text()
+    failing = [r for r in results["rows"] if (r["system"], r["k"]) == ("failing", 16)]
+    assert {row["samples_per_item"] for row in failing} == {16.0}, "it says no bound of its scores"
+    evaluate(config, tmp_path / "run")
+    assert asked() == []
+
+
 def test_everything_is_asked_once_and_a_rerun_asks_nothing_and_loads_nothing(config, tmp_path):
     results = evaluate(config, tmp_path / "run")
     schema.check(results)
