@@ -88,7 +88,10 @@ PANELS = {
     "Policy loss": ("policy_loss",),
     "Gradient norm": ("grad_norm",),
     "Learning rate": ("learning_rate",),
-    "Tokens per second": ("tokens_per_s",),
+    "Tokens per second": ("tokens_per_s", "computed_tokens_per_s"),
+    "Seconds of a step, by phase": ("seconds/*",),
+    "Share of the peak FLOPs": ("mfu", "mfu_update"),
+    "Share of wall time in useful steps": ("goodput",),
 }
 
 

@@ -105,6 +105,12 @@ WORDS = {  # a metric by name or pattern: what it is
     "accuracy": "Share of held-out pairs that the model puts in the right order.",
     "grad_norm": "Norm of the gradient before clipping.",
     "score_share/*": "Share of each score among those given to lists.",
+    "tokens_per_s": "Real tokens of the updates a second; computed_tokens_per_s with padding.",
+    "seconds/*": "Seconds of a step by what the devices, else the host, were at; and compiling.",
+    "mfu*": "Model FLOPs over what the chips could do in that time: of the whole step, and of its "
+    "update (mfu_update). On CPU the peak is a measured matrix product.",
+    "goodput": "Share of the stage's wall time so far, over all its starts, in rollouts, "
+    "log-probabilities and updates that count.",
     "sampling/*": "How far the trainer's log-probabilities are from the sampler's.",
 }
 
