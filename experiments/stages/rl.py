@@ -19,6 +19,7 @@ from grm_jax.parallel import processes
 from grm_jax.progress import progress
 from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.reward_models.load import samplers
+from grm_jax.sampling.engine import Counts
 from grm_jax.training.loop import Trained, begin, finish, leave, observe, save_state
 from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.objectives import rl_objective
@@ -30,7 +31,7 @@ from grm_jax.training.rollouts import (
     rollout_metrics,
     sampler_gap,
 )
-from grm_jax.training.speed import rl_work
+from grm_jax.training.speed import engine_metrics, rl_work
 
 # what the console shows beside the step: {name there: metric}
 SHOWN = {"reward": "reward/mean", "kl": "kl", "entropy": "entropy"}
@@ -95,7 +96,8 @@ def train(run: Run) -> dict | None:
             chosen = [records[i] for i in next(prompts)["index"]]
             policy = training.params_of(state)
             phases.begin("rollout")
-            rollouts = roll_out(run, sampler, policy, chosen, step, stopped)
+            engines: dict[int, Counts] = {}
+            rollouts = roll_out(run, sampler, policy, chosen, step, stopped, engines)
             if rollouts is None:  # asked to stop: as after the step before
                 write(late.flush())
                 goodput.mark(step)
@@ -111,6 +113,7 @@ def train(run: Run) -> dict | None:
                 judgment |= {"step": step, "reward": value}
             lengths = [len(rollout.prompt_ids) for rollout in rollouts]
             on_host[step] = rollout_metrics(judgments, lengths, G)
+            on_host[step] |= engine_metrics(list(engines.values()))
 
             # the batch, on the devices
             laid = batching.lay(
@@ -217,9 +220,11 @@ def roll_out(
     records: list[Record],
     step: int,
     stopped: Callable[[], bool] = lambda: False,
+    engines: dict[int, Counts] | None = None,
 ) -> list[Drawn] | None:
     """G judgments of each record under the current policy; rows p*G ... p*G + G - 1 are the group
-    of record p. None where the process is asked to stop behind a batch of them.
+    of record p. None where the process is asked to stop behind a batch of them. `engines` gets the
+    counts of those that drew.
     """
     G, seed, settings = run.config.rl.group_size, run.config.seed, run.config.rl
     asks = []
@@ -239,6 +244,7 @@ def roll_out(
         temperature=settings.temperature,
         buckets=run.asking.lengths.buckets,
         rows=min(len(asks) * G, run.asking.sampling.rows // G * G),
+        counts=lambda one: engines.update({id(one): one}) if engines is not None else None,
     )
     drawn: list[Drawn] = []
     for batch in batches:

@@ -17,7 +17,7 @@ from grm_jax.judgment.parsing import ANSWERS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, Turn, gold
 from grm_jax.judgment.rules import is_correct
-from grm_jax.sampling.engine import Drawing
+from grm_jax.sampling.engine import Counts, Drawing
 from grm_jax.sampling.rollout import Completion, Request, generate
 from grm_jax.tokenizer import Tokenizer
 
@@ -175,6 +175,7 @@ def judge(
     temperature: float,
     buckets: Sequence[int],
     rows: int,
+    counts: Callable[[Counts], None] = lambda counts: None,
 ) -> Iterator[list[Drawn]]:
     """Draws and parses judgments, block by block, as `grm_jax.sampling.rollout.generate` does."""
     asks = with_prompts(prompter, asks)
@@ -182,7 +183,7 @@ def judge(
     if isinstance(sampler, Drawing):
         fronts = [prompter.front_of(r.prompt_ids, len(a.order)) for r, a in zip(requests, asks)]
         requests = [dataclasses.replace(r, front=n) for r, n in zip(requests, fronts)]
-    for indices, completions in generate(sampler, params, requests, seed, buckets, rows):
+    for indices, completions in generate(sampler, params, requests, seed, buckets, rows, counts):
         drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]
         for i, completion in zip(of_ask, completions, strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from grm_jax.sampling.engine import Drawing, draw
+from grm_jax.sampling.engine import Counts, Drawing, draw
 from grm_jax.sampling.requests import NO_LIMIT, Completion, Request, check_logits, check_request
 from grm_jax.sampling.sampler import sample_key
 
@@ -71,6 +71,7 @@ def generate(
     seed: int,
     buckets: Sequence[int],
     rows: int,
+    counts: Callable[[Counts], None] = lambda counts: None,
 ) -> Iterator[tuple[list[int], list[Completion]]]:
     """Draws all completions: with the engine as they are complete, or a batch at a time.
 
@@ -79,6 +80,7 @@ def generate(
         of samples; or the engine's slow twin, from `grm_jax.sampling.mapped.make_sampler`, for one
         batch of `plan(requests, buckets, rows)` after the other.
       seed: with (item id, sample index) it fixes every completion, whatever the batch around it.
+      counts: gets the counts of an engine each time that something is complete.
 
     Yields:
       The indices of complete requests, and their completions, request by request and sample by
@@ -88,7 +90,7 @@ def generate(
       ValueError: logits were not finite, so that what they chose is no text of the model.
     """
     if isinstance(sampler, Drawing):
-        yield from draw(sampler, params, requests, seed, buckets, rows)
+        yield from draw(sampler, params, requests, seed, buckets, rows, counts)
         return
     k = len(requests[0].samples) if requests else 1
     for batch in plan(requests, buckets, rows):

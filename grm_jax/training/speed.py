@@ -14,6 +14,7 @@ from grm_jax.models.config import Gemma2Config
 from grm_jax.models.flops import forward_flops, token_flops
 from grm_jax.parallel import processes
 from grm_jax.parallel.hardware import GIB, memory_in_use, peak_flops
+from grm_jax.sampling.engine import Counts
 from grm_jax.training.goodput import Goodput
 from grm_jax.training.metrics import LateMetrics, Work
 from grm_jax.training.phases import Phases, Trace
@@ -104,3 +105,24 @@ def rl_work(
     update = 3.0 * forward * updates
     needed = int((positions >= 0).sum())
     return Work(needed, positions.size, rollout + head + passes * forward + update, update)
+
+
+def engine_metrics(counts: Sequence[Counts]) -> dict[str, float]:
+    """Describes what engines drew: tokens, and which share of them was needed. {} without one.
+
+    engine/{prefilled, decoded}_tokens: computed, with padding and rows that were done.
+    engine/needed_tokens: of different prompts, and of completions.
+    engine/occupancy: needed decode steps of a row over all of them.
+    """
+    if not counts:
+        return {}
+    prefilled, decoded, needed_prefill, needed_decode = (
+        float(sum(getattr(one, name) for one in counts))
+        for name in ("prefilled", "decoded", "needed_prefill", "needed_decode")
+    )
+    return {
+        "engine/prefilled_tokens": prefilled,
+        "engine/decoded_tokens": decoded,
+        "engine/needed_tokens": needed_prefill + needed_decode,
+        "engine/occupancy": needed_decode / max(decoded, 1.0),
+    }

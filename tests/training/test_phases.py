@@ -11,10 +11,11 @@ import pytest
 from grm_jax.models.config import Gemma2Config, alternating
 from grm_jax.models.flops import forward_flops
 from grm_jax.parallel.hardware import GPUS, TPUS, chip_of, peak_flops
+from grm_jax.sampling.engine import Counts
 from grm_jax.training import goodput as goodput_module
 from grm_jax.training.goodput import Goodput
 from grm_jax.training.phases import Phases, Span, Trace, attribute, programs_compiled, trace_of
-from grm_jax.training.speed import Speed, fit_work, rl_work
+from grm_jax.training.speed import Speed, engine_metrics, fit_work, rl_work
 
 CFG = Gemma2Config(
     vocab_size=50,
@@ -168,3 +169,14 @@ def test_chips_by_what_jax_calls_them():
     assert chip_of("cpu") is None
     peak = peak_flops(jax.devices("cpu"), "float32")
     assert peak is not None and peak > 1e8
+
+
+def test_what_engines_drew():
+    counts = [Counts(100, 60, 50, 30), Counts(20, 40, 10, 20)]
+    assert engine_metrics(counts) == {
+        "engine/prefilled_tokens": 120,
+        "engine/decoded_tokens": 100,
+        "engine/needed_tokens": 110,
+        "engine/occupancy": 0.5,
+    }
+    assert engine_metrics([]) == {}
