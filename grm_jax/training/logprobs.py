@@ -43,9 +43,10 @@ def token_logprobs(
       params: parameters of `Gemma2(cfg)`.
       tokens_BT, pos_BT: int32 tokens and positions, right-padded, pos -1 in padding.
       temperature: > 0; carries no gradient.
-      chunk: positions of a device's rows whose logits exist at one time; the backward pass computes
-        them again. None takes an eighth of all, but at least POSITIONS, and at most LOGITS_PER_ROW
-        / V of each row.
+      chunk: positions of a device's rows whose logits are computed at one time. The backward pass
+        computes them again, unless those of all chunks together are KEPT_LOGITS at most. None takes
+        an eighth of all positions, but at least POSITIONS, and at most LOGITS_PER_ROW / V of each
+        row.
       packed: which tokens of a row see each other, as in `Gemma2`. None: each row is one sequence.
       wanted_BT: not 0 at tokens whose values are used: only before these are logits computed. None
         takes all tokens that have one before them in an unpacked row (pos > 0).
