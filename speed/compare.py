@@ -93,7 +93,7 @@ def cases(inputs: pathlib.Path) -> dict[str, tuple[float, list[Contender]]]:
     judging = small, f"--records={inputs}/records.jsonl", "--samples=32", "--limit=4"
     return {
         "p512_k1": (0.9, one_prompt(512, 1)),
-        "p512_k8": (1.9, one_prompt(512, 8, transformers=2, before=2)),
+        "p512_k8": (1.9, one_prompt(512, 8, transformers=2, batch=2, before=2)),
         "p512_k32": (2.3, one_prompt(512, 32)),
         "p2048_k8": (1.9, one_prompt(2048, 8)),
         "queue": (5.6, sampling(large, f"--queue={inputs}/queue.jsonl", batch=2)),
