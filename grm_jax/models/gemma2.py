@@ -80,7 +80,7 @@ class Attention(nn.Module):
     layer_type: str
 
     @nn.compact
-    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, own_rows):
+    def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, own_rows=None):
         cfg, dtype = self.cfg, x_BTD.dtype
         D, N, K, H = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
 
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         window = cfg.sliding_window if self.layer_type == LOCAL else None
         if own_rows is not None:
             out_BTNH = attend_own_keys(
-                cfg, self.layer_type, q_BTNH, own["k"], own["v"], pos_BT, own_rows[self.layer_type]
+                cfg, self.layer_type, q_BTNH, own["k"], own["v"], pos_BT, own_rows
             )
         else:
             shared = [] if prefix is None else [prefix] if isinstance(prefix, dict) else [*prefix]

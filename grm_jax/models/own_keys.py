@@ -13,20 +13,24 @@ from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.splash import packed_masks, splash_attend
 
 
-def _window(cfg: Gemma2Config, layer_type: str) -> int | None:
-    return cfg.sliding_window if layer_type == LOCAL else None
+def _window(cfg: Gemma2Config, layer_type: str, length: int) -> int | None:
+    """The window of a layer in rows of this length: None where none of their positions feels it."""
+    window = cfg.sliding_window if layer_type == LOCAL else None
+    if window is not None and window >= length and cfg.attention != "reference":
+        return None
+    return window
 
 
-def prepare(cfg: Gemma2Config, pos_BT: jax.Array, packed: Packed | None) -> dict[str, Any]:
-    """Makes, for each type of layer, what `attend_own_keys` needs to know of the rows.
+def prepare(cfg: Gemma2Config, pos_BT: jax.Array, packed: Packed | None) -> dict[int, Any]:
+    """Makes, for each window that layers have, what `attend_own_keys` needs to know of the rows.
 
-    Once for all layers. Pytrees whose arrays have the axis of rows first; None where positions
-    suffice.
+    Once for all layers; under 0 what those without a window need. Pytrees of arrays with the axis
+    of rows first; None where positions suffice.
     """
+    T = pos_BT.shape[1]
 
-    def of_type(layer_type):
-        window = _window(cfg, layer_type)
-        if cfg.attention == "blocked" and (packed is not None or pos_BT.shape[1] > blocked.TILE):
+    def for_window(window):
+        if cfg.attention == "blocked" and (packed is not None or T > blocked.TILE):
             return blocked.make_tiles(pos_BT, packed, window)
         if cfg.attention == "tokamax":
             return gpu.seen_keys(pos_BT, packed, window)
@@ -34,7 +38,8 @@ def prepare(cfg: Gemma2Config, pos_BT: jax.Array, packed: Packed | None) -> dict
             return packed_masks(pos_BT, packed, window)
         return packed
 
-    return {layer_type: of_type(layer_type) for layer_type in cfg.block}
+    windows = {_window(cfg, layer_type, T) for layer_type in cfg.block}
+    return {window or 0: for_window(window) for window in windows}
 
 
 def attend_own_keys(
@@ -44,7 +49,7 @@ def attend_own_keys(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     pos_BT: jax.Array,
-    rows: Any,
+    prepared: dict[int, Any],
 ) -> jax.Array:
     """Attends from every row to its own keys; BTNH in q's dtype.
 
@@ -52,9 +57,10 @@ def attend_own_keys(
 
     pos_BT: -1 in padding. Position t at index t and padding last, or as `Packed` says; without
         `packed`, "reference" takes any positions.
-    rows: the layer type's entry of `prepare`.
+    prepared: what `prepare` made of these rows.
     """
-    window, cap = _window(cfg, layer_type), cfg.attn_softcap
+    window, cap = _window(cfg, layer_type, q_BTNH.shape[1]), cfg.attn_softcap
+    rows = prepared[window or 0]
     if isinstance(rows, blocked.Tiles):
         return blocked.blocked_attend(q_BTNH, k_BTKH, v_BTKH, rows, cap)
     if cfg.attention == "tokamax":
