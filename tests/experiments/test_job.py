@@ -22,6 +22,8 @@ from grm_jax.training.metrics import MEASURED, read_metrics
 pytestmark = pytest.mark.slow
 MESH = ("--config.mesh.replica=1", "--config.mesh.fsdp=-1")
 OVERRIDES = (*MESH, '--config.eval.systems=("grm",)', '--config.eval.splits=("test",)')
+# of a row of metrics: what depends on how many shares the rows are cut into
+OF_MESH = ("computed_tokens", "engine/")
 # of a row of judgments: what models give as real numbers
 INEXACT = ("meta_logit", "scores", "preference", "preferences", "probability")
 LIMIT_S = 500
@@ -55,7 +57,7 @@ def until(job, workdir: pathlib.Path, reached) -> None:
 def rows_of(workdir: pathlib.Path, stage: str) -> list[dict]:
     rows = read_metrics(workdir / "metrics.jsonl") if (workdir / "metrics.jsonl").is_file() else []
     return [
-        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
+        {name: value for name, value in row.items() if not name.startswith((*MEASURED, *OF_MESH))}
         for row in rows
         if row["stage"] == stage
     ]
