@@ -30,7 +30,7 @@ from grm_jax.sampling.sampler import sample_key
 __all__ = ["Counts", "Drawing", "Engine", "batch_engine", "draw"]
 
 PREFILL = 512  # tokens, about, that a call of a device's prefill computes
-FEWEST = 16  # rows that the last ones alive go on in
+FEWEST = 8  # rows that the last ones alive go on in
 SMALL, LARGE = 256, 4  # completions of SMALL tokens or more begin in a cache of a LARGE-th of them
 
 
