@@ -23,7 +23,6 @@ from absl import app, flags
 import grm_jax
 from grm_jax.judgment.records import read_records
 from grm_jax.reward_models import grm
-from grm_jax.sampling import rollout
 from speed import turns
 
 MODEL = flags.DEFINE_string("model", "tiny", "Model folder with a grm.json.")
@@ -48,16 +47,17 @@ class Watch:
 
     def __init__(self):
         self.clear()
-        generate, draw = grm.generate, rollout.draw
+        generate = grm.generate
 
-        def watched(sampler, params, requests, *args):
+        def watched(sampler, params, requests, seed, buckets, rows, *_):
             self.prompts |= {tuple(request.prompt_ids) for request in requests}
-            return generate(sampler, params, requests, *args)
+            return generate(sampler, params, requests, seed, buckets, rows, self.count)
 
-        def counted(*args):
-            return draw(*args, counts=lambda counts: self.engines.update({id(counts): counts}))
+        grm.generate = watched
 
-        grm.generate, rollout.draw = watched, counted
+    def count(self, counts):
+        """Keeps an engine's counts, which it goes on with."""
+        self.engines[id(counts)] = counts
 
     def clear(self):
         self.prompts, self.engines = set(), {}
