@@ -47,7 +47,7 @@ from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
-from grm_jax.reward_models.meta_rm import add_logits, make_scorer
+from grm_jax.reward_models.meta_rm import add_logits, make_scorer, of_size
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import Estimate, estimate, remote_judge
@@ -652,19 +652,13 @@ def _meta_guide(
             temperature: float = 0.0,
             swapped: bool = False,
         ) -> Iterator[list[dict]]:
-            by_id = {record.id: record for record in records}
-            for block in model.judge(records, samples, temperature, swapped):
-                if temperature > 0:
-                    add_logits(
-                        block,
-                        by_id,
-                        scorer,
-                        params,
-                        tokenizer,
-                        template,
-                        batches.sequence_buckets,
-                        batches.rows,
-                    )
+            blocks = model.judge(records, samples, temperature, swapped)
+            if temperature == 0:
+                yield from blocks
+                return
+            by_id, lengths = {record.id: record for record in records}, batches.sequence_buckets
+            for block in of_size(blocks, batches.rows):
+                add_logits(block, by_id, scorer, params, tokenizer, template, lengths, batches.rows)
                 yield block
 
         return model._replace(judge=judge)

@@ -8,7 +8,7 @@ section 4 and C.1).
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -139,3 +139,24 @@ def add_logits(
         parsed, score_sequences(scorer, params, sequences, buckets, batch), strict=True
     ):
         row["meta_logit"] = logit
+
+
+def of_size(blocks: Iterable[list[dict]], size: int) -> Iterator[list[dict]]:
+    """Cuts judgments into blocks of `size`, the last one shorter.
+
+    An engine gives a few at a time, and `score_sequences` pads its batches. What has come before an
+    error is given first.
+    """
+    held: list[dict] = []
+    try:
+        for block in blocks:
+            held += block
+            while len(held) >= size:
+                yield held[:size]
+                held = held[size:]
+    except Exception:
+        if held:
+            yield held
+        raise
+    if held:
+        yield held

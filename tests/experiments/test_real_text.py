@@ -61,6 +61,7 @@ def check(processes, workdir, train, test, tokenizer, records, *more):
     )
 
 
+@pytest.mark.slow
 def test_a_few_short_items_go_through_every_stage(processes, data_dir, tmp_path):
     train = shortest(
         data_dir / "rmb/RMB_dataset/BoN_set/Helpfulness/Rewrite/Paraphrasing.json",

@@ -82,6 +82,7 @@ def test_pair_rm(train, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_cloud_goes_on_where_each_stage_was(train, tmp_path):
     train("cloud", tmp_path)
     check(tmp_path, "cloud")

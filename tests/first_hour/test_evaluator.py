@@ -181,6 +181,7 @@ def check(folder: pathlib.Path, api: Api, results: list[commands.Result], items:
     assert right >= 15 and json.loads(rank.stdout)["id"] == lines[0]["id"]
 
 
+@pytest.mark.slow
 def test_the_page_runs_from_its_own_blocks(tmp_path, api):
     folder = commands.clone(tmp_path)
     write_rmb(folder / "data/RMB_dataset")

@@ -15,6 +15,7 @@ from grm_jax.reward_models.meta_rm import (
     make_scorer,
     meta_examples,
     meta_ids,
+    of_size,
     score_sequences,
 )
 from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, judgment, record
@@ -156,3 +157,16 @@ def test_a_logit_that_is_not_finite_is_an_error(value):
         ValueError, match=rf"the logit of a sequence of 3 tokens is {value}, not finite"
     ):
         score_sequences(scorer, {}, [[1, 2], [9, 2, 3]], (4,), 2)
+
+
+def test_judgments_are_scored_in_full_batches_and_none_is_lost_before_an_error():
+    def blocks():
+        yield from ([{"n": 0}], [{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}], [], [{"n": 5}])
+        raise OSError("the disk is full")
+
+    given = []
+    with pytest.raises(OSError):
+        for block in of_size(blocks(), 4):
+            given.append([row["n"] for row in block])
+    assert given == [[0, 1, 2, 3], [4, 5]]
+    assert [len(block) for block in of_size(iter([[{}] * 9]), 4)] == [4, 4, 1]

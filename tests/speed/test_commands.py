@@ -71,6 +71,7 @@ def test_step(environment, lengths):
         assert line["needed_tokens"] < line["computed_tokens"]
 
 
+@pytest.mark.slow
 def test_step_with_rollouts(environment, lengths):
     flags = "--task=rl", "--rollout", "--beta=0.04", f"--lengths={lengths}", "--prompts=2"
     (line,) = run(environment, "speed.step", "--model=tiny_base", "--group=2", *flags)
@@ -97,6 +98,7 @@ def turns(text):
     return [{"role": "user", "content": text}]
 
 
+@pytest.mark.slow
 def test_compare_runs_contenders_in_turns(environment, tmp_path):
     """Sampling of a queue, on tiny_base; the peers are not installed, which is said."""
     inputs = tmp_path / "inputs"
