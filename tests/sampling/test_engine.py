@@ -8,32 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2Config, init_params
-from grm_jax.models.config import alternating
+from grm_jax.models import init_params
 from grm_jax.parallel.mesh import make_mesh, param_shardings
 from grm_jax.sampling import engine as engine_module
 from grm_jax.sampling.engine import Drawing, Engine, batch_engine, fold_of
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig
+from tests.sampling.test_sampler import CFG, SETTINGS
 
-CFG = Gemma2Config(
-    vocab_size=62,
-    d_model=24,
-    n_layers=4,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    d_ff=32,
-    layer_types=alternating(4),
-    sliding_window=6,
-    attn_softcap=2.0,
-    final_softcap=3.0,
-    query_pre_attn_scalar=5.0,
-    scan_layers=False,
-)
-# 13 new tokens wrap the ring of 6
-SETTINGS = SamplingConfig(max_new_tokens=13, temperature=0.8, stop_ids=(3, 7), pad_id=0)
 FRONT = 8  # tokens that all prompts begin with: more than the window
 BUCKETS = (10, 16, 24)
 
