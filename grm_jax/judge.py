@@ -199,7 +199,9 @@ def load(
     prompt = _count(
         "prompt", settle("prompt", prompt, lengths.get("prompt"), positions - completion)
     )
-    temperature = settle("temperature", temperature, said.temperature, TEMPERATURE)
+    drawing = {} if folder is None or description is not None else _drawing(folder)
+    stated = said.temperature or drawing.pop("temperature", None)
+    temperature = settle("temperature", temperature, stated, TEMPERATURE)
     for role in ROLES_OF.get(spec["kind"], ()):
         if role not in said.templates and role not in (templates or {}):
             guesses.append(f"template {role!r}")
@@ -235,7 +237,7 @@ def load(
             _powers(NARROWEST, prompt),
             _powers(NARROWEST, prompt + completion)[:-1],
         ),
-        sampling=Sampling(rows=rows, sampler="jit" if mesh.size == 1 else "shard_map"),
+        sampling=Sampling(rows=rows, sampler="jit" if mesh.size == 1 else "shard_map", **drawing),
         templates={role: load_template(role) for role in ROLES},
     )
     system = describe(spec, asking)
@@ -665,6 +667,28 @@ def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
     return value
+
+
+def _drawing(folder: pathlib.Path) -> dict[str, Any]:
+    """What a public folder's generation_config.json says of its samples: temperature, top_p, top_k.
+
+    Raises ValueError, naming the file and the field, for what none of them can be.
+    """
+    path = folder / "generation_config.json"
+    stated = read_object(path) if path.is_file() else {}
+    rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "temperature": ("a number > 0, and at most 100", lambda x: 0 < x <= 100),
+        "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
+        "top_k": ("an integer, 0 or more", lambda x: isinstance(x, int) and x >= 0),
+    }
+    drawing = {name: stated[name] for name in rules if stated.get(name) is not None}
+    for name, value in drawing.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not rules[name][1](value):
+            raise ValueError(
+                f'{path}: field "{name}": expected {rules[name][0]}, got {shown(value)}'
+            )
+    return {} if stated.get("do_sample") is False else drawing
 
 
 def _temperature(value: Any) -> float:

@@ -1,4 +1,7 @@
-"""Turns text into ids and back (tokenizer.json, SentencePiece), and writes Gemma-2's chat in ids.
+"""Turns text into ids and back (tokenizer.json, SentencePiece), and writes chats in ids.
+
+A chat is written by the folder's own template (`grm_jax.chat`); in Gemma's turns where there is
+none and the tokenizer has them, or where the template is Gemma's; else as plain lines.
 
 Three rules hold for every tokenizer:
 - text never becomes a control id: a response that contains "<end_of_turn>" or "<bos>" is encoded as
@@ -12,56 +15,49 @@ Three rules hold for every tokenizer:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 import tokenizers
 
+from grm_jax.chat import (
+    END_OF_TURN,
+    GEMMA,
+    PLAIN,
+    START_OF_TURN,
+    ChatTemplate,
+    Turns,
+    end_of_turn,
+    piece_encoder,
+    read_chat_template,
+    render_pieces,
+    special_tokens,
+)
 from grm_jax.json_files import file_looks_like, read_object, shown
+from grm_jax.judgment.reasoning import is_mark
 
-START_OF_TURN = "<start_of_turn>"
-END_OF_TURN = "<end_of_turn>"
-# `Tokenizer.chat` and `Tokenizer.chat_prompt` as transformers writes them, with turn tokens and
-# without
-CHAT_TEMPLATE = """\
-{{ bos_token }}{% set ns = namespace(instructions='') %}{% for message in messages %}\
-{% if message['role'] == 'system' %}\
-{% set ns.instructions = ns.instructions + (message['content'] | trim) + '\\n\\n' %}\
-{% else %}\
-{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else 'user') + '\\n' }}\
-{{ ns.instructions + (message['content'] | trim) + '<end_of_turn>\\n' }}\
-{% set ns.instructions = '' %}\
-{% endif %}{% endfor %}\
-{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
-"""
-PLAIN_TEMPLATE = """\
-{{ bos_token }}{% set ns = namespace(instructions='', first=true) %}{% for message in messages %}\
-{% if message['role'] == 'system' %}\
-{% set ns.instructions = ns.instructions + (message['content'] | trim) + '\\n\\n' %}\
-{% else %}\
-{{ ('' if ns.first else '\\n') + ns.instructions + (message['content'] | trim) }}\
-{% set ns.instructions = '' %}{% set ns.first = false %}\
-{% endif %}{% endfor %}\
-{{ '\\n' if add_generation_prompt else eos_token }}
-"""
 # A serialized ModelProto that is appended to another is merged into it. This one: normalizer_spec
 # (field 3) { add_dummy_prefix (3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """Encodes and decodes text, and holds the ids of the control tokens.
 
     `encode`: text -> ids, never a control id. `decode`: ids -> text, control ids left out.
-    `start_of_turn_id` and `end_of_turn_id` are None for a tokenizer without turn tokens.
+    `start_of_turn_id` is that of Gemma's turns, else None. `end_of_turn_id` is what the chat format
+    writes behind the model's turn; None where that is no control token.
     `text_prefix` is " " for models that were trained with a space before every text, else "".
+    `template` is the folder's own, None where the chat is one of the two built in; `write_chat`
+    writes (role, text) turns by it, with True up to where the model begins to write.
+    `stated_stops` are further ids that end a text, by generation_config.json.
     """
 
     vocab_size: int
@@ -73,30 +69,39 @@ class Tokenizer:
     text_prefix: str
     encode: Callable[[str], list[int]]
     decode: Callable[[Iterable[int]], str]
+    template: ChatTemplate | None = None
+    write_chat: Callable[[Turns, bool], list[int]] | None = None
+    stated_stops: tuple[int, ...] = ()
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Returns the ids that end a completion: <end_of_turn> where it exists, and eos.
+        """Returns the ids that end a completion: eos, what ends the model's turn, those stated.
 
         Instruction-tuned Gemma stops at <end_of_turn>.
         """
-        return (self.eos_id,) if self.end_of_turn_id is None else (self.eos_id, self.end_of_turn_id)
+        ids = (self.eos_id, self.end_of_turn_id, *self.stated_stops)
+        return tuple(dict.fromkeys(i for i in ids if i is not None))
 
     @property
     def chat_template(self) -> str:
         """Returns the Jinja template by which transformers writes `chat` and `chat_prompt`."""
+        if self.template is not None:
+            return self.template.text
         has_turns = self.start_of_turn_id is not None and self.end_of_turn_id is not None
-        return CHAT_TEMPLATE if has_turns else PLAIN_TEMPLATE
+        return GEMMA if has_turns else PLAIN
 
     def chat_prompt(self, user_text: str) -> list[int]:
-        r"""Writes one user turn up to where the model begins to write; one BOS, at the front.
+        r"""Writes one user turn up to where the model begins to write.
 
-        Outer white space is cut, as in Gemma's template.
+        By the folder's own template, or with one BOS at the front; outer white space is cut then,
+        as in Gemma's template.
 
         Gemma: <bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n. There is no
         system role: instructions go into the user's turn. Tokenizers without turn tokens:
         <bos>{text}\n.
         """
+        if self.write_chat is not None:
+            return self.write_chat([("user", user_text)], True)
         text = user_text.strip()
         if self.start_of_turn_id is None or self.end_of_turn_id is None:
             return [self.bos_id, *self.encode(f"{self.text_prefix}{text}\n")]
@@ -111,9 +116,9 @@ class Tokenizer:
         ]
 
     def chat_completion(self, text: str) -> list[int]:
-        """Writes the model's turn as trained and sampled: the text as given, then <end_of_turn>.
+        """Writes the model's turn as trained and sampled: the text as given, then what ends it.
 
-        eos in its place without turn tokens.
+        That is the id of <end_of_turn>, say; eos where no control token ends a turn.
         """
         return [
             *self.encode(text),
@@ -124,14 +129,16 @@ class Tokenizer:
         """Writes a finished exchange, `chat_prompt` + `chat_completion`: what a Meta RM reads."""
         return self.chat_prompt(user_text) + self.chat_completion(answer)
 
-    def chat(self, turns: Sequence[tuple[str, str]]) -> list[int]:
-        r"""Writes a whole conversation of (role, text) turns as Gemma's own template does.
+    def chat(self, turns: Turns) -> list[int]:
+        r"""Writes a whole conversation of (role, text) turns.
 
-        The input of a scalar reward model. Gemma: <bos>, then
+        The input of a scalar reward model. By the folder's own template, or Gemma's: <bos>, then
         <start_of_turn>{user or model}\n{text}<end_of_turn>\n for each turn. There is no system
         role: a system turn is put in front of the turn after it, a blank line between. Tokenizers
         without turn tokens: <bos>, a line for each turn, eos.
         """
+        if self.write_chat is not None:
+            return self.write_chat(turns, False)
         joined, instructions = [], ""
         for role, text in turns:
             if role == "system":
@@ -158,14 +165,17 @@ class Tokenizer:
         return ids
 
 
-def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike, switches: Mapping[str, Any] | None = None) -> Tokenizer:
     """Reads a tokenizer: a folder or file, of Hugging Face (tokenizer.json) or SentencePiece.
+
+    switches: names and values for the folder's own chat template, {"enable_thinking": False}, say.
 
     No network is used. Raises FileNotFoundError or ValueError, naming the file and what was
     expected in it.
     """
     path = find_tokenizer(path)
-    return _load_hugging_face(path) if path.suffix == ".json" else _load_sentencepiece(path)
+    load = _load_hugging_face if path.suffix == ".json" else _load_sentencepiece
+    return load(path, switches)
 
 
 def find_tokenizer(path: str | os.PathLike) -> Path:
@@ -191,7 +201,7 @@ def find_tokenizer(path: str | os.PathLike) -> Path:
     return path
 
 
-def _load_sentencepiece(path: Path) -> Tokenizer:
+def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Tokenizer:
     data = path.read_bytes()
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -202,34 +212,44 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
     has_prefix = model.normalize("a").startswith("▁")
     if has_prefix:
         model = sentencepiece.SentencePieceProcessor(model_proto=data + _NO_DUMMY_PREFIX)
-    vocab_size = model.vocab_size()
+    pieces, added = model.vocab_size(), _added_tokens(path.parent)
 
     def id_of(piece: str) -> int | None:
         index = model.piece_to_id(piece)
         # an unknown piece is answered with the id of <unk>
-        return index if model.id_to_piece(index) == piece else None
+        return index if model.id_to_piece(index) == piece else added.get(piece)
 
+    named = special_tokens(path.parent)
+    special: dict[str, int | None] = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        of_model = getattr(model, f"{name}_id")()
+        stated = id_of(named[f"{name}_token"]) if f"{name}_token" in named else None
+        special[name] = stated if stated is not None else of_model if of_model >= 0 else None
+    texts = {
+        f"{name}_token": model.id_to_piece(i)
+        for name, i in special.items()
+        if i is not None and i < pieces
+    }
     return _tokenizer(
         path=path,
-        vocab_size=vocab_size,
+        vocab_size=max(pieces, *(i + 1 for i in added.values())) if added else pieces,
         id_of=id_of,
-        special={
-            name: i if i >= 0 else None
-            for name, i in (
-                ("bos", model.bos_id()),
-                ("eos", model.eos_id()),
-                ("pad", model.pad_id()),
-                ("unk", model.unk_id()),
-            )
+        special=special,
+        unk_id=special["unk"],
+        control={
+            **{model.id_to_piece(i): i for i in range(pieces) if model.is_control(i)},
+            **{text: i for text, i in added.items() if i >= pieces},
         },
-        control={model.id_to_piece(i): i for i in range(vocab_size) if model.is_control(i)},
+        plain={},
         text_prefix=" " if has_prefix else "",
         encode=model.encode,
         decode=model.decode,
+        parse=None,
+        template=read_chat_template(path.parent, {**texts, **named, **(switches or {})}),
     )
 
 
-def _load_hugging_face(path: Path) -> Tokenizer:
+def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokenizer:
     spec = read_object(path)
     try:
         original = tokenizers.Tokenizer.from_file(str(path))
@@ -244,22 +264,29 @@ def _load_hugging_face(path: Path) -> Tokenizer:
         != model.encode("a", add_special_tokens=False).ids
     )
     model = model if has_prefix else original
-    model.no_truncation()
-    model.no_padding()
+    for library in (model, original):
+        library.no_truncation()
+        library.no_padding()
     vocab_size = max(model.get_vocab().values(), default=-1) + 1
+    added = model.get_added_tokens_decoder().items()
+    # what a text may become that the vocabulary does not cover
+    unknown = spec["model"].get("unk_token") or spec["model"].get("unk_id")
+    special = _special_ids(path.parent, model.token_to_id, vocab_size)
     return _tokenizer(
         path=path,
         vocab_size=vocab_size,
         id_of=model.token_to_id,
-        special=_special_ids(path.parent, model.token_to_id, vocab_size),
-        control={
-            token.content: i
-            for i, token in model.get_added_tokens_decoder().items()
-            if token.special
-        },
+        special=special,
+        unk_id=model.token_to_id(unknown) if isinstance(unknown, str) else unknown,
+        control={token.content: i for i, token in added if token.special},
+        plain={token.content: i for i, token in added if not token.special},
         text_prefix=" " if has_prefix else "",
         encode=lambda text: model.encode(text, add_special_tokens=False).ids,
         decode=lambda ids: model.decode(ids, skip_special_tokens=False),
+        parse=lambda text: original.encode(text, add_special_tokens=False).ids,
+        template=read_chat_template(
+            path.parent, {**special_tokens(path.parent), **(switches or {})}
+        ),
     )
 
 
@@ -268,15 +295,23 @@ def _tokenizer(
     vocab_size: int,
     id_of: Callable[[str], int | None],
     special: dict[str, int | None],
+    unk_id: int | None,
     control: dict[str, int],
+    plain: dict[str, int],
     text_prefix: str,
     encode: Callable[[str], list[int]],
     decode: Callable[[list[int]], str],
+    parse: Callable[[str], list[int]] | None,
+    template: ChatTemplate | None,
 ) -> Tokenizer:
-    """Wraps a library's encode and decode. `special`: bos, eos, pad, unk; `control`: further
-    strings that text must not become, with ids.
+    """Wraps a library's encode and decode.
+
+    special: bos, eos, pad, unk. unk_id: what text may become that the vocabulary does not cover.
+    control: further strings that text must not become, with ids; plain: added tokens that it may.
+    parse: text whose control strings become their ids, as transformers encodes a chat; None where
+    the library has no such call.
     """
-    bos_id, eos_id, unk_id = special["bos"], special["eos"], special["unk"]
+    bos_id, eos_id = special["bos"], special["eos"]
     if bos_id is None or eos_id is None:
         name = "bos" if bos_id is None else "eos"
         raise ValueError(
@@ -296,7 +331,54 @@ def _tokenizer(
             f"{path}: control token {single[0]!r} has fewer than two characters, so text cannot "
             "be kept apart from it"
         )
-    pad_id = next(i for i in (special["pad"], unk_id, eos_id) if i is not None)
+    pad_id = next(i for i in (special["pad"], special["unk"], eos_id) if i is not None)
+    encode_text = _guarded(encode, control, control_ids)
+
+    def decode_ids(ids: Iterable[int]) -> str:
+        # A model may have more rows than the tokenizer has ids (padding of the embedding table);
+        # those stand for no text.
+        return decode([int(i) for i in ids if int(i) not in control_ids and int(i) < vocab_size])
+
+    tokenizer = Tokenizer(
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        start_of_turn_id=turns.get(START_OF_TURN),
+        end_of_turn_id=turns.get(END_OF_TURN),
+        text_prefix=text_prefix,
+        encode=encode_text,
+        decode=decode_ids,
+        stated_stops=_stated_stops(path.parent / "generation_config.json", vocab_size),
+    )
+    if template is None:
+        return tokenizer
+    # what the template writes is control in a content, though a completion may hold it (<think>)
+    of_chat = control | {
+        text: i
+        for text, i in plain.items()
+        if len(text) > 1 and text.strip() and (text in template.text or is_mark(text))
+    }
+    ends = end_of_turn(template, tuple(of_chat))
+    encode_content = _guarded(encode, of_chat, control_ids | set(of_chat.values()))
+    encode_pieces = piece_encoder(of_chat, encode_content, parse, text_prefix)
+
+    def write_chat(turns: Turns, prompt: bool) -> list[int]:
+        return encode_pieces(render_pieces(template, turns, prompt, tuple(of_chat)))
+
+    return dataclasses.replace(
+        tokenizer,
+        start_of_turn_id=None,
+        end_of_turn_id=None if ends is None else of_chat[ends],
+        template=template,
+        write_chat=write_chat,
+    )
+
+
+def _guarded(
+    encode: Callable[[str], list[int]], control: Mapping[str, int], control_ids: set[int]
+) -> Callable[[str], list[int]]:
+    """A library's encode, in which no text becomes a control id."""
     inside = re.compile("(?=" + "|".join(map(re.escape, control)) + ")") if control else None
 
     def encode_text(text: str) -> list[int]:
@@ -312,22 +394,46 @@ def _tokenizer(
             ids += part
         return ids
 
-    def decode_ids(ids: Iterable[int]) -> str:
-        # A model may have more rows than the tokenizer has ids (padding of the embedding table);
-        # those stand for no text.
-        return decode([int(i) for i in ids if int(i) not in control_ids and int(i) < vocab_size])
+    return encode_text
 
-    return Tokenizer(
-        vocab_size=vocab_size,
-        pad_id=pad_id,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        start_of_turn_id=turns.get(START_OF_TURN),
-        end_of_turn_id=turns.get(END_OF_TURN),
-        text_prefix=text_prefix,
-        encode=encode_text,
-        decode=decode_ids,
-    )
+
+def _stated_stops(path: Path, vocab_size: int) -> tuple[int, ...]:
+    """The ids that end a text by generation_config.json; none where there is no such file."""
+    if not path.is_file():
+        return ()
+    stated = read_object(path)
+    if stated.get("eos_token_id") is None:
+        return ()
+    _stated_id(path, "eos_token_id", stated, vocab_size)
+    ids = stated["eos_token_id"]
+    return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if i is not None and i >= 0)
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Tokens that a folder adds to a SentencePiece model: {text: id}.
+
+    They are in added_tokens.json and in the "added_tokens_decoder" of tokenizer_config.json. Raises
+    ValueError, naming the file, for what are no such.
+    """
+    added: dict[str, int] = {}
+    if (folder / "added_tokens.json").is_file():
+        stated = read_object(folder / "added_tokens.json")
+        for text, i in stated.items():
+            if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+                path = folder / "added_tokens.json"
+                raise ValueError(f"{path}: field {text!r}: expected an id, got {shown(i)}")
+            added[text] = i
+    file = folder / "tokenizer_config.json"
+    stated = read_object(file).get("added_tokens_decoder") if file.is_file() else None
+    for i, token in (stated if isinstance(stated, dict) else {}).items():
+        text = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(text, str) or not i.isdecimal():
+            raise ValueError(
+                f'{file}: field "added_tokens_decoder": expected ids and objects with a text '
+                f'"content", got {i}: {shown(token)}'
+            )
+        added[text] = int(i)
+    return added
 
 
 def _special_ids(
@@ -336,22 +442,11 @@ def _special_ids(
     """Ids of bos, eos, pad, unk from tokenizer_config.json or special_tokens_map.json (as text),
     else config.json (as ids).
     """
-    texts: dict[str, tuple[str, Any]] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / file).is_file():
-            stated = read_object(folder / file).items()
-            texts.update({key: (file, text) for key, text in stated if text is not None})
+    texts = special_tokens(folder)
     config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     result: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
-        file, text = texts.get(f"{name}_token", ("", None))
-        if isinstance(text, dict):  # a serialized AddedToken
-            text = text.get("content")
-        if file and not isinstance(text, str):
-            raise ValueError(
-                f'{folder / file}: field "{name}_token": expected a text, or an object with a text '
-                f'"content", got {shown(texts[f"{name}_token"][1])}'
-            )
+        text = texts.get(f"{name}_token")
         if text is not None:
             result[name] = id_of(text)
             if result[name] is None:

@@ -13,7 +13,7 @@ FLOORS = (
     ("naming", "json_files", "signals"),
     ("last_line",),
     ("settings", "compile_cache", "locks"),
-    ("judgment", "losses", "models"),
+    ("judgment", "losses", "models", "chat"),
     ("parallel",),
     ("tokenizer", "progress", "watch"),
     ("checkpoint",),

@@ -12,7 +12,7 @@ import pathlib
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, processors, trainers
 
-from grm_jax.tokenizer import CHAT_TEMPLATE
+from grm_jax.chat import GEMMA
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 PRE_TOKEN = "|".join(
@@ -78,4 +78,4 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: pathlib.Path) -> Non
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config, indent=2) + "\n", encoding="utf-8"
     )
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(GEMMA, encoding="utf-8")

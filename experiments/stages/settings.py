@@ -157,9 +157,13 @@ class ModelSource:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The tokenizer's file or folder; None: that of the model."""
+    """The tokenizer's file or folder; None: that of the model.
+
+    chat_args: switches of its own chat template, {"enable_thinking": False}, say; None: none.
+    """
 
     path: str | None = None
+    chat_args: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         check(self)

@@ -125,7 +125,8 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """
     config_digest = processes.on_main("config", lambda: _digest_of_config(workdir, config))
     # the model, and how it is asked
-    tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
+    switches = config_flags.section(config, "tokenizer").chat_args
+    tokenizer = load_tokenizer(config_flags.tokenizer_path(config), switches)
     templates = {name: load_template(template) for name, template in config.templates.items()}
     prompter = Prompter(tokenizer, templates["pointwise"], templates["single"], config.answer)
     mesh = make_mesh(**config.mesh)
@@ -346,6 +347,8 @@ def _description(run: Run, kind: str, **described) -> Description:
         answer=run.config.answer,
         lengths={"prompt": lengths.prompt, "completion": lengths.completion},
         temperature=run.config.eval.get("temperature"),
+        chat="gemma" if run.tokenizer.template is None else "template",
+        chat_args=config_flags.section(run.config, "tokenizer").chat_args,
         **described,
     )
 

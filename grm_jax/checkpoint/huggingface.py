@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -367,13 +367,15 @@ def refuse_not_finite(
     )
 
 
-def load_own_tokenizer(folder: str | os.PathLike, cfg: Gemma2Config) -> Tokenizer:
-    """Reads the tokenizer of a model folder.
+def load_own_tokenizer(
+    folder: str | os.PathLike, cfg: Gemma2Config, switches: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """Reads the tokenizer of a model folder; switches: of its own chat template.
 
     Raises as `load_tokenizer`, and ValueError where it has more ids than the model has rows: the
     rows of those ids would be another token's.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, switches)
     if tokenizer.vocab_size > cfg.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, but config.json says "

@@ -8,6 +8,8 @@
   it is (for a Gemma-2 config.json transformers would else build Gemma's own from its vocabulary);
 - chat_template.jinja, the turns of `Tokenizer.chat` and `Tokenizer.chat_prompt`.
 
+A folder with a chat template of its own keeps its plain call: of such families some put no BOS.
+
 What a source has beside is kept, and a file that is right already is copied byte for byte.
 """
 
@@ -88,6 +90,8 @@ def _set_right(library: tokenizers.Tokenizer, tokenizer: Tokenizer) -> bool:
     library.no_padding()
     special = {token.content for token in library.get_added_tokens_decoder().values()}
     turns = (tokenizer.start_of_turn_id, tokenizer.end_of_turn_id)
+    if tokenizer.template is not None:
+        return changed
     if None not in turns and not {START_OF_TURN, END_OF_TURN} <= special:
         library.add_special_tokens([START_OF_TURN, END_OF_TURN])
         changed = True
@@ -106,10 +110,14 @@ def _with_tokens(
 ) -> dict[str, Any]:
     """tokenizer_config.json with what makes transformers' tokenizer ours."""
     config = {name: value for name, value in stated.items() if name != "chat_template"}
-    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True}
-    if config.get("add_eos_token"):
-        config["add_eos_token"] = False
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    if tokenizer.template is None:
+        config["add_bos_token"] = True
+        if config.get("add_eos_token"):
+            config["add_eos_token"] = False
+    else:  # which may write the name of a token that its folder does not state: nothing then
+        ids = {"eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
     for name, index in ids.items():
         if config.get(f"{name}_token") is None:
             config[f"{name}_token"] = library.id_to_token(index)

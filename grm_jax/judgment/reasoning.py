@@ -43,6 +43,11 @@ _BARE_FINAL = "assistantfinal"
 Span = tuple[int, int]  # characters text[start:end]
 
 
+def is_mark(text: str) -> bool:
+    """Says whether a text is one mark that opens or closes reasoning, and nothing else."""
+    return bool(_MARK.fullmatch(text))
+
+
 def without_reasoning(text: str) -> str:
     """Returns the answer alone: the text itself where nothing in it is reasoning."""
     spans = reasoning_spans(text)

@@ -10,6 +10,7 @@
         },
         "answer": "scores",
         "chat": "gemma",
+        "chat_args": null,
         "lengths": {"prompt": 6144, "completion": 2048},
         "temperature": 0.5,
         "k_meta": null,
@@ -19,7 +20,9 @@
 kind: one of KINDS.
 templates: by role; the first file is the one that is rendered, the others it includes.
 answer: what its box holds (`judgment.parsing.ANSWERS`).
-chat: the format of turns that its tokenizer writes.
+chat: the format of turns that its tokenizer writes: Gemma's (plain lines where it has no tokens for
+    turns), or "template", the folder's own chat template.
+chat_args: switches of that template, {"enable_thinking": false}, say; null: none.
 lengths: tokens, as it was trained; null: not said.
 temperature: of its samples; null: not said.
 k_meta: samples that its Meta RM keeps; null: half of them.
@@ -48,7 +51,7 @@ from grm_jax.settings import POSITIVE, SettingsError, check, one_of
 FILE = "grm.json"
 KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
 ROLES = ("pointwise", "single", "judge", "meta")
-CHATS = ("gemma",)
+CHATS = ("gemma", "template")
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
 TINY_BASE = ASSETS / "tiny_base"
 # "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
@@ -80,6 +83,7 @@ class Description:
     templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
     answer: str = "scores"
     chat: str = "gemma"
+    chat_args: Mapping[str, Any] | None = None
     lengths: Mapping[str, int] | None = None
     temperature: float | None = None
     k_meta: int | None = None
@@ -93,6 +97,10 @@ class Description:
                 "templates": ("templates by role", lambda x: _templates(x) is not None),
                 "answer": one_of(ANSWERS),
                 "chat": one_of(CHATS),
+                "chat_args": (
+                    "switches of a chat template by name",
+                    lambda x: all(map(_is_text, x)),
+                ),
                 "lengths": ('{"prompt": tokens, "completion": tokens}', _are_lengths),
                 "temperature": ("a number > 0, and at most 100", lambda x: 0 < x <= 100),
                 "k_meta": POSITIVE,
@@ -143,6 +151,10 @@ def write_description(folder: str | os.PathLike, description: Description) -> No
         role: dict(template.files) for role, template in description.templates.items()
     }
     fields["lengths"] = None if description.lengths is None else dict(description.lengths)
+    if description.chat_args is None:
+        del fields["chat_args"]
+    else:
+        fields["chat_args"] = dict(description.chat_args)
     path = pathlib.Path(folder) / FILE
     partial = path.with_name(f"{FILE}.partial")
     partial.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from grm_jax.chat import read_chat_template
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.parsing import ANSWERS, score_span
 from grm_jax.judgment.prompts import Template, load_template
@@ -245,11 +246,16 @@ class _Folder(NamedTuple):
 
     @property
     def identity(self) -> dict:
-        chat = "gemma" if self.description is None else self.description.chat
+        own = read_chat_template(self.path, self.chat_args)
+        chat = "gemma" if own is None else dataclasses.asdict(own) | {"source": None}
         return content_digest(self.path) | {"chat": chat}
 
+    @property
+    def chat_args(self) -> Mapping[str, Any]:
+        return (self.description and self.description.chat_args) or {}
+
     def tokenizer(self) -> Tokenizer:
-        return load_own_tokenizer(self.path, self.cfg)
+        return load_own_tokenizer(self.path, self.cfg, self.chat_args)
 
     def params(self, mesh: Mesh) -> dict:
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))

@@ -38,7 +38,8 @@ MESSAGES = [{"role": role, "content": text} for role, text in TURNS]
 # Gemma's own, which knows no system turn
 OWN_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}{{ m.content }}{% endfor %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ '<start_of_turn>' + m.role + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
 )
 
 

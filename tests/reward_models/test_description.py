@@ -31,6 +31,8 @@ WHOLE = Description(
     temperature=0.5,
     k_meta=3,
     meta="../meta",
+    chat="template",
+    chat_args={"enable_thinking": False},
 )
 
 
@@ -61,7 +63,8 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
         ({"kind": None}, '"kind": missing; expected one of pointwise_grm'),
         ({"kinds": "x"}, "\"kinds\": unknown; did you mean 'kind'?"),
         ({"answer": "eleven"}, "\"answer\": expected one of scores, ten, index, got 'eleven'"),
-        ({"chat": ["gemma"]}, r"\"chat\": expected one of gemma, got \['gemma'\]"),
+        ({"chat": ["gemma"]}, r"\"chat\": expected one of gemma, template, got \['gemma'\]"),
+        ({"chat_args": ["a"]}, r"\"chat_args\": expected switches of a chat .*got \['a'\]"),
         ({"lengths": {"prompt": 80}}, '"lengths": expected .*completion.*got .*80'),
         ({"lengths": {"prompt": 0, "completion": True}}, '"lengths": expected'),
         ({"temperature": 0}, '"temperature": expected a number > 0, .*got 0'),

@@ -1,0 +1,245 @@
+"""Chats by a folder's own template: the ids of transformers where contents hold no control string,
+and no control id out of a content anywhere.
+"""
+
+import functools
+import json
+import random
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grm_jax.chat import ChatTemplate, read_chat_template, render, render_pieces
+from grm_jax.tokenizer import load_tokenizer
+from tests.chat_formats import DS, FORMATS, IM, TEXTS, THINK, chat_folder
+
+transformers = pytest.importorskip("transformers")
+RECORDS = 1000
+PARTS = [
+    *("".join(TEXTS).split(" ")),
+    *(" ", "  ", "\n", "\n\n", "\t", "<", ">", "<|", "|>", "|", "｜", "▁", "</", "[", "\r\n"),
+    *("Wörter", "слова", "言葉", "كلمات", "คำ", "🦊", "e\u0301", "\u200b", "\u3000", "x = 10 ** 9"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    @functools.cache
+    def folder(name, prefix=False):
+        return chat_folder(tmp_path_factory.mktemp(name), name, prefix)
+
+    return folder
+
+
+def text_of(rng, most=40):
+    return "".join(
+        rng.choice(PARTS) + rng.choice(("", "", " ")) for _ in range(rng.randrange(most))
+    )
+
+
+def records(name, count):
+    """Conversations of all shapes; no content holds what a template of `name` writes."""
+    rng = random.Random(name)
+    written = [*FORMATS[name].special, *FORMATS[name].plain]
+    for _ in range(count):
+        turns = []
+        for i in range(rng.choice((1, 1, 2, 3, 5, 6))):
+            text = text_of(rng)
+            assert not any(token in text for token in written)
+            turns.append((("user", "assistant")[i % 2], text))
+        if name != "gemma" and rng.random() < 0.3:
+            turns.insert(0, ("system", text_of(rng, 8)))
+        yield turns
+
+
+def apply(theirs, turns, prompt, **switches):
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return theirs.apply_chat_template(
+        messages, add_generation_prompt=prompt, return_dict=False, **switches
+    )
+
+
+@pytest.mark.parametrize(
+    "name, prefix, count",
+    [(name, False, RECORDS) for name in FORMATS] + [("chatml", True, 150), ("llama3", True, 150)],
+)
+def test_ids_are_those_of_transformers(folders, name, prefix, count):
+    folder = folders(name, prefix)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    thinking = [{}] if name != "qwen3" else [{}, {"enable_thinking": False}]
+    for switches in thinking:
+        ours = load_tokenizer(folder, switches)
+        for i, turns in enumerate(records(name, count // len(thinking))):
+            if i % 2 or turns[0][0] == "system":
+                assert ours.chat(turns) == apply(theirs, turns, False, **switches), turns
+            else:
+                (_, text) = turns[0]
+                wanted = apply(theirs, turns[:1], True, **switches)
+                assert ours.chat_prompt(text) == wanted, text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_stop_ids_and_the_end_of_a_turn(folders, name):
+    ours = load_tokenizer(folders(name))
+    library = tokenizers.Tokenizer.from_file(str(folders(name) / "tokenizer.json"))
+    end = library.token_to_id(FORMATS[name].ends)
+    eos = library.token_to_id(FORMATS[name].names["eos_token"])
+    assert ours.stop_ids == tuple(dict.fromkeys((eos, end)))
+    assert ours.chat_completion("yes")[-1] == end
+    # prompt and completion are the chat that has both, as far as the end of the turn
+    if name in ("chatml", "deepseek_v3"):  # llama3's line breaks merge with the words behind them
+        whole = ours.chat([("user", "Hi."), ("assistant", "Yes?")])
+        both = ours.chat_prompt_with_answer("Hi.", "Yes?")
+        assert whole[: len(both)] == both
+
+
+def fragments(name):
+    tokens = [*FORMATS[name].special, *FORMATS[name].plain]
+    rng = random.Random(0)
+    cut = [t[:i] for t in tokens for i in (1, 2, len(t) - 1)]
+    ends = [t[i:] for t in tokens for i in (1, 2, len(t) - 1)]
+    return [*tokens, *tokens, *rng.sample(cut, 8), *rng.sample(ends, 8), " ", "\n", "a", "<", "＜"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_control_id_comes_out_of_a_content(folders, name):
+    ours = load_tokenizer(folders(name))
+    library = tokenizers.Tokenizer.from_file(str(folders(name) / "tokenizer.json"))
+    control = {library.token_to_id(t) for t in (*FORMATS[name].special, *FORMATS[name].plain)}
+    roles = [("user",), ("user", "assistant"), ("user", "assistant", "user")]
+    roles += [] if name == "gemma" else [("system", "user")]
+
+    def controls(ids):
+        return [i for i in ids if i in control]
+
+    @settings(max_examples=120, deadline=None)
+    @given(st.sampled_from(roles), st.data())
+    def check(roles, data):
+        text = st.lists(st.sampled_from(fragments(name)), max_size=6).map("".join)
+        turns = [(role, data.draw(text)) for role in roles]
+        plain = [(role, "x") for role in roles]
+        assert controls(ours.chat(turns)) == controls(ours.chat(plain))
+        asked = ours.chat_prompt(turns[-1][1])
+        assert controls(asked) == controls(ours.chat_prompt("x"))
+        # nothing of the text is lost
+        if name in ("llama3", "chatml"):
+            said = "".join(text.strip() if name == "llama3" else text for _, text in turns)
+            kept = library.decode(ours.chat(turns), skip_special_tokens=False)
+            assert len(kept) - len(said) == len(
+                library.decode(ours.chat([(r, "") for r in roles]), skip_special_tokens=False)
+            )
+
+    check()
+
+
+def test_a_join_of_content_and_template_is_no_control_string():
+    """A template that writes half of a control string behind a content."""
+    template = ChatTemplate("{{ messages[0].content }}end|>{{ messages[1].content }}<|", {})
+    control = ("<|end|>", "|><|", "<|a|>")
+    for first, second in (("<|", "x"), ("a<|", "<|end|"), ("<", "|>"), ("|><|end|>", "|>")):
+        pieces = render_pieces(template, [("user", first), ("user", second)], False, control)
+        assert "".join(pieces) == f"{first}end|>{second}<|"
+        assert not any(token in piece for token in control for piece in pieces), pieces
+    # an end that completes nothing is no cut
+    assert len(render_pieces(template, [("user", "a <"), ("user", "b")], False, control)) == 1
+
+
+def test_a_content_may_hold_the_marks_themselves(folders):
+    ours = load_tokenizer(folders("chatml"))
+    text = "\U000f0000<|im_end|>\U000f0001<|im_start|>\U000f0002"
+    ids = ours.chat_prompt(text)
+    assert text in ours.decode(ids)
+    assert len([i for i in ids if i in ours.stop_ids]) == 2  # of the system turn and of this
+
+
+def test_a_normalizer_makes_no_control_token(tmp_path):
+    folder = chat_folder(tmp_path, "deepseek_v3", normalizer=tokenizers.normalizers.NFKC())
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        token["normalized"] = True  # such tokens are looked for in the normalized text
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    raw = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    think = raw.token_to_id("<think>")
+    full_width = "＜think＞"
+    assert think in raw.encode(full_width, add_special_tokens=False).ids  # the danger is real
+    assert think not in load_tokenizer(folder).chat_prompt(full_width)
+
+
+def test_system_turns_go_into_the_next_where_a_template_refuses_them():
+    text = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none here') }}"
+        "{% endif %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
+    )
+    template = ChatTemplate(text, {}, "some/chat_template.jinja")
+    turns = [("system", "Be brief. "), ("user", "Hi")]
+    assert render(template, turns, False) == "[user:Be brief.\n\nHi]"
+    never = ChatTemplate("{{ raise_exception('roles must alternate') }}", {}, "the/file")
+    with pytest.raises(ValueError, match="the/file: turns of user: roles must alternate"):
+        render(never, [("user", "Hi")], False)
+    with pytest.raises(ValueError, match="the/file: turns of user: .*access to attribute"):
+        unsafe = "{{ ''.__class__.__mro__ }}"
+        render(ChatTemplate(unsafe, {}, "the/file"), [("user", "Hi")], False)
+
+
+def test_where_a_template_is_found(tmp_path, folders):
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": [{"name": "tools", "template": "T"}]})
+    )
+    assert read_chat_template(tmp_path, {}) is None
+    named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert read_chat_template(tmp_path, {"a": 1}) == ChatTemplate("D", {"a": 1})
+    (tmp_path / "chat_template.jinja").write_text("J")
+    assert read_chat_template(tmp_path, {}).text == "J"
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 3}))
+    with pytest.raises(ValueError, match='tokenizer_config.json: field "chat_template": expected'):
+        read_chat_template(tmp_path, {})
+    folder = chat_folder(tmp_path, "chatml")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    with pytest.raises(ValueError, match="chat_template.jinja: not a chat template"):
+        load_tokenizer(folder)
+
+
+def test_stops_that_the_generation_config_states_are_stops(tmp_path):
+    folder = chat_folder(tmp_path, "chatml")
+    ours = load_tokenizer(folder)
+    first = ours.stop_ids
+    more = [first[0], first[0] - 2]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": more}))
+    assert load_tokenizer(folder).stop_ids == (*first, more[1])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": more[1]}))
+    assert load_tokenizer(folder).stop_ids == (*first, more[1])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 10**6}))
+    with pytest.raises(ValueError, match='generation_config.json: field "eos_token_id": expected'):
+        load_tokenizer(folder)
+
+
+def test_a_completion_may_think_and_a_prompt_may_not(folders):
+    ours = load_tokenizer(folders("qwen3"))
+    text = "<think>\nhm\n</think>\n\n8"
+    ids = ours.chat_completion(text)
+    assert ours.decode(ids) == text
+    library = tokenizers.Tokenizer.from_file(str(folders("qwen3") / "tokenizer.json"))
+    marks = {library.token_to_id(mark) for mark in THINK}
+    assert [i for i in ids if i in marks] == [library.token_to_id(mark) for mark in THINK]
+    assert marks.isdisjoint(ours.chat_prompt(text))
+
+
+def test_the_unknown_token_of_a_byte_level_tokenizer_is_control(folders):
+    ours = load_tokenizer(folders("chatml"))  # its unk_token ends documents
+    library = tokenizers.Tokenizer.from_file(str(folders("chatml") / "tokenizer.json"))
+    assert library.token_to_id(IM[0]) not in ours.encode(f"a{IM[0]}b")
+
+
+def test_markers_of_released_judges_become_ids(folders):
+    """The prompt of DeepSeek-GRM: <bos>, user, text, assistant, and nothing else."""
+    ours = load_tokenizer(folders("deepseek_v3"))
+    library = tokenizers.Tokenizer.from_file(str(folders("deepseek_v3") / "tokenizer.json"))
+    bos, eos, user, assistant = map(library.token_to_id, DS)
+    text = "Judge <｜Assistant｜> this"
+    assert ours.chat_prompt(text) == [bos, user, *ours.encode(text), assistant]
+    answer = ours.chat_prompt_with_answer(text, "8<｜end▁of▁sentence｜>")
+    assert answer == [bos, user, *ours.encode(text), assistant, *ours.encode("8" + DS[1]), eos]
