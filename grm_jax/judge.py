@@ -170,7 +170,8 @@ def load(
     spec, folder, description = _spec(name, kind, meta)
     # these take a second, and JAX
     from grm_jax.compile_cache import enable_compile_cache
-    from grm_jax.models.config import Numerics, load_config
+    from grm_jax.models.config import Numerics
+    from grm_jax.models.hf_config import load_config
     from grm_jax.reward_models.load import Asking, describe
     from grm_jax.sampling.settings import Lengths, Sampling
 

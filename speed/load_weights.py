@@ -40,7 +40,8 @@ import numpy as np
 from absl import app, flags
 
 from grm_jax.checkpoint import huggingface
-from grm_jax.models.config import GEMMA2_9B, alternating, load_config, to_hf_dict
+from grm_jax.models.config import GEMMA2_9B, alternating
+from grm_jax.models.hf_config import load_config, to_hf_dict
 from grm_jax.models.table import (
     CAUSAL_LM,
     abstract_params,

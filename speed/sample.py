@@ -31,7 +31,8 @@ import numpy as np
 from absl import app, flags
 
 from grm_jax.checkpoint.huggingface import load_params
-from grm_jax.models.config import Numerics, load_config
+from grm_jax.models.config import Numerics
+from grm_jax.models.hf_config import load_config
 from grm_jax.reward_models.description import model_folder
 from grm_jax.sampling.engine import Drawing, draw
 from grm_jax.sampling.mapped import make_sampler

@@ -33,8 +33,9 @@ from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.data.examples import supervised_example
 from grm_jax.data.packing import pack_examples
 from grm_jax.losses import LossConfig, policy_loss
-from grm_jax.models.config import Numerics, load_config
+from grm_jax.models.config import Numerics
 from grm_jax.models.heads import init_scalar_params
+from grm_jax.models.hf_config import load_config
 from grm_jax.parallel.mesh import make_mesh, place_batch, shares
 from grm_jax.reward_models.description import model_folder
 from grm_jax.sampling.mapped import make_sampler

@@ -46,8 +46,9 @@ from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record
 from grm_jax.models import Gemma2Config, init_params
-from grm_jax.models.config import from_sizes, load_config
+from grm_jax.models.config import from_sizes
 from grm_jax.models.heads import init_scalar_params
+from grm_jax.models.hf_config import load_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings, shares

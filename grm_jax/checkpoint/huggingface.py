@@ -1,4 +1,4 @@
-"""Reads and writes Hugging Face Gemma-2 folders: config, safetensors, tokenizer files. No torch.
+"""Reads and writes Hugging Face folders: config, safetensors, tokenizer files. No torch.
 
 `config.json`, one `model.safetensors` or several with an index, tokenizer files.
 
@@ -34,7 +34,8 @@ from safetensors.numpy import save_file
 
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.json_files import file_looks_like, read_object, shown
-from grm_jax.models.config import Gemma2Config, load_config, to_hf_dict
+from grm_jax.models.config import Gemma2Config
+from grm_jax.models.hf_config import load_config, to_hf_dict
 from grm_jax.models.table import (
     CAUSAL_LM,
     SCALAR,
@@ -262,7 +263,7 @@ def _check(
     wanted = {}
     for path, leaf in expected.items():
         shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
-        if path.endswith("embedding"):
+        if path.endswith(("embedding", "lm_head")):
             shape = (file_vocab, *shape[1:])
         wanted |= dict.fromkeys(hf_names(path, cfg), hf_shape(shape, find_row(path).inputs))
     if missing := [name for name in wanted if name not in tensors]:

@@ -5,7 +5,7 @@ A multiply and an add count as two.
 
 import numpy as np
 
-from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.config import LOCAL, MOST, Gemma2Config
 
 
 def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 0) -> float:
@@ -15,7 +15,8 @@ def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 
     in local layers), and the vocabulary at `logits` positions. Training takes three times this (the
     backward pass is two matrix products for each of the forward).
     """
-    seen = {LOCAL: _visible(length, cfg.sliding_window) - _visible(start, cfg.sliding_window)}
+    window = cfg.sliding_window
+    seen = {LOCAL: _visible(length, window) - _visible(start, window)}
     pairs = sum(
         seen.get(layer_type, _visible(length) - _visible(start)) for layer_type in cfg.layer_types
     )
@@ -30,7 +31,8 @@ def token_flops(cfg: Gemma2Config, positions: np.ndarray, logits: int = 0) -> fl
     """
     seen = positions[positions >= 0].astype(np.int64) + 1
     local = sum(layer_type == LOCAL for layer_type in cfg.layer_types)
-    pairs = local * int(np.minimum(seen, cfg.sliding_window).sum())
+    window = cfg.sliding_window or MOST
+    pairs = local * int(np.minimum(seen, window).sum())
     pairs += (cfg.n_layers - local) * int(seen.sum())
     return _flops(cfg, seen.size, logits, pairs)
 

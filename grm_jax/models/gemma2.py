@@ -1,4 +1,6 @@
-"""Runs Gemma-2: one forward, as pure Flax modules, for trainer, sampler, reference and Meta RM.
+"""Runs a decoder: one forward, as pure Flax modules, for trainer, sampler, reference and Meta RM.
+
+What families of models do differently are switches of the config (`grm_jax.models.families`).
 
 Keys carry their absolute position; a slot with position -1 is empty (padding, unused cache). Every
 mask follows from positions alone: key s is visible to query t iff 0 <= pos_s <= pos_t, and
@@ -8,25 +10,47 @@ pos_t - pos_s < window in local layers. So training (one segment of keys), prefi
 Parameters are stacked over blocks: every leaf has a leading axis of cfg.n_blocks, scanned or not.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from grm_jax.models.attention import Packed, attend, attend_after, softcap
-from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.config import LOCAL, Gemma2Config, RopeScaling
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
 
 
-def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0) -> jax.Array:
+def rope_frequencies(half: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """Returns the radians per position of the `half` pairs, slowed down as `scaling` says.
+
+    On the host: exact on every accelerator.
+    """
+    frequency = theta ** (-np.arange(half) / half)
+    if scaling is None:
+        return frequency.astype(np.float32)
+    share = np.zeros(half)  # of the frequency that stays
+    if scaling.rope_type == "llama3":
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        turns = scaling.original_max_positions * frequency / (2 * np.pi)
+        share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - share) * frequency / scaling.factor + share * frequency).astype(np.float32)
+
+
+def rope(
+    x_BTNH: jax.Array,
+    pos_BT: jax.Array,
+    theta: float,
+    scale: float = 1.0,
+    scaling: RopeScaling | None = None,
+) -> jax.Array:
     """Applies the rotary position embedding, times `scale`, in float32, rounded to x's dtype once.
 
     Half-split pairing: (x_i, x_{i + H/2}).
     """
-    half = x_BTNH.shape[-1] // 2
-    # on the host: exact on every accelerator
-    inverse_frequency = (theta ** (-np.arange(half) / half)).astype(np.float32)
+    inverse_frequency = rope_frequencies(x_BTNH.shape[-1] // 2, theta, scaling)
     angle_BT1h = (pos_BT.astype(jnp.float32)[..., None] * inverse_frequency)[:, :, None, :]
     sin, cos = scale * jnp.sin(angle_BT1h), scale * jnp.cos(angle_BT1h)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
@@ -36,16 +60,26 @@ def rope(x_BTNH: jax.Array, pos_BT: jax.Array, theta: float, scale: float = 1.0)
 
 
 class RMSNorm(nn.Module):
-    """Computes x / rms(x) * (1 + w), statistics and product in float32, result in x's dtype."""
+    """Computes x / rms(x) * (1 + w), statistics and product in float32, result in x's dtype.
+
+    Without unit_offset x / rms(x) * w.
+    """
 
     eps: float
+    unit_offset: bool = True
 
     @nn.compact
     def __call__(self, x):
-        w_D = self.param("scale", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        initial = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
+        w_D = self.param("scale", initial, (x.shape[-1],), jnp.float32)
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + self.eps)
-        return (x32 * (1.0 + w_D.astype(jnp.float32))).astype(x.dtype)
+        scale_D = w_D.astype(jnp.float32)
+        return (x32 * (1.0 + scale_D if self.unit_offset else scale_D)).astype(x.dtype)
+
+
+def _norm(cfg: Gemma2Config, name: str) -> RMSNorm:
+    return RMSNorm(cfg.norm_eps, cfg.family.unit_offset, name=name)
 
 
 @jax.custom_vjp
@@ -83,14 +117,24 @@ class Attention(nn.Module):
     def __call__(self, x_BTD, pos_BT, prefix, suffix, block, slot_B, own_rows=None):
         cfg, dtype = self.cfg, x_BTD.dtype
         D, N, K, H = cfg.d_model, cfg.n_heads, cfg.n_kv_heads, cfg.head_dim
+        local = self.layer_type == LOCAL
 
         def heads(name, n):
             w_DnH = _linear(self, name, (D, n, H), D, dtype)
-            return matmul(x_BTD, w_DnH.reshape(D, n * H)).reshape(*x_BTD.shape[:2], n, H)
+            x_BTF = matmul(x_BTD, w_DnH.reshape(D, n * H))
+            if cfg.family.qkv_bias:
+                bias_F = self.param(f"{name}_bias", nn.initializers.zeros, (n * H,), jnp.float32)
+                x_BTF += bias_F.astype(dtype)
+            return x_BTF.reshape(*x_BTD.shape[:2], n, H)
 
         q_BTNH, k_BTKH, v_BTKH = heads("q", N), heads("k", K), heads("v", K)
-        q_BTNH = rope(q_BTNH, pos_BT, cfg.rope_theta, cfg.query_pre_attn_scalar**-0.5)
-        own = {"k": rope(k_BTKH, pos_BT, cfg.rope_theta), "v": v_BTKH, "pos": pos_BT}
+        if cfg.family.qk_norm:
+            q_BTNH, k_BTKH = _norm(cfg, "q_norm")(q_BTNH), _norm(cfg, "k_norm")(k_BTKH)
+        theta, scaling = cfg.rope_theta, cfg.rope_scaling
+        if local and cfg.local_rope_theta is not None:
+            theta, scaling = cfg.local_rope_theta, None
+        q_BTNH = rope(q_BTNH, pos_BT, theta, cfg.query_scale, scaling)
+        own = {"k": rope(k_BTKH, pos_BT, theta, 1.0, scaling), "v": v_BTKH, "pos": pos_BT}
         # decode: write this step into its (ring) slot, then read the slots of this block
         if suffix is not None:
             rows = jnp.arange(x_BTD.shape[0])
@@ -103,7 +147,7 @@ class Attention(nn.Module):
             segments = [read]
         else:
             segments = [own]
-        window = cfg.sliding_window if self.layer_type == LOCAL else None
+        window = cfg.sliding_window if local else None
         if own_rows is not None:
             out_BTNH = attend_own_keys(
                 cfg, self.layer_type, q_BTNH, own["k"], own["v"], pos_BT, own_rows
@@ -120,8 +164,14 @@ class Attention(nn.Module):
         return out_BTD, own, suffix
 
 
+_ACTIVATIONS = {
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+
 class MLP(nn.Module):
-    """Computes GeGLU with tanh-approximate gelu."""
+    """Computes a gated MLP: GeGLU with tanh-approximate gelu, or SwiGLU."""
 
     cfg: Gemma2Config
 
@@ -130,14 +180,14 @@ class MLP(nn.Module):
         D, F, dtype = self.cfg.d_model, self.cfg.d_ff, x_BTD.dtype
         gate_BTF = matmul(x_BTD, _linear(self, "gate", (D, F), D, dtype))
         up_BTF = matmul(x_BTD, _linear(self, "up", (D, F), D, dtype))
-        hidden_BTF = jax.nn.gelu(gate_BTF, approximate=True) * up_BTF
+        hidden_BTF = _ACTIVATIONS[self.cfg.family.activation](gate_BTF) * up_BTF
         return matmul(hidden_BTF, _linear(self, "down", (F, D), F, dtype))
 
 
 class Block(nn.Module):
     """Runs the repeating block of layers.
 
-    Pre- and post-norm around attention and MLP, the residual after the post-norm.
+    Pre-norm (and post-norm, if the family has it) around attention and MLP, then the residual.
     """
 
     cfg: Gemma2Config
@@ -147,12 +197,16 @@ class Block(nn.Module):
     def __call__(self, carry, inputs):
         x_BTD, pos_BT, slot_B, suffix, own_rows = carry
         block, prefix, own_suffix = inputs
-        eps, kept, written = self.cfg.norm_eps, {}, {}
+        cfg, kept, written = self.cfg, {}, {}
+
+        def behind(name, x_BTD):
+            return _norm(cfg, name)(x_BTD) if cfg.family.post_norms else x_BTD
+
         layers = own_suffix if suffix is None else suffix
-        for i, layer_type in enumerate(self.cfg.block):
+        for i, layer_type in enumerate(cfg.block):
             name = f"layer_{i}"
-            attended, own, layer_suffix = Attention(self.cfg, layer_type, name=f"{name}_attn")(
-                RMSNorm(eps, name=f"{name}_pre_attn")(x_BTD),
+            attended, own, layer_suffix = Attention(cfg, layer_type, name=f"{name}_attn")(
+                _norm(cfg, f"{name}_pre_attn")(x_BTD),
                 pos_BT,
                 None if prefix is None else prefix[name],
                 None if layers is None else layers[name],
@@ -160,9 +214,9 @@ class Block(nn.Module):
                 slot_B,
                 own_rows,
             )
-            x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_attn")(attended))
-            mlp_out = MLP(self.cfg, name=f"{name}_mlp")(RMSNorm(eps, name=f"{name}_pre_mlp")(x_BTD))
-            x_BTD = split_rows(x_BTD + RMSNorm(eps, name=f"{name}_post_mlp")(mlp_out))
+            x_BTD = split_rows(x_BTD + behind(f"{name}_post_attn", attended))
+            mlp_out = MLP(cfg, name=f"{name}_mlp")(_norm(cfg, f"{name}_pre_mlp")(x_BTD))
+            x_BTD = split_rows(x_BTD + behind(f"{name}_post_mlp", mlp_out))
             if suffix is not None:
                 suffix = suffix | {name: layer_suffix}
             elif own_suffix is not None:
@@ -222,10 +276,9 @@ class Gemma2(nn.Module):
             (cfg.vocab_size, cfg.d_model),
             jnp.float32,
         )
-        # scale rounded to dtype
-        x_BTD = split_rows(embedding_VD.astype(dtype)[tokens_BT]) * jnp.asarray(
-            cfg.d_model**0.5, dtype
-        )
+        x_BTD = split_rows(embedding_VD.astype(dtype)[tokens_BT])
+        if cfg.family.scaled_embedding:
+            x_BTD *= jnp.asarray(cfg.d_model**0.5, dtype)  # scale rounded to dtype
 
         block_cls = (
             Block
@@ -246,7 +299,7 @@ class Gemma2(nn.Module):
             carry, (jnp.arange(cfg.n_blocks), prefix, by_block)
         )
         suffix = carried if cfg.scan_layers else by_block
-        hidden_BTD = split_rows(RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD))
+        hidden_BTD = split_rows(_norm(cfg, "final_norm")(x_BTD))
         return hidden_BTD, {"kv": kv, "suffix": suffix}
 
 
@@ -261,20 +314,33 @@ def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
     )
 
 
+def head_of(params: dict) -> jax.Array:
+    """Returns the head_VD of parameters: their own, or the embedding where that is both."""
+    return params.get("lm_head", params["embedding"])
+
+
+def without_head(params: dict) -> dict:
+    """Returns parameters without a head of their own: the backbone of a scalar model."""
+    return {name: x for name, x in params.items() if name != "lm_head"}
+
+
 @jax.named_scope("vocabulary")
 def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:
-    """Returns logits_BTV of the tied embedding in float32, with the final softcap.
+    """Returns logits_BTV of the head in float32, with the final softcap.
 
     Training and sampling must both include the softcap.
     """
-    embedding_VD = params["embedding"].astype(hidden_BTD.dtype)
-    logits = jnp.einsum(
-        "...d,vd->...v", hidden_BTD, embedding_VD, preferred_element_type=jnp.float32
-    )
+    head_VD = head_of(params).astype(hidden_BTD.dtype)
+    logits = jnp.einsum("...d,vd->...v", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
     return softcap(logits, cfg.final_softcap)
 
 
 def init_params(cfg: Gemma2Config, key: jax.Array) -> dict:
-    """Draws float32 parameters: normal with std fan_in**-0.5, norms at w = 0 (scale 1)."""
+    """Draws float32 parameters: normal with std fan_in**-0.5, norms that scale by 1, no biases."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    return jax.jit(Gemma2(cfg).init)(key, tokens, tokens)["params"]
+    params = jax.jit(Gemma2(cfg).init)(key, tokens, tokens)["params"]
+    if cfg.tied_head:
+        return params
+    shape = (cfg.vocab_size, cfg.d_model)
+    head_VD = cfg.d_model**-0.5 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+    return params | {"lm_head": head_VD}

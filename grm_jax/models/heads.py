@@ -1,6 +1,6 @@
 """Puts a scalar head on the policy's architecture: Meta RM and Bradley-Terry reward models.
 
-Same parameters as `Gemma2ForSequenceClassification`.
+Same parameters as transformers' `...ForSequenceClassification` of the family.
 """
 
 import jax
@@ -8,16 +8,18 @@ import jax.numpy as jnp
 
 from grm_jax.models.attention import Packed
 from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import Gemma2
+from grm_jax.models.gemma2 import Gemma2, without_head
 
 
 def init_scalar_params(cfg: Gemma2Config, backbone: dict, key: jax.Array) -> dict:
     """Adds a head to a policy's parameters: {"backbone": them, "score": float32 [D, 1]}.
 
+    A head for tokens of its own is left out.
+
     score ~ N(0, 1 / (D + 1)) (Stiennon et al. 2020, appendix).
     """
     score_D1 = jax.random.normal(key, (cfg.d_model, 1), jnp.float32) * (cfg.d_model + 1) ** -0.5
-    return {"backbone": backbone, "score": score_D1}
+    return {"backbone": without_head(backbone), "score": score_D1}
 
 
 def scalar_logits(

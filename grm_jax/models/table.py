@@ -10,7 +10,7 @@ counting the block axis) are the map's input:
     q, k, v   [D, N, H]   inputs 1   torch [N*H, D]
     o         [N, H, D]   inputs 2   torch [D, N*H]
     gate, up  [D, F]      inputs 1   torch [F, D]
-    embedding, norms      inputs 0   stored as it is
+    embedding, lm_head, norms, biases   inputs 0   stored as it is
 
 Partitioning. Heads, d_ff and vocabulary over `tensor` (Megatron: one all-reduce after attention and
 one after the MLP), the model width over `fsdp` (gathered layer by layer), norms replicated. The
@@ -28,28 +28,32 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import init_params
+from grm_jax.models.gemma2 import init_params, without_head
 
-CAUSAL_LM = "Gemma2ForCausalLM"  # parameters as `init_params` makes them
-# {"backbone": those, "score": [D, 1]}; see models/heads.py
-SCALAR = "Gemma2ForSequenceClassification"
+# architectures, named as the fields of `Family` that hold transformers' classes
+CAUSAL_LM = "causal_lm"  # parameters as `init_params` makes them
+SCALAR = "classifier"  # {"backbone": those but the head, "score": [D, 1]}; see models/heads.py
 
 
 class Row(NamedTuple):
     """Describes the parameters whose "/"-joined path ends in the regular expression `path`.
 
     The expression's group, if any, is the layer's place in the block.
+
+    without_post_norms: the name in families whose layers have none, where it is another.
     """
 
     path: str
     spec: P
     hf_name: str
     inputs: int
+    without_post_norms: str | None = None
 
 
 _LAYER = "model.layers.{layer}"
 TABLE = (
     Row(r"embedding", P("tensor", "fsdp"), "model.embed_tokens.weight", 0),
+    Row(r"lm_head", P("tensor", "fsdp"), "lm_head.weight", 0),
     Row(r"blocks/layer_(\d+)_pre_attn/scale", P(), f"{_LAYER}.input_layernorm.weight", 0),
     Row(
         r"blocks/layer_(\d+)_attn/q",
@@ -76,7 +80,13 @@ TABLE = (
         2,
     ),
     Row(r"blocks/layer_(\d+)_post_attn/scale", P(), f"{_LAYER}.post_attention_layernorm.weight", 0),
-    Row(r"blocks/layer_(\d+)_pre_mlp/scale", P(), f"{_LAYER}.pre_feedforward_layernorm.weight", 0),
+    Row(
+        r"blocks/layer_(\d+)_pre_mlp/scale",
+        P(),
+        f"{_LAYER}.pre_feedforward_layernorm.weight",
+        0,
+        f"{_LAYER}.post_attention_layernorm.weight",
+    ),
     Row(
         r"blocks/layer_(\d+)_mlp/gate",
         P(None, "fsdp", "tensor"),
@@ -119,11 +129,12 @@ def hf_names(path: str, cfg: Gemma2Config) -> list[str]:
     """
     row = find_row(path)
     position = re.fullmatch(rf"(?:.*/)?{row.path}", path).groups()
+    name = row.hf_name
+    if row.without_post_norms is not None and not cfg.family.post_norms:
+        name = row.without_post_norms
     if not position:
-        return [row.hf_name]
-    return [
-        row.hf_name.format(layer=i * len(cfg.block) + int(position[0])) for i in range(cfg.n_blocks)
-    ]
+        return [name]
+    return [name.format(layer=i * len(cfg.block) + int(position[0])) for i in range(cfg.n_blocks)]
 
 
 def is_stacked(path: str) -> bool:
@@ -189,5 +200,6 @@ def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
     if architecture == CAUSAL_LM:
         return backbone
     if architecture == SCALAR:
-        return {"backbone": backbone, "score": jax.ShapeDtypeStruct((cfg.d_model, 1), np.float32)}
+        score = jax.ShapeDtypeStruct((cfg.d_model, 1), np.float32)
+        return {"backbone": without_head(backbone), "score": score}
     raise ValueError(f"architecture is {architecture!r}; expected {CAUSAL_LM!r} or {SCALAR!r}")

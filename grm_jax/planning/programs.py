@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.data.packing import SLOT_TOKENS
-from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config, load_config
+from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config
 from grm_jax.models.flops import forward_flops
 from grm_jax.models.gemma2 import cast_weights
+from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, start_adapters
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.table import SCALAR, abstract_params

@@ -39,7 +39,8 @@ from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.parsing import ANSWERS, score_span
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
-from grm_jax.models.config import Gemma2Config, Numerics, load_config, read_config
+from grm_jax.models.config import Gemma2Config, Numerics
+from grm_jax.models.hf_config import load_config, read_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.naming import resolve
 from grm_jax.parallel.mesh import param_shardings
@@ -551,9 +552,10 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
         raise ValueError(f'field "{field}": {error}') from error
     architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
     stated = read_config(path).get("architectures")
-    if stated and architecture not in stated:
+    expected = getattr(cfg.family, architecture)
+    if stated and expected not in stated:
         raise ValueError(
-            f'field "{field}": expected a folder with a {architecture}, but '
+            f'field "{field}": expected a folder with a {expected}, but '
             f"{path / 'config.json'} says {', '.join(map(str, stated))}"
         )
     said = description.read_description(path)

@@ -1,7 +1,7 @@
 """Judges with a scalar reward model: one number for one response.
 
 It reads the conversation with the response as the model's turn. Trained here by the Bradley-Terry
-loss, or a public `Gemma2ForSequenceClassification` folder with one label. The reward is read at the
+loss, or a public `...ForSequenceClassification` folder with one label. The reward is read at the
 last token that is not the padding token, which is where transformers reads it.
 """
 
@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.records import Record, gold
-from grm_jax.models.config import Gemma2Config, load_config, read_config
+from grm_jax.models.config import Gemma2Config
+from grm_jax.models.hf_config import load_config, read_config
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models.meta_rm import make_scorer, score_sequences
@@ -152,7 +153,7 @@ def load_scalar(
 ) -> tuple[dict, Gemma2Config, Tokenizer]:
     """Loads (params, cfg, tokenizer) for `scalar_rm`.
 
-    folder: a `Gemma2ForSequenceClassification` folder with one label: config.json, safetensors, and
+    folder: a `...ForSequenceClassification` folder with one label: config.json, safetensors, and
         tokenizer.json or tokenizer.model.
     mesh: over which the parameters are laid; None for one device.
     numerics: overrides of dtype, scan_layers, remat, attention of the config.
@@ -164,8 +165,7 @@ def load_scalar(
     folder = pathlib.Path(folder)
     cfg = load_config(folder, **numerics)
     shardings = None if mesh is None else param_shardings(mesh, abstract_params(cfg, SCALAR))
-    # 0 is what transformers assumes for Gemma-2
-    pad_id = read_config(folder).get("pad_token_id", 0)
+    pad_id = read_config(folder).get("pad_token_id", cfg.family.pad_id)
     tokenizer = dataclasses.replace(
         load_own_tokenizer(folder, cfg), pad_id=-1 if pad_id is None else pad_id
     )

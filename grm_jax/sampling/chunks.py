@@ -42,7 +42,8 @@ class Drawing:
 
 def _room(cfg: Gemma2Config, layer: int, positions: int) -> int:
     """Counts the slots that `positions` need in a layer of the block."""
-    return min(positions, cfg.sliding_window) if cfg.block[layer] == LOCAL else positions
+    local = cfg.block[layer] == LOCAL
+    return min(positions, cfg.sliding_window or positions) if local else positions
 
 
 def split_weights(params: dict, cfg: Gemma2Config) -> dict:

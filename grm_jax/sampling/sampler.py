@@ -65,7 +65,7 @@ def prefill(
     pos_PT = jnp.where(jnp.arange(T) < lengths_P[:, None], jnp.arange(T), -1)
     hidden_PTD, cache = Gemma2(cfg).apply({"params": params}, prompts_PT, pos_PT, keep_kv=True)
     # leaves of cache["kv"] have the blocks in front: k, v are LPTKH, pos is LPT
-    W = min(T, cfg.sliding_window)
+    W = min(T, cfg.sliding_window or T)
     index_PW = lengths_P[:, None] - W + jnp.arange(W)
     last_PW = jnp.maximum(index_PW, 0)
 
@@ -113,7 +113,8 @@ def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
 
     grown = {}
     for i, layer_type in enumerate(cfg.block):
-        slots = min(steps, cfg.sliding_window) if layer_type == LOCAL else steps
+        local = layer_type == LOCAL
+        slots = min(steps, cfg.sliding_window or steps) if local else steps
         grown[f"layer_{i}"] = {
             name: pad(x, slots, -1 if name == "pos" else 0)
             for name, x in suffix[f"layer_{i}"].items()

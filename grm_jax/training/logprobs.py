@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from grm_jax.models.attention import Packed, softcap
 from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, lm_logits
+from grm_jax.models.gemma2 import Gemma2, head_of, lm_logits
 from grm_jax.models.placement import map_own_rows
 
 # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
@@ -59,7 +59,7 @@ def token_logprobs(
         _row_logprobs, cap=cfg.final_softcap, temperature=temperature, chunk=chunk
     )
     logp_BT, entropy_BT = map_own_rows(
-        of_rows, params["embedding"], hidden_BTD, _next(tokens_BT), _next(wanted_BT)
+        of_rows, head_of(params), hidden_BTD, _next(tokens_BT), _next(wanted_BT)
     )
     return _shift(logp_BT), _shift(entropy_BT)
 

@@ -446,8 +446,9 @@ def make_penalty_fn(
 
 
 def _cast_embedding(params, cfg):
-    """Once, before a loop over parts; every use casts it so."""
-    return params | {"embedding": gather_width(params["embedding"].astype(cfg.dtype))}
+    """Once, before a loop over parts; every use casts it so. A head of its own likewise."""
+    tables = [name for name in ("embedding", "lm_head") if name in params]
+    return params | {name: gather_width(params[name].astype(cfg.dtype)) for name in tables}
 
 
 def _token_mean(x_BT, mask_BT, normalizer):

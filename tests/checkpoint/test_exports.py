@@ -16,8 +16,8 @@ from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.judgment.records import Record, Turn
 from grm_jax.models import Gemma2, lm_logits
-from grm_jax.models.config import load_config
 from grm_jax.models.heads import scalar_logits
+from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR
 from grm_jax.reward_models.scalar import response_ids

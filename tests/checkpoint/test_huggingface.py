@@ -19,9 +19,10 @@ from safetensors.numpy import load_file, save_file
 from grm_jax.checkpoint import huggingface
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params, save_folder
 from grm_jax.models import Gemma2, Gemma2Config, lm_logits
-from grm_jax.models.config import alternating, load_config
+from grm_jax.models.config import alternating
 from grm_jax.models.heads import scalar_logits
-from grm_jax.models.table import SCALAR, abstract_params
+from grm_jax.models.hf_config import load_config
+from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.parallel.mesh import make_mesh, param_shardings
 
 # LLVM's effort only: compiling is what these tests cost
@@ -42,7 +43,7 @@ CFG = Gemma2Config(
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 
 
-def random_params(architecture="Gemma2ForCausalLM", cfg=CFG):
+def random_params(architecture=CAUSAL_LM, cfg=CFG):
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32),
@@ -203,11 +204,11 @@ def test_wrong_tensors_are_named_with_their_file(folder, kind):
 @pytest.mark.parametrize(
     "architecture, tensor, index",
     [
-        ("Gemma2ForCausalLM", "model.embed_tokens.weight", (63, 2)),
-        ("Gemma2ForCausalLM", "model.layers.3.input_layernorm.weight", (5,)),
-        ("Gemma2ForCausalLM", "model.norm.weight", (0,)),
-        ("Gemma2ForCausalLM", Q0, (17, 3)),
-        ("Gemma2ForCausalLM", "model.layers.2.mlp.down_proj.weight", (1, 23)),
+        (CAUSAL_LM, "model.embed_tokens.weight", (63, 2)),
+        (CAUSAL_LM, "model.layers.3.input_layernorm.weight", (5,)),
+        (CAUSAL_LM, "model.norm.weight", (0,)),
+        (CAUSAL_LM, Q0, (17, 3)),
+        (CAUSAL_LM, "model.layers.2.mlp.down_proj.weight", (1, 23)),
         (SCALAR, "score.weight", (0, 7)),
     ],
 )
@@ -525,7 +526,9 @@ def test_transformers_reads_our_reward_model(tmp_path, tokenizer_folder):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "rm", attn_implementation="eager"
     )
-    assert type(model).__name__ == SCALAR and model.config.num_labels == 1
+    assert (
+        type(model).__name__ == "Gemma2ForSequenceClassification" and model.config.num_labels == 1
+    )
     tokens_BT = np.array([[2, 9, 10, 11, 12, 13], [2, 20, 21, 0, 0, 0]])
     pos_BT = np.where(tokens_BT == 0, -1, np.arange(6))
     with torch.no_grad():

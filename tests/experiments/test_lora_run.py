@@ -8,7 +8,7 @@ import pytest
 
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.checkpoint.peft import load_adapters
-from grm_jax.models.config import load_config
+from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import merge
 from grm_jax.reward_models.description import model_folder
 

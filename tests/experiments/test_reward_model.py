@@ -12,7 +12,6 @@ from experiments import config_flags
 from experiments.configs import tiny, tiny_reward_model
 from grm_jax.data.world import make_critiques, make_records
 from grm_jax.evaluation import store
-from grm_jax.models.table import SCALAR
 from grm_jax.reward_models.description import read_description
 from grm_jax.training.metrics import read_metrics
 
@@ -43,7 +42,8 @@ def judgments(workdir, kind):
 def check(workdir, kind):
     folder = workdir / "models" / kind
     assert (
-        json.loads((folder / "config.json").read_text())["architectures"] == [SCALAR]
+        json.loads((folder / "config.json").read_text())["architectures"]
+        == ["Gemma2ForSequenceClassification"]
         and (folder / "tokenizer.json").is_file()
     )
     logged = [row for row in read_metrics(workdir / "metrics.jsonl") if row["stage"] == kind]

@@ -9,7 +9,7 @@ import pytest
 from experiments import config_flags
 from experiments.stages import rft, rl
 from grm_jax.judgment.rules import rule_reward
-from grm_jax.models.config import load_config
+from grm_jax.models.hf_config import load_config
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models import grm
 from grm_jax.sampling.settings import Lengths, Sampling

@@ -11,8 +11,9 @@ import numpy as np
 
 from grm_jax.models import Gemma2, Gemma2Config, lm_logits
 from grm_jax.models.config import GLOBAL, LOCAL, alternating
+from grm_jax.models.gemma2 import without_head
 from grm_jax.models.heads import scalar_logits
-from grm_jax.models.table import abstract_params
+from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 
 BASE = Gemma2Config(
     vocab_size=97,
@@ -70,7 +71,8 @@ def random_params(cfg: Gemma2Config, seed: int = 0, factor: float = 1.0) -> dict
     def draw(path, leaf):
         name = path[-1].key
         if name == "scale":
-            return rng.normal(0.0, 0.3, leaf.shape).astype(np.float32)
+            center = 0.0 if cfg.family.unit_offset else 1.0
+            return rng.normal(center, 0.3, leaf.shape).astype(np.float32)
         fan_in = {"o": cfg.n_heads * cfg.head_dim, "down": cfg.d_ff}.get(name, cfg.d_model)
         boost = factor if name in ("q", "k", "embedding") else 1.0
         return (rng.normal(0.0, boost * fan_in**-0.5, leaf.shape)).astype(np.float32)
@@ -96,27 +98,34 @@ def logits_of(params, cfg, tokens_BT, pos_BT):
     return lm_logits(params, cfg, Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)[0])
 
 
+def case_of(name: str) -> tuple[Gemma2Config, float]:
+    """(config, factor) of a case of any family."""
+    from tests.models import family_cases
+
+    return (CASES | family_cases.CASES)[name]
+
+
 @functools.cache
 def jax_logits(name: str) -> np.ndarray:
     """logits_BTV of a case, computed once for a test session."""
-    cfg, factor = CASES[name]
+    cfg, factor = case_of(name)
     return np.asarray(logits_of(random_params(cfg, factor=factor), cfg, *inputs(cfg)))
 
 
-def torch_model(params: dict, cfg: Gemma2Config, architecture: str = "Gemma2ForCausalLM"):
+def torch_model(params: dict, cfg: Gemma2Config, architecture: str = CAUSAL_LM):
     """transformers' eager float32 model with these weights, loaded by name (not through a file)."""
     import torch
     import transformers
     from flax.traverse_util import flatten_dict
 
-    from grm_jax.models.config import to_hf_dict
+    from grm_jax.models.hf_config import to_hf_dict
     from grm_jax.models.table import find_row, hf_names, is_stacked, to_hf
 
-    config = transformers.Gemma2Config(
-        **to_hf_dict(cfg, architecture), pad_token_id=0, num_labels=1
-    )
+    hf = to_hf_dict(cfg, architecture) | {"pad_token_id": 0, "num_labels": 1}
+    name = getattr(cfg.family, architecture)
+    config = getattr(transformers, name).config_class(**hf)
     config._attn_implementation = "eager"
-    model = getattr(transformers, architecture)(config).eval()
+    model = getattr(transformers, name)(config).eval()
     state = {}
     for path, leaf in flatten_dict(params, sep="/").items():
         for block, name in enumerate(hf_names(path, cfg)):
@@ -134,7 +143,7 @@ def torch_logits(name: str) -> np.ndarray:
     """logits_BTV of a case from transformers; values in padding mean nothing."""
     import torch
 
-    cfg, factor = CASES[name]
+    cfg, factor = case_of(name)
     tokens_BT, pos_BT = inputs(cfg)
     model = torch_model(random_params(cfg, factor=factor), cfg)
     with torch.no_grad():
@@ -147,23 +156,23 @@ def torch_logits(name: str) -> np.ndarray:
 def scalar_params(cfg: Gemma2Config) -> dict:
     """{"backbone", "score"} from a numpy seed."""
     score_D1 = np.random.default_rng(2).normal(0.0, 1.0, (cfg.d_model, 1)).astype(np.float32)
-    return {"backbone": random_params(cfg), "score": score_D1}
+    return {"backbone": without_head(random_params(cfg)), "score": score_D1}
 
 
 @functools.cache
-def jax_scalar_logits() -> np.ndarray:
-    """logits_B of the scalar head for BASE."""
+def jax_scalar_logits(cfg: Gemma2Config = BASE) -> np.ndarray:
+    """logits_B of the scalar head."""
     return np.asarray(
-        quick_jit(scalar_logits, static_argnums=1)(scalar_params(BASE), BASE, *inputs(BASE))
+        quick_jit(scalar_logits, static_argnums=1)(scalar_params(cfg), cfg, *inputs(cfg))
     )
 
 
-def torch_scalar_logits() -> np.ndarray:
-    """logits_B of Gemma2ForSequenceClassification for BASE."""
+def torch_scalar_logits(cfg: Gemma2Config = BASE) -> np.ndarray:
+    """logits_B of the family's class for sequence classification."""
     import torch
 
-    tokens_BT, pos_BT = inputs(BASE)
-    model = torch_model(scalar_params(BASE), BASE, "Gemma2ForSequenceClassification")
+    tokens_BT, pos_BT = inputs(cfg)
+    model = torch_model(scalar_params(cfg), cfg, SCALAR)
     with torch.no_grad():
         return (
             model(
@@ -173,3 +182,25 @@ def torch_scalar_logits() -> np.ndarray:
             .logits[:, 0]
             .numpy()
         )
+
+
+def torch_greedy(cfg: Gemma2Config) -> np.ndarray:
+    """tokens_BC that transformers writes greedily after each of the prompts of `greedy_prompts`."""
+    import torch
+
+    model = torch_model(random_params(cfg), cfg)
+    written = []
+    for prompt_T in greedy_prompts(cfg):
+        tokens_1T = torch.from_numpy(prompt_T[None]).long()
+        out = model.generate(tokens_1T, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+        written.append(out[0, len(prompt_T) :].numpy())
+    return np.stack(written).astype(np.int32)
+
+
+NEW = 12  # tokens that `torch_greedy` writes
+
+
+def greedy_prompts(cfg: Gemma2Config) -> list[np.ndarray]:
+    """Two prompts of different lengths, the rows of `inputs`."""
+    tokens_BT, pos_BT = inputs(cfg)
+    return [tokens_T[pos_T >= 0] for tokens_T, pos_T in zip(tokens_BT, pos_BT)]

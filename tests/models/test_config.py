@@ -1,6 +1,7 @@
 """config.json as transformers reads it: each key is honored, or refused by its name."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -9,18 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_jax.models.config import (
-    _FIXED,
-    _HF_FIELDS,
-    _KNOWN,
-    _TOKEN_IDS,
-    _WITHOUT_EFFECT,
-    Gemma2Config,
-    from_hf_dict,
-    load_config,
-    read_config,
-    to_hf_dict,
-)
+from grm_jax.models.config import Gemma2Config
+from grm_jax.models.families import FAMILIES, TOKEN_IDS, WITHOUT_EFFECT, known, only
+from grm_jax.models.hf_config import from_hf_dict, load_config, read_config, to_hf_dict
 from tests.json_values import JSON
 
 SMALL = {
@@ -137,7 +129,7 @@ REFUSED = [
     ("eos_token_id", [], "eos_token_id"),
     ("architectures", "Gemma2ForCausalLM", "architectures"),
     ("torch_dtype", 32, "torch_dtype"),
-    ("model_type", "gemma3_text", "model_type"),
+    ("model_type", "gemma4_text", "model_type"),
     ("sliding_windows", 3, "sliding_windows"),
     ("logit_scale", 0.5, "logit_scale"),
     ("use_qk_norm", False, "use_qk_norm"),
@@ -238,7 +230,8 @@ def test_what_is_accepted_gives_the_logits_of_transformers(change):
     np.testing.assert_allclose(lm_logits(params, cfg, hidden), expected, atol=1e-4)
 
 
-KEYS = st.sampled_from(sorted(_KNOWN)) | st.text(min_size=1, max_size=6)
+GEMMA2 = FAMILIES["gemma2"]
+KEYS = st.sampled_from(sorted(known(GEMMA2))) | st.text(min_size=1, max_size=6)
 # an error may name the other one of two fields that do not fit
 PARTNERS = {
     "num_attention_heads": "hidden_size",
@@ -259,7 +252,7 @@ def test_any_config_is_read_as_transformers_reads_it_or_refused_by_name(changes)
         blamed = {*changes, *(PARTNERS[key] for key in changes if key in PARTNERS)}
         assert all(field in blamed or field.partition(".")[0] in blamed for field in lines(error))
         return
-    assert set(changes) <= _KNOWN | {
+    assert set(changes) <= known(GEMMA2) | {
         key for key, value in changes.items() if value is None or key.startswith(("_", "unsloth"))
     }
     read = as_transformers(hf)
@@ -275,12 +268,12 @@ def as_transformers(hf: dict) -> dict:
             hf[key] = float(hf[key])
     if isinstance(hf.get("query_pre_attn_scalar"), float):
         hf["query_pre_attn_scalar"] = 8
-    known = {key: value for key, value in hf.items() if key not in _WITHOUT_EFFECT}
+    known = {key: value for key, value in hf.items() if key not in WITHOUT_EFFECT}
     theirs = transformers.Gemma2Config(**known)
     fields = {
         field: getattr(theirs, key)
-        for field, (key, _) in _HF_FIELDS.items()
-        if key != "query_pre_attn_scalar"
+        for field, (key, _) in GEMMA2.fields.items()
+        if key not in ("query_pre_attn_scalar", "rope_theta")
     }
     return fields | {
         "layer_types": tuple(theirs.layer_types),
@@ -288,11 +281,14 @@ def as_transformers(hf: dict) -> dict:
     }
 
 
-def test_the_lists_of_keys_do_not_overlap():
-    read = {key for key, _ in _HF_FIELDS.values()}
-    groups = [read, set(_FIXED), set(_TOKEN_IDS), set(_WITHOUT_EFFECT)]
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_the_lists_of_keys_do_not_overlap(family):
+    read = {key for key, _ in family.fields.values()}
+    groups = [read, set(only(family)), set(TOKEN_IDS), set(WITHOUT_EFFECT)]
     assert sum(map(len, groups)) == len(set.union(*groups))
-    assert all(key in _KNOWN for group in groups for key in group)
+    assert all(key in known(family) for group in groups for key in group)
+    fields = {field.name for field in dataclasses.fields(Gemma2Config)}
+    assert {*family.fields, *family.same} <= fields and not family.fields.keys() & family.same
 
 
 TEXT = json.dumps(SMALL)

@@ -13,7 +13,7 @@ from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.world import make_records
 from grm_jax.judgment.prompts import load_template
 from grm_jax.models import Gemma2, lm_logits
-from grm_jax.models.config import load_config
+from grm_jax.models.hf_config import load_config
 from grm_jax.reward_models.grm import Prompter, judge
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.sampler import SamplingConfig

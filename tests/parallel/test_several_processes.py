@@ -10,7 +10,7 @@ import numpy as np
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.checkpoint.peft import load_adapters
 from grm_jax.checkpoint.state import checksum
-from grm_jax.models.config import load_config
+from grm_jax.models.hf_config import load_config
 from grm_jax.models.table import abstract_params
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings

@@ -1,0 +1,170 @@
+"""Says what the models of a family have in common: the decoder's switches, and its config.json.
+
+A family is what config.json calls a `model_type`. What differs between its models is a field of
+`grm_jax.models.config.Gemma2Config`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"  # the names `layer_types` uses in config.json
+Sizes = Mapping[str, Any]  # fields of a model's config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """Holds the switches of one family, and how its models are written down.
+
+    causal_lm, classifier: transformers' classes of a model that writes and of one with a head.
+    pattern: the layer types of a model from its other fields, where its config.json names none.
+    fields: {field: (key of config.json, what transformers takes where the key is absent)}.
+    same: {field: the value of all models of the family}; their config.json has no key for it.
+    derived: fields that null, or no key, leaves to others: head_dim to d_model / n_heads,
+        n_kv_heads to n_heads.
+    only: {key of config.json: its one value, and others that mean the same}.
+    ropes: the scalings of the rotary embedding.
+    pad_id: the token of padding where config.json names none.
+    activation: of the gate, as config.json names it, under the key `activation_key`.
+    unit_offset: norms scale by 1 + w, and w starts at 0; else by w, which starts at 1.
+    scaled_embedding: embeddings are multiplied by d_model ** 0.5.
+    post_norms: attention and MLP have a norm behind them too.
+    qk_norm: queries and keys are normed, head by head, before the rotary embedding.
+    qkv_bias: the maps to queries, keys and values add a bias.
+    """
+
+    causal_lm: str
+    classifier: str
+    pattern: Callable[[Sizes, Mapping[str, Any]], tuple[str, ...]]
+    fields: Mapping[str, tuple[str, Any]]
+    same: Mapping[str, Any]
+    derived: tuple[str, ...] = ()
+    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    ropes: tuple[str, ...] = ("default", "linear", "llama3")
+    pad_id: int | None = None
+    activation: str = "silu"
+    activation_key: str = "hidden_act"
+    unit_offset: bool = False
+    scaled_embedding: bool = False
+    post_norms: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+
+def alternating(n_layers: int) -> tuple[str, ...]:
+    """Returns Gemma-2's pattern: layer 0 is local, then global, local, ..."""
+    return tuple(LOCAL if layer % 2 == 0 else GLOBAL for layer in range(n_layers))
+
+
+def _all_of_one_type(sizes: Sizes, _) -> tuple[str, ...]:
+    layer_type = GLOBAL if sizes.get("sliding_window") is None else LOCAL
+    return (layer_type,) * sizes["n_layers"]
+
+
+def _sizes(*values: Any) -> dict[str, tuple[str, Any]]:
+    """Fields that all families have, with what transformers takes where one is absent."""
+    keys = {
+        "vocab_size": "vocab_size",
+        "d_model": "hidden_size",
+        "n_layers": "num_hidden_layers",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "d_ff": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+    }
+    fields = {field: (key, value) for (field, key), value in zip(keys.items(), values, strict=True)}
+    return fields | {"norm_eps": ("rms_norm_eps", 1e-6)}
+
+
+_GEMMA2 = Family(
+    causal_lm="Gemma2ForCausalLM",
+    classifier="Gemma2ForSequenceClassification",
+    pattern=lambda sizes, _: alternating(sizes["n_layers"]),
+    fields=_sizes(256_000, 2304, 26, 8, 4, 256, 9216, 8192)
+    | {
+        "sliding_window": ("sliding_window", 4096),
+        "attn_softcap": ("attn_logit_softcapping", 50.0),
+        "final_softcap": ("final_logit_softcapping", 30.0),
+        "query_pre_attn_scalar": ("query_pre_attn_scalar", 256),
+        "rope_theta": ("rope_theta", 10_000.0),
+    },
+    same={"tied_head": True, "local_rope_theta": None, "rope_scaling": None},
+    only={
+        "hidden_act": ("gelu_pytorch_tanh", None),  # for other programs than transformers
+        "tie_word_embeddings": (True,),
+        "use_bidirectional_attention": (False, None),
+        "use_sliding_window": (True, None),
+    },
+    ropes=("default",),
+    pad_id=0,
+    activation="gelu_pytorch_tanh",
+    activation_key="hidden_activation",
+    unit_offset=True,
+    scaled_embedding=True,
+    post_norms=True,
+)
+_PLAIN = {
+    "attn_softcap": None,
+    "final_softcap": None,
+    "query_pre_attn_scalar": None,
+    "local_rope_theta": None,
+}
+_LLAMA = Family(
+    causal_lm="LlamaForCausalLM",
+    classifier="LlamaForSequenceClassification",
+    pattern=_all_of_one_type,
+    fields=_sizes(32_000, 4096, 32, 32, None, None, 11_008, 2048)
+    | {"tied_head": ("tie_word_embeddings", False), "rope_theta": ("rope_theta", 10_000.0)},
+    same=_PLAIN | {"sliding_window": None},
+    derived=("head_dim", "n_kv_heads"),
+    only={"rope_interleaved": (False, None)},
+)
+FAMILIES: dict[str, Family] = {"gemma2": _GEMMA2, "llama": _LLAMA}
+
+# Keys of which every model has one value (the first; the others mean the same). Other values change
+# what is computed, and are refused.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False,),
+    "mlp_bias": (False, None),
+    "attention_dropout": (0.0, 0, None),
+    "is_causal": (True, None),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "partial_rotary_factor": (1.0, 1, None),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+}
+ROPE = ("rope_parameters", "rope_scaling")  # the new name and the old
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Keys that do not change the function: what was trained how, with which program, and how
+# transformers generates (written there before generation_config.json was).
+WITHOUT_EFFECT = frozenset(
+    """
+    architectures auto_map cache_implementation chunk_size_feed_forward dtype finetuning_task
+    id2label initializer_range is_decoder is_llama_config label2id model_type name_or_path
+    num_labels output_attentions output_hidden_states prefix pretraining_tp problem_type return_dict
+    task_specific_params tf_legacy_loss tie_encoder_decoder tie_last_hidden_states tokenizer_class
+    torch_dtype torchscript transformers.js_config transformers_version use_bfloat16 use_cache
+    cross_attention_hidden_size sep_token_id unk_token_id decoder_start_token_id
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length max_new_tokens min_length no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    """.split()
+)
+
+
+def only(family: Family) -> dict[str, tuple[Any, ...]]:
+    """Returns {key: values} of the keys that have one value in this family; the first is it."""
+    return ONLY | {family.activation_key: (family.activation,)} | dict(family.only)
+
+
+def known(family: Family) -> frozenset[str]:
+    """Returns the keys of config.json that are read, or known to change nothing."""
+    read = {key for key, _ in family.fields.values()}
+    if "sliding_window" in family.fields:
+        read |= {"layer_types", "sliding_window_size"}
+    return frozenset(read | {*only(family), *ROPE, *TOKEN_IDS, *WITHOUT_EFFECT})

@@ -1,0 +1,52 @@
+"""Makes tiny configs of every family but Gemma-2 that each stress one part of it.
+
+Weights and inputs are those of `gemma2_cases`.
+"""
+
+from grm_jax.models import Gemma2Config
+from grm_jax.models.config import RopeScaling, from_sizes
+
+SIZES = dict(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48)
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
+VOCABULARY = 97
+
+
+def _case(model_type: str, **sizes) -> Gemma2Config:
+    return from_sizes(SIZES | {"model_type": model_type} | sizes, VOCABULARY)
+
+
+# name -> (config, factor on the q, k and embedding weights); the first of each family is its main
+# case, which other tests take
+CASES = {
+    "llama_scaled_untied": (
+        _case("llama", rope_scaling=LLAMA3, rope_theta=500.0, n_kv_heads=1, tied_head=False),
+        1.0,
+    ),
+    "llama_of_smollm2": (
+        _case(
+            "llama", d_model=36, n_heads=9, n_kv_heads=3, head_dim=4, rope_theta=1e5, tied_head=True
+        ),
+        1.0,
+    ),
+    "llama_linear_wide_heads": (
+        _case(
+            "llama",
+            rope_scaling=RopeScaling("linear", 3.7),
+            n_kv_heads=4,
+            head_dim=24,
+            tied_head=False,
+        ),
+        1.0,
+    ),
+    "llama_large_weights": (
+        _case("llama", n_layers=2, norm_eps=1e-3, n_heads=2, n_kv_heads=1, tied_head=True),
+        2.0,
+    ),
+}
+
+FAMILIES = list(dict.fromkeys(cfg.model_type for cfg, _ in CASES.values()))
+
+
+def main_case(model_type: str) -> tuple[str, Gemma2Config]:
+    """(name, config) of the first case of a family."""
+    return next((name, cfg) for name, (cfg, _) in CASES.items() if cfg.model_type == model_type)
