@@ -14,6 +14,7 @@ from grm_jax.models.attention import Packed, softcap, stretches
 from grm_jax.models.placement import map_rows_and_heads
 
 TILE = 256  # queries, and keys, of a tile: at most
+SHORT = 1024  # tokens of a row whose tiles are smallest on CPU
 
 
 class Tiles(NamedTuple):
@@ -36,7 +37,7 @@ def make_tiles(pos_BT: jax.Array, packed: Packed | None, window: int | None) -> 
     window: a key at this distance is not seen any more; None: no window.
     """
     T = pos_BT.shape[1]
-    tile = min(TILE, T)
+    tile = min(_tile(T), T)
     n = -(-T // tile)
     seen = stretches(pos_BT, packed, window)
     start_BT, end_BT, own_BT = (jnp.pad(x, [(0, 0), (0, n * tile - T)]) for x in seen)
@@ -50,6 +51,16 @@ def make_tiles(pos_BT: jax.Array, packed: Packed | None, window: int | None) -> 
     later_Jj = jnp.arange(n) >= jnp.arange(n + 1)[:, None]
     next_BIJ = jnp.where(visible_BIJ[:, :, None] & later_Jj, jnp.arange(n), n).min(-1)
     return Tiles(start_BT, end_BT, own_BT, next_BIJ)
+
+
+def _tile(T: int) -> int:
+    """The tile of rows of T tokens: small ones leave out more of what packing hides.
+
+    On CPU the steps that they add cost little.
+    """
+    if jax.default_backend() != "cpu":
+        return TILE
+    return min(TILE, 64 if T <= SHORT else 128)
 
 
 @jax.named_scope("attention")
