@@ -74,7 +74,7 @@ def main(_):
     from experiments.stages.planning import job_of
     from grm_jax.parallel.mesh import make_mesh
     from grm_jax.planning import lengths, search
-    from grm_jax.planning.programs import NAMES, drawn_needs, stage_times
+    from grm_jax.planning.programs import NAMES, drawn_needs, stage_times, widest_needs
     from grm_jax.planning.report import show
     from grm_jax.planning.topology import get_topology
 
@@ -109,7 +109,8 @@ def main(_):
     for name in programs:
         plan["programs"][name] = figures_of(config, topology, name, plan["cache"])
         write(plan, out)
-    plan["stages"] = stage_times(job, plan["programs"], devices, topology.chips)
+    needs, plan["widest_loads"] = widest_needs(job, job.mesh_sizes(devices))
+    plan["stages"] = stage_times(job, plan["programs"], devices, topology.chips, needs)
     if text is not None:
         needs, plan["loads"] = drawn_needs(job, text, job.mesh_sizes(devices))
         plan["lengths"] = lengths.summary(text)
@@ -159,6 +160,7 @@ def start_plan(
         "jax": jax.__version__,
         "programs": {},
         "stages": [],
+        "widest_loads": {},
         "lengths": None,
         "drawn": [],
         "changes": [],

@@ -54,7 +54,7 @@ TASKS = flags.DEFINE_multi_enum(
 )
 LENGTHS = flags.DEFINE_string("lengths", None, "JSON list of lengths.", required=True)
 PACKED = flags.DEFINE_bool("packed", True, "Sequences packed into rows.")
-ROW_LENGTHS = flags.DEFINE_list("row_lengths", ["1.2", "1.4", "1.6"], "As config packing.rows.")
+ROW_LENGTHS = flags.DEFINE_list("row_lengths", ["1.0", "1.4", "1.7"], "As config packing.rows.")
 SEQUENCES = flags.DEFINE_integer("rows", 32, "Sequences of a batch of rft and bradley_terry.")
 PROMPTS = flags.DEFINE_integer("prompts", 8, "Prompts of a batch of rl and meta.")
 GROUP = flags.DEFINE_integer("group", 4, "Completions of a prompt, of rl and meta.")

@@ -81,10 +81,11 @@ def get_config() -> ml_collections.ConfigDict:
     # one row at a time
     config.packing = ml_collections.ConfigDict(
         dict(
-            # lengths that rows may have, as multiples of lengths.prompt + completion (here 6,144,
-            # 7,168 and 8,192 tokens); (): each sequence is a row, padded to one of
+            # lengths that rows may have, as multiples of lengths.prompt + completion (here 5,120,
+            # 7,168 and 8,704 tokens): the first is the longest sequence, the last holds the
+            # longest group of rollouts; (): each sequence is a row, padded to one of
             # lengths.sequences, and micro_batch of them are run at once
-            rows=(1.2, 1.4, 1.6)
+            rows=(1.0, 1.4, 1.7)
         )
     )
 

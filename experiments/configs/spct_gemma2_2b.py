@@ -20,8 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.path = "checkpoints/gemma-2-2b"
     config.mesh.tensor = 1
     config.sampling.update(sampler="pmap", rows=64)  # two prompts of 4 samples on each of 8 chips
-    # rows of at most 5,120 tokens, for the 16 GB of a v5e
-    config.packing.rows = (0.6, 0.8, 1.0)
     for stage in (config.rft, config.rl, config.meta):
         stage.micro_batch = 8  # a multiple of 8 chips
     return config

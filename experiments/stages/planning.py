@@ -39,5 +39,6 @@ def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
         "general_fraction": settings["rft"].general_fraction,
         "row_lengths": section("packing").lengths(lengths.sequence_buckets[-1]),
     }
+    more["platform"] = platform
     more |= {} if loaded is None else {"stop_ids": loaded.stop_ids}
     return Job(model_cfg, **settings, **more)

@@ -130,7 +130,9 @@ def pack(
     trees = _grow(units, keys, lengths[-1], slots)
     trees.sort(key=lambda tree: -tree.tokens)  # stable: ties stay in the order of the data
     most = -(-len(units) // rows)
-    for sizes in _plans(sum(tree.tokens for tree in trees), lengths, rows, most):
+    # what holds the largest tree, and so holds any
+    holds = next(i for i, length in enumerate(lengths) if length >= trees[0].tokens)
+    for sizes in _plans(sum(tree.tokens for tree in trees), lengths, rows, most, holds):
         if bins := _place(trees, [lengths[i] for i in sizes], rows, slots):
             return _lay(units, bins, sizes, lengths, rows, most, slots)
     raise AssertionError("a unit in each row always fits")
@@ -245,21 +247,24 @@ def _grow(units, keys, longest, slots) -> list[_Tree]:
     return trees
 
 
-def _plans(total: int, lengths: tuple[int, ...], rows: int, most: int):
-    """Lengths of parts, as indices, from the fewest tokens on: all of the longest, and up to three
-    others. The last plans have parts of the longest alone, up to `most`, which hold anything.
+def _plans(total: int, lengths: tuple[int, ...], rows: int, most: int, holds: int):
+    """Lengths of parts, as indices, from the fewest tokens on: all of the longest, or of the
+    shortest that holds each tree (`holds`), and up to three others. The last plans have parts of
+    the longest alone, up to `most`, which hold anything.
     """
-    longest, last = lengths[-1], len(lengths) - 1
-    least = total / rows
-    full = math.ceil(least / longest)
+    last, least = len(lengths) - 1, total / rows
     plans = set()
-    for others in range(4):
-        for some in itertools.combinations_with_replacement(range(last), others):
-            for longest_ones in range(max(0, full - 3), full + 2):
-                plan = (last,) * longest_ones + tuple(sorted(some, reverse=True))
-                if 0 < len(plan) <= most and sum(lengths[i] for i in plan) >= least:
-                    plans.add(plan)
+    for usual in {holds, last}:
+        full = math.ceil(least / lengths[usual])
+        others = [i for i in range(last + 1) if i != usual]
+        for count in range(4):
+            for some in itertools.combinations_with_replacement(others, count):
+                for usual_ones in range(max(0, full - 6), full + 2):
+                    plan = tuple(sorted((usual,) * usual_ones + some, reverse=True))
+                    if 0 < len(plan) <= most and sum(lengths[i] for i in plan) >= least:
+                        plans.add(plan)
     yield from sorted(plans, key=lambda plan: (sum(lengths[i] for i in plan), len(plan), plan))
+    full = math.ceil(least / lengths[last])
     yield from ((last,) * parts for parts in range(full + 2, most + 1))
 
 

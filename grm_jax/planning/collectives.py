@@ -31,17 +31,20 @@ class Collective(NamedTuple):
     bytes: float
 
 
-def collectives(text: str, mesh_shape: dict[str, int]) -> tuple[list[Collective], tuple[str, ...]]:
+def collectives(
+    text: str, mesh_shape: dict[str, int], unknown_trips: int | None = None
+) -> tuple[list[Collective], tuple[str, ...]]:
     """Reads `compiled.as_text()`: (collectives, what could not be counted, in words).
 
     mesh_shape: axis -> size, in the order of the mesh that the program was compiled for.
+    unknown_trips: see `hlo.times_run`.
 
     Instructions in loops count as often as they run. Bytes are those of the bandwidth-optimal
     algorithm over n devices: (n - 1)/n of the result for an all-gather, of the operand for a
     reduce-scatter and an all-to-all, twice that for an all-reduce, all of it for a permute.
     """
     module, entry = parse(text)
-    runs, loops, _ = times_run(module, entry)
+    runs, loops, _ = times_run(module, entry, unknown_trips)
     strange = [f"loop {name} of unknown length, counted once" for name in loops]
     found: dict[tuple, list[float]] = {}
     for name, times in runs.items():

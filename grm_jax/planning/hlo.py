@@ -1,5 +1,6 @@
 """Reads compiled HLO text: computations, their instructions, and how often each of them runs."""
 
+import functools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -228,30 +229,40 @@ def _element(instruction: Instruction) -> int:
 
 
 def times_run(
-    module: Module, entry: str
+    module: Module, entry: str, unknown_trips: int | None = None
 ) -> tuple[dict[str, float], tuple[str, ...], dict[str, str]]:
     """Counts how often each computation runs in one call of the program.
 
     Returns that, the loops of unknown length, and the caller's opcode of each. A loop of unknown
-    length counts once and is named. Every branch of a conditional counts.
+    length counts `unknown_trips` times, or, where that is None, or inside another such loop, once
+    and is named. Of a conditional the branch counts that has most instructions.
     """
     runs, unknown, caller = {entry: 1.0}, [], {entry: "entry"}
 
-    def visit(name, times):
+    @functools.cache
+    def size(name):
+        inside = module[name].values()
+        return len(inside) + sum(size(n) for i in inside for n in called(i) if n in module)
+
+    def visit(name, times, unknown_trips):
         for instruction in module[name].values():
-            again = times
+            again, rest = times, unknown_trips
+            targets = [target for target in called(instruction) if target in module]
             if instruction.opcode == "while":
                 found = trips(module, instruction)
-                if found is None:
+                if found is None and unknown_trips is None:
                     unknown.append(instruction.name)
+                elif found is None:
+                    found, rest = unknown_trips, None
                 again = times * (1 if found is None else found)
-            for target in called(instruction):
-                if target in module:
-                    runs[target] = runs.get(target, 0.0) + again
-                    caller[target] = instruction.opcode
-                    visit(target, again)
+            elif instruction.opcode == "conditional":
+                targets = [max(targets, key=size)]
+            for target in targets:
+                runs[target] = runs.get(target, 0.0) + again
+                caller[target] = instruction.opcode
+                visit(target, again, rest)
 
-    visit(entry, 1.0)
+    visit(entry, 1.0, unknown_trips)
     return runs, tuple(unknown), caller
 
 

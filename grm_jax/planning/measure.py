@@ -26,7 +26,7 @@ from grm_jax.planning.roofline import roofline
 from grm_jax.planning.topology import Topology
 from grm_jax.planning.traffic import hbm_bytes
 
-FORMAT = 3  # of cached figures; another number makes them anew
+FORMAT = 4  # of cached figures; another number makes them anew
 
 
 class Program(NamedTuple):
@@ -37,6 +37,7 @@ class Program(NamedTuple):
         its arguments.
     flops: model FLOPs of one call (no recomputation, no masked attention).
     tokens: that one call reads or writes.
+    trips: how often the loops run whose length is known on the device alone.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Program(NamedTuple):
     resident: dict[str, Any]
     flops: float
     tokens: int
+    trips: int | None = None
 
 
 def measure(
@@ -71,7 +73,7 @@ def measure(
     """
     with _telling(f"{program.name}: tracing", say):
         traced = program.fn.trace(*program.args)
-        flops = count(traced.jaxpr)
+        flops = count(traced.jaxpr, program.trips)
     memory = {label: device_bytes(part) for label, part in program.parts.items()}
     resident = {label: device_bytes(part) for label, part in program.resident.items()}
     limit, beside = topology.chip.hbm, sum(resident.values())
@@ -103,9 +105,9 @@ def measure(
         figures["fits"] = False if least > limit or topology.compiles else None
     figures["unknown"] = [*flops.unknown, *made.get("uncounted", ())]
     if made["compiles"] or not topology.compiles:
-        # not compiled: what every call reads whole, once; of a cache or a batch it may be less
+        # not compiled: what every turn reads whole; of a cache or a batch it may be less
         whole = sum(memory.get(part, 0.0) for part in ("params", "optimizer"))
-        figures.setdefault("hbm_bytes", whole)
+        figures.setdefault("hbm_bytes", whole * (program.trips or 1))
         moved = [Collective(*one) for one in made["collectives"]] if made["compiles"] else None
         times = roofline(topology, program.mesh, flops.total, figures["hbm_bytes"], moved)
         figures |= {"times": times._asdict(), "seconds": times.seconds, "bound": times.bound}
@@ -131,6 +133,7 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
         text = lowered.as_text()
     versions = [
         FORMAT,
+        program.trips,
         jax.__version__,
         _libtpu_version(),
         topology.name,
@@ -158,7 +161,7 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
     sizes, hlo = compiled.memory_analysis(), compiled.as_text()
     if hlo_folder is not None:
         (hlo_folder / f"{program.name}-{digest[:8]}.hlo.txt").write_text(hlo, encoding="utf-8")
-    moved, uncounted = collectives(hlo, dict(program.mesh.shape))
+    moved, uncounted = collectives(hlo, dict(program.mesh.shape), program.trips)
     cache[digest] = {
         "compiles": True,
         "error": None,
@@ -168,7 +171,7 @@ def _compiled(program, traced, topology, cache, say, hlo_folder) -> dict:
         "argument_bytes": sizes.argument_size_in_bytes,
         "code_bytes": sizes.generated_code_size_in_bytes,
         "collectives": [list(one) for one in moved],
-        "hbm_bytes": hbm_bytes(hlo),
+        "hbm_bytes": hbm_bytes(hlo, program.trips),
         "uncounted": list(uncounted),
     }
     return cache[digest]

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.data.packing import SLOT_TOKENS
 from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config
 from grm_jax.models.flops import forward_flops
-from grm_jax.models.gemma2 import cast_weights
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, start_adapters
 from grm_jax.models.placement import DATA_AXES
@@ -35,8 +34,17 @@ from grm_jax.planning.lengths import (
     widest,
 )
 from grm_jax.planning.measure import Program
-from grm_jax.sampling.mapped import map_rows
-from grm_jax.sampling.sampler import SamplingConfig, decode_step, empty_suffix, grow_suffix, start
+from grm_jax.sampling.chunks import (
+    Drawing,
+    Programs,
+    empty_pool,
+    empty_rows,
+    split_weights,
+    state_shardings,
+    weight_shardings,
+)
+from grm_jax.sampling.engine import Shape, prefill_rows, shape_of
+from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.training.loop import make_step
 from grm_jax.training.objectives import rl_objective
@@ -83,6 +91,7 @@ class Job:
     general_fraction: float = 0.0  # share of general data in a batch of RFT
     row_lengths: tuple[int, ...] = ()  # of packed rows; (): nothing is packed
     stop_ids: tuple[int, ...] = (1, 107)  # Gemma's <eos>, <end_of_turn>
+    platform: str = "tpu"
 
     @property
     def width(self) -> int:
@@ -215,7 +224,7 @@ def _train_step(stage, job, mesh) -> Program:
     B, T = settings.batch_size, job.width
     if rows:
         load = _load(job, stage, widest(job.lengths.prompt, job.lengths.completion), shares(mesh))
-        parts = round(load.computed / shares(mesh) / rows[0])
+        parts = math.ceil(load.computed / shares(mesh) / rows[0])
         batch = _packed_batch(mesh, job, stage, parts)
         unpacked = step
 
@@ -281,7 +290,7 @@ def _logprobs(job, mesh) -> Program:
         tokens = shares(mesh) * T
         flops = _forward(job, "rl") * tokens / whole.computed
         both = {"params": params, "batch": args}
-        return Program("logprobs", fn, (params, args), mesh, both, beside, flops, tokens)
+        return Program("logprobs", fn, (params, args), mesh, both, beside, flops, tokens, 1)
     batch = _batch(mesh, B, T)
     return Program(
         "logprobs",
@@ -304,32 +313,36 @@ def _rl_arrays(job, mesh) -> tuple[Any, dict]:
     return params, beside if frozen is None else beside | {"adapters": state.params}
 
 
-def sampler_call(
-    job: Job, mesh_shape: Mapping[str, int], judging: bool = False
-) -> tuple[int, int, int]:
-    """Cuts a call of the sampler as the RL stage and `sampling.rollout.generate` do.
+def engine_shape(job: Job, parts: int, judging: bool = False) -> Shape:
+    """Chooses the rows of each share of the engine, as the stages do.
 
-    Returns (prompts, the same with the dummies that fill the devices, samples of each prompt). RL
-    draws a group from each prompt; judgments for RFT, the Meta RM and evaluation (`judging`) each
-    have an order of responses, and so a prompt, of their own.
+    RL draws a group from each prompt; judgments for RFT, the Meta RM and evaluation (`judging`)
+    each have an order of responses, and so a prompt, of their own.
     """
-    G = 1 if judging else job.rl.group_size
-    rows = job.sampling.rows if judging else min(job.rl.batch_size, job.sampling.rows)
-    prompts = rows // G
-    parts = (
-        mesh_shape["replica"]
-        * mesh_shape["fsdp"]
-        * (mesh_shape["tensor"] if job.sampling.sampler == "pmap" else 1)
-    )
-    return prompts, -(-prompts // parts) * parts, G
+    total = job.sampling.rows if judging else job.rl.batch_size
+    prompts = total if judging else total // job.rl.group_size
+    drawing = Drawing(job.model_cfg, _sampling(job), cache_bytes=job.sampling.cache_bytes)
+    width = job.lengths.buckets[-1]
+    return shape_of(drawing, parts, prompts, total, job.sampling.rows, width, job.platform)
+
+
+def engine_rows(job: Job, sizes: Mapping[str, int], judging: bool = False) -> int:
+    """Counts the completions that are decoded at once on a mesh, {axis: devices}."""
+    parts = math.prod(sizes.values()) if job.sampling.sampler == "pmap" else _shares(sizes)
+    shape = engine_shape(job, parts, judging)
+    return parts * shape.groups * shape.fold
+
+
+def _shares(sizes: Mapping[str, int]) -> int:
+    return sizes["replica"] * sizes["fsdp"]
 
 
 class Needs(NamedTuple):
     """Says how much of its programs a job needs, as `stage_times` adds them up.
 
-    tokens: {"rft_step", "rl_step", "meta_step": tokens that a batch computes; "prefill",
-        "judge_prefill": of one prompt, "vote_prefill": of the prompts of VOTES samples of a
-        record}.
+    tokens: {"rft_step", "rl_step", "logprobs", "meta_step": tokens that a batch computes;
+        "prefill", "judge_prefill": of one prompt, "vote_prefill": of the prompts of VOTES samples
+        of a record}.
     steps: {"rl": decode steps of a batch of rollouts; "sampled", "voted": of all judgments of
         these rows}.
     """
@@ -338,54 +351,57 @@ class Needs(NamedTuple):
     steps: Mapping[str, float]
 
 
-def widest_needs(job: Job, programs: Mapping[str, Mapping], sizes: Mapping[str, int]) -> Needs:
-    """Returns what a job needs where every sequence is as long as lengths allow.
+def widest_needs(job: Job, sizes: Mapping[str, int]) -> tuple[Needs, dict]:
+    """Returns what a job needs where every sequence is as long as lengths allow, and {stage:
+    lengths.Load of a batch}.
 
-    Every call of the sampler runs until lengths.completion, and every judgment has a prompt of its
-    own.
+    Every row is decoded until lengths.completion, and every judgment has a prompt of its own.
     """
-    steps, rl = job.lengths.completion - 1, job.rl
-    prompts, _, G = sampler_call(job, sizes)
-    judged, _, _ = sampler_call(job, sizes, judging=True)
-    tokens = {
-        name: programs[name]["tokens"] for name in NAMES if "tokens" in programs.get(name, {})
-    }
+    steps, judged = job.lengths.completion, engine_rows(job, sizes, judging=True)
+    loads = _loads(job, widest(job.lengths.prompt, job.lengths.completion), _shares(sizes))
     width = job.lengths.buckets[-1]
-    return Needs(
-        tokens | {"prefill": width, "judge_prefill": width, "vote_prefill": VOTES * width},
+    tokens = {"prefill": width, "judge_prefill": width, "vote_prefill": VOTES * width}
+    needs = Needs(
+        _trained(loads) | tokens,
         {
-            "rl": math.ceil(rl.batch_size / G / prompts) * steps,
+            "rl": math.ceil(job.rl.batch_size / engine_rows(job, sizes)) * steps,
             "sampled": math.ceil(SAMPLED / judged) * steps,
             "voted": math.ceil(VOTED * VOTES / judged) * steps,
         },
     )
+    return needs, loads
+
+
+def _loads(job, text, rows) -> dict[str, Load]:
+    return {stage: _load(job, stage, text, rows) for stage in ("rft", "rl", "meta")}
+
+
+def _trained(loads) -> dict[str, float]:
+    tokens = {f"{stage}_step": loads[stage].computed for stage in ("rft", "rl", "meta")}
+    return tokens | {"logprobs": loads["rl"].computed}
 
 
 def drawn_needs(job: Job, text: TextLengths, sizes: Mapping[str, int]) -> tuple[Needs, dict]:
     """Returns what a job needs for texts of these lengths, and {stage: lengths.Load of a batch}.
 
     Train batches are packed; in judging, samples that drew one order share its prefill, and a row
-    that ends makes room for the next.
+    that ends makes room for the next behind the chunk of steps.
     """
-    rl, rows = job.rl, sizes["replica"] * sizes["fsdp"]
-    loads = {stage: _load(job, stage, text, rows) for stage in ("rft", "rl", "meta")}
-    at_once = sampler_call(job, sizes)[0] * rl.group_size
-    judged = sampler_call(job, sizes, judging=True)[0]
+    loads = _loads(job, text, _shares(sizes))
+    at_once, judged = engine_rows(job, sizes), engine_rows(job, sizes, judging=True)
     rng = np.random.default_rng(0)
 
     def steps(count, rows):
-        return decode_steps(rng.choice(text.completions, count), rows)
+        return decode_steps(rng.choice(text.completions, count), rows, job.sampling.chunk)
 
     one, vote = (prefilled(text, job.lengths.buckets, samples) for samples in (1, VOTES))
+    tokens = _trained(loads) | {"prefill": one.computed, "judge_prefill": one.computed}
     loads |= {"prompt": one, f"prompts of {VOTES} samples": vote}
-    tokens = {"rft_step": loads["rft"].computed, "rl_step": loads["rl"].computed}
-    tokens |= {"logprobs": loads["rl"].computed, "meta_step": loads["meta"].computed}
-    tokens |= {"prefill": one.computed, "judge_prefill": one.computed}
     return (
         Needs(
             tokens | {"vote_prefill": vote.computed},
             {
-                "rl": sum(steps(rl.batch_size, at_once) for _ in range(BATCHES)) / BATCHES,
+                "rl": sum(steps(job.rl.batch_size, at_once) for _ in range(BATCHES)) / BATCHES,
                 "sampled": steps(SAMPLED, judged),
                 "voted": steps(VOTED * VOTES, judged),
             },
@@ -405,7 +421,7 @@ def stage_times(
         at the shapes that it was made for; a decode step as long as with the longest caches.
     """
     sizes, rl = job.mesh_sizes(devices), job.rl
-    needs = widest_needs(job, programs, sizes) if needs is None else needs
+    needs = widest_needs(job, sizes)[0] if needs is None else needs
     seconds = {name: programs.get(name, {}).get("seconds") for name in NAMES}
     # of the reference, and of the policy before the update
     passes = (rl.beta > 0) + (rl.old_logp == "trainer")
@@ -420,7 +436,7 @@ def stage_times(
         return times * seconds[name] * (needs.tokens[tokens or name] / made)
 
     def decoded(name, steps):
-        return None if seconds[name] is None else steps * seconds[name]
+        return None if seconds[name] is None else steps * seconds[name] / job.sampling.chunk
 
     def add(*parts):
         return None if any(part is None for part in parts) else sum(parts)
@@ -504,170 +520,67 @@ def _sampling(job) -> SamplingConfig:
 
 
 def _sampler_program(name, job, mesh) -> Program:
-    """ "prefill" and "decode": RL's rollouts. "judge_prefill" and "judge_decode": judgments, with
-    nothing but the policy on the devices.
+    """The engine's programs. "prefill" and "decode": RL's rollouts. "judge_prefill" and
+    "judge_decode": judgments, with nothing but the policy on the devices. The policy that the
+    engine's weights were made from lies beside them.
     """
-    if job.sampling.sampler == "pmap" and mesh.size > ONE_HOST:
+    cfg, scfg, sampler, devices = job.model_cfg, _sampling(job), job.sampling.sampler, mesh.size
+    if sampler == "pmap" and devices > ONE_HOST:
         raise ValueError(
             f"sampling.sampler=pmap runs on the devices of one process, at most {ONE_HOST}, not "
-            f"on {mesh.size}; take shard_map"
+            f"on {devices}; take shard_map"
         )
     judging = name.startswith("judge_")
     params, beside = _rl_arrays(job, mesh)
-    make = _prefill if name.endswith("prefill") else _decode
-    call = sampler_call(job, mesh.shape, judging)
-    return make(name, job, mesh, params, {} if judging else beside, call)
+    beside = {"policy": params} | ({} if judging else beside)
+    if sampler == "pmap":  # a whole model on each
+        mesh = make_mesh(devices, 1, 1, list(mesh.devices.flat))
+    mode = "shard_map" if sampler == "pmap" else sampler
+    programs = Programs(Drawing(cfg, scfg, mode, mesh, job.sampling.chunk))
+    D, T, C = programs.parts, job.lengths.buckets[-1], job.lengths.completion
+    groups, fold, entries = engine_shape(job, D, judging)
+    split = jax.eval_shape(lambda p: split_weights(p, cfg), params)
+    weights = placed(split, weight_shardings(cfg, sampler, mesh, params))
 
+    def laid(make, *numbers):
+        tree = jax.eval_shape(lambda: make(*numbers))
+        return placed(tree, state_shardings(mesh, tree))
 
-def _prefill(name, job, mesh, params, beside, call) -> Program:
-    """`sampler.start` on the widest bucket, from the parameters as the job hands them over:
-    "shard_map" gathers them over fsdp here.
-    """
-    cfg, scfg = job.model_cfg, _sampling(job)
-    (asked, prompts, G), T, parts = call, job.lengths.buckets[-1], mesh.size
-    policy, (mapped, mesh, params, prompts) = params, _mapping(job, mesh, params, prompts)
-    real = asked * mesh.size / parts  # without dummies; on these devices
-    data = P(DATA_AXES)
+    pool = laid(empty_pool, cfg, D, entries, T)
+    state = laid(empty_rows, cfg, scfg, D, groups * fold, C)
+    split_rows = batch_sharding(mesh)
 
-    def run(params, prompts_PT, lengths_P, keys_Pk2):
-        return start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2)
+    def host(dtype, *shape):
+        return jax.ShapeDtypeStruct((D, *shape), dtype, sharding=split_rows)
 
-    args = [
-        jax.ShapeDtypeStruct(s, t)
-        for s, t in (
-            ((prompts, T), jnp.int32),
-            ((prompts,), jnp.int32),
-            ((prompts, G, 2), jnp.uint32),
+    if name.endswith("prefill"):
+        p = prefill_rows(T, groups)
+        batch = host(jnp.int32, p, T), host(jnp.int32, p), host(jnp.int32, p)
+        return Program(
+            name,
+            programs.prefill(0),
+            (weights, None, pool, *batch),
+            mesh,
+            {"params": weights, "kv cache": pool, "batch": batch},
+            beside | {"rows": state},
+            D * p * forward_flops(cfg, T, logits=0),
+            D * p * T,
         )
-    ]
-    out_specs = _specs(jax.eval_shape(run, params, *args))
-    args = placed(args, [NamedSharding(mesh, data)] * 3)
+    B, steps = groups * fold, job.sampling.chunk
+    rows = {name: host(jnp.int32, B) for name in ("prompt_length", "limit")}
+    rows |= {"entry": host(jnp.int32, groups), "keys": host(jnp.uint32, B, 2)}
+    rows |= {"fresh": host(jnp.bool_, B), "waits": host(jnp.bool_, groups)}
+    rows["enough"] = host(jnp.int32)
+    cache = {"pool": pool, "suffix": state["suffix"]}
+    other = {name: x for name, x in state.items() if name != "suffix"}
     return Program(
         name,
-        mapped(run, (data, data, data), out_specs),
-        (params, *args),
+        programs.chunk(T),
+        (weights, None, pool, state, rows),
         mesh,
-        {"params": params, "batch": args},
-        beside | ({"policy": policy} if job.sampling.sampler == "pmap" else {}),
-        real * forward_flops(cfg, T, logits=1),
-        round(real * T),
+        {"params": weights, "kv cache": cache, "batch": (other, rows)},
+        beside,
+        D * B * steps * forward_flops(cfg, T + C // 2, T + C // 2 - 1, logits=1),
+        D * B * steps,
+        steps,
     )
-
-
-def _decode(name, job, mesh, params, beside, call) -> Program:
-    """One `sampler.decode_step` with the longest caches, from parameters as they lie inside the
-    loop: cast, and with "shard_map" whole over fsdp. The policy that they were made from lies
-    beside them.
-    """
-    cfg, scfg = job.model_cfg, _sampling(job)
-    (asked, prompts, G), T, C, parts = (
-        call,
-        job.lengths.buckets[-1],
-        job.lengths.completion,
-        mesh.size,
-    )
-    policy, (mapped, mesh, params, prompts) = params, _mapping(job, mesh, params, prompts)
-    real = asked * mesh.size / parts
-    params = _cast(cfg, params)
-    if job.sampling.sampler == "shard_map":
-        whole = jax.tree.map(
-            lambda x: NamedSharding(
-                mesh, P(*(axis if axis == "tensor" else None for axis in x.sharding.spec))
-            ),
-            params,
-        )
-        params = placed(params, whole)
-    shapes = (((prompts, T), jnp.int32), ((prompts,), jnp.int32), ((prompts, G, 2), jnp.uint32))
-    begin = jax.eval_shape(
-        lambda p, *args: start(p, cfg, scfg, *args),
-        params,
-        *(jax.ShapeDtypeStruct(*shape) for shape in shapes),
-    )
-    prefix, rows = begin[0], begin[1]
-    rows = rows | {
-        "suffix": jax.eval_shape(lambda: grow_suffix(cfg, empty_suffix(cfg, prompts * G), C))
-    }
-    specs = _specs((prefix, rows))
-    shardings = jax.tree_util.tree_map_with_path(
-        functools.partial(_cache_sharding, mesh),
-        specs,
-        (prefix, rows),
-        is_leaf=lambda x: isinstance(x, P),
-    )
-    prefix, rows = placed((prefix, rows), shardings)
-
-    def run(params, prefix, state):
-        return decode_step(params, cfg, scfg, prefix, state)
-
-    cache = {"prefix": prefix, "suffix": rows["suffix"]}
-    other = {name: value for name, value in rows.items() if name != "suffix"}
-    return Program(
-        name,
-        mapped(run, specs, specs[1], donate=2),
-        (params, prefix, rows),
-        mesh,
-        {"params": params, "kv cache": cache, "batch": other},
-        beside | {"policy": policy},
-        real * G * forward_flops(cfg, T + C // 2, T + C // 2 - 1, logits=1),
-        round(real * G),
-    )
-
-
-def _cast(cfg, params) -> Any:
-    return placed(
-        jax.eval_shape(lambda p: cast_weights(p, cfg), params),
-        jax.tree.map(lambda x: x.sharding, params),
-    )
-
-
-def _mapping(job, mesh, params, prompts):
-    """(how to jit a function of the sampler, its mesh, its parameters, its prompts), as
-    `sampling.mapped.make_sampler` maps it.
-    """
-    cfg, mode = job.model_cfg, job.sampling.sampler
-    if mode == "pmap":  # one device's share, with the whole model on it
-        alone = Mesh(
-            mesh.devices.reshape(-1)[:1].reshape(1, 1, 1),
-            mesh.axis_names,
-            axis_types=mesh.axis_types,
-        )
-        params = _cast(
-            cfg, placed(params, jax.tree.map(lambda x: NamedSharding(alone, P()), params))
-        )
-        return _jit(cfg), alone, params, prompts // mesh.size
-    if mode == "jit":
-        return _jit(cfg), mesh, params, prompts
-
-    def shard_mapped(fn, in_specs, out_specs, donate=()):
-        return jax.jit(map_rows(fn, cfg, mesh, in_specs, out_specs), donate_argnums=donate)
-
-    return shard_mapped, mesh, params, prompts
-
-
-def _jit(cfg):
-    def jitted(fn, in_specs, out_specs, donate=()):
-        return jax.jit(
-            lambda params, *arrays: fn(cast_weights(params, cfg), *arrays), donate_argnums=donate
-        )
-
-    return jitted
-
-
-def _specs(tree) -> Any:
-    """The data axes of a sampler's prefix and state: caches are [blocks, rows, ...], all else
-    [rows, ...], the step is one number.
-    """
-    prefix, state = tree
-    prefix, suffix = jax.tree.map(lambda x: P(None, DATA_AXES), (prefix, state["suffix"]))
-    rows = {name: P(DATA_AXES) if x.ndim else P() for name, x in state.items() if name != "suffix"}
-    return prefix, rows | {"suffix": suffix}
-
-
-def _cache_sharding(mesh, path, spec, x) -> NamedSharding:
-    """Heads of a suffix [blocks, rows, slots, heads, dim] and of a prefix (`lay`) [blocks,
-    prompts, heads, ...], over `tensor` too, as the projections that fill them are.
-    """
-    heads = 2 if path[-1].key in ("keys", "values") else 3
-    if x.ndim == 5 and x.shape[heads] % mesh.shape["tensor"] == 0:
-        spec = P(*spec, *[None] * (heads - len(spec)), "tensor")
-    return NamedSharding(mesh, spec)

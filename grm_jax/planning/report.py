@@ -13,8 +13,8 @@ _PARTS = ("params", "optimizer", "kv cache", "batch", "temporaries", "code")
 def tables(plan: dict) -> list[Cells]:
     """Makes the tables of a plan as experiments/plan.py writes it to plan.json."""
     made = [_memory(plan), _time(plan), _collectives(plan), _stages(plan)]
-    if plan.get("drawn"):
-        made += [_drawn(plan), _loads(plan)]
+    made += [_drawn(plan)] if plan.get("drawn") else []
+    made.append(_loads(plan))
     if plan["changes"]:
         made.append(_changes(plan))
     if plan["search"]:
@@ -189,9 +189,11 @@ def _stage_table(title, stages) -> Cells:
 
 
 def _loads(plan) -> Cells:
+    loads = {f"{name}, widest": load for name, load in plan.get("widest_loads", {}).items()}
+    loads |= plan.get("loads", {})
     rows = [
         [name, f"{load[0]:,.0f}", f"{load[1]:,.0f}", f"{load[0] / load[1]:.2f}"]
-        for name, load in plan["loads"].items()
+        for name, load in loads.items()
     ]
     return "Tokens of one batch, or one record", ["of", "computed", "needed", "ratio"], rows
 

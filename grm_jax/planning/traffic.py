@@ -11,16 +11,17 @@ _FREE = frozenset(
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
-def hbm_bytes(text: str) -> float:
+def hbm_bytes(text: str, unknown_trips: int | None = None) -> float:
     """Estimates bytes of one device: every operand and result once, in loops as often as they run.
 
     A fusion counts once, whatever is inside it. Of an operand that is only sliced the slices count,
     of an update in place the update, of a gather the rows. Arrays in other memory than HBM (VMEM)
-    are free; loops of unknown length count once. A kernel that reads an operand more than once, or
-    a cache that saves a read, is not seen: an estimate of the traffic, not a bound.
+    are free; of loops of unknown length and conditionals see `hlo.times_run`. A kernel that reads
+    an operand more than once, or a cache that saves a read, is not seen: an estimate of the
+    traffic, not a bound.
     """
     module, entry = parse(text)
-    runs, _, caller = times_run(module, entry)
+    runs, _, caller = times_run(module, entry, unknown_trips)
     total = 0.0
     for name, times in runs.items():
         if caller[name] in ("entry", "while", "conditional", "call", "async-start"):

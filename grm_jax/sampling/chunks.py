@@ -80,6 +80,7 @@ def _last(cfg: Gemma2Config, kv: Mapping, lengths_P: jax.Array) -> dict:
     return kept
 
 
+@jax.named_scope("prefill")
 def compute_front(weights: dict, cfg: Gemma2Config, front_F: jax.Array) -> dict:
     """Computes keys and values of the tokens that all prompts begin with: [L, 1, ...]."""
     F = front_F.shape[0]
@@ -107,6 +108,7 @@ def empty_pool(cfg: Gemma2Config, parts: int, entries: int, width: int) -> dict:
     return pool
 
 
+@jax.named_scope("prefill")
 def prefill_into(
     weights: dict,
     cfg: Gemma2Config,
@@ -215,6 +217,7 @@ def take_rows(state: dict, index_DB: jax.Array) -> dict:
     return taken | {"done": done_DB, "steps": state["steps"]}
 
 
+@jax.named_scope("decode")
 def decode_chunk(
     weights: dict,
     cfg: Gemma2Config,
@@ -379,6 +382,34 @@ def decode_chunk(
     } | {"suffix": jax.tree.map(back, joined(end["suffix"], cfg)), "steps": end["steps"]}
 
 
+def weight_shardings(cfg: Gemma2Config, mode: str, mesh: Mesh, params: dict) -> dict:
+    """Says where `split_weights` of placed parameters lie on a mesh: see `Programs`."""
+    kept = {"jit": mesh.axis_names, "shard_map": ("tensor",), "pmap": ()}[mode]
+
+    def where(x):
+        spec = getattr(getattr(x, "sharding", None), "spec", P())
+        return NamedSharding(mesh, P(*(axis if axis in kept else None for axis in spec)))
+
+    placed = jax.tree.map(where, params)
+    if not cfg.scan_layers:
+        block = jax.tree.map(lambda x: NamedSharding(mesh, P(*x.spec[1:])), placed["blocks"])
+        placed = placed | {"blocks": [block] * cfg.n_blocks}
+    return placed
+
+
+def state_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Says where pool and rows lie: shares over the data axes, heads over `tensor`."""
+
+    def where(path, x):
+        heads = {"keys": 3, "values": 3, "k": 4, "v": 4}.get(path[-1].key)
+        spec = P(DATA_AXES)
+        if heads and x.shape[heads] % mesh.shape["tensor"] == 0:
+            spec = P(DATA_AXES, *[None] * (heads - 1), "tensor")
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(where, tree)
+
+
 class Programs:
     """Holds the compiled programs of one `Drawing`, and where their arrays lie.
 
@@ -437,23 +468,10 @@ class Programs:
                 return jax.device_put(x, devices[0]) if len(devices) == 1 else x
 
             return self._split(None)(jax.tree.map(alone, params))
-        mesh = self.mesh
         if self.mode == "pmap":
-            return jax.device_put(self._split(None)(params), NamedSharding(mesh, P()))
-
-        def where(x):
-            spec = getattr(getattr(x, "sharding", None), "spec", P())
-            kept = ("tensor",) if self.mode == "shard_map" else mesh.axis_names
-            return P(*(axis if axis in kept else None for axis in spec))
-
-        specs = jax.tree.map(where, params)
-        if not self.cfg.scan_layers:
-            block = jax.tree.map(
-                lambda spec: P(*spec[1:]), specs["blocks"], is_leaf=lambda x: isinstance(x, P)
-            )
-            specs = specs | {"blocks": [block] * self.cfg.n_blocks}
-        leaves, treedef = jax.tree.flatten(specs, is_leaf=lambda x: isinstance(x, P))
-        return self._split((treedef, *(NamedSharding(mesh, spec) for spec in leaves)))(params)
+            return jax.device_put(self._split(None)(params), NamedSharding(self.mesh, P()))
+        leaves, treedef = jax.tree.flatten(weight_shardings(self.cfg, self.mode, self.mesh, params))
+        return self._split((treedef, *leaves))(params)
 
     def _split_to(self, where: tuple | None) -> Callable:
         split = functools.partial(split_weights, cfg=self.cfg)
@@ -480,18 +498,9 @@ class Programs:
 
     def _placed(self, tree: Any) -> Any:
         """Pins arrays of the state: shares over the data axes, heads over `tensor`."""
-        mesh = self.mesh
-        if mesh is None:
+        if self.mesh is None:
             return tree
-
-        def pin(path, x):
-            heads = {"keys": 3, "values": 3, "k": 4, "v": 4}.get(path[-1].key)
-            spec = P(DATA_AXES)
-            if heads and x.shape[heads] % mesh.shape["tensor"] == 0:
-                spec = P(DATA_AXES, *[None] * (heads - 1), "tensor")
-            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-        return jax.tree_util.tree_map_with_path(pin, tree)
+        return jax.lax.with_sharding_constraint(tree, state_shardings(self.mesh, tree))
 
     def _mapped(self, fn: Callable, whole: int) -> Callable:
         """Maps fn(*whole arguments, *split ones) over the shares, where each runs its own loop."""

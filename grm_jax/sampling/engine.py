@@ -17,6 +17,7 @@ the next one, and only then returns what is complete: whoever parses it works be
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -295,7 +296,7 @@ class Engine:
             shares_of[d].append((entry, prompt))
             self.counts.needed_prefill += len(prompt.ids)
         for width, asked in sorted(by_width.items()):
-            p = max(1, min(PREFILL // width, self.all_groups))
+            p = prefill_rows(width, self.all_groups)
             for start in range(0, max(map(len, asked)), p):
                 prompts = np.zeros((self.parts, p, width), np.int32)
                 lengths = np.zeros((self.parts, p), np.int32)
@@ -380,14 +381,14 @@ def entry_bytes(cfg: Gemma2Config, width: int) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
 
 
-def fold_of(samples_per_prompt: float, rows: int) -> int:
+def fold_of(samples_per_prompt: float, rows: int, platform: str | None = None) -> int:
     """Chooses the rows of a group from the mean number of samples that a prompt has.
 
     Rows of a group read their prompt in one product, and wait for each other once no sample of it
     is left. On the CPU few of them gain less by that than they wait. Elsewhere memory is dear, and
-    a prompt lies in the cache as few times as groups allow.
+    a prompt lies in the cache as few times as groups allow. platform: None for the one at hand.
     """
-    if jax.default_backend() == "cpu":
+    if (platform or jax.default_backend()) == "cpu":
         most = 8 if samples_per_prompt >= 12 else 2 if samples_per_prompt >= 6 else 1
     else:
         most = min(samples_per_prompt, 8)
@@ -447,16 +448,43 @@ def batch_engine(
     for request in requests:
         ids = tuple(request.prompt_ids)
         samples[ids] = samples.get(ids, 0) + len(request.samples)
-    parts = make_programs(drawing).parts
-    fold = fold_of(sum(samples.values()) / len(samples), -(-rows // parts))
     longest = max(map(len, samples)) - len(front)
     width = next(width for width in sorted(buckets) if width >= longest)
     widths = [bucket for bucket in sorted(buckets) if bucket <= width]
+    parts = make_programs(drawing).parts
+    shape = shape_of(drawing, parts, len(samples), sum(samples.values()), rows, width)
+    return Engine(drawing, params, seed, widths, *shape, front)
+
+
+class Shape(NamedTuple):
+    """Says how many rows an engine has: see `Engine`."""
+
+    groups: int
+    fold: int
+    entries: int
+
+
+def shape_of(
+    drawing: Drawing,
+    parts: int,
+    prompts: int,
+    samples: int,
+    rows: int,
+    width: int,
+    platform: str | None = None,
+) -> Shape:
+    """Chooses the shape that suits `samples` of `prompts` of up to `width` tokens, of all parts."""
+    fold = fold_of(samples / prompts, -(-rows // parts), platform)
     # as many rows as samples, to a power of two: calls that ask for as many share their programs
-    asked = -(-sum(samples.values()) // parts)
+    asked = -(-samples // parts)
     groups = max(1, min(-(-rows // parts), 1 << (asked - 1).bit_length()) // fold)
-    entries = 0
+    entries = groups
     if drawing.cache_bytes:
         entries = max(1, drawing.cache_bytes // entry_bytes(drawing.cfg, width))
-        groups, entries = min(groups, entries), min(entries, max(groups, len(samples)))
-    return Engine(drawing, params, seed, widths, groups, fold, entries, front)
+        groups, entries = min(groups, entries), min(entries, max(groups, prompts))
+    return Shape(groups, fold, entries)
+
+
+def prefill_rows(width: int, groups: int) -> int:
+    """Counts the prompts of `width` tokens that one call prefills on each share."""
+    return max(1, min(PREFILL // width, groups))

@@ -62,6 +62,7 @@ def _first_above(weights_BK: jax.Array, target_B1: jax.Array) -> tuple[jax.Array
     )
 
 
+@jax.named_scope("draw")
 def choose_tokens(
     logits_BV: jax.Array,
     keys_B2: jax.Array,

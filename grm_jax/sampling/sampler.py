@@ -132,7 +132,6 @@ def empty_suffix(cfg: Gemma2Config, rows: int) -> dict:
     return {f"layer_{i}": {"k": kv, "v": kv, "pos": pos} for i in range(len(cfg.block))}
 
 
-@jax.named_scope("draw")
 def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
     """Choose token number state["step"] of every row that is not done, and write it down."""
     step, done_B = state["step"], state["done"]

@@ -38,13 +38,15 @@ class PackingConfig:
 
     rows: lengths that a row may have, as multiples of the longest prompt and completion together;
         the last holds that. A tuple of one compiles soonest, one of three leaves the least padding.
+        1.0 is a sequence of that length; 1.7 a group of four with a prompt four times as long as
+        a completion.
         (): nothing is packed; each sequence is a row, padded, and each prompt of a group is there
         for each rollout: the slow twin.
 
     A device holds one row at a time: its length is what memory limits.
     """
 
-    rows: tuple[float, ...] = (1.2, 1.4, 1.6)
+    rows: tuple[float, ...] = (1.0, 1.4, 1.7)
 
     def __post_init__(self):
         words = "growing multiples of the longest sequence, the last at least 1, or ()"

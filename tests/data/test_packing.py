@@ -163,7 +163,7 @@ def test_examples_keep_their_masks_labels_and_last_tokens():
 
 # ---- how much is padding on lengths like those of real text
 
-ROWS = (6144, 7168, 8192)  # of the 27B preset
+ROWS = (5120, 7168, 8704)
 
 
 def lengths_like_real_text(count=1800):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from experiments.configs import spct_gemma2_2b, spct_gemma2_9b, spct_gemma2_27b
 from grm_jax.planning.lengths import (
     Layout,
     decode_steps,
@@ -15,6 +16,7 @@ from grm_jax.planning.lengths import (
     rl_load,
     widest,
 )
+from grm_jax.training.settings import PackingConfig
 
 PACKED, PADDED = Layout((128, 256), 2, ()), Layout((), 2, (32, 64, 128))
 
@@ -75,3 +77,20 @@ def test_samples_share_the_orders_that_they_drew():
     assert distinct_orders(9, 32) == pytest.approx(32, rel=1e-3)
     one, many = (prefilled(widest(40, 20), (64, 32), samples) for samples in (1, 32))
     assert one == (64, 40) and many.computed == pytest.approx(2 * one.computed)
+
+
+@pytest.mark.parametrize("preset", [spct_gemma2_2b, spct_gemma2_9b, spct_gemma2_27b])
+@pytest.mark.parametrize("shares", [8, 16, 32])
+def test_the_widest_batches_fill_the_rows_of_the_presets(preset, shares):
+    """Sequences, and groups of rollouts, of the longest prompt and completions."""
+    config = preset.get_config()
+    prompt, completion = config.lengths.prompt, config.lengths.completion
+    rows = PackingConfig(config.packing.rows).lengths(prompt + completion)
+    layout, text = Layout(rows, shares, ()), widest(prompt, completion)
+    loads = {
+        "rft": fit_load(text, config.rft.batch_size, config.rft.general_fraction, layout),
+        "rl": rl_load(text, config.rl.batch_size, config.rl.group_size, layout),
+        "meta": fit_load(text, config.meta.batch_size, 0.0, layout),
+    }
+    for stage, load in loads.items():
+        assert load.needed <= load.computed <= 1.1 * load.needed, stage

@@ -2,23 +2,31 @@
 (marked tpu_aot: it compiles for a TPU).
 """
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments import config_flags
 from experiments.configs import spct_gemma2_9b, spct_gemma2_27b, tiny
 from experiments.stages.planning import job_of
+from grm_jax.models.table import abstract_params
 from grm_jax.parallel.hardware import GPUS, TPUS
+from grm_jax.parallel.mesh import make_mesh, param_shardings
 from grm_jax.planning.measure import device_bytes, measure
 from grm_jax.planning.programs import NAMES, Job, make_programs, stage_times
 from grm_jax.planning.report import markdown, notes, show, tables
 from grm_jax.planning.topology import Topology
+from grm_jax.sampling.chunks import Drawing
+from grm_jax.sampling.engine import batch_engine
+from grm_jax.sampling.requests import Request
+from grm_jax.sampling.sampler import SamplingConfig
 from tests.conftest import REPO
 
 
@@ -41,7 +49,8 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     """Shapes alone, on 8 devices as fsdp 4 x tensor 2: 27.2e9 float32 parameters and two moments,
     cut in 8.
     """
-    programs = make_programs(job(spct_gemma2_27b, mesh__tensor=2), jax.devices())
+    planned = dataclasses.replace(job(spct_gemma2_27b, mesh__tensor=2), platform="tpu")
+    programs = make_programs(planned, jax.devices())
     assert tuple(programs) == NAMES
     parameters = 27_227_128_320
     step = programs["rl_step"]
@@ -49,11 +58,9 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     assert abs(device_bytes(step.parts["params"]) / (4 * parameters / 8) - 1) < 0.001
     assert abs(device_bytes(step.parts["optimizer"]) / (8 * parameters / 8) - 1) < 0.001
     assert device_bytes(step.resident["reference"]) == device_bytes(step.parts["params"])
-    # packed rows of 8,192 tokens, one a share at a time: a group's prompt once, four completions
-    parts = step.args[1]["ref_logp"].shape[0]
-    assert step.args[1]["ref_logp"].shape == (parts, 4, 8192) and step.tokens == parts * 4 * 8192
-    assert 128 * (4096 + 4 * 1024) <= step.tokens <= 2 * 128 * (4096 + 4 * 1024)
-    assert programs["logprobs"].tokens == 4 * 8192
+    # packed rows of 8,704 tokens, one a share at a time: a group's prompt once, four completions
+    assert step.args[1]["ref_logp"].shape == (32, 4, 8704) and step.tokens == 128 * 8704
+    assert programs["logprobs"].tokens == 4 * 8704
     padded = job(spct_gemma2_27b, mesh__tensor=2, packing__rows=())
     step = make_programs(padded, jax.devices(), ("rl_step",))["rl_step"]
     assert step.tokens == 512 * 5120 and step.args[1]["ref_logp"].shape == (512, 5120)
@@ -63,12 +70,72 @@ def test_programs_of_the_27b_preset_have_the_shapes_and_bytes_of_the_job():
     assert device_bytes(decode.resident["policy"]) == device_bytes(step.parts["params"])
     # what they start from becomes their state
     assert programs["rft_step"].resident == programs["meta_step"].resident == {}
-    # 128 prompts and 512 rows on 4 groups; bfloat16 keys and values; heads over tensor; positions
-    # beside them
+    # 128 prompts and 512 rows on 4 shares; bfloat16 keys and values; heads over tensor; positions
+    # beside them, and the state behind each prompt
     keys_values = 2 * 2 * 46 * 16 * 128 * (128 * 4096 + 512 * 1024) / 8
-    positions = 4 * 46 * (128 * 4096 + 512 * 1024) / 4
-    assert device_bytes(decode.parts["kv cache"]) == keys_values + positions
+    positions = 4 * (2 * 128 * 4096 + 46 * 512 * 1024) / 4
+    hidden = 2 * 128 * 4608 / 4
+    assert device_bytes(decode.parts["kv cache"]) == keys_values + positions + hidden
+    # a chunk of 32 steps; prompts are prefilled one a share at a time
+    assert decode.tokens == 32 * 512 and decode.trips == 32
+    assert programs["prefill"].tokens == 4 * 4096
+    # judgments have a prompt each
+    judged = programs["judge_decode"].args[2]["hidden"].shape
+    assert judged == (4, 128, 4608) and decode.args[2]["hidden"].shape == (4, 32, 4608)
     assert programs["meta_step"].args[0].params["score"].shape == (4608, 1)
+
+
+@pytest.mark.parametrize("sampler", ["shard_map", "pmap", "jit"])
+def test_what_is_planned_of_the_engine_is_what_it_runs(sampler, monkeypatch):
+    """Every argument of its programs: shape, type and placement."""
+    tensor = 1 if sampler == "pmap" else 2
+    mesh = {"mesh__replica": 1, "mesh__fsdp": -1, "mesh__tensor": tensor}
+    planned = job(tiny, **mesh, sampling__sampler=sampler, rl__batch_size=32, rl__micro_batch=32)
+    programs = make_programs(planned, jax.devices(), ("prefill", "decode"))
+    mesh = make_mesh(**dataclasses.asdict(planned.mesh))
+    cfg, G = planned.model_cfg, planned.rl.group_size
+    drawing = Drawing(
+        cfg,
+        SamplingConfig(planned.lengths.completion, stop_ids=planned.stop_ids),
+        sampler,
+        None if sampler == "pmap" else mesh,
+        planned.sampling.chunk,
+    )
+    abstract = abstract_params(cfg)
+    params = jax.tree.map(
+        lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where),
+        abstract,
+        param_shardings(mesh, abstract),
+    )
+    width, launched = planned.lengths.buckets[-1], {}
+    ids = np.ones(width, np.int32)
+    requests = [Request(np.append(ids[1:], 2 + i), str(i), tuple(range(G))) for i in range(32 // G)]
+    buckets, rows = planned.lengths.buckets, planned.sampling.rows
+    engine = batch_engine(drawing, params, requests, 0, buckets, rows)
+    for name in ("prefill", "chunk"):
+
+        def record(of, name=name):
+            def run(*args):
+                launched[name] = args
+                return args[{"prefill": 2, "chunk": 3}[name]]
+
+            return run
+
+        monkeypatch.setattr(engine.programs, name, record)
+    for request in requests:
+        engine.submit(request)
+    engine._fill()
+    engine._dispatch()
+
+    def placed(args):
+        return [
+            (jax.tree_util.keystr(path), x.shape, x.dtype, x.sharding)
+            for path, x in jax.tree_util.tree_flatten_with_path(args)[0]
+        ]
+
+    for theirs, ours in (("prefill", "prefill"), ("chunk", "decode")):
+        for a, b in zip(placed(launched[theirs]), placed(programs[ours].args), strict=True):
+            assert a[:3] == b[:3] and a[3].is_equivalent_to(b[3], len(a[1])), (a, b)
 
 
 def test_without_a_kl_no_reference_is_planned():

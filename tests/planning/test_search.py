@@ -18,7 +18,7 @@ JOB = Job(
     GEMMA2_2B,
     MeshConfig(replica=1, fsdp=-1, tensor=1),
     Lengths(64, 32, (64,)),
-    Sampling(rows=32, sampler="shard_map"),
+    Sampling(rows=32, sampler="shard_map", chunk=8),
     OptimizerConfig(),
     LoraConfig(0),
     FitConfig(**FIT),
@@ -89,12 +89,12 @@ def test_times_of_the_stages_add_up():
     seconds |= dict.fromkeys(("prefill", "decode"), {"seconds": 1, "tokens": 8 * 64})
     seconds |= dict.fromkeys(("judge_prefill", "judge_decode"), {"seconds": 1, "tokens": 32 * 64})
     rows = {row["stage"]: row for row in stage_times(JOB, seconds, 4, 2)}
-    # 8 prompts at once are all of a batch: prefill + 31 x decode, 2 x logprobs, rl_step
-    assert rows["rl"]["seconds"] == 32 + 4 + 2
+    # 8 prompts at once are all of a batch: prefill, 4 chunks of decode, 2 x logprobs, rl_step
+    assert rows["rl"]["seconds"] == 1 + 4 + 4 + 2
     assert rows["rl"]["chip_hours"] == pytest.approx(2 * rows["rl"]["hours"])
     # without a KL there is no reference to run
     free = dataclasses.replace(JOB, rl=dataclasses.replace(JOB.rl, beta=0.0))
     rows = {row["stage"]: row for row in stage_times(free, seconds, 4, 2)}
-    assert rows["rl"]["seconds"] == 32 + 2 + 2
+    assert rows["rl"]["seconds"] == 1 + 4 + 2 + 2
     del seconds["decode"]
     assert {row["stage"]: row["hours"] for row in stage_times(JOB, seconds, 4, 2)}["rl"] is None
