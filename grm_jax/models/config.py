@@ -244,6 +244,8 @@ def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> Ge
     """
     family = FAMILIES.get(sizes.get("model_type", "gemma2"), FAMILIES["gemma2"])
     values = {field: family.fields[field][1] for field in _OPTIONAL if field in family.fields}
+    if family.switched_window:
+        values["sliding_window"] = None  # unless the sizes have one
     values |= dict(family.same) | {"vocab_size": vocab_size} | dict(sizes) | numerics
     if isinstance(values.get("rope_scaling"), Mapping):
         values["rope_scaling"] = build(RopeScaling, values["rope_scaling"])

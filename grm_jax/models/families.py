@@ -23,6 +23,9 @@ class Family:
     derived: fields that null, or no key, leaves to others: head_dim to d_model / n_heads,
         n_kv_heads to n_heads.
     only: {key of config.json: its one value, and others that mean the same}.
+    layer_types: config.json may name each layer's type.
+    switched_window: config.json has a window only where it says `use_sliding_window`, for the
+        layers from number `max_window_layers` on.
     ropes: the scalings of the rotary embedding.
     pad_id: the token of padding where config.json names none.
     activation: of the gate, as config.json names it, under the key `activation_key`.
@@ -40,6 +43,8 @@ class Family:
     same: Mapping[str, Any]
     derived: tuple[str, ...] = ()
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    layer_types: bool = True
+    switched_window: bool = False
     ropes: tuple[str, ...] = ("default", "linear", "llama3")
     pad_id: int | None = None
     activation: str = "silu"
@@ -59,6 +64,17 @@ def alternating(n_layers: int) -> tuple[str, ...]:
 def _all_of_one_type(sizes: Sizes, _) -> tuple[str, ...]:
     layer_type = GLOBAL if sizes.get("sliding_window") is None else LOCAL
     return (layer_type,) * sizes["n_layers"]
+
+
+MAX_WINDOW_LAYERS = 28  # what transformers takes where config.json has no `max_window_layers`
+
+
+def _last_layers_local(sizes: Sizes, hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Qwen's pattern: layers are local from number `max_window_layers` on, if there is a window."""
+    layers, first = sizes["n_layers"], hf.get("max_window_layers", MAX_WINDOW_LAYERS)
+    if sizes.get("sliding_window") is None or not isinstance(first, int):
+        first = layers
+    return tuple(LOCAL if layer >= first else GLOBAL for layer in range(layers))
 
 
 def _sizes(*values: Any) -> dict[str, tuple[str, Any]]:
@@ -110,17 +126,63 @@ _PLAIN = {
     "query_pre_attn_scalar": None,
     "local_rope_theta": None,
 }
+_HEAD_AND_ROPE = {
+    "tied_head": ("tie_word_embeddings", False),
+    "rope_theta": ("rope_theta", 10_000.0),
+}
 _LLAMA = Family(
     causal_lm="LlamaForCausalLM",
     classifier="LlamaForSequenceClassification",
     pattern=_all_of_one_type,
-    fields=_sizes(32_000, 4096, 32, 32, None, None, 11_008, 2048)
-    | {"tied_head": ("tie_word_embeddings", False), "rope_theta": ("rope_theta", 10_000.0)},
+    fields=_sizes(32_000, 4096, 32, 32, None, None, 11_008, 2048) | _HEAD_AND_ROPE,
     same=_PLAIN | {"sliding_window": None},
+    layer_types=False,
     derived=("head_dim", "n_kv_heads"),
     only={"rope_interleaved": (False, None)},
 )
-FAMILIES: dict[str, Family] = {"gemma2": _GEMMA2, "llama": _LLAMA}
+_MISTRAL = Family(
+    causal_lm="MistralForCausalLM",
+    classifier="MistralForSequenceClassification",
+    pattern=_all_of_one_type,
+    fields=_sizes(32_000, 4096, 32, 32, 8, None, 14_336, 131_072)
+    | _HEAD_AND_ROPE
+    | {"sliding_window": ("sliding_window", 4096)},
+    same=_PLAIN,
+    layer_types=False,
+    derived=("head_dim", "n_kv_heads"),
+)
+_QWEN2 = Family(
+    causal_lm="Qwen2ForCausalLM",
+    classifier="Qwen2ForSequenceClassification",
+    pattern=_last_layers_local,
+    fields=_sizes(151_936, 4096, 32, 32, 32, None, 22_016, 32_768)
+    | _HEAD_AND_ROPE
+    | {"sliding_window": ("sliding_window", 4096)},
+    same=_PLAIN,
+    derived=("head_dim", "n_kv_heads"),
+    switched_window=True,
+    only={"attention_bias": (True, None), "use_mrope": (False, None)},
+    qkv_bias=True,
+)
+_QWEN3 = Family(
+    causal_lm="Qwen3ForCausalLM",
+    classifier="Qwen3ForSequenceClassification",
+    pattern=_last_layers_local,
+    fields=_sizes(151_936, 4096, 32, 32, 32, 128, 22_016, 32_768)
+    | _HEAD_AND_ROPE
+    | {"sliding_window": ("sliding_window", 4096)},
+    same=_PLAIN,
+    derived=("n_kv_heads",),
+    switched_window=True,
+    qk_norm=True,
+)
+FAMILIES: dict[str, Family] = {
+    "gemma2": _GEMMA2,
+    "llama": _LLAMA,
+    "mistral": _MISTRAL,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+}
 
 # Keys of which every model has one value (the first; the others mean the same). Other values change
 # what is computed, and are refused.
@@ -165,6 +227,7 @@ def only(family: Family) -> dict[str, tuple[Any, ...]]:
 def known(family: Family) -> frozenset[str]:
     """Returns the keys of config.json that are read, or known to change nothing."""
     read = {key for key, _ in family.fields.values()}
-    if "sliding_window" in family.fields:
-        read |= {"layer_types", "sliding_window_size"}
+    read |= {"layer_types"} if family.layer_types else set()
+    read |= {"use_sliding_window", "max_window_layers"} if family.switched_window else set()
+    read |= {"sliding_window_size"} if "sliding_window" in family.fields else set()
     return frozenset(read | {*only(family), *ROPE, *TOKEN_IDS, *WITHOUT_EFFECT})

@@ -7,7 +7,16 @@ from typing import Any
 
 from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, MOST_LAYERS, Gemma2Config, RopeScaling
-from grm_jax.models.families import FAMILIES, ROPE, TOKEN_IDS, Family, known, only
+from grm_jax.models.families import (
+    FAMILIES,
+    LOCAL,
+    MAX_WINDOW_LAYERS,
+    ROPE,
+    TOKEN_IDS,
+    Family,
+    known,
+    only,
+)
 from grm_jax.settings import SettingsError
 
 # fields of RopeScaling <- keys beside rope_type
@@ -53,6 +62,8 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: An
     fields: dict[str, Any] = dict(family.same) | {"model_type": model_type}
     fields |= {field: hf.get(key, default) for field, (key, default) in family.fields.items()}
     _derive(fields, family)
+    if family.switched_window:
+        _switch_window(hf, fields, problems)
     old_window = hf.get("sliding_window_size")
     if old_window is not None and not _same(old_window, fields["sliding_window"]):
         problems["sliding_window_size"] = (
@@ -60,7 +71,8 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: An
         )
     keys |= _read_rope(hf, family, fields, problems)
     problems |= _wrong_annotations(hf)
-    types, layers = hf.get("layer_types"), fields["n_layers"]
+    types = hf.get("layer_types") if family.layer_types else None
+    layers = fields["n_layers"]
     if isinstance(types, list):
         fields["layer_types"] = tuple(types)
     elif types is None:
@@ -87,6 +99,20 @@ def _derive(fields: dict[str, Any], family: Family) -> None:
     if "head_dim" in family.derived and fields["head_dim"] is None:
         if _is_integer(width) and _is_integer(heads) and heads > 0:
             fields["head_dim"] = width // heads
+
+
+def _switch_window(hf: Mapping[str, Any], fields: dict[str, Any], problems: dict[str, str]) -> None:
+    """Takes the window out of `fields` unless config.json switches it on."""
+    switch = hf.get("use_sliding_window", False)
+    if not isinstance(switch, bool):
+        problems["use_sliding_window"] = f"expected true or false, got {shown(switch)}"
+    if switch is False:
+        fields["sliding_window"] = None
+    first = hf.get("max_window_layers", MAX_WINDOW_LAYERS)
+    if not _is_integer(first) or not 0 <= first <= MOST:
+        problems["max_window_layers"] = (
+            f"expected an integer from 0 to {MOST:,}, got {shown(first)}"
+        )
 
 
 def _read_rope(
@@ -226,8 +252,11 @@ def to_hf_dict(cfg: Gemma2Config, kind: str = "causal_lm") -> dict[str, Any]:
     scalar = cfg.query_pre_attn_scalar
     if scalar is not None and scalar == int(scalar):
         hf["query_pre_attn_scalar"] = int(scalar)  # transformers refuses a float here
-    if "layer_types" in known(family):
+    if family.layer_types:
         hf["layer_types"] = list(cfg.layer_types)
+    if family.switched_window:
+        hf["use_sliding_window"] = cfg.sliding_window is not None
+        hf["max_window_layers"] = [*cfg.layer_types, LOCAL].index(LOCAL)
     if cfg.rope_scaling is not None:
         scaling = cfg.rope_scaling
         hf["rope_scaling"] = {"rope_type": scaling.rope_type} | {

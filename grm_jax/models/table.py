@@ -73,6 +73,11 @@ TABLE = (
         f"{_LAYER}.self_attn.v_proj.weight",
         1,
     ),
+    Row(r"blocks/layer_(\d+)_attn/q_bias", P(), f"{_LAYER}.self_attn.q_proj.bias", 0),
+    Row(r"blocks/layer_(\d+)_attn/k_bias", P(), f"{_LAYER}.self_attn.k_proj.bias", 0),
+    Row(r"blocks/layer_(\d+)_attn/v_bias", P(), f"{_LAYER}.self_attn.v_proj.bias", 0),
+    Row(r"blocks/layer_(\d+)_attn/q_norm/scale", P(), f"{_LAYER}.self_attn.q_norm.weight", 0),
+    Row(r"blocks/layer_(\d+)_attn/k_norm/scale", P(), f"{_LAYER}.self_attn.k_norm.weight", 0),
     Row(
         r"blocks/layer_(\d+)_attn/o",
         P(None, "tensor", None, "fsdp"),

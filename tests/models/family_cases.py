@@ -4,7 +4,7 @@ Weights and inputs are those of `gemma2_cases`.
 """
 
 from grm_jax.models import Gemma2Config
-from grm_jax.models.config import RopeScaling, from_sizes
+from grm_jax.models.config import GLOBAL, LOCAL, RopeScaling, from_sizes
 
 SIZES = dict(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48)
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
@@ -41,6 +41,60 @@ CASES = {
     "llama_large_weights": (
         _case("llama", n_layers=2, norm_eps=1e-3, n_heads=2, n_kv_heads=1, tied_head=True),
         2.0,
+    ),
+    "mistral_window_untied": (_case("mistral", sliding_window=7, n_kv_heads=1), 1.0),
+    "mistral_no_window": (
+        _case("mistral", sliding_window=None, head_dim=10, rope_theta=1e6, n_kv_heads=4),
+        1.0,
+    ),
+    "mistral_window_scaled_tied": (
+        _case("mistral", sliding_window=2, tied_head=True, rope_scaling=LLAMA3),
+        1.0,
+    ),
+    "mistral_linear_one_head": (
+        _case(
+            "mistral",
+            sliding_window=11,
+            n_heads=1,
+            n_kv_heads=1,
+            head_dim=32,
+            rope_scaling=RopeScaling("linear", 0.5),
+            norm_eps=1e-3,
+        ),
+        2.0,
+    ),
+    "qwen2_window_in_the_last_layers_tied": (
+        _case(
+            "qwen2",
+            n_layers=4,
+            sliding_window=5,
+            layer_types=(GLOBAL, GLOBAL, LOCAL, LOCAL),
+            rope_theta=1e6,
+            tied_head=True,
+        ),
+        1.0,
+    ),
+    "qwen2_no_window_untied": (_case("qwen2", n_kv_heads=1, head_dim=6), 2.0),
+    "qwen2_linear": (_case("qwen2", n_kv_heads=4, rope_scaling=RopeScaling("linear", 4.0)), 1.0),
+    "qwen2_all_local": (
+        _case("qwen2", n_layers=2, sliding_window=3, layer_types=(LOCAL, LOCAL), norm_eps=1e-2),
+        1.0,
+    ),
+    "qwen3_wide_heads_untied": (_case("qwen3", head_dim=24, n_kv_heads=1, rope_theta=1e6), 1.0),
+    "qwen3_tied": (_case("qwen3", tied_head=True, n_heads=8, n_kv_heads=8, head_dim=4), 1.0),
+    "qwen3_window": (
+        _case(
+            "qwen3",
+            n_layers=4,
+            sliding_window=4,
+            layer_types=(GLOBAL, LOCAL, LOCAL, LOCAL),
+            norm_eps=1e-3,
+        ),
+        1.0,
+    ),
+    "qwen3_scaled_large_weights": (
+        _case("qwen3", n_layers=2, rope_scaling=LLAMA3, rope_theta=100.0),
+        3.0,
     ),
 }
 
