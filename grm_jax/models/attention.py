@@ -89,6 +89,15 @@ def lay(segment: Mapping[str, jax.Array]) -> Segment:
     }
 
 
+def lift(segment: Segment) -> Segment:
+    """Turns what `lay` has laid out back: k_bSKH, v_bSKH, pos_bS."""
+    return {
+        "k": jnp.moveaxis(segment["keys"], -1, -3),
+        "v": jnp.swapaxes(segment["values"], -3, -2),
+        "pos": segment["pos"],
+    }
+
+
 def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
     """Logits bKGXS in float32. One query a row is a thin product that the CPU's dot does badly:
     multiply and add it there.

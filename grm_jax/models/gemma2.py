@@ -140,7 +140,12 @@ class Attention(nn.Module):
             rows = jnp.arange(x_BTD.shape[0])
             slot = slot_B % suffix["pos"].shape[-1]
             at = (rows, slot) if block is None else (block, rows, slot)
-            suffix = {name: cache.at[at].set(own[name][:, 0]) for name, cache in suffix.items()}
+            places = {"keys": (rows, ..., slot), "values": (rows, slice(None), slot)}
+            new = own | {"keys": own["k"], "values": v_BTKH}
+            suffix = {
+                name: cache.at[places.get(name, at)].set(new[name][:, 0])
+                for name, cache in suffix.items()
+            }
             read = {
                 name: cache if block is None else cache[block] for name, cache in suffix.items()
             }

@@ -20,7 +20,14 @@ from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.parallel.mesh import make_mesh, place_batch, shares
 from grm_jax.sampling.logits import choose_tokens
-from grm_jax.sampling.sampler import SamplingConfig, apart, joined, split_blocks
+from grm_jax.sampling.sampler import (
+    SamplingConfig,
+    apart,
+    apart_laid,
+    joined,
+    joined_lifted,
+    split_blocks,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +320,7 @@ def decode_chunk(
     carry = {
         name: flat(state[name]) for name in ("token", "tokens", "logp", "length", "finished")
     } | {
-        "suffix": apart(suffix, cfg),
+        "suffix": apart_laid(suffix, cfg),
         "length": jnp.where(fresh_B, 0, flat(state["length"])),
         "finished": flat(state["finished"]) & ~fresh_B,
         "done": flat(state["done"]) & ~fresh_B,
@@ -379,7 +386,7 @@ def decode_chunk(
     return {
         name: end[name].reshape(D, B, *end[name].shape[1:])
         for name in ("token", "tokens", "logp", "length", "finished", "done")
-    } | {"suffix": jax.tree.map(back, joined(end["suffix"], cfg)), "steps": end["steps"]}
+    } | {"suffix": jax.tree.map(back, joined_lifted(end["suffix"], cfg)), "steps": end["steps"]}
 
 
 def weight_shardings(cfg: Gemma2Config, mode: str, mesh: Mesh, params: dict) -> dict:
