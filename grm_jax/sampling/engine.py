@@ -16,6 +16,7 @@ the next one, and only then returns what is complete: whoever parses it works be
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -381,15 +382,19 @@ def entry_bytes(cfg: Gemma2Config, width: int) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
 
 
-def fold_of(samples_per_prompt: float, rows: int, platform: str | None = None) -> int:
+def fold_of(
+    samples_per_prompt: float, rows: int, platform: str | None = None, even: int = 1
+) -> int:
     """Chooses the rows of a group from the mean number of samples that a prompt has.
 
     Rows of a group read their prompt in one product, and wait for each other once no sample of it
-    is left. On the CPU few of them gain less by that than they wait. Elsewhere memory is dear, and
-    a prompt lies in the cache as few times as groups allow. platform: None for the one at hand.
+    is left. On the CPU few of them gain less by that than they wait, unless all samples have a row
+    from the start: groups are then `even`, as many rows as divide the samples of every prompt.
+    Elsewhere memory is dear, and a prompt lies in the cache as few times as groups allow. platform:
+    None for the one at hand.
     """
     if (platform or jax.default_backend()) == "cpu":
-        most = 8 if samples_per_prompt >= 12 else 2 if samples_per_prompt >= 6 else 1
+        most = max(even, 8 if samples_per_prompt >= 12 else 2 if samples_per_prompt >= 6 else 1)
     else:
         most = min(samples_per_prompt, 8)
     fold = 1
@@ -452,7 +457,9 @@ def batch_engine(
     width = next(width for width in sorted(buckets) if width >= longest)
     widths = [bucket for bucket in sorted(buckets) if bucket <= width]
     parts = make_programs(drawing).parts
-    shape = shape_of(drawing, parts, len(samples), sum(samples.values()), rows, width)
+    total, divisor = sum(samples.values()), math.gcd(*samples.values())
+    even = divisor & -divisor if total <= rows else 1
+    shape = shape_of(drawing, parts, len(samples), total, rows, width, even=even)
     return Engine(drawing, params, seed, widths, *shape, front)
 
 
@@ -472,9 +479,10 @@ def shape_of(
     rows: int,
     width: int,
     platform: str | None = None,
+    even: int = 1,
 ) -> Shape:
     """Chooses the shape that suits `samples` of `prompts` of up to `width` tokens, of all parts."""
-    fold = fold_of(samples / prompts, -(-rows // parts), platform)
+    fold = fold_of(samples / prompts, -(-rows // parts), platform, even)
     # as many rows as samples, to a power of two: calls that ask for as many share their programs
     asked = -(-samples // parts)
     groups = max(1, min(-(-rows // parts), 1 << (asked - 1).bit_length()) // fold)

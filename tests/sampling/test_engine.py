@@ -190,6 +190,17 @@ def test_requests_that_do_not_fit_are_named(params):
         Engine(Drawing(CFG, SETTINGS, "all"), params, 0, (10,), 1)
 
 
-def test_rows_of_a_group():
+def test_rows_of_a_group(params):
     assert [fold_of(k, 64) for k in (1, 4, 6.5, 16, 32)] == [1, 1, 2, 8, 8]
     assert fold_of(32, 3) == 2
+
+    def rows_of(samples, rows):
+        requests = [Request([9, 8, 7 + i], f"{i}", tuple(range(k))) for i, k in enumerate(samples)]
+        engine = batch_engine(Drawing(CFG, SETTINGS), params, requests, 0, BUCKETS, rows)
+        return engine.groups, engine.fold
+
+    # nothing waits: all samples of a prompt together, and no group has a row without a sample
+    assert [rows_of(k, 16) for k in ([16], [4] * 4, [6, 6], [7, 8])] == [
+        *((1, 16), (4, 4), (8, 2), (8, 2))
+    ]
+    assert rows_of([4] * 5, 16) == (16, 1)
