@@ -320,10 +320,11 @@ def engine_shape(job: Job, parts: int, judging: bool = False) -> Shape:
     each have an order of responses, and so a prompt, of their own.
     """
     total = job.sampling.rows if judging else job.rl.batch_size
-    prompts = total if judging else total // job.rl.group_size
+    each = 1 if judging else job.rl.group_size
     drawing = Drawing(job.model_cfg, _sampling(job), cache_bytes=job.sampling.cache_bytes)
     width = job.lengths.buckets[-1]
-    return shape_of(drawing, parts, prompts, total, job.sampling.rows, width, job.platform)
+    rows = job.sampling.rows
+    return shape_of(drawing, parts, total // each, total, each, rows, width, job.platform)
 
 
 def engine_rows(job: Job, sizes: Mapping[str, int], judging: bool = False) -> int:

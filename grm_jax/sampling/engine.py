@@ -458,8 +458,7 @@ def batch_engine(
     widths = [bucket for bucket in sorted(buckets) if bucket <= width]
     parts = make_programs(drawing).parts
     total, divisor = sum(samples.values()), math.gcd(*samples.values())
-    even = divisor & -divisor if total <= rows else 1
-    shape = shape_of(drawing, parts, len(samples), total, rows, width, even=even)
+    shape = shape_of(drawing, parts, len(samples), total, divisor, rows, width)
     return Engine(drawing, params, seed, widths, *shape, front)
 
 
@@ -476,12 +475,16 @@ def shape_of(
     parts: int,
     prompts: int,
     samples: int,
+    divisor: int,
     rows: int,
     width: int,
     platform: str | None = None,
-    even: int = 1,
 ) -> Shape:
-    """Chooses the shape that suits `samples` of `prompts` of up to `width` tokens, of all parts."""
+    """Chooses the shape that suits `samples` of `prompts` of up to `width` tokens, of all parts.
+
+    divisor: divides the number of samples of every prompt.
+    """
+    even = divisor & -divisor if samples <= rows else 1
     fold = fold_of(samples / prompts, -(-rows // parts), platform, even)
     # as many rows as samples, to a power of two: calls that ask for as many share their programs
     asked = -(-samples // parts)
