@@ -1,0 +1,444 @@
+"""Imports a model in llama.cpp's GGUF form as a Hugging Face folder. Needs the package `gguf`.
+
+The weights are dequantized, so that they are what llama.cpp computes with, and lie in safetensors
+under transformers' names. The tokenizer is rebuilt from the file: a SentencePiece model of its
+pieces and scores, or byte-level BPE of its merges; the chat template comes along.
+
+What differs from transformers' layout: in models of the Llama architecture the rows of queries and
+keys alternate between the halves of each head that RoPE turns against each other, and the norms of
+Gemma hold 1 + scale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from grm_jax.checkpoint.huggingface import GENERATION, INDEX, SINGLE, write_safetensors
+from grm_jax.checkpoint.tokenizer_files import CHAT, write_tokenizer
+from grm_jax.json_files import file_looks_like, shown
+from grm_jax.progress import byte_progress
+
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SHARD_BYTES = 5 * 2**30
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of tokens, here as in SentencePiece
+
+_BLOCK = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+}
+_GEMMA3_BLOCK = _BLOCK | {
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_WHOLE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+
+
+class Architecture(NamedTuple):
+    """Holds what a GGUF architecture is called, and where it differs.
+
+    block: names of a layer's tensors, theirs and transformers', without ".weight".
+    config: the metadata -> the fields of config.json that are the architecture's own.
+    """
+
+    block: Mapping[str, str]
+    config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    alternating_rows: bool = False  # of queries and keys
+    norms_from_one: bool = False
+
+
+def _llama(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": _short(fields.get("rope.freq_base", 10_000.0)),
+    }
+
+
+def _gemma3(fields: Mapping[str, Any]) -> dict[str, Any]:
+    n_layers, width = fields["block_count"], fields["embedding_length"]
+    head_dim = fields["attention.key_length"]
+    # the 27B scales its queries by its width, the others by the width of a head
+    queries = width // fields["attention.head_count"] if n_layers == 62 else head_dim
+    factor = fields.get("rope.scaling.factor")
+    linear = {"rope_type": "linear", "factor": _short(factor or 1.0)}
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "query_pre_attn_scalar": queries,
+        "sliding_window": fields["attention.sliding_window"],
+        "layer_types": [
+            "full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(n_layers)
+        ],
+        "rope_theta": _short(fields.get("rope.freq_base", 1_000_000.0)),
+        "rope_local_base_freq": 10_000.0,
+        "rope_scaling": None if factor is None else linear,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+    }
+
+
+ARCHITECTURES = {
+    "llama": Architecture(
+        _BLOCK | {"ffn_norm": "post_attention_layernorm"}, _llama, alternating_rows=True
+    ),
+    "gemma3": Architecture(_GEMMA3_BLOCK, _gemma3, norms_from_one=True),
+}
+
+
+def import_gguf(
+    file: str | pathlib.Path, folder: str | pathlib.Path, dtype: str = "float32"
+) -> pathlib.Path:
+    """Writes the model of a GGUF file as a Hugging Face folder: all of it or nothing.
+
+    folder: absent or empty. dtype: of the weights, "float32" (as dequantized) or "bfloat16".
+
+    Returns the folder. Raises FileNotFoundError, FileExistsError, and ValueError, naming the file
+    and what was expected, for what is no GGUF file, an architecture or tokenizer that is not known,
+    and tensors that are missing, unexpected, mis-shaped or not finite.
+    """
+    file, folder = pathlib.Path(file), pathlib.Path(folder).absolute()
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: not empty; expected a new folder")
+    reader = _open(file)
+    metadata = _metadata(reader)
+    name = metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise ValueError(
+            f"{file}: architecture {shown(name)}; expected one of {', '.join(ARCHITECTURES)}"
+        )
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    try:
+        config = config_of(metadata, tied="output.weight" not in tensors)
+    except KeyError as error:
+        raise ValueError(f"{file}: field {error}: missing") from error
+    wanted = _tensors(ARCHITECTURES[name], config)
+    _check(file, tensors, wanted)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    config |= _write_tokenizer(file, metadata, partial, config["max_position_embeddings"])
+    (partial / "config.json").write_text(
+        json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
+    )
+    _write_weights(file, tensors, wanted, config, ARCHITECTURES[name], partial, DTYPES[dtype])
+    if folder.exists():
+        folder.rmdir()
+    partial.rename(folder)
+    return folder
+
+
+def config_of(metadata: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    """Makes the config.json of a file's metadata; tied: whether it has no output matrix.
+
+    Raises KeyError, with the name, for a field that is missing.
+    """
+    name = metadata["general.architecture"]
+    prefix = f"{name}."
+    fields = _Fields(
+        {key.removeprefix(prefix): value for key, value in metadata.items() if prefix in key},
+        prefix,
+    )
+    heads, width = fields["attention.head_count"], fields["embedding_length"]
+    return {
+        **ARCHITECTURES[name].config(fields),
+        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
+        "hidden_size": width,
+        "intermediate_size": fields["feed_forward_length"],
+        "num_hidden_layers": fields["block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.get("attention.head_count_kv", heads),
+        "head_dim": fields.get("attention.key_length", width // heads),
+        "max_position_embeddings": fields["context_length"],
+        "rms_norm_eps": _short(fields["attention.layer_norm_rms_epsilon"]),
+        "tie_word_embeddings": tied,
+        "attention_dropout": 0.0,
+    }
+
+
+class _Fields(dict):
+    """The fields of an architecture; a missing one is named as the file has it."""
+
+    def __init__(self, fields: Mapping[str, Any], prefix: str):
+        super().__init__(fields)
+        self.prefix = prefix
+
+    def __missing__(self, key: str) -> Any:
+        raise KeyError(self.prefix + key)
+
+
+def _open(file: pathlib.Path) -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ValueError(
+            f"{file}: reading it needs the package gguf: pip install 'grm_jax[gguf]'"
+        ) from error
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    try:
+        return gguf.GGUFReader(file)
+    # whatever a file does to the library that is cut off or something else
+    except Exception as error:
+        raise ValueError(
+            f"{file}: truncated, or not a GGUF file: {error}{file_looks_like(file)}"
+        ) from error
+
+
+def _metadata(reader: Any) -> dict[str, Any]:
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def _short(value: float) -> float:
+    """The shortest decimal of a float32: 1e-05 and not 9.99e-06."""
+    return float(str(np.float32(value)))
+
+
+def _tensors(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, tuple[str, tuple]]:
+    """{name in the file: (name in the folder, shape)} of all weights of a config."""
+    width, hidden, head = (config[n] for n in ("hidden_size", "intermediate_size", "head_dim"))
+    queries, keys = (config[f"num_{n}_heads"] * head for n in ("attention", "key_value"))
+    shapes = {
+        "attn_q": (queries, width),
+        "attn_k": (keys, width),
+        "attn_v": (keys, width),
+        "attn_output": (width, queries),
+        "ffn_gate": (hidden, width),
+        "ffn_up": (hidden, width),
+        "ffn_down": (width, hidden),
+        "attn_q_norm": (head,),
+        "attn_k_norm": (head,),
+    }
+    table = (config["vocab_size"], width)
+    wanted = {
+        name: (target, (width,) if "norm" in name else table)
+        for name, target in _WHOLE.items()
+        if name != "output.weight" or not config["tie_word_embeddings"]
+    }
+    for i in range(config["num_hidden_layers"]):
+        for name, target in architecture.block.items():
+            whole = f"model.layers.{i}.{target}.weight"
+            wanted[f"blk.{i}.{name}.weight"] = (whole, shapes.get(name, (width,)))
+    return wanted
+
+
+def _check(file: pathlib.Path, tensors: Mapping[str, Any], wanted: Mapping[str, tuple]) -> None:
+    missing, unexpected = [*(wanted.keys() - tensors)], [*(tensors.keys() - wanted)]
+    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
+        if names:
+            raise ValueError(f"{file}: {len(names)} {what} tensors, the first {min(names)}")
+    for name, (_, shape) in wanted.items():
+        found = tuple(int(n) for n in reversed(tensors[name].shape))
+        if found != shape:
+            raise ValueError(f"{file}: {name} has shape {found}; its metadata ask for {shape}")
+
+
+def _array(
+    file: pathlib.Path, tensor: Any, config: Mapping[str, Any], architecture: Architecture
+) -> np.ndarray:
+    """A tensor as transformers has it, float32."""
+    import gguf
+
+    array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    part = tensor.name.split(".")[-2]
+    if architecture.alternating_rows and part in ("attn_q", "attn_k"):
+        rows, columns = array.shape
+        heads = rows // config["head_dim"]
+        array = array.reshape(heads, -1, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    if architecture.norms_from_one and part.endswith("norm"):
+        array = array - 1
+    if not np.isfinite(array).all():
+        raise ValueError(f"{file}: {tensor.name} holds NaN or infinity; expected finite numbers")
+    return array
+
+
+def _write_weights(
+    file: pathlib.Path,
+    tensors: Mapping[str, Any],
+    wanted: Mapping[str, tuple[str, tuple]],
+    config: Mapping[str, Any],
+    architecture: Architecture,
+    folder: pathlib.Path,
+    dtype: np.dtype,
+) -> None:
+    """Writes safetensors, one file of SHARD_BYTES after the other, and an index of several."""
+    shards = [*_shards(wanted, dtype.itemsize)]
+    weight_map, total = {}, 0
+    for number, names in enumerate(shards, 1):
+        name = SINGLE
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {}
+        n_bytes = sum(dtype.itemsize * math.prod(wanted[n][1]) for n in names)
+        with byte_progress(f"read {file.name}", n_bytes) as advance:
+            for source in names:
+                array = _array(file, tensors[source], config, architecture).astype(dtype)
+                arrays[wanted[source][0]] = np.ascontiguousarray(array)
+                weight_map[wanted[source][0]] = name
+                advance(array.nbytes)
+        write_safetensors(arrays, folder / name)
+        total += n_bytes
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(wanted: Mapping[str, tuple[str, tuple]], itemsize: int) -> Iterator[list[str]]:
+    names, size = [], 0
+    for name, (_, shape) in wanted.items():
+        n_bytes = itemsize * math.prod(shape)
+        if names and size + n_bytes > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += n_bytes
+    yield names
+
+
+# Where words begin and end, by llama.cpp's name of it: normalizer, patterns that isolate pieces,
+# and whether whole words of the vocabulary go before merges.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_LINES = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS: dict[str, tuple[Any, tuple[str, ...], bool]] = {
+    "gpt-2": (None, (_GPT2,), False),
+    "smollm": (None, (r"\p{N}", _GPT2), False),
+    "llama-bpe": (None, (_CASELESS + r"|\p{N}{1,3}" + _LINES,), True),
+    "qwen2": (normalizers.NFC(), (_CASELESS + r"|\p{N}" + _LINES,), False),
+}
+
+
+def _write_tokenizer(
+    file: pathlib.Path, metadata: Mapping[str, Any], folder: pathlib.Path, positions: int
+) -> dict[str, Any]:
+    """Writes the tokenizer files and generation_config.json; returns the ids for config.json."""
+    fields = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
+    kind, tokens = fields.get("model"), fields["tokens"]
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    ids = {name: fields.get(f"{theirs}_token_id") for name, theirs in names.items()}
+    ids = {name: int(i) for name, i in ids.items() if i is not None and 0 <= i < len(tokens)}
+    with tempfile.TemporaryDirectory() as temporary:
+        source = pathlib.Path(temporary)
+        if kind == "gpt2":
+            _bpe(file, fields, ids).save(str(source / "tokenizer.json"))
+        elif kind == "llama":
+            (source / "tokenizer.model").write_bytes(_sentencepiece(fields, ids))
+        else:
+            raise ValueError(
+                f"{file}: tokenizer.ggml.model is {shown(kind)}; expected llama or gpt2"
+            )
+        stated: dict[str, Any] = {f"{name}_token": tokens[i] for name, i in ids.items()}
+        stated["add_bos_token"] = _adds_bos(fields)
+        (source / "tokenizer_config.json").write_text(json.dumps(stated), encoding="utf-8")
+        if template := metadata.get("tokenizer.chat_template"):
+            (source / CHAT).write_text(template, encoding="utf-8")
+        tokenizer = write_tokenizer(source, folder, positions)
+    named: dict[str, Any] = {f"{name}_token_id": i for name, i in ids.items() if name != "unk"}
+    stops = [*tokenizer.stop_ids, *_further_stops(fields)]
+    named["eos_token_id"] = [*dict.fromkeys(stops)]
+    (folder / GENERATION).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+    return named
+
+
+def _adds_bos(fields: Mapping[str, Any]) -> bool:
+    return bool(fields.get("add_bos_token", fields.get("model") == "llama"))
+
+
+def _further_stops(fields: Mapping[str, Any]) -> list[int]:
+    """Ids of the ends of a turn and of a message that the metadata name beside eos."""
+    stated = (fields.get("eot_token_id"), fields.get("eom_token_id"))
+    return [int(i) for i in stated if i is not None]
+
+
+def _bpe(
+    file: pathlib.Path, fields: Mapping[str, Any], ids: Mapping[str, int]
+) -> tokenizers.Tokenizer:
+    """Byte-level BPE of a file's merges."""
+    before = fields.get("pre")
+    if before not in PRE_TOKENIZERS:
+        raise ValueError(
+            f"{file}: tokenizer.ggml.pre is {shown(before)}; expected one of "
+            f"{', '.join(PRE_TOKENIZERS)}"
+        )
+    normalizer, patterns, whole_words = PRE_TOKENIZERS[before]
+    tokens, types = fields["tokens"], fields["token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    library = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
+    if normalizer is not None:
+        library.normalizer = normalizer
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    library.decoder = decoders.ByteLevel()
+    for kind, special in ((CONTROL, True), (USER_DEFINED, False)):
+        texts = [token for token, of in zip(tokens, types, strict=True) if of == kind]
+        added = [AddedToken(text, normalized=False, special=special) for text in texts]
+        (library.add_special_tokens if special else library.add_tokens)(added)
+    if _adds_bos(fields) and "bos" in ids:
+        bos = tokens[ids["bos"]]
+        library.post_processor = TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, ids["bos"])]
+        )
+    return library
+
+
+def _sentencepiece(fields: Mapping[str, Any], ids: Mapping[str, int]) -> bytes:
+    """A SentencePiece model of a file's pieces, scores and types, serialized."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    made: Any = sentencepiece_model_pb2  # at run time: no checker knows its names
+    model = made.ModelProto()
+    rows = zip(fields["tokens"], fields["scores"], fields["token_type"], strict=True)
+    for i, (piece, score, kind) in enumerate(rows):
+        # SentencePiece has exactly one unknown piece
+        kind = UNKNOWN if i == ids.get("unk", 0) else CONTROL if kind == UNKNOWN else int(kind)
+        if kind == USER_DEFINED:  # llama.cpp has them as they stand in a text
+            piece = piece.replace(" ", "▁")
+        model.pieces.add(piece=piece, score=float(score), type=kind)
+    trainer = model.trainer_spec
+    trainer.model_type = trainer.BPE
+    trainer.vocab_size = len(model.pieces)
+    trainer.byte_fallback = True
+    for name in ("unk", "bos", "eos", "pad"):
+        setattr(trainer, f"{name}_id", ids.get(name, 0 if name == "unk" else -1))
+        if name in ids:
+            setattr(trainer, f"{name}_piece", fields["tokens"][ids[name]])
+    normalizer = model.normalizer_spec
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = bool(fields.get("add_space_prefix", True))
+    normalizer.remove_extra_whitespaces = False
+    normalizer.escape_whitespaces = True
+    return model.SerializeToString()
