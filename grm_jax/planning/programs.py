@@ -353,9 +353,9 @@ class Needs(NamedTuple):
 
 
 def widest_needs(job: Job, sizes: Mapping[str, int]) -> tuple[Needs, dict]:
-    """Returns what a job needs where every sequence is as long as lengths allow, and {stage:
-    lengths.Load of a batch}.
+    """Returns what a job needs where every sequence is as long as lengths allow, and its loads.
 
+    Those are {stage: lengths.Load of a batch}.
     Every row is decoded until lengths.completion, and every judgment has a prompt of its own.
     """
     steps, judged = job.lengths.completion, engine_rows(job, sizes, judging=True)

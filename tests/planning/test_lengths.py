@@ -92,5 +92,7 @@ def test_the_widest_batches_fill_the_rows_of_the_presets(preset, shares):
         "rl": rl_load(text, config.rl.batch_size, config.rl.group_size, layout),
         "meta": fit_load(text, config.meta.batch_size, 0.0, layout),
     }
+    # the rows of 2B hold two rollouts of a group, and the prompt with each two
+    most = {"rl": 1.65} if preset is spct_gemma2_2b else {}
     for stage, load in loads.items():
-        assert load.needed <= load.computed <= 1.1 * load.needed, stage
+        assert load.needed <= load.computed <= most.get(stage, 1.1) * load.needed, stage
