@@ -66,6 +66,16 @@ def _all_of_one_type(sizes: Sizes, _) -> tuple[str, ...]:
     return (layer_type,) * sizes["n_layers"]
 
 
+PATTERN = "sliding_window_pattern"  # of Gemma-3: each layer of this number is global
+
+
+def _global_every(sizes: Sizes, hf: Mapping[str, Any]) -> tuple[str, ...]:
+    """Gemma-3's pattern: five local layers, then a global one, unless config.json has a number."""
+    period = hf.get(PATTERN, 6)
+    period = period if isinstance(period, int) and period > 0 else 6
+    return tuple(LOCAL if layer % period else GLOBAL for layer in range(1, sizes["n_layers"] + 1))
+
+
 MAX_WINDOW_LAYERS = 28  # what transformers takes where config.json has no `max_window_layers`
 
 
@@ -119,6 +129,33 @@ _GEMMA2 = Family(
     unit_offset=True,
     scaled_embedding=True,
     post_norms=True,
+)
+_GEMMA3 = Family(
+    causal_lm="Gemma3ForCausalLM",
+    classifier="Gemma3TextForSequenceClassification",
+    pattern=_global_every,
+    fields=_sizes(262_208, 2304, 26, 8, 4, 256, 9216, 131_072)
+    | {
+        "sliding_window": ("sliding_window", 4096),
+        "final_softcap": ("final_logit_softcapping", None),
+        "query_pre_attn_scalar": ("query_pre_attn_scalar", 256),
+        "rope_theta": ("rope_theta", 1_000_000.0),
+        "local_rope_theta": ("rope_local_base_freq", 10_000.0),
+    },
+    same={"tied_head": True, "attn_softcap": None},
+    only={
+        "attn_logit_softcapping": (None,),  # which transformers reads and does not use
+        "tie_word_embeddings": (True,),
+        "use_bidirectional_attention": (False, None),
+    },
+    ropes=("default", "linear"),
+    pad_id=0,
+    activation="gelu_pytorch_tanh",
+    activation_key="hidden_activation",
+    unit_offset=True,
+    scaled_embedding=True,
+    post_norms=True,
+    qk_norm=True,
 )
 _PLAIN = {
     "attn_softcap": None,
@@ -178,6 +215,7 @@ _QWEN3 = Family(
 )
 FAMILIES: dict[str, Family] = {
     "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
     "llama": _LLAMA,
     "mistral": _MISTRAL,
     "qwen2": _QWEN2,
@@ -229,5 +267,6 @@ def known(family: Family) -> frozenset[str]:
     read = {key for key, _ in family.fields.values()}
     read |= {"layer_types"} if family.layer_types else set()
     read |= {"use_sliding_window", "max_window_layers"} if family.switched_window else set()
+    read |= {PATTERN} if "local_rope_theta" in family.fields else set()
     read |= {"sliding_window_size"} if "sliding_window" in family.fields else set()
     return frozenset(read | {*only(family), *ROPE, *TOKEN_IDS, *WITHOUT_EFFECT})

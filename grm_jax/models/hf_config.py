@@ -9,8 +9,10 @@ from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, MOST_LAYERS, Gemma2Config, RopeScaling
 from grm_jax.models.families import (
     FAMILIES,
+    GLOBAL,
     LOCAL,
     MAX_WINDOW_LAYERS,
+    PATTERN,
     ROPE,
     TOKEN_IDS,
     Family,
@@ -64,6 +66,9 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: An
     _derive(fields, family)
     if family.switched_window:
         _switch_window(hf, fields, problems)
+    period = hf.get(PATTERN)
+    if period is not None and (not _is_integer(period) or not 1 <= period <= MOST):
+        problems[PATTERN] = f"expected an integer from 1 to {MOST:,}, got {shown(period)}"
     old_window = hf.get("sliding_window_size")
     if old_window is not None and not _same(old_window, fields["sliding_window"]):
         problems["sliding_window_size"] = (
@@ -125,6 +130,8 @@ def _read_rope(
     """
     key, default = family.fields["rope_theta"]
     thetas = {key: hf[key]} if key in hf else {}
+    local_key, local_default = family.fields.get("local_rope_theta", (None, None))
+    local_thetas = {local_key: hf[local_key]} if local_key is not None and local_key in hf else {}
     scalings: dict[str, RopeScaling | None] = {}
     for name in ROPE:
         rope = hf.get(name)
@@ -133,8 +140,25 @@ def _read_rope(
         if not isinstance(rope, dict):
             problems[name] = f"expected an object or null, got {shown(rope)}"
             continue
-        _read_part(name, rope, family.ropes, hf, thetas, scalings, problems)
+        if local_key is None or name == "rope_scaling":
+            _read_part(name, rope, family.ropes, hf, thetas, scalings, problems)
+            continue
+        for layer_type, part in rope.items():
+            place = f"{name}.{layer_type}"
+            if layer_type not in (LOCAL, GLOBAL):
+                problems[place] = f"expected only {GLOBAL} and {LOCAL}, got {shown(part)}"
+            elif not isinstance(part, dict):
+                problems[place] = f"expected an object, got {shown(part)}"
+            elif layer_type == GLOBAL:
+                _read_part(place, part, family.ropes, hf, thetas, scalings, problems)
+            else:
+                _read_part(place, part, ("default",), hf, local_thetas, {}, problems)
     keys = _agree({"rope_theta": thetas or {key: default}}, fields, problems)
+    if local_key is not None:
+        local = local_thetas or {local_key: local_default}
+        keys |= _agree({"local_rope_theta": local}, fields, problems)
+        if fields["local_rope_theta"] is None:
+            problems[keys["local_rope_theta"]] = "expected a number, got None"
     if "rope_scaling" not in family.same:
         keys |= _agree({"rope_scaling": scalings or {"rope_scaling": None}}, fields, problems)
     return keys
@@ -148,7 +172,8 @@ def _agree(
     for field, values in places.items():
         (first, value), *others = values.items()
         for name, other in others:
-            if not _same(other, value) and not _is_wrong_number(value):
+            wrong = field != "rope_scaling" and _is_wrong_number(value)  # said elsewhere
+            if not _same(other, value) and not wrong:
                 problems[name] = f"expected {first} = {shown(value)}, got {shown(other)}"
         fields[field], keys[field] = value, first
     return keys
@@ -246,9 +271,10 @@ def to_hf_dict(cfg: Gemma2Config, kind: str = "causal_lm") -> dict[str, Any]:
     """
     family = cfg.family
     hf = {key: getattr(cfg, field) for field, (key, _) in family.fields.items()}
-    for key in ("attn_logit_softcapping", "final_logit_softcapping", "rms_norm_eps", "rope_theta"):
-        if hf.get(key) is not None:
-            hf[key] = float(hf[key])  # transformers refuses an integer
+    # where transformers refuses an integer
+    floats = ("attn_softcap", "final_softcap", "norm_eps", "rope_theta", "local_rope_theta")
+    for key in (family.fields[field][0] for field in floats if field in family.fields):
+        hf[key] = None if hf[key] is None else float(hf[key])
     scalar = cfg.query_pre_attn_scalar
     if scalar is not None and scalar == int(scalar):
         hf["query_pre_attn_scalar"] = int(scalar)  # transformers refuses a float here

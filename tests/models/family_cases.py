@@ -96,6 +96,32 @@ CASES = {
         _case("qwen3", n_layers=2, rope_scaling=LLAMA3, rope_theta=100.0),
         3.0,
     ),
+    "gemma3_scaled_with_a_remainder": (
+        _case(
+            "gemma3_text",
+            n_layers=7,
+            layer_types=(LOCAL, LOCAL, GLOBAL) * 2 + (LOCAL,),
+            sliding_window=5,
+            rope_theta=1000.0,
+            local_rope_theta=50.0,
+            rope_scaling=RopeScaling("linear", 8.0),
+            query_pre_attn_scalar=27.0,
+            n_kv_heads=1,
+        ),
+        1.0,
+    ),
+    "gemma3_five_to_one": (
+        _case("gemma3_text", n_layers=8, sliding_window=4, query_pre_attn_scalar=8.0, head_dim=16),
+        1.0,
+    ),
+    "gemma3_final_softcap": (
+        _case("gemma3_text", n_layers=6, final_softcap=1.5, sliding_window=3, n_kv_heads=4),
+        1.0,
+    ),
+    "gemma3_shorter_than_its_pattern": (
+        _case("gemma3_text", n_layers=2, sliding_window=9, local_rope_theta=20.0, norm_eps=1e-2),
+        2.0,
+    ),
 }
 
 FAMILIES = list(dict.fromkeys(cfg.model_type for cfg, _ in CASES.values()))

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
 from grm_jax.models.config import LOCAL
 from grm_jax.models.families import FAMILIES as ALL_FAMILIES
+from grm_jax.models.families import known
 from grm_jax.models.hf_config import from_hf_dict, load_config, to_hf_dict
 from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR, flatten
@@ -24,6 +27,7 @@ from grm_jax.sampling.engine import draw
 from grm_jax.sampling.requests import Request
 from grm_jax.sampling.sampler import SamplingConfig, sample, sample_key
 from grm_jax.training.logprobs import token_logprobs, token_logprobs_reference
+from tests.json_values import JSON
 from tests.models.family_cases import CASES, FAMILIES, main_case
 from tests.models.gemma2_cases import (
     NEW,
@@ -232,3 +236,243 @@ def test_every_switch_of_a_case_is_felt(name):
     for other in changed:
         found = np.asarray(logits_of(random_params(cfg, factor=factor), other, *inputs(cfg)))
         assert difference(name, found) > 1e-2
+
+
+# as SmolLM2-135M-Instruct, Llama-3.2-1B, Qwen2.5-0.5B, Qwen3-0.6B,
+# Mistral-7B-v0.1 and gemma-3-270m have them
+PUBLISHED = {
+    "smollm2": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536,
+        "is_llama_config": True,
+        "max_position_embeddings": 8192,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "pad_token_id": 2,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 100000,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+        "use_cache": True,
+        "vocab_size": 49152,
+    },
+    "llama3": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 128256,
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 24,
+        "model_type": "qwen2",
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "model_type": "qwen3",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "mistral": {
+        "architectures": ["MistralForCausalLM"],
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "model_type": "mistral",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+    "gemma3": {
+        "_sliding_window_pattern": 6,
+        "architectures": ["Gemma3ForCausalLM"],
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "max_position_embeddings": 32768,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 18,
+        "num_key_value_heads": 1,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 512,
+        "use_bidirectional_attention": False,
+        "vocab_size": 262144,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read_as_transformers_reads_them(name):
+    transformers = pytest.importorskip("transformers")
+    hf = PUBLISHED[name]
+    cfg = from_hf_dict(hf)
+    assert from_hf_dict(to_hf_dict(cfg)) == cfg
+    theirs = transformers.AutoConfig.for_model(**json.loads(json.dumps(hf)))
+    heads = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert cfg.head_dim == heads and cfg.n_kv_heads == theirs.num_key_value_heads
+    assert cfg.sliding_window == getattr(theirs, "sliding_window", None)
+    assert cfg.tied_head == theirs.tie_word_embeddings
+    types = getattr(theirs, "layer_types", None)
+    assert types is None or tuple(types) == cfg.layer_types
+    assert (LOCAL in cfg.layer_types) == (name in ("mistral", "gemma3"))
+    assert (cfg.rope_scaling is None) == (name != "llama3")
+
+
+LLAMA3_KEYS = PUBLISHED["llama3"]["rope_scaling"]
+REFUSED = [
+    ("smollm2", {"attention_bias": True}, "attention_bias"),
+    ("smollm2", {"mlp_bias": True}, "mlp_bias"),
+    ("smollm2", {"hidden_act": "gelu"}, "hidden_act"),
+    ("smollm2", {"rope_interleaved": True}, "rope_interleaved"),
+    ("smollm2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type"),
+    ("smollm2", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_scaling.type"),
+    ("smollm2", {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor"),
+    ("smollm2", {"rope_scaling": {"type": "linear", "factor": -1.0}}, "rope_scaling.factor"),
+    (
+        "smollm2",
+        {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}},
+        "rope_scaling.beta",
+    ),
+    ("smollm2", {"sliding_window": 4}, "sliding_window"),
+    ("smollm2", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("smollm2", {"layer_types": ["full_attention"] * 30}, "layer_types"),
+    ("smollm2", {"tie_word_embeddings": None}, "tie_word_embeddings"),
+    ("smollm2", {"num_key_value_heads": 4}, "num_attention_heads"),
+    ("smollm2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("smollm2", {"model_type": "phi3"}, "model_type"),
+    ("smollm2", {"model_type": ["llama"]}, "model_type"),
+    ("smollm2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    (
+        "llama3",
+        {"rope_scaling": LLAMA3_KEYS | {"high_freq_factor": 1.0}},
+        "rope_scaling.high_freq_factor",
+    ),
+    (
+        "llama3",
+        {"rope_scaling": LLAMA3_KEYS | {"low_freq_factor": None}},
+        "rope_scaling.low_freq_factor",
+    ),
+    ("llama3", {"rope_parameters": {"rope_type": "default"}}, "rope_scaling"),
+    ("qwen2", {"attention_bias": False}, "attention_bias"),
+    ("qwen2", {"use_sliding_window": None}, "use_sliding_window"),
+    ("qwen2", {"use_mrope": True}, "use_mrope"),
+    ("qwen2", {"max_window_layers": "all"}, "max_window_layers"),
+    ("qwen3", {"head_dim": None}, "head_dim"),
+    ("qwen3", {"layer_types": [LOCAL] * 28}, "sliding_window"),
+    ("mistral", {"sliding_window": 0}, "sliding_window"),
+    ("mistral", {"layer_types": [LOCAL] * 32}, "layer_types"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3", {"rope_local_base_freq": None}, "rope_local_base_freq"),
+    ("gemma3", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+    ("gemma3", {"rope_scaling": LLAMA3_KEYS}, "rope_scaling.rope_type"),
+    ("gemma3", {"rope_parameters": {"rope_theta": 5.0}}, "rope_parameters.rope_theta"),
+    (
+        "gemma3",
+        {"rope_parameters": {LOCAL: {"rope_type": "linear", "factor": 2.0}}},
+        f"rope_parameters.{LOCAL}.rope_type",
+    ),
+]
+
+
+@pytest.mark.parametrize("name, change, named", REFUSED, ids=lambda x: str(x)[:40])
+def test_what_no_model_of_the_family_has_is_refused_by_name(name, change, named):
+    with pytest.raises(ValueError) as error:
+        from_hf_dict(PUBLISHED[name] | change)
+    fields = [line.split(": ")[1] for line in str(error.value).splitlines()]
+    assert f'field "{named}"' in fields
+
+
+KEYS = sorted(set().union(*map(known, ALL_FAMILIES.values())))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(sorted(PUBLISHED)),
+    st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3),
+)
+def test_any_config_of_any_family_is_read_or_refused_by_name(name, changes):
+    try:
+        cfg = from_hf_dict(PUBLISHED[name] | changes)
+    except ValueError as error:
+        assert all(line.startswith('config.json: field "') for line in str(error).splitlines())
+    else:
+        assert from_hf_dict(to_hf_dict(cfg)) == cfg
