@@ -224,6 +224,13 @@ def get_config() -> ml_collections.ConfigDict:
             # open: optimizer steps on each batch of rollouts; at 1 the ratio is 1 and clipping
             # never acts
             updates_per_rollout=1,
+            # open: batches drawn ahead, in one queue with each that is due, so that none waits for
+            # the longest row: they train a policy that is so many steps newer, at most
+            max_lag=0,
+            # weigh tokens by pi_old / pi_sampler, at most by the cap, where the two differ: by the
+            # lag, or by what sampler and trainer round differently. Needs old_logp="trainer"
+            importance_sampling_correction=False,
+            importance_sampling_cap=2.0,
             learning_rate=4e-7,  # C.1, Tab 5
             steps=900,  # C.1
             # open: None is the loss's own published value; for grpo 0.2, PPO's usual epsilon

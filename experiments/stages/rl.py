@@ -2,24 +2,23 @@
 value-free loss, KL to the RFT policy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from experiments import config_flags
 from experiments.stages.rft import trajectories
+from experiments.stages.rollouts import restored, roll_out
 from experiments.stages.workdir import Run, load_policy, save_model
 from grm_jax.data.pipeline import make_batches
 from grm_jax.evaluation import store
-from grm_jax.judgment.records import Record, response_order
+from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import REWARDS, is_too_easy
 from grm_jax.losses import ADVANTAGES, LossConfig, objective_mask
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
 from grm_jax.progress import progress
-from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.reward_models.load import samplers
-from grm_jax.sampling.engine import Counts
 from grm_jax.training.loop import Trained, begin, finish, leave, observe, save_state
 from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.objectives import rl_objective
@@ -67,8 +66,11 @@ def train(run: Run) -> dict | None:
 
     # where an earlier process stopped
     state, first = training.state, int(training.state.step) // updates
+    ahead = None
     if training.extra:
         prompts.set_state(training.extra["batches"])
+    if "ahead" in training.extra:
+        ahead = restored(training.extra["ahead"], settings.batch_size)
     path = run.workdir / "trajectories" / "rl.jsonl"
     processes.on_main("rollouts on file", lambda: store.cut(path, lambda j: j["step"] < first))
 
@@ -91,13 +93,15 @@ def train(run: Run) -> dict | None:
 
         saved = first * updates
         for step in phases.steps(first, settings.steps):
-            # rollouts: G judgments of each prompt by the policy as it is now
-            position = prompts.get_state()
-            chosen = [records[i] for i in next(prompts)["index"]]
-            policy = training.params_of(state)
+            # rollouts: G judgments of each prompt by the policy as it is now, or as it was up to
+            # max_lag steps ago, when those of this step were put into the queue behind its own
+            policy, position = training.params_of(state), prompts.get_state()
             phases.begin("rollout")
-            engines: dict[int, Counts] = {}
-            rollouts = roll_out(run, sampler, policy, chosen, step, stopped, engines)
+            if ahead is None:
+                queued = range(step, min(step + settings.max_lag + 1, settings.steps))
+                indices = {later: next(prompts)["index"] for later in queued}
+                ahead = roll_out(run, sampler, policy, records, indices)
+            rollouts = ahead.take(step, stopped)
             if rollouts is None:  # asked to stop: as after the step before
                 write(late.flush())
                 goodput.mark(step)
@@ -105,6 +109,7 @@ def train(run: Run) -> dict | None:
                     save_state(setup, training, state, {"batches": position})
                 leave(training, "rl", state)
             phases.begin("host")
+            chosen = [records[i] for i in ahead.records[step]]
             judgments = [rollout.judgment for rollout in rollouts]
 
             # rewards
@@ -113,7 +118,9 @@ def train(run: Run) -> dict | None:
                 judgment |= {"step": step, "reward": value}
             lengths = [len(rollout.prompt_ids) for rollout in rollouts]
             on_host[step] = rollout_metrics(judgments, lengths, G)
-            on_host[step] |= engine_metrics(list(engines.values()))
+            on_host[step] |= engine_metrics([ahead.counts[step]] if step in ahead.counts else [])
+            on_host[step] |= {"lag": float(step - ahead.first)} if settings.max_lag else {}
+            ahead = ahead if step < ahead.last else None
 
             # the batch, on the devices
             laid = batching.lay(
@@ -131,11 +138,13 @@ def train(run: Run) -> dict | None:
             )
             batch = dict(laid.batch)
 
-            # log-probabilities under the policy that sampled, and under the reference
+            # log-probabilities under the policy before the update, and under the reference
             phases.begin("logprobs")
             if settings.old_logp == "trainer":
                 logp = batching.logprobs(policy, batch)
                 on_host[step] |= sampler_gap(batch["old_logp"], logp, batch[laid.sampled])
+                if settings.importance_sampling_correction:
+                    batch["sampler_logp"] = batch["old_logp"]
                 batch["old_logp"] = logp
             if reference is not None:
                 batch["ref_logp"] = batching.logprobs(reference, batch)
@@ -171,9 +180,13 @@ def train(run: Run) -> dict | None:
             stop = stopped()
             if stop or (step + 1) % setup.every == 0:
                 write(late.flush())
+                extra = {"batches": prompts.get_state()}
+                if ahead is not None:  # their policy is not in the checkpoint, so they are
+                    phases.begin("rollout")
+                    extra["ahead"] = ahead.drained(step + 1)
                 phases.begin("checkpoint")
                 goodput.mark(step + 1)
-                save_state(setup, training, state, {"batches": prompts.get_state()})
+                save_state(setup, training, state, extra)
                 saved = int(state.step)
             if stop:
                 leave(training, "rl", state)
@@ -211,47 +224,6 @@ def rl_prompts(run: Run) -> list[Record]:
         f"RL prompts: {len(kept)} of {len(run.train)} records; the others are too easy", flush=True
     )
     return kept
-
-
-def roll_out(
-    run: Run,
-    sampler: Callable,
-    params: dict,
-    records: list[Record],
-    step: int,
-    stopped: Callable[[], bool] = lambda: False,
-    engines: dict[int, Counts] | None = None,
-) -> list[Drawn] | None:
-    """G judgments of each record under the current policy; rows p*G ... p*G + G - 1 are the group
-    of record p. None where the process is asked to stop behind a batch of them. `engines` gets the
-    counts of those that drew.
-    """
-    G, seed, settings = run.config.rl.group_size, run.config.seed, run.config.rl
-    asks = []
-    for p, record in enumerate(records):
-        # another order and other samples each time the record comes round
-        key = f"{record.id}@{step}.{p}"
-        asks.append(
-            Ask(record, response_order(seed, key, 0, len(record.responses)), tuple(range(G)), key)
-        )
-    asks = with_prompts(run.prompter, asks)
-    batches = judge(
-        sampler,
-        params,
-        run.prompter,
-        asks,
-        seed=seed,
-        temperature=settings.temperature,
-        buckets=run.asking.lengths.buckets,
-        rows=min(len(asks) * G, run.asking.sampling.rows // G * G),
-        counts=lambda one: engines.update({id(one): one}) if engines is not None else None,
-    )
-    drawn: list[Drawn] = []
-    for batch in batches:
-        drawn += batch
-        if stopped():
-            return None
-    return sorted(drawn, key=lambda rollout: (rollout.ask, rollout.judgment["sample"]))
 
 
 def example_text(record: Record, judgments: Sequence[dict], limit: int = 600) -> str:

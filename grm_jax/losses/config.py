@@ -27,6 +27,9 @@ class LossConfig:
         `package.module:function`; None means the published choice of the loss.
     max_length: tokens that the `constant` aggregation divides by; None means the width C of the
         mask it is given.
+    importance_sampling_cap: the policy loss of each token is weighed by how much likelier it was
+        under the policy before the update than under the one that drew it, at most by this
+        (`policy.importance_weights`); None: by nothing.
     zero_variance: what happens to groups whose rewards are all equal: "keep" (no policy gradient,
         the KL still acts) or "drop" (`advantages.objective_mask` takes them out of the loss and of
         the normalizer).
@@ -45,6 +48,7 @@ class LossConfig:
     clip_high: float | None = struct.field(pytree_node=False, default=None)
     aggregation: str | None = struct.field(pytree_node=False, default=None)
     max_length: int | None = struct.field(pytree_node=False, default=None)
+    importance_sampling_cap: float | None = struct.field(pytree_node=False, default=None)
     zero_variance: str = struct.field(pytree_node=False, default="keep")
     normalizer: Normalizer | None = None
 
@@ -74,6 +78,7 @@ _RULES = (
         lambda x: x is None or 0 < x <= 1,
     ),
     ("clip_high", "a number > 0, or None for the loss's own", lambda x: x is None or x > 0),
+    ("importance_sampling_cap", "a number > 0, or None", lambda x: x is None or 0 < x < math.inf),
     ("max_length", "a positive integer, or None for the width", lambda x: x is None or x >= 1),
     ("zero_variance", "one of keep, drop", lambda x: x in ("keep", "drop")),
 )

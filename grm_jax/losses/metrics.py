@@ -43,6 +43,21 @@ def ratio_metrics(
     }
 
 
+def weight_metrics(
+    weight_BC: jax.Array, truncated_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
+) -> dict[str, jax.Array]:
+    """Describes the weights of tokens that another policy drew (`policy.importance_weights`).
+
+    importance_weight_mean, importance_weight_max: of the weights, capped as they are.
+    importance_weight_truncated: share of tokens whose weight the cap cuts.
+    """
+    return {
+        "importance_weight_mean": token_mean(weight_BC, mask_BC, cfg),
+        "importance_weight_max": jnp.max(weight_BC, where=mask_BC > 0, initial=-jnp.inf),
+        "importance_weight_truncated": token_mean(truncated_BC, mask_BC, cfg),
+    }
+
+
 def clip_metrics(
     low_BC: jax.Array, high_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig
 ) -> dict[str, jax.Array]:

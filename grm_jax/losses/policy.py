@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from grm_jax.losses.aggregation import AGGREGATIONS, token_mean
 from grm_jax.losses.config import LossConfig
 from grm_jax.losses.kl import kl_per_token
-from grm_jax.losses.metrics import clip_metrics, ratio_metrics
+from grm_jax.losses.metrics import clip_metrics, ratio_metrics, weight_metrics
 from grm_jax.naming import resolve
 
 
@@ -23,12 +23,14 @@ class LossInputs(NamedTuple):
 
     logp: fp32[B, C] log-probabilities of the sampled tokens under the policy that is trained; the
         gradient flows through this alone.
-    old_logp: fp32[B, C], the same under the policy that sampled them.
+    old_logp: fp32[B, C], the same under the policy before the update.
     ref_logp: fp32[B, C], the same under the frozen reference; None where `LossConfig.beta` is 0.
     entropy: fp32[B, C], of the policy's distribution at each token, in nats; carries no gradient.
         None where the caller does not have it (the train step always has).
     advantages: fp32[B], one number for all tokens of a sequence (losses/advantages.py).
     mask: fp32[B, C], 1 on completion tokens, the stop token included, else 0.
+    sampler_logp: fp32[B, C], as the sampler drew them, maybe under older weights; None where
+        `LossConfig.importance_sampling_cap` is None.
     """
 
     logp: jax.Array
@@ -37,6 +39,7 @@ class LossInputs(NamedTuple):
     entropy: jax.Array | None
     advantages: jax.Array
     mask: jax.Array
+    sampler_logp: jax.Array | None = None
 
 
 def masked_log_ratio(inputs: LossInputs) -> jax.Array:
@@ -76,6 +79,34 @@ def clipped_surrogate(
     )
 
 
+def importance_weights(
+    inputs: LossInputs, cfg: LossConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weighs tokens that another policy drew (truncated importance sampling).
+
+        w = min(pi_old / pi_sampler, importance_sampling_cap) per token, [B, C], and its metrics
+
+    pi_sampler differs from pi_old where rollouts are older than the last update, and by what
+    sampler and trainer round differently. The weight is a constant: no gradient flows through it.
+    The cap bounds the variance at the price of a bias (Ionides 2008); as a correction of rollouts
+    it is that of TRL, verl and NeMo-RL. 1 outside the mask.
+
+    Raises ValueError where there is no `inputs.sampler_logp`.
+    """
+    cap, inside_BC = cfg.importance_sampling_cap, inputs.mask > 0
+    if inputs.sampler_logp is None:
+        raise ValueError(
+            f"LossInputs.sampler_logp is None, but LossConfig.importance_sampling_cap is {cap}: "
+            "the weights need the log-probabilities of the policy that sampled"
+        )
+    log_ratio_BC = jnp.where(inside_BC, inputs.old_logp, 0.0) - jnp.where(
+        inside_BC, inputs.sampler_logp, 0.0
+    )
+    ratio_BC = jax.lax.stop_gradient(jnp.exp(log_ratio_BC))
+    weight_BC = jnp.minimum(ratio_BC, cap)
+    return weight_BC, weight_metrics(weight_BC, ratio_BC > cap, inputs.mask, cfg)
+
+
 def objective(
     policy_loss_BC: jax.Array, inputs: LossInputs, cfg: LossConfig, aggregation: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -84,7 +115,9 @@ def objective(
         loss = aggregate(policy loss) + beta * aggregate(KL)
 
     The KL is there only where `cfg.kl_in` is "loss". `aggregation` is the loss's published one,
-    used where `cfg.aggregation` is None. Metrics, besides those of `ratio_metrics`:
+    used where `cfg.aggregation` is None. With `cfg.importance_sampling_cap` the policy loss of each
+    token is multiplied by its `importance_weights` first. Metrics, besides those of `ratio_metrics`
+    and of the weights:
 
     policy_loss: the aggregated policy loss.
     kl_loss: the term that was added.
@@ -94,9 +127,13 @@ def objective(
     """
     aggregate = resolve(cfg.aggregation or aggregation, AGGREGATIONS)
     logp_BC, ref_logp_BC, mask_BC = inputs.logp, inputs.ref_logp, inputs.mask
+    metrics = ratio_metrics(masked_log_ratio(inputs), mask_BC, cfg)
+    if cfg.importance_sampling_cap is not None:
+        weight_BC, of_weights = importance_weights(inputs, cfg)
+        policy_loss_BC = weight_BC * policy_loss_BC
+        metrics |= of_weights
     policy_loss = aggregate(policy_loss_BC, mask_BC, cfg)
     kl_loss = jnp.zeros_like(policy_loss)
-    metrics = ratio_metrics(masked_log_ratio(inputs), mask_BC, cfg)
     if ref_logp_BC is not None:
         if cfg.beta and cfg.kl_in == "loss":
             kl_loss = cfg.beta * aggregate(

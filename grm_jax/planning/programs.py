@@ -180,6 +180,8 @@ def _packed_batch(mesh, job, stage, parts) -> dict:
         fields |= {"start": ((slots,), jnp.int32), "advantages": ((slots,), jnp.float32)}
         fields |= {"old_logp": ((T,), jnp.float32)}
         fields |= {"ref_logp": ((T,), jnp.float32)} if job.rl.beta else {}
+        if job.rl.importance_sampling_correction:
+            fields["sampler_logp"] = ((T,), jnp.float32)
     split = NamedSharding(mesh, P(None, DATA_AXES))
     return {
         name: jax.ShapeDtypeStruct((parts, rows, *shape), dtype, sharding=split)
@@ -210,6 +212,7 @@ def _train_step(stage, job, mesh) -> Program:
     else:
         loss, _ = rl_objective(job.rl, cfg, job.lengths.completion)
         fields = {"old_logp": 2, "advantages": 1} | ({"ref_logp": 2} if job.rl.beta else {})
+        fields |= {"sampler_logp": 2} if job.rl.importance_sampling_correction else {}
     whole = placed(params, param_shardings(mesh, params))
     frozen = None
     if job.lora.rank:

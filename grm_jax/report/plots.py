@@ -85,6 +85,7 @@ PANELS = {
     "Parse failures by reason": ("parse_failure/*",),
     "Clipped tokens": ("clip_ratio/low", "clip_ratio/high", "clip_ratio/region"),
     "Largest probability ratio": ("ratio_max",),
+    "Importance weights": ("importance_weight_mean", "importance_weight_max"),
     "Policy loss": ("policy_loss",),
     "Gradient norm": ("grad_norm",),
     "Learning rate": ("learning_rate",),

@@ -111,6 +111,10 @@ WORDS = {  # a metric by name or pattern: what it is
     "update (mfu_update). On CPU the peak is a measured matrix product.",
     "goodput": "Share of the stage's wall time so far, over all its starts, in rollouts, "
     "log-probabilities and updates that count.",
+    "lag": "Steps by which the policy that drew the judgments is older than the one they train.",
+    "importance_weight_*": "What the policy loss of a token is multiplied by, its probability "
+    "before the update over that under which it was sampled, up to a cap; and the share of tokens "
+    "that the cap cuts.",
     "sampling/*": "How far the trainer's log-probabilities are from the sampler's.",
 }
 

@@ -90,6 +90,7 @@ class Ask:
     """Asks to judge `record` once for every index in `samples`, its responses shown in `order`.
 
     key: names the randomness.
+    turn: those of a lower one are drawn first.
     prompt_ids: the prompt, once it is rendered (`with_prompts`).
     """
 
@@ -99,6 +100,7 @@ class Ask:
     key: str
     hinted: bool = False
     prompt_ids: list[int] | None = None
+    turn: int = 0
 
 
 def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
@@ -179,7 +181,7 @@ def judge(
 ) -> Iterator[list[Drawn]]:
     """Draws and parses judgments, block by block, as `grm_jax.sampling.rollout.generate` does."""
     asks = with_prompts(prompter, asks)
-    requests = [Request(ask.prompt_ids or (), ask.key, ask.samples) for ask in asks]
+    requests = [Request(ask.prompt_ids or (), ask.key, ask.samples, turn=ask.turn) for ask in asks]
     if isinstance(sampler, Drawing):
         fronts = [prompter.front_of(r.prompt_ids, len(a.order)) for r, a in zip(requests, asks)]
         requests = [dataclasses.replace(r, front=n) for r, n in zip(requests, fronts)]

@@ -414,8 +414,9 @@ def draw(
 ) -> Iterator[tuple[list[int], list[Completion]]]:
     """Draws all completions; see `rollout.generate`. A request is yielded once it is complete.
 
-    Requests that begin with the same front are drawn together by an engine of their own, short
-    prompts first. `counts` is called with the engine's whenever it has collected something.
+    Requests that begin with the same front are drawn together by an engine of their own, in turn,
+    and of one turn short prompts first. `counts` is called with the engine's whenever it has
+    collected something.
     """
     widths = sorted(buckets)
     by_front: dict[tuple[int, ...], list[int]] = {}
@@ -423,7 +424,7 @@ def draw(
         check_request(request, widths[-1])
         by_front.setdefault(tuple(request.prompt_ids[: request.front]), []).append(index)
     for front, members in by_front.items():
-        members.sort(key=lambda index: len(requests[index].prompt_ids))
+        members.sort(key=lambda i: (requests[i].turn, len(requests[i].prompt_ids)))
         engine = batch_engine(
             drawing, params, [requests[index] for index in members], seed, widths, rows, front
         )

@@ -16,6 +16,7 @@ class Request:
         sampler's.
     front: so many of the first tokens are a front that other prompts begin with as well, word for
         word: what stands in a template before the record. The engine computes it once.
+    turn: those of a lower one begin first.
     """
 
     prompt_ids: Sequence[int]
@@ -23,6 +24,7 @@ class Request:
     samples: tuple[int, ...] = (0,)
     limits: tuple[int, ...] | None = None
     front: int = 0
+    turn: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

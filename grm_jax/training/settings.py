@@ -116,6 +116,10 @@ class RlConfig(FitConfig):
     old_logp: whose log-probabilities are those before the update, the "trainer"'s or the
         "sampler"'s, which takes one forward pass less.
     updates_per_rollout: optimizer updates on each batch of rollouts.
+    max_lag: how many steps older than the policy they train the weights that draw rollouts may be:
+        so many batches more are drawn in one queue with each that is due. 0: none.
+    importance_sampling_correction: weigh the policy loss of each token by pi_old / pi_sampler, at
+        most by importance_sampling_cap (`losses.policy.importance_weights`).
     steps: 0 leaves the stage out: the final model is that of RFT.
     drop_easy_prompts: leave out the prompts whose unhinted RFT samples are all correct.
     """
@@ -134,6 +138,9 @@ class RlConfig(FitConfig):
     zero_variance: str = "keep"
     old_logp: str = "trainer"
     updates_per_rollout: int = 1
+    max_lag: int = 0
+    importance_sampling_correction: bool = False
+    importance_sampling_cap: float = 2.0
     temperature: float = 1.0
     drop_easy_prompts: bool = True
 
@@ -149,6 +156,8 @@ class RlConfig(FitConfig):
                 "advantage": function_in(ADVANTAGES),
                 "old_logp": one_of(("trainer", "sampler")),
                 "updates_per_rollout": POSITIVE,
+                "max_lag": WHOLE,
+                "importance_sampling_cap": ABOVE_ZERO,
                 "temperature": ABOVE_ZERO,
             },
             [
@@ -157,6 +166,12 @@ class RlConfig(FitConfig):
                     "batch_size group_size",
                     "a multiple of group_size = {group_size}, as it counts rollouts",
                     lambda batch, group: batch % group == 0,
+                ),
+                (
+                    "old_logp importance_sampling_correction",
+                    "'trainer', whose log-probabilities importance_sampling_correction compares "
+                    "with the sampler's",
+                    lambda old, corrected: old == "trainer" or not corrected,
                 ),
                 ("loss_args loss", "", lambda args, loss: bool(policy_loss(loss, args))),
             ],
@@ -181,4 +196,5 @@ class RlConfig(FitConfig):
         max_length: tokens of the longest completion.
         """
         fields = {name: getattr(self, name) for name in LOSS_FIELDS}
-        return LossConfig(max_length=max_length, **fields)
+        cap = self.importance_sampling_cap if self.importance_sampling_correction else None
+        return LossConfig(max_length=max_length, importance_sampling_cap=cap, **fields)

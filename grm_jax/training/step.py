@@ -44,12 +44,18 @@ from grm_jax.training.state import TrainState
 
 Batch = dict[str, Any]  # of arrays, and inside a step the Normalizer and the frozen tree
 # of packed rows, a value for each token: cut to the length of the part
-PER_TOKEN = ("tokens", "positions", "segment", "branch", "wanted", "old_logp", "ref_logp")
+LOGPS = ("old_logp", "ref_logp", "sampler_logp")
+PER_TOKEN = ("tokens", "positions", "segment", "branch", "wanted", *LOGPS)
 LOOP = ("parts", "sizes")  # of packed rows, what the loop over parts reads
 LossFn = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 WITHOUT_KL = (
     "the loss reports no kl_loss, so it seems to leave out the KL that beta = {beta:g} asks for: "
     "add it (losses.policy.objective does), or set beta to 0"
+)
+UNWEIGHTED = (
+    "the loss reports no importance_weight_mean, so it seems to leave out the weights that "
+    "importance_sampling_cap = {cap:g} asks for: multiply by them (losses.policy.objective does), "
+    "or switch the correction off"
 )
 
 
@@ -245,13 +251,15 @@ def rl_loss(
 
     Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
         included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B];
-        ref_logp fp32[B, T], which may be missing where loss_cfg.beta is 0.
+        ref_logp fp32[B, T], which may be missing where loss_cfg.beta is 0; sampler_logp fp32[B, T]
+        where loss_cfg.importance_sampling_cap is a number.
     Packed rows: tokens, positions, segment, branch int32[R, T]; wanted fp32[R, T], 1 on completion
-        tokens; old_logp, ref_logp fp32[R, T]; start, length int32[R, S], of each completion in its
-        row; mask, advantages fp32[R, S]. The loss gets each completion as a row of [R S, C].
+        tokens; old_logp, ref_logp, sampler_logp fp32[R, T]; start, length int32[R, S], of each
+        completion in its row; mask, advantages fp32[R, S]. The loss gets each completion as a row
+        of [R S, C].
     Metrics: those of the loss, and entropy.
 
-    Warns, once, of a loss that does not report the `kl_loss` that loss_cfg asks for.
+    Warns, once, of a loss that does not report the `kl_loss` or the weights that loss_cfg asks for.
     """
 
     def loss_fn(params, batch):
@@ -265,8 +273,8 @@ def rl_loss(
             packed=packed,
             wanted_BT=batch["mask" if packed is None else "wanted"],
         )
-        arrays = {"logp": logp_BT, "entropy": entropy_BT, "old_logp": batch["old_logp"]}
-        arrays["ref_logp"] = batch.get("ref_logp")
+        arrays = {"logp": logp_BT, "entropy": entropy_BT}
+        arrays |= {name: batch.get(name) for name in LOGPS}
         if packed is None:
             mask = batch["mask"]
         else:
@@ -275,6 +283,9 @@ def rl_loss(
         loss, metrics = policy_loss(inputs, dataclasses.replace(loss_cfg, normalizer=normalizer))
         if loss_cfg.beta and loss_cfg.kl_in == "loss" and "kl_loss" not in metrics:
             warnings.warn(WITHOUT_KL.format(beta=loss_cfg.beta), stacklevel=1)
+        cap = loss_cfg.importance_sampling_cap
+        if cap is not None and "importance_weight_mean" not in metrics:
+            warnings.warn(UNWEIGHTED.format(cap=cap), stacklevel=1)
         return loss, metrics | {"entropy": _token_mean(inputs.entropy, mask, normalizer)}
 
     return loss_fn

@@ -44,7 +44,7 @@ def test_a_prompt_is_rendered_once_a_step_and_a_judgment_graded_once(monkeypatch
             sampling=Sampling(rows=8),
         ),
     )
-    drawn = rl.roll_out(run, FakeSampler(), {}, records, step=0)
+    drawn = rl.roll_out(run, FakeSampler(), {}, records, {0: range(3)}).take(0)
     judgments = [rollout.judgment for rollout in drawn]
     rewards = rewards_of(rule_reward, judgments, [records[r.ask] for r in drawn])
     assert [j["id"] for j in judgments] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4

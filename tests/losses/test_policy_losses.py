@@ -343,3 +343,38 @@ def test_config_is_a_pytree_whose_only_leaves_are_the_counts():
     ]
     doubled = jax.jit(lambda c: jax.tree.map(lambda x: 2 * x, c))(cfg)
     assert doubled.beta == cfg.beta and float(doubled.normalizer.tokens) == 12.0
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"gspo"}))
+def test_importance_weights_of_tokens_that_older_weights_drew(name):
+    """Truncated pi_old / pi_sampler, as constants, upon the policy loss of each token, not the KL;
+    against NumPy.
+    """
+    logp, old, ref, advantages, mask = batch(seed=54, drift=1.0)
+    sampler = np.where(mask > 0, old - np.random.default_rng(3).normal(0, 0.5, mask.shape), np.nan)
+    ratio = np.exp(np.where(mask > 0, old - sampler, 0.0))
+    weight, inside = np.minimum(ratio, 1.3), mask > 0
+    cfg = LossConfig(beta=0.08, max_length=MAX_LENGTH, importance_sampling_cap=1.3)
+    inputs = inputs_of(logp, old, ref, advantages, mask)
+    weighed = inputs._replace(sampler_logp=jnp.asarray(sampler, jnp.float32))
+    (loss, metrics), got_grad = step_of(name)(weighed, cfg)
+    _, grad, *_ = expected(name, logp, old, ref, advantages, mask, 0.0, "k3")
+    _, with_kl, *_ = expected(name, logp, old, ref, advantages, mask, 0.08, "k3")
+    want_grad = weight * grad + (with_kl - grad)
+    np.testing.assert_allclose(got_grad, want_grad, rtol=1e-4, atol=1e-6)
+    if name == "dapo":
+        r, a = np.exp(np.where(inside, logp - old, 0.0)), advantages[:, None]
+        value = -np.minimum(r * a, np.clip(r, 0.8, 1.28) * a) * weight
+        np.testing.assert_allclose(metrics["policy_loss"], value[inside].mean(), rtol=1e-4)
+    assert metrics["importance_weight_mean"] == pytest.approx(weight[inside].mean(), rel=1e-5)
+    assert metrics["importance_weight_max"] == pytest.approx(1.3)
+    truncated = (ratio > 1.3)[inside].mean()
+    assert metrics["importance_weight_truncated"] == pytest.approx(truncated) and truncated > 0.1
+    # rollouts of the policy itself weigh 1: the loss as without
+    same = inputs._replace(sampler_logp=inputs.old_logp)
+    plain = LOSSES[name](inputs, cfg.replace(importance_sampling_cap=None))[0]
+    assert LOSSES[name](same, cfg)[0] == plain
+    with pytest.raises(
+        ValueError, match="sampler_logp is None, but .*importance_sampling_cap is 1.3"
+    ):
+        LOSSES[name](inputs, cfg)
