@@ -98,6 +98,7 @@ def padded_batch():
     batch = rollout_batch(*rollouts(), buckets=(48,))
     advantages_B, counted_B = per_rollout()
     batch["ref_logp"] = batch["old_logp"] - 0.3 * batch["mask"]
+    batch["sampler_logp"] = batch["old_logp"] - 0.1 * batch["tokens"] % 2 * batch["mask"]
     batch["mask"] = batch["mask"] * counted_B[:, None]
     return batch | {"advantages": advantages_B}
 
@@ -107,6 +108,7 @@ def packed_batch(rows):
     laid, batch = packed_rollouts(*rollouts(), keys, LENGTHS, rows)
     advantages_B, counted_B = per_rollout()
     batch["ref_logp"] = batch["old_logp"] - 0.3 * batch["wanted"]
+    batch["sampler_logp"] = batch["old_logp"] - 0.1 * batch["tokens"] % 2 * batch["wanted"]
     batch["mask"] = laid.in_slots(counted_B)
     return laid, batch | {"advantages": laid.in_slots(advantages_B)}
 
@@ -147,7 +149,13 @@ def assert_same(got, want):
 
 # max_length: the longest completion, which the `constant` aggregation divides by
 EVERY, GRPO = (
-    rl_loss(CFG, loss, LossConfig(max_length=COMPLETION), TEMPERATURE, COMPLETION)
+    rl_loss(
+        CFG,
+        loss,
+        LossConfig(max_length=COMPLETION, importance_sampling_cap=1.05),
+        TEMPERATURE,
+        COMPLETION,
+    )
     for loss in (every_loss, LOSSES["grpo"])
 )
 

@@ -21,6 +21,7 @@ from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.metrics import check_finite
 from grm_jax.training.optimizer import OptimizerConfig, make_optimizer
+from grm_jax.training.settings import RlConfig
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_logprob_fn, make_train_step, meta_loss, rft_loss, rl_loss
 
@@ -213,6 +214,21 @@ def test_a_loss_that_leaves_out_the_kl_is_said_so_once():
     assert warnings_of(reinforce, beta=0.0) == []
     assert warnings_of(reinforce, beta=0.02, kl_in="reward", kl="k1") == []
     assert warnings_of(grpo, beta=0.02) == []
+    (message,) = warnings_of(reinforce, beta=0.0, importance_sampling_cap=2.0)
+    assert (
+        "reports no importance_weight_mean" in message and "importance_sampling_cap = 2" in message
+    )
+
+
+def test_the_correction_needs_the_trainers_log_probabilities():
+    fields = dict(learning_rate=1e-3, batch_size=8, micro_batch=8, steps=1, group_size=4)
+    corrected = RlConfig(**fields, importance_sampling_correction=True).loss_config()
+    assert corrected.importance_sampling_cap == 2.0
+    assert RlConfig(**fields).loss_config().importance_sampling_cap is None
+    with pytest.raises(ValueError, match="old_logp: expected 'trainer', whose"):
+        RlConfig(**fields, importance_sampling_correction=True, old_logp="sampler")
+    with pytest.raises(ValueError, match="max_lag: expected a whole number"):
+        RlConfig(**fields, max_lag=-1)
 
 
 def test_rft_learns_the_completion_and_only_that():
