@@ -121,7 +121,8 @@ def every_loss(inputs, cfg):
         total += weight * value
         metrics |= {f"{name}/{metric}": x for metric, x in of_loss.items()}
         metrics[f"{name}/loss"] = value
-    return total, metrics | {"kl_loss": jnp.zeros(())}
+    nothing = jnp.zeros(())
+    return total, metrics | {"kl_loss": nothing, "importance_weight_mean": nothing}
 
 
 def run(loss_fn, params, batch, micro_batches=1, mesh=None, frozen=None):
