@@ -103,8 +103,8 @@ def importance_weights(
         inside_BC, inputs.sampler_logp, 0.0
     )
     ratio_BC = jax.lax.stop_gradient(jnp.exp(log_ratio_BC))
-    weight_BC = jnp.minimum(ratio_BC, cap)
-    return weight_BC, weight_metrics(weight_BC, ratio_BC > cap, inputs.mask, cfg)
+    weight_BC = ratio_BC if cap is None else jnp.minimum(ratio_BC, cap)
+    return weight_BC, weight_metrics(weight_BC, weight_BC < ratio_BC, inputs.mask, cfg)
 
 
 def objective(

@@ -273,7 +273,7 @@ def rl_loss(
             packed=packed,
             wanted_BT=batch["mask" if packed is None else "wanted"],
         )
-        arrays = {"logp": logp_BT, "entropy": entropy_BT}
+        arrays: dict[str, Any] = {"logp": logp_BT, "entropy": entropy_BT}
         arrays |= {name: batch.get(name) for name in LOGPS}
         if packed is None:
             mask = batch["mask"]
