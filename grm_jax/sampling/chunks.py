@@ -266,11 +266,29 @@ def decode_chunk(
         got = _of_each(one, D)(pool[name][kind], rows["entry"])
         return got.reshape(D * g, *got.shape[2:])
 
+    # the same with all blocks in front, an entry at a time: one gather of entries as large as these
+    # XLA cuts into hundreds on a TPU, which compiles for minutes and takes more memory
+    def of_entries(name, kind):
+        S = _room(cfg, int(name.removeprefix("layer_")), width)
+
+        def one(pool_E, entry_g):
+            def put(i, out):
+                entry = jax.lax.dynamic_index_in_dim(pool_E, entry_g[i], 0, keepdims=False)
+                entry = entry[..., :S] if kind == "keys" else entry[..., :S, :]
+                return jax.lax.dynamic_update_index_in_dim(out, entry, i, 1)
+
+            L, *shape = pool_E.shape[1:]
+            shape[-1 if kind == "keys" else -2] = S
+            return jax.lax.fori_loop(0, g, put, jnp.zeros((L, g, *shape), pool_E.dtype))
+
+        got = jnp.moveaxis(_of_each(one, D)(pool[name][kind], rows["entry"]), 0, 1)
+        return got.reshape(got.shape[0], D * g, *got.shape[3:])
+
     names = [f"layer_{i}" for i in range(len(cfg.block))]
     pos = {name: gather(name, "pos") for name in names}
     if cfg.scan_layers:
         laid = {
-            name: {kind: jnp.moveaxis(gather(name, kind), 1, 0) for kind in ("keys", "values")}
+            name: {kind: of_entries(name, kind) for kind in ("keys", "values")}
             | {"pos": jnp.broadcast_to(pos[name], (cfg.n_blocks, *pos[name].shape))}
             for name in names
         }
