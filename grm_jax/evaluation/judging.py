@@ -281,7 +281,7 @@ def _stopping(
 
 def _rounds(way: Pass, stopping: Stopping | None) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Yields (number of samples that an item has then, the samples of the round)."""
-    step = len(way.samples) if stopping is None else stopping.step
+    step = max(len(way.samples), 1) if stopping is None else stopping.step
     for start in range(0, len(way.samples), step):
         samples = way.samples[start : start + step]
         yield start + len(samples), samples

@@ -8,7 +8,7 @@ import pytest
 
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.evaluation.comparisons import compare_systems
-from grm_jax.evaluation.judging import judge_all, plan
+from grm_jax.evaluation.judging import Pass, judge_all, judge_pass, plan
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.anytime import decided
 from grm_jax.judgment.records import Record, Turn, write_records
@@ -44,6 +44,15 @@ def system(name, asked, identity, view=None, score=2.0):
 
 def doubled(judgment):
     return judgment | {"scores": [2 * score for score in judgment["scores"]]}
+
+
+def test_no_samples_are_no_judgments(benchmarks, tmp_path):
+    """As RFT asks for, where it wants no hinted ones; no model is loaded for them."""
+
+    def load():
+        raise AssertionError("nothing is to be judged")
+
+    assert judge_pass(tmp_path / "f", load, benchmarks[0].records, Pass("none", (), 1.0), "") == {}
 
 
 def test_two_readings_share_their_judgments_whatever_their_order(benchmarks, tmp_path):

@@ -142,7 +142,7 @@ def test_a_lagged_run_is_one_that_keeps_older_parameters(make_run, monkeypatch, 
         assert all((x > 0.01) == (row["lag"] > 0) for x, row in zip(apart, rows))
 
 
-@pytest.mark.parametrize("asked_to_stop", [False, True])
+@pytest.mark.parametrize("asked_to_stop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_that_ends_while_rollouts_are_ahead_goes_on_with_the_same_bits(
     make_run, monkeypatch, asked_to_stop
 ):

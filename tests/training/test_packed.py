@@ -340,7 +340,7 @@ def test_a_stage_packed_and_padded(tmp_path):
 
 
 def test_lengths_of_rows():
-    assert PackingConfig().lengths(4096 + 1024) == (6144, 7168, 8192)
+    assert PackingConfig().lengths(4096 + 1024) == (5120, 7168, 8704)
     assert PackingConfig((2.4,)).lengths(208) == (512,)
     assert PackingConfig((1.0, 1.1)).lengths(100) == (128,)  # both are 128
     assert PackingConfig(()).lengths(208) == ()
