@@ -26,6 +26,8 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     from experiments import ending
+    from grm_jax import signals
 
     ending.install()
-    app.run(main)
+    with signals.ending():
+        app.run(main)

@@ -13,16 +13,10 @@ import pytest
 
 from grm_jax.models import Gemma2, lm_logits
 from grm_jax.models.attention import attend, softcap
-from grm_jax.models.config import (
-    GEMMA2_2B,
-    GEMMA2_9B,
-    GEMMA2_27B,
-    GLOBAL,
-    LOCAL,
-    alternating,
-    from_hf_dict,
-)
+from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B
+from grm_jax.models.families import GLOBAL, LOCAL, alternating
 from grm_jax.models.gemma2 import MLP, Attention, RMSNorm, rope
+from grm_jax.models.hf_config import from_hf_dict
 from grm_jax.models.table import abstract_params
 from tests.models.gemma2_cases import BASE, quick_jit, random_params
 
