@@ -92,6 +92,14 @@ def get_config() -> ml_collections.ConfigDict:
         )
     )
     config.sampling = ml_collections.ConfigDict(
-        dict(top_p=1.0, top_k=0, rows=64, chunk=32, cache_bytes=0, sampler="shard_map")
+        dict(
+            top_p=1.0,
+            top_k=0,
+            kv_cache_dtype="auto",  # or "int8": about half of bfloat16's memory, rounded
+            rows=64,
+            chunk=32,
+            cache_bytes=0,
+            sampler="shard_map",
+        )
     )
     return config

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 # Keys that b rows hold in common; b divides the batch. k_bSKH, v_bSKH, pos_bS, or laid out for
-# products that read them again and again (`lay`): keys_bKHS, values_bKSH, pos_bS
+# products that read them again and again (`lay`): keys_bKHS, values_bKSH, pos_bS. In int8 each has
+# float32 scales beside it (`quantize`): k_scale_bSK, v_scale_bSK, keys_scale_bKS, values_scale_bKS
 Segment = dict[str, jax.Array]
 
 QUERIES = 256  # of a block of `attend_after`
@@ -80,9 +81,17 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+_LAID = {"k": "keys", "v": "values"}
+
+
 def lay(segment: Mapping[str, jax.Array]) -> Segment:
     """Turns a segment as the products of `attend` want it, which else turn it in every call."""
-    return {
+    scales = {
+        f"{laid}_scale": jnp.swapaxes(segment[f"{name}_scale"], -2, -1)
+        for name, laid in _LAID.items()
+        if f"{name}_scale" in segment
+    }
+    return scales | {
         "keys": jnp.moveaxis(segment["k"], -3, -1),
         "values": jnp.swapaxes(segment["v"], -3, -2),
         "pos": segment["pos"],
@@ -90,12 +99,35 @@ def lay(segment: Mapping[str, jax.Array]) -> Segment:
 
 
 def lift(segment: Segment) -> Segment:
-    """Turns what `lay` has laid out back: k_bSKH, v_bSKH, pos_bS."""
-    return {
+    """Turns what `lay` has laid out back."""
+    scales = {
+        f"{name}_scale": jnp.swapaxes(segment[f"{laid}_scale"], -2, -1)
+        for name, laid in _LAID.items()
+        if f"{laid}_scale" in segment
+    }
+    return scales | {
         "k": jnp.moveaxis(segment["keys"], -1, -3),
         "v": jnp.swapaxes(segment["values"], -3, -2),
         "pos": segment["pos"],
     }
+
+
+def quantize(segment: Mapping[str, jax.Array]) -> Segment:
+    """Stores keys and values in int8, with a float32 scale for every position and kv head.
+
+    x = int8 * scale, where the largest magnitude of the head is 127 * scale: off by scale / 2 at
+    most. `attend` multiplies logits by the scales of keys, and probabilities by those of values.
+    """
+    stored = {"pos": segment["pos"]}
+    for name, x in segment.items():
+        if name == "pos":
+            continue
+        axis = -2 if name == "keys" else -1
+        x = x.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / 127
+        whole = jnp.round(x / jnp.where(scale > 0, scale, 1)).astype(jnp.int8)
+        stored |= {name: whole, f"{name}_scale": jnp.squeeze(scale, axis)}
+    return stored
 
 
 def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
@@ -104,7 +136,9 @@ def _query_key(q_bXKGH: jax.Array, k_bSKH: jax.Array) -> jax.Array:
     """
 
     def dot(q, k):
-        return jnp.einsum("bxkgh,bskh->bkgxs", q, k, preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "bxkgh,bskh->bkgxs", q, k.astype(q.dtype), preferred_element_type=jnp.float32
+        )
 
     def multiply_add(q, k):
         logits_bSKG = (q.astype(jnp.float32) * k[:, :, :, None].astype(jnp.float32)).sum(-1)
@@ -119,15 +153,22 @@ def _mix_values(probs_bKGXS: jax.Array, v_bSKH: jax.Array) -> jax.Array:
     """Weighted sums bXKGH of the values; see `_query_key`."""
 
     def dot(probs, v):
-        return jnp.einsum("bkgxs,bskh->bxkgh", probs, v)
+        return jnp.einsum("bkgxs,bskh->bxkgh", probs, v.astype(probs.dtype))
 
     def multiply_add(probs, v):
         probs_bSKG = probs[:, :, :, 0].transpose(0, 3, 1, 2)
-        return (probs_bSKG[..., None] * v[:, :, :, None]).sum(1)[:, None]
+        return (probs_bSKG[..., None] * v[:, :, :, None].astype(probs.dtype)).sum(1)[:, None]
 
     if probs_bKGXS.shape[3] > 1:
         return dot(probs_bKGXS, v_bSKH)
     return jax.lax.platform_dependent(probs_bKGXS, v_bSKH, cpu=multiply_add, default=dot)
+
+
+def _scale(segment: Segment, laid: str, name: str) -> jax.Array | None:
+    """The scales of a segment in int8, bKS; None where it has none."""
+    if f"{laid}_scale" in segment:
+        return segment[f"{laid}_scale"]
+    return jnp.swapaxes(segment[f"{name}_scale"], 1, 2) if f"{name}_scale" in segment else None
 
 
 @jax.named_scope("attention")
@@ -142,7 +183,8 @@ def attend(
     """Attends from each query to several key segments, joined by one softmax; BTNH in q's dtype.
 
     A segment may be shared: with b rows for a batch of B = b * fold, row i of the batch reads row
-    i // fold of the segment, without copying it (the fold is moved into the query axis). The
+    i // fold of the segment, without copying it (the fold is moved into the query axis). One in
+    int8 (`quantize`) is read as it is: its scales go to the logits and the probabilities. The
     softcap is elementwise, so joining the logits of all segments before one softmax is exact. A
     query that sees no key gets the mean of all values (padding).
 
@@ -160,11 +202,13 @@ def attend(
             logits_bKGXS = jnp.einsum(
                 "bkgxh,bkhs->bkgxs",
                 q_bXKGH.transpose(0, 2, 3, 1, 4),
-                segment["keys"],
+                segment["keys"].astype(q_BTNH.dtype),
                 preferred_element_type=jnp.float32,
             )
         else:
             logits_bKGXS = _query_key(q_bXKGH, segment["k"])
+        if (scale_bKS := _scale(segment, "keys", "k")) is not None:
+            logits_bKGXS *= scale_bKS[:, :, None, None]
         pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
         visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
         if window is not None:
@@ -189,8 +233,11 @@ def attend(
             .transpose(0, 2, 3, 1, 4, 5)
         )
         part_bKGXS = part.reshape(b, K, N // K, fold * T, S)
+        if (scale_bKS := _scale(segment, "values", "v")) is not None:
+            part_bKGXS = (part_bKGXS * scale_bKS[:, :, None, None]).astype(q_BTNH.dtype)
         if "values" in segment:
-            mixed_bKGXH = jnp.einsum("bkgxs,bksh->bkgxh", part_bKGXS, segment["values"])
+            values_bKSH = segment["values"].astype(q_BTNH.dtype)
+            mixed_bKGXH = jnp.einsum("bkgxs,bksh->bkgxh", part_bKGXS, values_bKSH)
             mixed_bXKGH = mixed_bKGXH.transpose(0, 3, 1, 2, 4)
         else:
             mixed_bXKGH = _mix_values(part_bKGXS, segment["v"])

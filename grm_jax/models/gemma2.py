@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from grm_jax.models.attention import Packed, attend, attend_after, softcap
+from grm_jax.models.attention import Packed, attend, attend_after, quantize, softcap
 from grm_jax.models.config import LOCAL, Gemma2Config, RopeScaling
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
@@ -140,10 +140,14 @@ class Attention(nn.Module):
             rows = jnp.arange(x_BTD.shape[0])
             slot = slot_B % suffix["pos"].shape[-1]
             at = (rows, slot) if block is None else (block, rows, slot)
-            places = {"keys": (rows, ..., slot), "values": (rows, slice(None), slot)}
-            new = own | {"keys": own["k"], "values": v_BTKH}
+            new = quantize(own) if suffix.keys() & {"k_scale", "keys_scale"} else own
+            # behind `lay` positions are last of keys and of scales, last but one of values
+            laid = {"keys": (rows, ..., slot), "values": (rows, slice(None), slot)}
+            laid |= {"keys_scale": laid["keys"], "values_scale": laid["keys"]}
             suffix = {
-                name: cache.at[places.get(name, at)].set(new[name][:, 0])
+                name: cache.at[laid.get(name, at)].set(
+                    new[name.replace("keys", "k").replace("values", "v")][:, 0]
+                )
                 for name, cache in suffix.items()
             }
             read = {
@@ -258,7 +262,7 @@ class Gemma2(nn.Module):
           prefix: read-only keys, {layer_i: Segment, or several, with a leading axis of n_blocks};
               may be shared by several rows.
           suffix: decode only (T = 1): cache that this step is written into, same layout with B
-              rows.
+              rows; in int8 where it has scales (`attention.quantize`).
           slot_B: int32, the step number of each row; local layers use it modulo their ring size.
           keep_kv: also return this call's keys and values (prefill).
           packed: which tokens see each other, where a row holds several sequences; without prefix

@@ -519,6 +519,7 @@ def _sampling(job) -> SamplingConfig:
         temperature=job.rl.temperature,
         top_p=job.sampling.top_p,
         top_k=job.sampling.top_k,
+        kv_cache_dtype=job.sampling.kv_cache_dtype,
         stop_ids=job.stop_ids,
     )
 
@@ -550,7 +551,7 @@ def _sampler_program(name, job, mesh) -> Program:
         tree = jax.eval_shape(lambda: make(*numbers))
         return placed(tree, state_shardings(mesh, tree))
 
-    pool = laid(empty_pool, cfg, D, entries, T)
+    pool = laid(empty_pool, cfg, scfg.kv_cache_dtype, D, entries, T)
     state = laid(empty_rows, cfg, scfg, D, groups * fold, C)
     split_rows = batch_sharding(mesh)
 

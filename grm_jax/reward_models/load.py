@@ -205,6 +205,7 @@ def samplers(
             pad_id=tokenizer.pad_id,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            kv_cache_dtype=sampling.kv_cache_dtype,
         )
         return Drawing(
             model_cfg, settings, sampling.sampler, mesh, sampling.chunk, sampling.cache_bytes
@@ -631,7 +632,8 @@ def _numerics(asking) -> dict:
 
 def _asked(asking) -> dict:
     """Returns what any local model's judgment depends on, beside its folder and its templates."""
-    return {
+    stored = asking.sampling.kv_cache_dtype
+    return ({} if stored == "auto" else {"kv_cache_dtype": stored}) | {
         "dtype": asking.numerics.dtype,
         "lengths": {"prompt": asking.lengths.prompt, "completion": asking.lengths.completion},
         "top_p": asking.sampling.top_p,

@@ -27,6 +27,7 @@ from grm_jax.sampling.sampler import (
     joined,
     joined_lifted,
     split_blocks,
+    stored,
 )
 
 
@@ -97,7 +98,14 @@ def compute_front(weights: dict, cfg: Gemma2Config, front_F: jax.Array) -> dict:
     return _last(cfg, cache["kv"], jnp.full(1, F))
 
 
-def empty_pool(cfg: Gemma2Config, parts: int, entries: int, width: int) -> dict:
+def _positions(kind: str) -> int:
+    """The axis of positions, from behind, in an array of a segment that is laid out (`lay`)."""
+    return -2 if kind == "values" else -1
+
+
+def empty_pool(
+    cfg: Gemma2Config, kv_cache_dtype: str, parts: int, entries: int, width: int
+) -> dict:
     """Makes room for `entries` prompts of `width` tokens in each of `parts` shares.
 
     {layer_i: {keys [D, E, L, K, H, S], values, pos [D, E, S]}}, and hidden [D, E, d_model], the
@@ -107,11 +115,12 @@ def empty_pool(cfg: Gemma2Config, parts: int, entries: int, width: int) -> dict:
     pool: dict[str, Any] = {"hidden": jnp.zeros((parts, entries, cfg.d_model), dtype)}
     for i in range(len(cfg.block)):
         S = _room(cfg, i, width)
-        pool[f"layer_{i}"] = {
+        segment = {
             "keys": jnp.zeros((parts, entries, L, K, H, S), dtype),
             "values": jnp.zeros((parts, entries, L, K, S, H), dtype),
             "pos": jnp.full((parts, entries, S), -1, jnp.int32),
         }
+        pool |= stored({f"layer_{i}": segment}, kv_cache_dtype)
     return pool
 
 
@@ -119,6 +128,7 @@ def empty_pool(cfg: Gemma2Config, parts: int, entries: int, width: int) -> dict:
 def prefill_into(
     weights: dict,
     cfg: Gemma2Config,
+    kv_cache_dtype: str,
     front_length: int,
     front: dict | None,
     pool: dict,
@@ -143,21 +153,19 @@ def prefill_into(
     )
     last_P = jnp.maximum(lengths_P - 1, 0)
     new: dict[str, Any] = {"hidden": hidden_PTD[jnp.arange(D * p), last_P]}
-    for name, segment in _last(cfg, cache["kv"], lengths_P).items():
+    for name, segment in stored(_last(cfg, cache["kv"], lengths_P), kv_cache_dtype).items():
         room = pool[name]["pos"].shape[-1] - segment["pos"].shape[-1]
-        new[name] = {
-            "keys": jnp.moveaxis(segment["keys"], 0, 1),
-            "values": jnp.moveaxis(segment["values"], 0, 1),
-            "pos": jnp.pad(segment["pos"][0], ((0, 0), (0, room)), constant_values=-1),
+        new[name] = {kind: jnp.moveaxis(x, 0, 1) for kind, x in segment.items()} | {
+            "pos": jnp.pad(segment["pos"][0], ((0, 0), (0, room)), constant_values=-1)
         }
     new = jax.tree.map(lambda x: x.reshape(D, p, *x.shape[1:]), new)
 
     def write(pool, new, entries_p):
         def put(path, old, fresh):
             part = [slice(None)] * (old.ndim - 1)
-            if path[-1].key in ("keys", "values"):
-                axis = old.ndim - (2 if path[-1].key == "keys" else 3)
-                part[axis] = slice(0, fresh.shape[axis + 1])
+            if path[-1].key not in ("hidden", "pos"):
+                axis = _positions(path[-1].key)
+                part[axis] = slice(0, fresh.shape[axis])
             return old.at[(entries_p, *part)].set(fresh, mode="drop")
 
         return jax.tree_util.tree_map_with_path(put, pool, new)
@@ -179,11 +187,8 @@ def empty_rows(cfg: Gemma2Config, scfg: SamplingConfig, parts: int, rows: int, s
     for i in range(len(cfg.block)):
         S = _room(cfg, i, slots)
         kv = jnp.zeros((parts, L, rows, S, K, H), jnp.dtype(cfg.dtype))
-        suffix[f"layer_{i}"] = {
-            "k": kv,
-            "v": kv,
-            "pos": jnp.full((parts, L, rows, S), -1, jnp.int32),
-        }
+        pos = jnp.full((parts, L, rows, S), -1, jnp.int32)
+        suffix |= stored({f"layer_{i}": {"k": kv, "v": kv, "pos": pos}}, scfg.kv_cache_dtype)
     return {
         "suffix": suffix,
         "token": jnp.zeros((parts, rows), jnp.int32),
@@ -254,41 +259,42 @@ def decode_chunk(
     def flat(x_DB):
         return x_DB.reshape(D * B, *x_DB.shape[2:])
 
-    # what the groups read: one array a block, gathered once a chunk
+    # what the groups read, copied once a chunk
+    def room(name):
+        return _room(cfg, int(name.removeprefix("layer_")), width)
+
     def gather(name, kind, block=None):
         def one(pool_E, entry_g):
             part = pool_E[entry_g] if block is None else pool_E[entry_g, block]
-            if kind == "pos":
-                return part[:, :S]
-            return part[..., :S] if kind == "keys" else part[..., :S, :]
+            return jax.lax.slice_in_dim(part, 0, S, axis=part.ndim + _positions(kind))
 
-        S = _room(cfg, int(name.removeprefix("layer_")), width)
+        S = room(name)
         got = _of_each(one, D)(pool[name][kind], rows["entry"])
         return got.reshape(D * g, *got.shape[2:])
 
     # the same with all blocks in front, an entry at a time: one gather of entries as large as these
     # XLA cuts into hundreds on a TPU, which compiles for minutes and takes more memory
     def of_entries(name, kind):
-        S = _room(cfg, int(name.removeprefix("layer_")), width)
-
         def one(pool_E, entry_g):
             def put(i, out):
                 entry = jax.lax.dynamic_index_in_dim(pool_E, entry_g[i], 0, keepdims=False)
-                entry = entry[..., :S] if kind == "keys" else entry[..., :S, :]
+                entry = jax.lax.slice_in_dim(entry, 0, S, axis=entry.ndim + _positions(kind))
                 return jax.lax.dynamic_update_index_in_dim(out, entry, i, 1)
 
             L, *shape = pool_E.shape[1:]
-            shape[-1 if kind == "keys" else -2] = S
+            shape[_positions(kind)] = S
             return jax.lax.fori_loop(0, g, put, jnp.zeros((L, g, *shape), pool_E.dtype))
 
+        S = room(name)
         got = jnp.moveaxis(_of_each(one, D)(pool[name][kind], rows["entry"]), 0, 1)
         return got.reshape(got.shape[0], D * g, *got.shape[3:])
 
     names = [f"layer_{i}" for i in range(len(cfg.block))]
+    kinds = [kind for kind in pool[names[0]] if kind != "pos"]
     pos = {name: gather(name, "pos") for name in names}
     if cfg.scan_layers:
         laid = {
-            name: {kind: of_entries(name, kind) for kind in ("keys", "values")}
+            name: {kind: of_entries(name, kind) for kind in kinds}
             | {"pos": jnp.broadcast_to(pos[name], (cfg.n_blocks, *pos[name].shape))}
             for name in names
         }
@@ -297,8 +303,7 @@ def decode_chunk(
         blocks = jax.lax.optimization_barrier(
             [
                 {
-                    name: {kind: gather(name, kind, block) for kind in ("keys", "values")}
-                    | {"pos": pos[name]}
+                    name: {kind: gather(name, kind, block) for kind in kinds} | {"pos": pos[name]}
                     for name in names
                 }
                 for block in range(cfg.n_blocks)
@@ -308,7 +313,8 @@ def decode_chunk(
         def prefix_of():
             return joined(blocks, cfg)
 
-    front_of = None if front is None else split_blocks(front, cfg)
+    # what follows the front in prefill attends to it as computed, as to a prompt's own beginning
+    front_of = None if front is None else split_blocks(stored(front, scfg.kv_cache_dtype), cfg)
 
     def prefix():
         own = prefix_of()
@@ -426,7 +432,8 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
     """Says where pool and rows lie: shares over the data axes, heads over `tensor`."""
 
     def where(path, x):
-        heads = {"keys": 3, "values": 3, "k": 4, "v": 4}.get(path[-1].key)
+        name = path[-1].key.removesuffix("_scale")
+        heads = {"keys": 3, "values": 3, "k": 4, "v": 4}.get(name)
         spec = P(DATA_AXES)
         if heads and x.shape[heads] % mesh.shape["tensor"] == 0:
             spec = P(DATA_AXES, *[None] * (heads - 1), "tensor")
@@ -479,7 +486,9 @@ class Programs:
         )
         self.pool = functools.cache(
             lambda entries, width: jax.jit(
-                lambda: self._placed(empty_pool(self.cfg, self.parts, entries, width))
+                lambda: self._placed(
+                    empty_pool(self.cfg, self.scfg.kv_cache_dtype, self.parts, entries, width)
+                )
             )
         )
 
@@ -549,9 +558,11 @@ class Programs:
         return mapped
 
     def _prefill(self, front_length: int) -> Callable:
+        dtype = self.scfg.kv_cache_dtype
+
         def run(weights, front, pool, prompts, lengths, entries):
             return prefill_into(
-                weights, self.cfg, front_length, front, pool, prompts, lengths, entries
+                weights, self.cfg, dtype, front_length, front, pool, prompts, lengths, entries
             )
 
         mapped = self._mapped(run, 2)

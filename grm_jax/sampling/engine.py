@@ -376,9 +376,9 @@ class Engine:
         self.running = True
 
 
-def entry_bytes(cfg: Gemma2Config, width: int) -> int:
+def entry_bytes(cfg: Gemma2Config, width: int, kv_cache_dtype: str = "auto") -> int:
     """Counts the bytes of one prompt of `width` tokens in the pool."""
-    pool = jax.eval_shape(lambda: empty_pool(cfg, 1, 1, width))
+    pool = jax.eval_shape(lambda: empty_pool(cfg, kv_cache_dtype, 1, 1, width))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
 
 
@@ -492,7 +492,8 @@ def shape_of(
     groups = max(1, min(-(-rows // parts), 1 << (asked - 1).bit_length()) // fold)
     entries = groups
     if drawing.cache_bytes:
-        entries = max(1, drawing.cache_bytes // entry_bytes(drawing.cfg, width))
+        one = entry_bytes(drawing.cfg, width, drawing.scfg.kv_cache_dtype)
+        entries = max(1, drawing.cache_bytes // one)
         groups, entries = min(groups, entries), min(entries, max(groups, prompts))
     return Shape(groups, fold, entries)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grm_jax.models.attention import lay, lift
+from grm_jax.models.attention import lay, lift, quantize
 from grm_jax.models.config import LOCAL, Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.sampling.logits import choose_tokens
@@ -28,12 +28,14 @@ class SamplingConfig:
     """Says how completions are drawn.
 
     temperature 0 is greedy; top_k 0 and top_p 1.0 are off; any id of stop_ids ends a row.
+    kv_cache_dtype: see `settings.Sampling`.
     """
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    kv_cache_dtype: str = "auto"
     stop_ids: tuple[int, ...] = ()
     pad_id: int = 0
 
@@ -122,14 +124,22 @@ def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
     return grown
 
 
-def empty_suffix(cfg: Gemma2Config, rows: int) -> dict:
+def stored(cache: dict, kv_cache_dtype: str) -> dict:
+    """Stores the segments {layer_i: Segment} of a cache as `settings.Sampling` says."""
+    if kv_cache_dtype == "auto":
+        return cache
+    return {name: quantize(segment) for name, segment in cache.items()}
+
+
+def empty_suffix(cfg: Gemma2Config, rows: int, kv_cache_dtype: str = "auto") -> dict:
     """Makes a suffix cache without slots, for `grow_suffix`.
 
     Leaves k, v are [n_blocks, rows, slots, n_kv_heads, head_dim].
     """
     kv = jnp.zeros((cfg.n_blocks, rows, 0, cfg.n_kv_heads, cfg.head_dim), jnp.dtype(cfg.dtype))
     pos = jnp.zeros((cfg.n_blocks, rows, 0), jnp.int32)
-    return {f"layer_{i}": {"k": kv, "v": kv, "pos": pos} for i in range(len(cfg.block))}
+    empty = {f"layer_{i}": {"k": kv, "v": kv, "pos": pos} for i in range(len(cfg.block))}
+    return stored(empty, kv_cache_dtype)
 
 
 def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
@@ -174,7 +184,7 @@ def start(
         "prompt_length": prompt_length_B,
         "keys": keys_Pk2.reshape(B, 2),
         "limit": limits_Pk.reshape(B),
-        "suffix": empty_suffix(cfg, B),
+        "suffix": empty_suffix(cfg, B, scfg.kv_cache_dtype),
         "token": jnp.zeros(B, jnp.int32),
         "tokens": jnp.full((B, C), scfg.pad_id, jnp.int32),
         "logp": jnp.zeros((B, C), jnp.float32),
@@ -182,6 +192,7 @@ def start(
         "finished": jnp.zeros(B, bool),
         "done": prompt_length_B == 0,
     }
+    prefix = stored(prefix, scfg.kv_cache_dtype)
     return prefix, _record(scfg, state, jnp.repeat(logits_PV, k, axis=0))
 
 

@@ -5,9 +5,11 @@ import dataclasses
 from grm_jax.settings import NOT_NEGATIVE, POSITIVE, Rule, check, growing, one_of
 
 SAMPLERS = ("jit", "pmap", "shard_map")
+KV_CACHE_DTYPES = ("auto", "int8")
 DRAWING_RULES: dict[str, Rule] = {
     "top_p": ("a number in (0, 1]", lambda x: 0 < x <= 1),
     "top_k": NOT_NEGATIVE,
+    "kv_cache_dtype": one_of(KV_CACHE_DTYPES),
 }
 
 
@@ -54,6 +56,9 @@ class Sampling:
     top_p: nucleus sampling (arXiv 1904.09751) from the most likely tokens of this total
         probability; 1.0: from all.
     top_k: from the k most likely tokens; 0: from all.
+    kv_cache_dtype: what keys and values are stored in while completions are drawn. "auto": as the
+        model computes; "int8": with a scale for each position and head, in about half of
+        bfloat16's memory (a quarter of float32's, where heads are wide), and less exact.
     rows: completions that are decoded at once, on all devices together. A row that ends is the
         next one's.
     chunk: decode steps between two looks at which rows have ended.
@@ -68,6 +73,7 @@ class Sampling:
 
     top_p: float = 1.0
     top_k: int = 0
+    kv_cache_dtype: str = "auto"
     rows: int = 64
     sampler: str = "jit"
     chunk: int = 32

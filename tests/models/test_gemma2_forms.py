@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from grm_jax.models import Gemma2
-from grm_jax.models.attention import attend, attend_after, lay
+from grm_jax.models.attention import attend, attend_after, lay, quantize
 from grm_jax.models.config import LOCAL
 from grm_jax.models.heads import init_scalar_params, scalar_logits
 from tests.models.gemma2_cases import (
@@ -114,6 +114,63 @@ def test_shared_segments_equal_copied_ones(window, cap):
     np.testing.assert_allclose(shared, right, atol=1e-6)
     laid = run(q, pos, [lay(prefix), lay(own)], window=window, cap=cap)
     np.testing.assert_allclose(laid, right, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, rounding", [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("window, cap", [(None, 1.5), (5, None)])
+def test_attention_to_keys_in_int8(window, cap, dtype, rounding):
+    """One token of each row, behind a shared prefix that is laid out and keys of its own: what
+    attention to the same numbers in float gives, and as far from the unrounded twin as the rounding
+    allows: e off in a logit at most, probabilities off by a factor of exp(2 e) at most.
+    """
+    b, fold, S, N, K, H = 2, 3, 9, 4, 2, 16
+    rng = np.random.default_rng(7)
+
+    def segment(rows, S, start):
+        k, v = rng.normal(size=(2, rows, S, K, H)).astype(np.float32)
+        k[:, :, 1] *= 1e3  # a head's scale is its own
+        pos = np.broadcast_to(start + np.arange(S), (rows, S)).astype(np.int32).copy()
+        pos[1, -2:] = -1
+        return {"k": jnp.asarray(k, dtype), "v": jnp.asarray(v, dtype), "pos": jnp.asarray(pos)}
+
+    q = jnp.asarray(rng.normal(size=(b * fold, 1, N, H)) / 4, dtype)
+    q = q.at[:, :, N // K :].multiply(1e-3)
+    pos = jnp.full((b * fold, 1), S + 3, jnp.int32)
+    prefix, own = segment(b, S, 0), segment(b * fold, 4, S)
+
+    def back(stored):
+        """In float: the int8 numbers times their scales."""
+        return {
+            name: x.astype(jnp.float32) * stored[f"{name}_scale"][..., None]
+            for name, x in stored.items()
+            if name in ("k", "v")
+        } | {"pos": stored["pos"]}
+
+    def run(segments, q=q):
+        return np.asarray(quick_jit(attend)(q, pos, segments, window, cap), np.float32)
+
+    int8 = [quantize(lay(prefix)), quantize(own)]
+    assert {x.dtype for x in (int8[0]["keys"], int8[1]["v"])} == {jnp.dtype("int8")}
+    np.testing.assert_array_equal(int8[0]["keys"], jnp.moveaxis(quantize(prefix)["k"], 1, -1))
+    found, q32 = run(int8), q.astype(jnp.float32)
+    np.testing.assert_allclose(
+        found, run([back(quantize(prefix)), back(int8[1])], q32), atol=rounding
+    )
+    exact = run([jax.tree.map(lambda x: x.astype(jnp.float32), s) for s in (prefix, own)], q32)
+    scales = [quantize(s) for s in (prefix, own)]
+    off = 0.0
+    for stored in scales:
+        rows = b * fold // len(stored["pos"])
+        size_BKS = jnp.repeat(jnp.swapaxes(stored["k_scale"], 1, 2), rows, axis=0) / 2
+        off = max(
+            off,
+            float(
+                (jnp.abs(q32).sum(-1).reshape(-1, K, N // K).max(-1)[..., None] * size_BKS).max()
+            ),
+        )
+    most = max(float(jnp.abs(s["v"].astype(jnp.float32)).max()) for s in (prefix, own))
+    bound = np.expm1(2 * off) * most + max(float(s["v_scale"].max()) for s in scales) / 2
+    assert 1e-4 < np.abs(found - exact).max() < bound + rounding and bound < 1
 
 
 @pytest.mark.parametrize("window, cap", [(None, 5.0), (300, None)])

@@ -244,8 +244,11 @@ def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tm
         identity(dataclasses.replace(asking, samples_per_order=2)),
         identity(dataclasses.replace(asking, lengths=Lengths(80, 13, (80,)))),
         identity(dataclasses.replace(asking, numerics=Numerics(dtype="bfloat16"))),
-        identity(
-            dataclasses.replace(asking, sampling=dataclasses.replace(asking.sampling, top_p=0.5))
+        *(
+            identity(
+                dataclasses.replace(asking, sampling=dataclasses.replace(asking.sampling, **other))
+            )
+            for other in ({"top_p": 0.5}, {"kv_cache_dtype": "int8"})
         ),
     ]
     own.write_text("Judge! {{ responses | join }}")  # the same name, another text
@@ -253,7 +256,7 @@ def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tm
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 32}))
     changed.append(identity())
-    assert len({json.dumps(one, sort_keys=True) for one in [before, *changed]}) == 12
+    assert len({json.dumps(one, sort_keys=True) for one in [before, *changed]}) == 13
 
 
 def _last_bit(path):

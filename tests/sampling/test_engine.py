@@ -11,7 +11,7 @@ import pytest
 from grm_jax.models import init_params
 from grm_jax.parallel.mesh import make_mesh, param_shardings
 from grm_jax.sampling import engine as engine_module
-from grm_jax.sampling.engine import Drawing, Engine, batch_engine, fold_of
+from grm_jax.sampling.engine import Drawing, Engine, batch_engine, entry_bytes, fold_of
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig
@@ -48,11 +48,11 @@ def drawn(sampler, params, requests, rows=12):
     return {(c.item_id, c.sample): c for _, completions in batches for c in completions}
 
 
-def assert_same(got, expected):
+def assert_same(got, expected, atol=1e-5):
     assert got.keys() == expected.keys()
     for name, one in expected.items():
         np.testing.assert_array_equal(got[name].token_ids, one.token_ids)
-        np.testing.assert_allclose(got[name].logp, one.logp, atol=1e-5)
+        np.testing.assert_allclose(got[name].logp, one.logp, atol=atol)
         assert got[name].finished == one.finished
 
 
@@ -84,6 +84,61 @@ def test_eight_devices_give_the_tokens_of_one(params, expected, mode, mesh_shape
     placed = params if mesh is None else jax.device_put(params, param_shardings(mesh, params))
     drawing = Drawing(CFG, SETTINGS, mode, mesh, chunk=5)
     assert_same(drawn(drawing, placed, asked(FRONT), rows=16), expected)
+
+
+INT8 = dataclasses.replace(SETTINGS, kv_cache_dtype="int8")
+
+
+@pytest.fixture(scope="module")
+def expected_int8(params, expected):
+    """Of the batch sampler; close to that in float32, and not the same."""
+    found = drawn(make_sampler(CFG, INT8), params, asked())
+    first = {name: (c.logp[0], expected[name].logp[0]) for name, c in found.items()}
+    assert {a == b for a, b in first.values()} == {True}  # chosen behind the prompt, as prefilled
+    both = [(c.logp, expected[name].logp) for name, c in found.items()]
+    off = [abs(a[1] - b[1]) for a, b in both if min(len(a), len(b)) > 1]
+    assert 1e-4 < np.median(off) < 0.05
+    return found
+
+
+@pytest.mark.parametrize(
+    "rows, chunk, front, scan_layers, mode, mesh_shape",
+    [
+        (5, 3, FRONT, False, "jit", None),
+        (32, 1, FRONT, True, "jit", None),
+        (16, 5, FRONT, False, "shard_map", (1, 4, 2)),
+    ],
+)
+def test_a_cache_in_int8_draws_what_the_batch_sampler_draws_with_it(
+    params, expected_int8, rows, chunk, front, scan_layers, mode, mesh_shape
+):
+    """A number between two steps may round to the other one, which log-probabilities show."""
+    mesh = make_mesh(*mesh_shape) if mesh_shape else None
+    placed = params if mesh is None else jax.device_put(params, param_shardings(mesh, params))
+    cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
+    found = drawn(Drawing(cfg, INT8, mode, mesh, chunk), placed, asked(front), rows)
+    assert_same(found, expected_int8, atol=5e-3)
+
+
+def test_memory_of_a_cache_in_int8():
+    """Of a prompt in the pool and of a row: 1 byte a number and 4 a head and position; positions
+    and the state behind the prompt stay.
+    """
+    S, heads = 24, 2 * CFG.n_layers * CFG.n_kv_heads
+    local = CFG.n_layers // 2 * 2 * CFG.n_kv_heads
+    numbers = S * (heads - local) + CFG.sliding_window * local  # heads of positions
+    for dtype, size in (("auto", 4 * CFG.head_dim), ("int8", CFG.head_dim + 4)):
+        settings = dataclasses.replace(SETTINGS, kv_cache_dtype=dtype)
+        rest = 4 * CFG.d_model + 4 * (S + CFG.sliding_window)
+        assert entry_bytes(CFG, S, dtype) == rest + size * numbers
+        engine = Engine(Drawing(CFG, settings), init_params(CFG, jax.random.key(1)), 0, (S,), 3)
+        assert sum(x.nbytes for x in jax.tree.leaves(engine.pool)) == 3 * (rest + size * numbers)
+        kv = [
+            x for i in (0, 1) for n, x in engine.state["suffix"][f"layer_{i}"].items() if n != "pos"
+        ]
+        slots = SETTINGS.max_new_tokens
+        numbers_of_row = slots * (heads - local) + CFG.sliding_window * local
+        assert sum(x.nbytes for x in kv) == 3 * size * numbers_of_row
 
 
 def test_requests_that_arrive_while_it_runs_and_a_cancelled_one(params, expected):
