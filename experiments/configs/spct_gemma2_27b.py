@@ -127,7 +127,7 @@ def get_config() -> ml_collections.ConfigDict:
             top_p=1.0,
             top_k=0,  # 0: all tokens
             # keys and values while completions are drawn: "auto" (model.dtype) or "int8", about
-            # half of bfloat16's memory, rounded: what that costs in accuracy was not measured
+            # half of bfloat16's memory, rounded (what that costs: docs/performance.md)
             kv_cache_dtype="auto",
             # decoded at once, on all devices together: all rollouts of an RL step; a decode step
             # reads the weights once for them

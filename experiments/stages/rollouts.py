@@ -76,7 +76,7 @@ class Rollouts:
                     **{
                         name: sum(getattr(one, name) for one in self.engines.values())
                         - sum(getattr(one, name) for one in before)
-                        for name in ("prefilled", "decoded", "needed_prefill", "needed_decode")
+                        for name in (field.name for field in dataclasses.fields(Counts))
                     }
                 )
 

@@ -16,7 +16,7 @@ import math
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -25,7 +25,13 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from grm_jax.checkpoint.huggingface import GENERATION, INDEX, SINGLE, write_safetensors
+from grm_jax.checkpoint.huggingface import (
+    GENERATION,
+    into_shards,
+    shard_name,
+    write_index,
+    write_safetensors,
+)
 from grm_jax.checkpoint.tokenizer_files import CHAT, write_tokenizer
 from grm_jax.json_files import file_looks_like, shown
 from grm_jax.progress import byte_progress
@@ -291,37 +297,21 @@ def _write_weights(
     dtype: np.dtype,
 ) -> None:
     """Writes safetensors, one file of SHARD_BYTES after the other, and an index of several."""
-    shards = [*_shards(wanted, dtype.itemsize)]
-    weight_map, total = {}, 0
-    for number, names in enumerate(shards, 1):
-        name = SINGLE
-        if len(shards) > 1:
-            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    pieces = [(name, dtype.itemsize * math.prod(shape)) for name, (_, shape) in wanted.items()]
+    shards = into_shards(pieces, SHARD_BYTES)
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = shard_name(number, len(shards))
         arrays = {}
-        n_bytes = sum(dtype.itemsize * math.prod(wanted[n][1]) for n in names)
-        with byte_progress(f"read {file.name}", n_bytes) as advance:
-            for source in names:
+        with byte_progress(f"read {file.name}", sum(n_bytes for _, n_bytes in shard)) as advance:
+            for source, n_bytes in shard:
                 array = _array(file, tensors[source], config, architecture).astype(dtype)
                 arrays[wanted[source][0]] = np.ascontiguousarray(array)
                 weight_map[wanted[source][0]] = name
-                advance(array.nbytes)
+                advance(n_bytes)
         write_safetensors(arrays, folder / name)
-        total += n_bytes
     if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(wanted: Mapping[str, tuple[str, tuple]], itemsize: int) -> Iterator[list[str]]:
-    names, size = [], 0
-    for name, (_, shape) in wanted.items():
-        n_bytes = itemsize * math.prod(shape)
-        if names and size + n_bytes > SHARD_BYTES:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += n_bytes
-    yield names
+        write_index(folder, weight_map, sum(n_bytes for _, n_bytes in pieces))
 
 
 # Where words begin and end, by llama.cpp's name of it: normalizer, patterns that isolate pieces,

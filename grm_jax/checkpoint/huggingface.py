@@ -495,6 +495,14 @@ def _files(
                     leaf.size // n_tensors * dtype.itemsize,
                 )
             )
+    return into_shards(pieces, max_shard_bytes)
+
+
+def into_shards(pieces: Sequence[tuple], max_shard_bytes: int) -> list[list[tuple]]:
+    """Cuts pieces, the last field of each its bytes, into files of at most max_shard_bytes.
+
+    A larger piece has a file of its own.
+    """
     shards, room = [], 0
     for piece in pieces:
         if not shards or piece[-1] > room:
@@ -503,6 +511,17 @@ def _files(
         shards[-1].append(piece)
         room -= piece[-1]
     return shards
+
+
+def shard_name(number: int, shards: int) -> str:
+    """Names file `number`, from 1, of so many."""
+    return SINGLE if shards == 1 else f"model-{number:05d}-of-{shards:05d}.safetensors"
+
+
+def write_index(folder: pathlib.Path, weight_map: Mapping[str, str], n_bytes: int) -> None:
+    """Writes which of several files holds each tensor, {tensor name: file}."""
+    index = {"metadata": {"total_size": n_bytes}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _tensor(flat: dict, path: str, block: int | None) -> jax.Array:
@@ -517,11 +536,7 @@ def _write_tensors(
         f"write {label}", sum(piece[-1] for shard in shards for piece in shard)
     ) as advance:
         for number, shard in enumerate(shards, 1):
-            file = (
-                SINGLE
-                if len(shards) == 1
-                else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            )
+            file = shard_name(number, len(shards))
             tensors = {}
             for name, path, block, n_bytes in shard:
                 array = to_host(_tensor(flat, path, block))
@@ -535,8 +550,4 @@ def _write_tensors(
             write_safetensors(tensors, folder / file)
             del tensors
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(piece[-1] for shard in shards for piece in shard)},
-            "weight_map": weight_map,
-        }
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, weight_map, sum(piece[-1] for shard in shards for piece in shard))

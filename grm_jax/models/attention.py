@@ -81,35 +81,33 @@ def softcap(x: jax.Array, cap: float | None) -> jax.Array:
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-_LAID = {"k": "keys", "v": "values"}
+# {plain: (laid out, where an axis lies, where it then lies)}
+LAID = {
+    "k": ("keys", -3, -1),
+    "v": ("values", -3, -2),
+    "k_scale": ("keys_scale", -2, -1),
+    "v_scale": ("values_scale", -2, -1),
+}
 
 
 def lay(segment: Mapping[str, jax.Array]) -> Segment:
     """Turns a segment as the products of `attend` want it, which else turn it in every call."""
-    scales = {
-        f"{laid}_scale": jnp.swapaxes(segment[f"{name}_scale"], -2, -1)
-        for name, laid in _LAID.items()
-        if f"{name}_scale" in segment
+    turned = {
+        laid: jnp.moveaxis(segment[name], plain_axis, axis)
+        for name, (laid, plain_axis, axis) in LAID.items()
+        if name in segment
     }
-    return scales | {
-        "keys": jnp.moveaxis(segment["k"], -3, -1),
-        "values": jnp.swapaxes(segment["v"], -3, -2),
-        "pos": segment["pos"],
-    }
+    return turned | {"pos": segment["pos"]}
 
 
 def lift(segment: Segment) -> Segment:
     """Turns what `lay` has laid out back."""
-    scales = {
-        f"{name}_scale": jnp.swapaxes(segment[f"{laid}_scale"], -2, -1)
-        for name, laid in _LAID.items()
-        if f"{laid}_scale" in segment
+    turned = {
+        name: jnp.moveaxis(segment[laid], axis, plain_axis)
+        for name, (laid, plain_axis, axis) in LAID.items()
+        if laid in segment
     }
-    return scales | {
-        "k": jnp.moveaxis(segment["keys"], -1, -3),
-        "v": jnp.swapaxes(segment["values"], -3, -2),
-        "pos": segment["pos"],
-    }
+    return turned | {"pos": segment["pos"]}
 
 
 def quantize(segment: Mapping[str, jax.Array]) -> Segment:

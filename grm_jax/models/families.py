@@ -163,6 +163,7 @@ _PLAIN = {
     "query_pre_attn_scalar": None,
     "local_rope_theta": None,
 }
+_WINDOW = {"sliding_window": ("sliding_window", 4096)}
 _HEAD_AND_ROPE = {
     "tied_head": ("tie_word_embeddings", False),
     "rope_theta": ("rope_theta", 10_000.0),
@@ -181,9 +182,7 @@ _MISTRAL = Family(
     causal_lm="MistralForCausalLM",
     classifier="MistralForSequenceClassification",
     pattern=_all_of_one_type,
-    fields=_sizes(32_000, 4096, 32, 32, 8, None, 14_336, 131_072)
-    | _HEAD_AND_ROPE
-    | {"sliding_window": ("sliding_window", 4096)},
+    fields=_sizes(32_000, 4096, 32, 32, 8, None, 14_336, 131_072) | _HEAD_AND_ROPE | _WINDOW,
     same=_PLAIN,
     layer_types=False,
     derived=("head_dim", "n_kv_heads"),
@@ -192,9 +191,7 @@ _QWEN2 = Family(
     causal_lm="Qwen2ForCausalLM",
     classifier="Qwen2ForSequenceClassification",
     pattern=_last_layers_local,
-    fields=_sizes(151_936, 4096, 32, 32, 32, None, 22_016, 32_768)
-    | _HEAD_AND_ROPE
-    | {"sliding_window": ("sliding_window", 4096)},
+    fields=_sizes(151_936, 4096, 32, 32, 32, None, 22_016, 32_768) | _HEAD_AND_ROPE | _WINDOW,
     same=_PLAIN,
     derived=("head_dim", "n_kv_heads"),
     switched_window=True,
@@ -205,9 +202,7 @@ _QWEN3 = Family(
     causal_lm="Qwen3ForCausalLM",
     classifier="Qwen3ForSequenceClassification",
     pattern=_last_layers_local,
-    fields=_sizes(151_936, 4096, 32, 32, 32, 128, 22_016, 32_768)
-    | _HEAD_AND_ROPE
-    | {"sliding_window": ("sliding_window", 4096)},
+    fields=_sizes(151_936, 4096, 32, 32, 32, 128, 22_016, 32_768) | _HEAD_AND_ROPE | _WINDOW,
     same=_PLAIN,
     derived=("n_kv_heads",),
     switched_window=True,

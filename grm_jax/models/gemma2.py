@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from grm_jax.models.attention import Packed, attend, attend_after, quantize, softcap
+from grm_jax.models.attention import LAID, Packed, attend, attend_after, quantize, softcap
 from grm_jax.models.config import LOCAL, Gemma2Config, RopeScaling
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
@@ -144,11 +144,10 @@ class Attention(nn.Module):
             # behind `lay` positions are last of keys and of scales, last but one of values
             laid = {"keys": (rows, ..., slot), "values": (rows, slice(None), slot)}
             laid |= {"keys_scale": laid["keys"], "values_scale": laid["keys"]}
+            plain = {of_laid: of_plain for of_plain, (of_laid, *_) in LAID.items()}
             suffix = {
-                name: cache.at[laid.get(name, at)].set(
-                    new[name.replace("keys", "k").replace("values", "v")][:, 0]
-                )
-                for name, cache in suffix.items()
+                key: cache.at[laid.get(key, at)].set(new[plain[key] if key in plain else key][:, 0])
+                for key, cache in suffix.items()
             }
             read = {
                 name: cache if block is None else cache[block] for name, cache in suffix.items()

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.attention import lay
-from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.config import Gemma2Config
 from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.parallel.mesh import make_mesh, place_batch, shares
@@ -26,6 +26,7 @@ from grm_jax.sampling.sampler import (
     apart_laid,
     joined,
     joined_lifted,
+    room,
     split_blocks,
     stored,
 )
@@ -46,12 +47,6 @@ class Drawing:
     mesh: Mesh | None = None
     chunk: int = 32
     cache_bytes: int = 0
-
-
-def _room(cfg: Gemma2Config, layer: int, positions: int) -> int:
-    """Counts the slots that `positions` need in a layer of the block."""
-    local = cfg.block[layer] == LOCAL
-    return min(positions, cfg.sliding_window or positions) if local else positions
 
 
 def split_weights(params: dict, cfg: Gemma2Config) -> dict:
@@ -75,7 +70,7 @@ def _last(cfg: Gemma2Config, kv: Mapping, lengths_P: jax.Array) -> dict:
     for i in range(len(cfg.block)):
         segment = dict(kv[f"layer_{i}"])
         T = segment["pos"].shape[-1]
-        W = _room(cfg, i, T)
+        W = room(cfg, i, T)
         if W < T:
             index_PW = jnp.maximum(lengths_P - W, 0)[:, None] + jnp.arange(W)
             segment = {
@@ -114,7 +109,7 @@ def empty_pool(
     L, K, H, dtype = cfg.n_blocks, cfg.n_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
     pool: dict[str, Any] = {"hidden": jnp.zeros((parts, entries, cfg.d_model), dtype)}
     for i in range(len(cfg.block)):
-        S = _room(cfg, i, width)
+        S = room(cfg, i, width)
         segment = {
             "keys": jnp.zeros((parts, entries, L, K, H, S), dtype),
             "values": jnp.zeros((parts, entries, L, K, S, H), dtype),
@@ -154,9 +149,9 @@ def prefill_into(
     last_P = jnp.maximum(lengths_P - 1, 0)
     new: dict[str, Any] = {"hidden": hidden_PTD[jnp.arange(D * p), last_P]}
     for name, segment in stored(_last(cfg, cache["kv"], lengths_P), kv_cache_dtype).items():
-        room = pool[name]["pos"].shape[-1] - segment["pos"].shape[-1]
+        more = pool[name]["pos"].shape[-1] - segment["pos"].shape[-1]
         new[name] = {kind: jnp.moveaxis(x, 0, 1) for kind, x in segment.items()} | {
-            "pos": jnp.pad(segment["pos"][0], ((0, 0), (0, room)), constant_values=-1)
+            "pos": jnp.pad(segment["pos"][0], ((0, 0), (0, more)), constant_values=-1)
         }
     new = jax.tree.map(lambda x: x.reshape(D, p, *x.shape[1:]), new)
 
@@ -185,7 +180,7 @@ def empty_rows(cfg: Gemma2Config, scfg: SamplingConfig, parts: int, rows: int, s
     L, K, H, C = cfg.n_blocks, cfg.n_kv_heads, cfg.head_dim, scfg.max_new_tokens
     suffix = {}
     for i in range(len(cfg.block)):
-        S = _room(cfg, i, slots)
+        S = room(cfg, i, slots)
         kv = jnp.zeros((parts, L, rows, S, K, H), jnp.dtype(cfg.dtype))
         pos = jnp.full((parts, L, rows, S), -1, jnp.int32)
         suffix |= stored({f"layer_{i}": {"k": kv, "v": kv, "pos": pos}}, scfg.kv_cache_dtype)
@@ -206,7 +201,7 @@ def grow_rows(cfg: Gemma2Config, slots: int, state: dict) -> dict:
 
     def pad(path, x):
         i = int(path[0].key.removeprefix("layer_"))
-        more = _room(cfg, i, slots) - x.shape[3]
+        more = room(cfg, i, slots) - x.shape[3]
         return jnp.pad(
             x,
             [(0, more if axis == 3 else 0) for axis in range(x.ndim)],
@@ -260,15 +255,15 @@ def decode_chunk(
         return x_DB.reshape(D * B, *x_DB.shape[2:])
 
     # what the groups read, copied once a chunk
-    def room(name):
-        return _room(cfg, int(name.removeprefix("layer_")), width)
+    def slots_of(name):
+        return room(cfg, int(name.removeprefix("layer_")), width)
 
     def gather(name, kind, block=None):
         def one(pool_E, entry_g):
             part = pool_E[entry_g] if block is None else pool_E[entry_g, block]
             return jax.lax.slice_in_dim(part, 0, S, axis=part.ndim + _positions(kind))
 
-        S = room(name)
+        S = slots_of(name)
         got = _of_each(one, D)(pool[name][kind], rows["entry"])
         return got.reshape(D * g, *got.shape[2:])
 
@@ -285,7 +280,7 @@ def decode_chunk(
             shape[_positions(kind)] = S
             return jax.lax.fori_loop(0, g, put, jnp.zeros((L, g, *shape), pool_E.dtype))
 
-        S = room(name)
+        S = slots_of(name)
         got = jnp.moveaxis(_of_each(one, D)(pool[name][kind], rows["entry"]), 0, 1)
         return got.reshape(got.shape[0], D * g, *got.shape[3:])
 

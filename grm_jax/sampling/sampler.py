@@ -99,6 +99,12 @@ def cache_sizes(steps: int) -> list[int]:
     return [-(-steps // 4), steps] if steps >= 256 else [steps]
 
 
+def room(cfg: Gemma2Config, layer: int, positions: int) -> int:
+    """Counts the slots that `positions` need in a layer of the block."""
+    local = cfg.block[layer] == LOCAL
+    return min(positions, cfg.sliding_window or positions) if local else positions
+
+
 def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
     """Makes room for `steps` new tokens of each row: local layers have min(steps, window) slots.
 
@@ -114,9 +120,8 @@ def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
         )
 
     grown = {}
-    for i, layer_type in enumerate(cfg.block):
-        local = layer_type == LOCAL
-        slots = min(steps, cfg.sliding_window or steps) if local else steps
+    for i in range(len(cfg.block)):
+        slots = room(cfg, i, steps)
         grown[f"layer_{i}"] = {
             name: pad(x, slots, -1 if name == "pos" else 0)
             for name, x in suffix[f"layer_{i}"].items()
