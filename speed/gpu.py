@@ -27,7 +27,7 @@ from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.losses import LossConfig, policy_loss
 from grm_jax.models import flops as model_flops
 from grm_jax.models.config import GEMMA2_2B, LOCAL, Numerics, from_sizes
-from grm_jax.models.gemma2 import cast_weights, init_params
+from grm_jax.models.decoder import cast_weights, init_params
 from grm_jax.parallel.hardware import peak_flops
 from grm_jax.parallel.mesh import make_mesh, place_batch
 from grm_jax.sampling.mapped import make_sampler

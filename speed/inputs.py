@@ -31,7 +31,7 @@ from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import write_records
 from grm_jax.models.config import from_sizes
-from grm_jax.models.gemma2 import init_params
+from grm_jax.models.decoder import init_params
 from grm_jax.reward_models.description import Description, model_folder, write_description
 from grm_jax.tokenizer import load_tokenizer
 from speed.work import SMALLEST_ID

@@ -25,7 +25,7 @@ PARTS = (
     ("_attn", "projections of attention"),
     ("_mlp", "MLP"),
     ("norm", "norms"),
-    ("Gemma2", "embedding, residual"),
+    ("Decoder", "embedding, residual"),
 )
 PHASES = ("host", "rollout", "logprobs", "update", "checkpoint")
 

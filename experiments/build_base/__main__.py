@@ -28,7 +28,7 @@ from grm_jax import locks
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
-from grm_jax.models import Gemma2, Gemma2Config, init_params, lm_logits
+from grm_jax.models import Decoder, ModelConfig, init_params, lm_logits
 from grm_jax.models.config import alternating
 from grm_jax.reward_models.description import Description, write_description
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
@@ -52,10 +52,10 @@ BUCKETS = (24, 40, 56, 72, 104, 192)
 POOL = 8192  # documents that are sorted into length buckets together
 
 
-def model_config(width: int) -> Gemma2Config:
+def model_config(width: int) -> ModelConfig:
     """Four layers of the given width, with heads of 32."""
     heads = width // 32
-    return Gemma2Config(
+    return ModelConfig(
         vocab_size=VOCAB,
         d_model=width,
         n_layers=4,
@@ -144,7 +144,7 @@ def pool_batches(tokenizer: Tokenizer, render, pool: int):
 
 
 def loss_fn(cfg, params, batch):
-    hidden, _ = Gemma2(cfg).apply({"params": params}, batch["tokens"], batch["pos"])
+    hidden, _ = Decoder(cfg).apply({"params": params}, batch["tokens"], batch["pos"])
     logp = jax.nn.log_softmax(lm_logits(params, cfg, hidden)[:, :-1])
     target, mask = batch["tokens"][:, 1:], batch["mask"][:, 1:]
     nll = -jnp.take_along_axis(logp, target[..., None], -1)[..., 0]

@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict(
         dict(
             path=placeholder(str),
-            random_init=dict(  # sizes of Gemma2Config; the vocabulary is the tokenizer's
+            random_init=dict(  # sizes of ModelConfig; the vocabulary is the tokenizer's
                 d_model=64,
                 n_layers=2,
                 n_heads=2,

@@ -15,8 +15,8 @@ import numpy as np
 
 from experiments.stages.workdir import Run
 from grm_jax.judgment.records import Record, response_order
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import cast_weights
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import cast_weights
 from grm_jax.reward_models.grm import Ask, Drawn, judge, with_prompts
 from grm_jax.sampling.engine import Counts
 
@@ -175,7 +175,7 @@ def roll_out(
     )
 
 
-def kept(params: dict, cfg: Gemma2Config) -> dict:
+def kept(params: dict, cfg: ModelConfig) -> dict:
     """Copies parameters, cast as a sampler casts them: the step takes those of the state."""
     where = jax.tree.map(lambda x: x.sharding, params)
     copy = jax.jit(lambda p: jax.tree.map(jnp.copy, cast_weights(p, cfg)), out_shardings=where)

@@ -130,7 +130,7 @@ def _have_names(systems: tuple[Mapping, ...]) -> bool:
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """Where the model to start from is: `path`, a Hugging Face folder or the name of a model in the
-    package; or the sizes of a randomly initialized one, fields of `Gemma2Config`.
+    package; or the sizes of a randomly initialized one, fields of `ModelConfig`.
     """
 
     path: str | None = None

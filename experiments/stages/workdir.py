@@ -45,7 +45,7 @@ from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.evaluation import store
 from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import from_sizes
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.hf_config import load_config
@@ -81,7 +81,7 @@ class Run:
     givers: tuple[pathlib.Path, ...] = ()  # work folders that finished work is taken over from
 
     @property
-    def model_cfg(self) -> Gemma2Config:
+    def model_cfg(self) -> ModelConfig:
         return self.setup.model_cfg
 
     @property
@@ -354,7 +354,7 @@ def _description(run: Run, kind: str, **described) -> Description:
     )
 
 
-def _model_config(config, tokenizer: Tokenizer, mesh) -> Gemma2Config:
+def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
     numerics = config_flags.section(config, "model").resolve(mesh.devices.flat[0].platform)
     if config.model.random_init is not None:
         model_cfg = from_sizes(config.model.random_init, tokenizer.vocab_size, **numerics)

@@ -34,7 +34,7 @@ from safetensors.numpy import save_file
 
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.json_files import file_looks_like, read_object, shown
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, to_hf_dict
 from grm_jax.models.table import (
     CAUSAL_LM,
@@ -75,7 +75,7 @@ READ_BYTES = 2**18
 
 def load_params(
     folder: str | os.PathLike,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     shardings: Any = None,
     dtype: str = "float32",
     architecture: str = CAUSAL_LM,
@@ -255,7 +255,7 @@ def _is_file_name(name: Any) -> bool:
 
 
 def _check(
-    tensors: dict, expected: dict, cfg: Gemma2Config, file_vocab: int, folder: pathlib.Path
+    tensors: dict, expected: dict, cfg: ModelConfig, file_vocab: int, folder: pathlib.Path
 ) -> None:
     """Every tensor that the model needs is there with its shape, and no other (a copy of the tied
     embedding is let pass).
@@ -289,7 +289,7 @@ def _check(
 
 
 def _reader(
-    path: str, shape: tuple[int, ...], cfg: Gemma2Config, tensors: dict, dtype: np.dtype
+    path: str, shape: tuple[int, ...], cfg: ModelConfig, tensors: dict, dtype: np.dtype
 ) -> Callable[[Part], np.ndarray]:
     """Function that gives one part of a parameter, from the slices of files that it covers."""
     inputs, names, stacked = find_row(path).inputs, hf_names(path, cfg), is_stacked(path)
@@ -369,7 +369,7 @@ def refuse_not_finite(
 
 
 def load_own_tokenizer(
-    folder: str | os.PathLike, cfg: Gemma2Config, switches: Mapping[str, Any] | None = None
+    folder: str | os.PathLike, cfg: ModelConfig, switches: Mapping[str, Any] | None = None
 ) -> Tokenizer:
     """Reads the tokenizer of a model folder; switches: of its own chat template.
 
@@ -396,7 +396,7 @@ def write_safetensors(tensors: dict[str, np.ndarray], path: pathlib.Path) -> Non
 def save_folder(
     folder: str | os.PathLike,
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokenizer_files_from: str | os.PathLike | None = None,
     architecture: str = CAUSAL_LM,
     dtype: str = "float32",
@@ -480,7 +480,7 @@ def save_folder(
 
 
 def _files(
-    flat: dict, cfg: Gemma2Config, dtype: np.dtype, max_shard_bytes: int
+    flat: dict, cfg: ModelConfig, dtype: np.dtype, max_shard_bytes: int
 ) -> list[list[tuple[str, str, int | None, int]]]:
     """What goes into each file: (tensor name, parameter path, block or None, bytes)."""
     pieces = []

@@ -14,7 +14,7 @@ import numpy as np
 from grm_jax.checkpoint.huggingface import open_safetensors, refuse_not_finite, write_safetensors
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.json_files import read_object, shown, wrong_fields
-from grm_jax.models.config import MOST, Gemma2Config
+from grm_jax.models.config import MOST, ModelConfig
 from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
 from grm_jax.models.table import find_row, flatten, hf_names, unflatten
 from grm_jax.parallel.processes import is_main, to_host
@@ -51,7 +51,7 @@ _WITHOUT_EFFECT = frozenset(
 def save_adapters(
     folder: str | os.PathLike,
     adapters: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     lora: LoraConfig,
     base: str | os.PathLike,
     tokenizer_files_from: str | os.PathLike | None = None,
@@ -114,7 +114,7 @@ def save_adapters(
     partial.rename(folder)
 
 
-def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, LoraConfig]:
+def load_adapters(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[dict, LoraConfig]:
     """Reads such a folder: (adapters as numpy arrays, config).
 
     Raises FileNotFoundError for a missing file, ValueError for a damaged one, for a field of
@@ -157,7 +157,7 @@ def load_adapters(folder: str | os.PathLike, cfg: Gemma2Config) -> tuple[dict, L
     return unflatten(flat), lora
 
 
-def _read_config(path: pathlib.Path, cfg: Gemma2Config) -> LoraConfig:
+def _read_config(path: pathlib.Path, cfg: ModelConfig) -> LoraConfig:
     """Reads adapter_config.json. Raises ValueError, one line for each field that is wrong."""
     config = read_object(path)
     problems = {
@@ -199,7 +199,7 @@ def _read_config(path: pathlib.Path, cfg: Gemma2Config) -> LoraConfig:
     raise wrong_fields(path, problems)
 
 
-def _names(weight: str, matrix: str, cfg: Gemma2Config) -> list[str]:
+def _names(weight: str, matrix: str, cfg: ModelConfig) -> list[str]:
     """peft's tensor names of one matrix, one for each block."""
     return [
         f"base_model.model.{name.removesuffix('.weight')}.{MATRICES[matrix]}.weight"

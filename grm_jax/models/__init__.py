@@ -1,4 +1,4 @@
-"""Holds the Gemma-2 policy and its heads: pure functions of (params, arrays).
+"""Holds the decoder and its heads: pure functions of (params, arrays).
 
 Shape letters, used as suffixes of array names throughout the project:
 
@@ -9,7 +9,7 @@ Shape letters, used as suffixes of array names throughout the project:
     L layers            M micro-batches
 """
 
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, init_params, lm_logits
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import Decoder, init_params, lm_logits
 
-__all__ = ["Gemma2", "Gemma2Config", "init_params", "lm_logits"]
+__all__ = ["Decoder", "ModelConfig", "init_params", "lm_logits"]

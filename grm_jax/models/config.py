@@ -26,7 +26,7 @@ def tokamax_is_installed() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Numerics:
-    """How a model computes: the fields of `Gemma2Config` that are not in its config.json.
+    """How a model computes: the fields of `ModelConfig` that are not in its config.json.
 
     attention may also be "auto" here: "splash" on TPU, "tokamax" on GPU where that package is
     installed, else "blocked" (`resolve`).
@@ -41,7 +41,7 @@ class Numerics:
         check(self, _NUMERICS | {"attention": one_of(("auto", *ATTENTIONS))})
 
     def resolve(self, platform: str) -> dict[str, Any]:
-        """The fields of `Gemma2Config` for a platform (`jax.Device.platform`).
+        """The fields of `ModelConfig` for a platform (`jax.Device.platform`).
 
         Raises ValueError where kernels are asked for that the platform cannot run, and for
         "tokamax" where the package is missing.
@@ -96,7 +96,7 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gemma2Config:
+class ModelConfig:
     """Holds family, sizes and numerics of one model.
 
     model_type: the family, whose switches are `family` (`grm_jax.models.families`).
@@ -236,10 +236,10 @@ class Gemma2Config:
         return self.n_layers // len(self.block)
 
 
-def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> Gemma2Config:
-    """Make the Gemma2Config of a randomly initialized model with its family's pattern of layers.
+def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> ModelConfig:
+    """Make the ModelConfig of a randomly initialized model with its family's pattern of layers.
 
-    sizes: fields of `Gemma2Config`, without the vocabulary, which is the tokenizer's; rope_scaling
+    sizes: fields of `ModelConfig`, without the vocabulary, which is the tokenizer's; rope_scaling
         as a mapping.
     """
     family = FAMILIES.get(sizes.get("model_type", "gemma2"), FAMILIES["gemma2"])
@@ -252,17 +252,17 @@ def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> Ge
     layers = values.get("n_layers")
     countable = isinstance(layers, int) and 1 <= layers <= MOST_LAYERS
     return build(
-        Gemma2Config, {"layer_types": family.pattern(values, {}) if countable else ()} | values
+        ModelConfig, {"layer_types": family.pattern(values, {}) if countable else ()} | values
     )
 
 
 # fields with a default, which a family may have another one for
 _OPTIONAL = tuple(
     field.name
-    for field in dataclasses.fields(Gemma2Config)
+    for field in dataclasses.fields(ModelConfig)
     if field.default is not dataclasses.MISSING
 )
-GEMMA2_2B = Gemma2Config(
+GEMMA2_2B = ModelConfig(
     vocab_size=256_000,
     d_model=2304,
     n_layers=26,
@@ -273,7 +273,7 @@ GEMMA2_2B = Gemma2Config(
     layer_types=alternating(26),
     query_pre_attn_scalar=256.0,
 )
-GEMMA2_9B = Gemma2Config(
+GEMMA2_9B = ModelConfig(
     vocab_size=256_000,
     d_model=3584,
     n_layers=42,
@@ -284,7 +284,7 @@ GEMMA2_9B = Gemma2Config(
     layer_types=alternating(42),
     query_pre_attn_scalar=256.0,
 )
-GEMMA2_27B = Gemma2Config(
+GEMMA2_27B = ModelConfig(
     vocab_size=256_000,
     d_model=4608,
     n_layers=46,

@@ -1,7 +1,7 @@
 """Says what the models of a family have in common: the decoder's switches, and its config.json.
 
 A family is what config.json calls a `model_type`. What differs between its models is a field of
-`grm_jax.models.config.Gemma2Config`.
+`grm_jax.models.config.ModelConfig`.
 """
 
 import dataclasses

@@ -5,10 +5,10 @@ A multiply and an add count as two.
 
 import numpy as np
 
-from grm_jax.models.config import LOCAL, MOST, Gemma2Config
+from grm_jax.models.config import LOCAL, MOST, ModelConfig
 
 
-def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 0) -> float:
+def forward_flops(cfg: ModelConfig, length: int, start: int = 0, logits: int = 0) -> float:
     """Counts a row's model FLOPs at positions start ... length - 1, earlier keys in a cache.
 
     Matrix products of the layers, attention over the visible keys alone (causal, within the window
@@ -23,7 +23,7 @@ def forward_flops(cfg: Gemma2Config, length: int, start: int = 0, logits: int = 
     return _flops(cfg, length - start, logits, pairs)
 
 
-def token_flops(cfg: Gemma2Config, positions: np.ndarray, logits: int = 0) -> float:
+def token_flops(cfg: ModelConfig, positions: np.ndarray, logits: int = 0) -> float:
     """Counts the model FLOPs of a forward pass over tokens at these positions, -1 for padding.
 
     As `forward_flops`, for rows however they are packed: a token at position t sees t + 1 keys, or
@@ -37,7 +37,7 @@ def token_flops(cfg: Gemma2Config, positions: np.ndarray, logits: int = 0) -> fl
     return _flops(cfg, seen.size, logits, pairs)
 
 
-def _flops(cfg: Gemma2Config, tokens: int, logits: int, pairs: int) -> float:
+def _flops(cfg: ModelConfig, tokens: int, logits: int, pairs: int) -> float:
     attention = cfg.d_model * cfg.head_dim * (2 * cfg.n_heads + 2 * cfg.n_kv_heads)
     dense = cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff) * tokens
     dense += cfg.d_model * cfg.vocab_size * logits

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import Packed
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, without_head
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import Decoder, without_head
 
 
-def init_scalar_params(cfg: Gemma2Config, backbone: dict, key: jax.Array) -> dict:
+def init_scalar_params(cfg: ModelConfig, backbone: dict, key: jax.Array) -> dict:
     """Adds a head to a policy's parameters: {"backbone": them, "score": float32 [D, 1]}.
 
     A head for tokens of its own is left out.
@@ -23,7 +23,7 @@ def init_scalar_params(cfg: Gemma2Config, backbone: dict, key: jax.Array) -> dic
 
 
 def scalar_logits(
-    params: dict, cfg: Gemma2Config, tokens_BT: jax.Array, pos_BT: jax.Array
+    params: dict, cfg: ModelConfig, tokens_BT: jax.Array, pos_BT: jax.Array
 ) -> jax.Array:
     """Returns logits_B in float32: the last token's final hidden state times the score vector.
 
@@ -31,7 +31,7 @@ def scalar_logits(
     -1 and may stand on either side. A row that is all padding gives a finite number without
     meaning.
     """
-    hidden_BTD, _ = Gemma2(cfg).apply({"params": params["backbone"]}, tokens_BT, pos_BT)
+    hidden_BTD, _ = Decoder(cfg).apply({"params": params["backbone"]}, tokens_BT, pos_BT)
     last_B11 = jnp.argmax(pos_BT, axis=1)[:, None, None]
     hidden_BD = jnp.take_along_axis(hidden_BTD, last_B11, axis=1)[:, 0].astype(jnp.float32)
     return (hidden_BD @ params["score"].astype(jnp.float32))[:, 0]
@@ -39,14 +39,14 @@ def scalar_logits(
 
 def packed_scalar_logits(
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokens_BT: jax.Array,
     pos_BT: jax.Array,
     packed: Packed,
     last_BS: jax.Array,
 ) -> jax.Array:
     """Returns logits_BS of the sequences in packed rows, read at index `last_BS` of their rows."""
-    hidden_BTD, _ = Gemma2(cfg).apply(
+    hidden_BTD, _ = Decoder(cfg).apply(
         {"params": params["backbone"]}, tokens_BT, pos_BT, packed=packed
     )
     hidden_BSD = jnp.take_along_axis(hidden_BTD, last_BS[..., None], axis=1).astype(jnp.float32)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grm_jax.json_files import read_object, shown, wrong_fields
-from grm_jax.models.config import MOST, MOST_LAYERS, Gemma2Config, RopeScaling
+from grm_jax.models.config import MOST, MOST_LAYERS, ModelConfig, RopeScaling
 from grm_jax.models.families import (
     FAMILIES,
     GLOBAL,
@@ -33,7 +33,7 @@ _SCALINGS = {
 }
 
 
-def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: Any) -> Gemma2Config:
+def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: Any) -> ModelConfig:
     """Reads the contents of a Hugging Face `config.json`.
 
     An absent key has the value that transformers assumes; null is off where transformers reads it
@@ -86,7 +86,7 @@ def from_hf_dict(hf: dict[str, Any], where: str = "config.json", **overrides: An
     else:
         fields["layer_types"] = types
     try:
-        cfg = Gemma2Config(**(fields | overrides))
+        cfg = ModelConfig(**(fields | overrides))
         if not problems:
             return cfg
     except SettingsError as error:
@@ -263,7 +263,7 @@ def _nearest(key: str, keys: frozenset[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else "take it out of the file if it changes nothing"
 
 
-def to_hf_dict(cfg: Gemma2Config, kind: str = "causal_lm") -> dict[str, Any]:
+def to_hf_dict(cfg: ModelConfig, kind: str = "causal_lm") -> dict[str, Any]:
     """Returns the `config.json` that `transformers` reads for this model.
 
     kind: "causal_lm", or "classifier" for a model with a scalar head. `checkpoint/huggingface.py`
@@ -311,7 +311,7 @@ def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
     return read_object(path)
 
 
-def load_config(folder: str | pathlib.Path, **overrides: Any) -> Gemma2Config:
+def load_config(folder: str | pathlib.Path, **overrides: Any) -> ModelConfig:
     """Reads the config of a Hugging Face folder; `overrides` as in `from_hf_dict`.
 
     Raises FileNotFoundError where there is none, and ValueError as `from_hf_dict`.

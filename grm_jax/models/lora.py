@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row, flatten, unflatten
 from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
@@ -47,7 +47,7 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def adapted_paths(cfg: ModelConfig, lora: LoraConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {"/"-joined path: shape and dtype} of the parameters that get an adapter."""
     flat = flatten(abstract_params(cfg, CAUSAL_LM))
     return {
@@ -57,7 +57,7 @@ def adapted_paths(cfg: Gemma2Config, lora: LoraConfig) -> dict[str, jax.ShapeDty
     }
 
 
-def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
+def init_adapters(cfg: ModelConfig, lora: LoraConfig, key: jax.Array) -> dict:
     """Draws float32 adapters: A ~ N(0, 1 / inputs), B = 0, so that they change nothing at first."""
     flat = {}
     for number, (path, leaf) in enumerate(adapted_paths(cfg, lora).items()):
@@ -70,7 +70,7 @@ def init_adapters(cfg: Gemma2Config, lora: LoraConfig, key: jax.Array) -> dict:
     return unflatten(flat)
 
 
-def start_adapters(cfg: Gemma2Config, lora: LoraConfig, params: dict, key: jax.Array) -> dict:
+def start_adapters(cfg: ModelConfig, lora: LoraConfig, params: dict, key: jax.Array) -> dict:
     """Draws what a stage trains that starts from `params`: adapters.
 
     Of a scalar model {"backbone": adapters, "score": its head, trained whole}.

@@ -9,11 +9,11 @@ import jax
 
 from grm_jax.models import blocked, gpu
 from grm_jax.models.attention import Packed, attend
-from grm_jax.models.config import LOCAL, Gemma2Config
+from grm_jax.models.config import LOCAL, ModelConfig
 from grm_jax.models.splash import packed_masks, splash_attend
 
 
-def _window(cfg: Gemma2Config, layer_type: str, length: int) -> int | None:
+def _window(cfg: ModelConfig, layer_type: str, length: int) -> int | None:
     """The window of a layer in rows of this length: None where none of their positions feels it."""
     window = cfg.sliding_window if layer_type == LOCAL else None
     if window is not None and window >= length and cfg.attention != "reference":
@@ -21,7 +21,7 @@ def _window(cfg: Gemma2Config, layer_type: str, length: int) -> int | None:
     return window
 
 
-def prepare(cfg: Gemma2Config, pos_BT: jax.Array, packed: Packed | None) -> dict[int, Any]:
+def prepare(cfg: ModelConfig, pos_BT: jax.Array, packed: Packed | None) -> dict[int, Any]:
     """Makes, for each window that layers have, what `attend_own_keys` needs to know of the rows.
 
     Once for all layers; under 0 what those without a window need. Pytrees of arrays with the axis
@@ -43,7 +43,7 @@ def prepare(cfg: Gemma2Config, pos_BT: jax.Array, packed: Packed | None) -> dict
 
 
 def attend_own_keys(
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     layer_type: str,
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,

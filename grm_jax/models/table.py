@@ -27,8 +27,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import init_params, without_head
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import init_params, without_head
 
 # architectures, named as the fields of `Family` that hold transformers' classes
 CAUSAL_LM = "causal_lm"  # parameters as `init_params` makes them
@@ -127,7 +127,7 @@ def find_row(path: str) -> Row:
     )
 
 
-def hf_names(path: str, cfg: Gemma2Config) -> list[str]:
+def hf_names(path: str, cfg: ModelConfig) -> list[str]:
     """Names the tensors that make up one parameter, one for each block.
 
     Index i of block position j is layer i * len(cfg.block) + j.
@@ -196,7 +196,7 @@ def unflatten(flat: dict[str, Any]) -> dict:
 
 
 @functools.cache
-def abstract_params(cfg: Gemma2Config, architecture: str = CAUSAL_LM) -> dict:
+def abstract_params(cfg: ModelConfig, architecture: str = CAUSAL_LM) -> dict:
     """Returns shapes and dtypes (float32) of all parameters; allocates nothing (`jax.eval_shape`).
 
     The same dict each time: do not change it.

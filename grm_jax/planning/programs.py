@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.data.packing import SLOT_TOKENS
-from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, Gemma2Config
+from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, ModelConfig
 from grm_jax.models.flops import forward_flops
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, start_adapters
@@ -79,7 +79,7 @@ VOTED, VOTES = 1_000, 32  # records of the row of evaluation, and samples of eac
 class Job:
     """Holds what the programs of a run of SPCT follow from. stop_ids: of the tokenizer."""
 
-    model_cfg: Gemma2Config
+    model_cfg: ModelConfig
     mesh: MeshConfig
     lengths: Lengths
     sampling: Sampling
@@ -105,10 +105,10 @@ class Job:
         return {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
 
 
-def planned_model(folder: str | os.PathLike, **numerics: Any) -> Gemma2Config:
+def planned_model(folder: str | os.PathLike, **numerics: Any) -> ModelConfig:
     """Reads the model of a folder, or where that is not there takes a published size by its name.
 
-    numerics: fields of `Gemma2Config` that are not in config.json. Raises ValueError for another
+    numerics: fields of `ModelConfig` that are not in config.json. Raises ValueError for another
     name.
     """
     if (pathlib.Path(folder) / "config.json").is_file():

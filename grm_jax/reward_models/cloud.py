@@ -14,7 +14,7 @@ from grm_jax.data.examples import supervised_example
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.reasoning import without_reasoning
 from grm_jax.judgment.records import Record, gold
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.reward_models.meta_rm import make_scorer
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment
 from grm_jax.reward_models.scalar import gold_pairs, pair_example, score_groups
@@ -46,7 +46,7 @@ def cloud(
     sampler_of: Callable[[float], Drawing | Callable],
     critic_params: dict,
     head_params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokenizer: Tokenizer,
     *,
     seed: int,

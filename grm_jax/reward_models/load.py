@@ -39,7 +39,7 @@ from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.parsing import ANSWERS, score_span
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
-from grm_jax.models.config import Gemma2Config, Numerics
+from grm_jax.models.config import ModelConfig, Numerics
 from grm_jax.models.hf_config import load_config, read_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.naming import resolve
@@ -187,7 +187,7 @@ def wrong_fields(spec: Mapping) -> str | None:
 
 
 def samplers(
-    asking: Asking, model_cfg: Gemma2Config, tokenizer: Tokenizer
+    asking: Asking, model_cfg: ModelConfig, tokenizer: Tokenizer
 ) -> Callable[[float], Drawing]:
     """Returns temperature -> what draws a policy's completions (`rollout.generate`); 0 is greedy.
 
@@ -242,7 +242,7 @@ class _Folder(NamedTuple):
     """Holds what was seen of a model folder: everything but its tensors."""
 
     path: pathlib.Path
-    cfg: Gemma2Config
+    cfg: ModelConfig
     description: Description | None
     architecture: str
 

@@ -18,7 +18,7 @@ from grm_jax.judgment.prompts import Template, render_meta_prompt
 from grm_jax.judgment.reasoning import without_reasoning
 from grm_jax.judgment.records import Record, gold
 from grm_jax.judgment.rules import meta_label
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.heads import scalar_logits
 from grm_jax.parallel.processes import to_host
 from grm_jax.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def meta_prompt_length(tokenizer: Tokenizer, template: Template, record: Record)
 
 
 @functools.cache
-def make_scorer(cfg: Gemma2Config) -> Callable:
+def make_scorer(cfg: ModelConfig) -> Callable:
     """Returns the jitted `(params, tokens_BT, positions_BT) -> logits_B`.
 
     Rows are shared among the data axes of the parameters' mesh, where those divide B.

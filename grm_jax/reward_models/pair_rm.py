@@ -15,7 +15,7 @@ import numpy as np
 
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import Record, gold
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.reward_models.meta_rm import make_scorer
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, shown_order
 from grm_jax.reward_models.scalar import gold_pairs, score_groups
@@ -27,7 +27,7 @@ TEMPLATE = load_template("scalar")
 def pair_rm(
     name: str,
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokenizer: Tokenizer,
     *,
     seed: int,

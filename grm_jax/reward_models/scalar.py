@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.records import Record, gold
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, read_config
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import param_shardings
@@ -28,7 +28,7 @@ from grm_jax.tokenizer import Tokenizer
 def scalar_rm(
     name: str,
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokenizer: Tokenizer,
     *,
     buckets: Sequence[int],
@@ -150,7 +150,7 @@ def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list
 
 def load_scalar(
     folder: str | os.PathLike, mesh: Mesh | None = None, **numerics: Any
-) -> tuple[dict, Gemma2Config, Tokenizer]:
+) -> tuple[dict, ModelConfig, Tokenizer]:
     """Loads (params, cfg, tokenizer) for `scalar_rm`.
 
     folder: a `...ForSequenceClassification` folder with one label: config.json, safetensors, and

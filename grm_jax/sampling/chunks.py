@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.attention import lay
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import Decoder, cast_weights, lm_logits
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.parallel.mesh import make_mesh, place_batch, shares
 from grm_jax.sampling.logits import choose_tokens
@@ -41,7 +41,7 @@ class Drawing:
     cache_bytes: of the prompts' keys and values, on each device; 0: as many prompts as rows need.
     """
 
-    cfg: Gemma2Config
+    cfg: ModelConfig
     scfg: SamplingConfig
     mode: str = "jit"
     mesh: Mesh | None = None
@@ -49,7 +49,7 @@ class Drawing:
     cache_bytes: int = 0
 
 
-def split_weights(params: dict, cfg: Gemma2Config) -> dict:
+def split_weights(params: dict, cfg: ModelConfig) -> dict:
     """Casts parameters to cfg.dtype, and splits them into blocks where layers are unrolled.
 
     Done once for all calls of the programs: see `sampler.split_blocks`.
@@ -58,11 +58,11 @@ def split_weights(params: dict, cfg: Gemma2Config) -> dict:
     return params | {"blocks": apart(params["blocks"], cfg)}
 
 
-def _joined(weights: dict, cfg: Gemma2Config) -> dict:
+def _joined(weights: dict, cfg: ModelConfig) -> dict:
     return weights | {"blocks": joined(weights["blocks"], cfg)}
 
 
-def _last(cfg: Gemma2Config, kv: Mapping, lengths_P: jax.Array) -> dict:
+def _last(cfg: ModelConfig, kv: Mapping, lengths_P: jax.Array) -> dict:
     """Lays out what decoding reads of keys and values [L, P, T, ...]: all T positions in global
     layers, the last min(T, window) of each row in local ones.
     """
@@ -84,10 +84,10 @@ def _last(cfg: Gemma2Config, kv: Mapping, lengths_P: jax.Array) -> dict:
 
 
 @jax.named_scope("prefill")
-def compute_front(weights: dict, cfg: Gemma2Config, front_F: jax.Array) -> dict:
+def compute_front(weights: dict, cfg: ModelConfig, front_F: jax.Array) -> dict:
     """Computes keys and values of the tokens that all prompts begin with: [L, 1, ...]."""
     F = front_F.shape[0]
-    _, cache = Gemma2(cfg).apply(
+    _, cache = Decoder(cfg).apply(
         {"params": _joined(weights, cfg)}, front_F[None], jnp.arange(F)[None], keep_kv=True
     )
     return _last(cfg, cache["kv"], jnp.full(1, F))
@@ -98,9 +98,7 @@ def _positions(kind: str) -> int:
     return -2 if kind == "values" else -1
 
 
-def empty_pool(
-    cfg: Gemma2Config, kv_cache_dtype: str, parts: int, entries: int, width: int
-) -> dict:
+def empty_pool(cfg: ModelConfig, kv_cache_dtype: str, parts: int, entries: int, width: int) -> dict:
     """Makes room for `entries` prompts of `width` tokens in each of `parts` shares.
 
     {layer_i: {keys [D, E, L, K, H, S], values, pos [D, E, S]}}, and hidden [D, E, d_model], the
@@ -122,7 +120,7 @@ def empty_pool(
 @jax.named_scope("prefill")
 def prefill_into(
     weights: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     kv_cache_dtype: str,
     front_length: int,
     front: dict | None,
@@ -139,7 +137,7 @@ def prefill_into(
     lengths_P = lengths_Dp.reshape(D * p)
     index_PT = jnp.broadcast_to(jnp.arange(T), (D * p, T))
     pos_PT = jnp.where(index_PT < lengths_P[:, None], front_length + index_PT, -1)
-    hidden_PTD, cache = Gemma2(cfg).apply(
+    hidden_PTD, cache = Decoder(cfg).apply(
         {"params": _joined(weights, cfg)},
         prompts_DpT.reshape(D * p, T),
         pos_PT,
@@ -175,7 +173,7 @@ def _of_each(fn: Callable, parts: int) -> Callable:
     return lambda *trees: jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], trees)))
 
 
-def empty_rows(cfg: Gemma2Config, scfg: SamplingConfig, parts: int, rows: int, slots: int) -> dict:
+def empty_rows(cfg: ModelConfig, scfg: SamplingConfig, parts: int, rows: int, slots: int) -> dict:
     """Makes the state of `rows` rows of each share, all done: none has a sample yet."""
     L, K, H, C = cfg.n_blocks, cfg.n_kv_heads, cfg.head_dim, scfg.max_new_tokens
     suffix = {}
@@ -196,7 +194,7 @@ def empty_rows(cfg: Gemma2Config, scfg: SamplingConfig, parts: int, rows: int, s
     }
 
 
-def grow_rows(cfg: Gemma2Config, slots: int, state: dict) -> dict:
+def grow_rows(cfg: ModelConfig, slots: int, state: dict) -> dict:
     """Makes room for completions of `slots` tokens; no ring has wrapped before it is full."""
 
     def pad(path, x):
@@ -227,7 +225,7 @@ def take_rows(state: dict, index_DB: jax.Array) -> dict:
 @jax.named_scope("decode")
 def decode_chunk(
     weights: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     scfg: SamplingConfig,
     width: int,
     front: dict | None,
@@ -365,7 +363,7 @@ def decode_chunk(
         begins_B = length_B == 0
         pos_B = jnp.where(done_B | begins_B, -1, prompt_B + slot_B)
         params = _joined(weights, cfg)
-        hidden_B1D, cache = Gemma2(cfg).apply(
+        hidden_B1D, cache = Decoder(cfg).apply(
             {"params": params},
             carry["token"][:, None],
             pos_B[:, None],
@@ -408,7 +406,7 @@ def decode_chunk(
     } | {"suffix": jax.tree.map(back, joined_lifted(end["suffix"], cfg)), "steps": end["steps"]}
 
 
-def weight_shardings(cfg: Gemma2Config, mode: str, mesh: Mesh, params: dict) -> dict:
+def weight_shardings(cfg: ModelConfig, mode: str, mesh: Mesh, params: dict) -> dict:
     """Says where `split_weights` of placed parameters lie on a mesh: see `Programs`."""
     kept = {"jit": mesh.axis_names, "shard_map": ("tensor",), "pmap": ()}[mode]
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.parallel.processes import to_host
 from grm_jax.sampling.chunks import Drawing, empty_pool, make_programs
 from grm_jax.sampling.requests import NO_LIMIT, Completion, Request, check_logits, check_request
@@ -376,7 +376,7 @@ class Engine:
         self.running = True
 
 
-def entry_bytes(cfg: Gemma2Config, width: int, kv_cache_dtype: str = "auto") -> int:
+def entry_bytes(cfg: ModelConfig, width: int, kv_cache_dtype: str = "auto") -> int:
     """Counts the bytes of one prompt of `width` tokens in the pool."""
     pool = jax.eval_shape(lambda: empty_pool(cfg, kv_cache_dtype, 1, 1, width))
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import cast_weights
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import cast_weights
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.parallel.mesh import batch_sharding, place_batch, shares
 from grm_jax.parallel.processes import to_host
@@ -25,7 +25,7 @@ from grm_jax.sampling.sampler import SamplingConfig, sample
 
 @functools.cache
 def make_sampler(
-    cfg: Gemma2Config, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None
+    cfg: ModelConfig, scfg: SamplingConfig, mode: str = "jit", mesh: Mesh | None = None
 ) -> Callable:
     """Returns `fn(params, prompts_PT, lengths_P, keys_Pk2, limits_Pk=None) -> dict`.
 
@@ -97,7 +97,7 @@ def make_sampler(
 
 
 def map_rows(
-    fn: Callable, cfg: Gemma2Config, mesh: Mesh, in_specs: tuple, out_specs: Any
+    fn: Callable, cfg: ModelConfig, mesh: Mesh, in_specs: tuple, out_specs: Any
 ) -> Callable:
     """Maps fn(params, *arrays) over the data axes with `jax.shard_map`.
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grm_jax.models.attention import lay, lift, quantize
-from grm_jax.models.config import LOCAL, Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, cast_weights, lm_logits
+from grm_jax.models.config import LOCAL, ModelConfig
+from grm_jax.models.decoder import Decoder, cast_weights, lm_logits
 from grm_jax.sampling.logits import choose_tokens
 from grm_jax.sampling.settings import DRAWING_RULES
 from grm_jax.settings import NOT_NEGATIVE, POSITIVE, check
@@ -55,7 +55,7 @@ def sample_key(seed: int, item_id: str, sample: int) -> np.ndarray:
 
 @jax.named_scope("prefill")
 def prefill(
-    params: dict, cfg: Gemma2Config, prompts_PT: jax.Array, lengths_P: jax.Array
+    params: dict, cfg: ModelConfig, prompts_PT: jax.Array, lengths_P: jax.Array
 ) -> tuple[dict, jax.Array]:
     """Runs right-padded prompts once.
 
@@ -65,7 +65,7 @@ def prefill(
     """
     T = prompts_PT.shape[1]
     pos_PT = jnp.where(jnp.arange(T) < lengths_P[:, None], jnp.arange(T), -1)
-    hidden_PTD, cache = Gemma2(cfg).apply({"params": params}, prompts_PT, pos_PT, keep_kv=True)
+    hidden_PTD, cache = Decoder(cfg).apply({"params": params}, prompts_PT, pos_PT, keep_kv=True)
     # leaves of cache["kv"] have the blocks in front: k, v are LPTKH, pos is LPT
     W = min(T, cfg.sliding_window or T)
     index_PW = lengths_P[:, None] - W + jnp.arange(W)
@@ -99,13 +99,13 @@ def cache_sizes(steps: int) -> list[int]:
     return [-(-steps // 4), steps] if steps >= 256 else [steps]
 
 
-def room(cfg: Gemma2Config, layer: int, positions: int) -> int:
+def room(cfg: ModelConfig, layer: int, positions: int) -> int:
     """Counts the slots that `positions` need in a layer of the block."""
     local = cfg.block[layer] == LOCAL
     return min(positions, cfg.sliding_window or positions) if local else positions
 
 
-def grow_suffix(cfg: Gemma2Config, suffix: dict, steps: int) -> dict:
+def grow_suffix(cfg: ModelConfig, suffix: dict, steps: int) -> dict:
     """Makes room for `steps` new tokens of each row: local layers have min(steps, window) slots.
 
     Those are rings, and none has wrapped before it is full, so slots keep their index; new ones are
@@ -136,7 +136,7 @@ def stored(cache: dict, kv_cache_dtype: str) -> dict:
     return {name: quantize(segment) for name, segment in cache.items()}
 
 
-def empty_suffix(cfg: Gemma2Config, rows: int, kv_cache_dtype: str = "auto") -> dict:
+def empty_suffix(cfg: ModelConfig, rows: int, kv_cache_dtype: str = "auto") -> dict:
     """Makes a suffix cache without slots, for `grow_suffix`.
 
     Leaves k, v are [n_blocks, rows, slots, n_kv_heads, head_dim].
@@ -168,7 +168,7 @@ def _record(scfg: SamplingConfig, state: dict, logits_BV: jax.Array) -> dict:
 
 def start(
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     scfg: SamplingConfig,
     prompts_PT: jax.Array,
     lengths_P: jax.Array,
@@ -203,7 +203,7 @@ def start(
 
 @jax.named_scope("decode")
 def decode_step(
-    params: dict, cfg: Gemma2Config, scfg: SamplingConfig, prefix: dict, state: dict
+    params: dict, cfg: ModelConfig, scfg: SamplingConfig, prefix: dict, state: dict
 ) -> dict:
     """Feeds the token chosen last, and chooses the next one.
 
@@ -211,7 +211,7 @@ def decode_step(
     """
     slot_B = jnp.full_like(state["prompt_length"], state["step"] - 1)
     pos_B1 = (state["prompt_length"] + slot_B)[:, None]
-    hidden_B1D, cache = Gemma2(cfg).apply(
+    hidden_B1D, cache = Decoder(cfg).apply(
         {"params": params},
         state["token"][:, None],
         pos_B1,
@@ -224,19 +224,19 @@ def decode_step(
     )
 
 
-def apart(stacked: Any, cfg: Gemma2Config) -> Any:
+def apart(stacked: Any, cfg: ModelConfig) -> Any:
     """Takes arrays that are stacked over blocks apart, where layers are unrolled."""
     if cfg.scan_layers:
         return stacked
     return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.n_blocks)]
 
 
-def joined(blocks: Any, cfg: Gemma2Config) -> Any:
+def joined(blocks: Any, cfg: ModelConfig) -> Any:
     """Stacks up what `apart` took apart; the compiler folds slices of it away."""
     return blocks if cfg.scan_layers else jax.tree.map(lambda *x: jnp.stack(x), *blocks)
 
 
-def apart_laid(suffix: dict, cfg: Gemma2Config) -> Any:
+def apart_laid(suffix: dict, cfg: ModelConfig) -> Any:
     """Takes a suffix apart for a loop of decode steps, each block laid out as `attend` reads it.
 
     Where layers are unrolled a step writes its keys in place either way, and the CPU reads them
@@ -247,14 +247,14 @@ def apart_laid(suffix: dict, cfg: Gemma2Config) -> Any:
     return apart({name: lay(segment) for name, segment in suffix.items()}, cfg)
 
 
-def joined_lifted(blocks: Any, cfg: Gemma2Config) -> dict:
+def joined_lifted(blocks: Any, cfg: ModelConfig) -> dict:
     """Makes a suffix again of what `apart_laid` took apart."""
     if cfg.scan_layers:
         return blocks
     return {name: lift(segment) for name, segment in joined(blocks, cfg).items()}
 
 
-def split_blocks(stacked: dict, cfg: Gemma2Config) -> Callable[[], dict]:
+def split_blocks(stacked: dict, cfg: ModelConfig) -> Callable[[], dict]:
     """Splits arrays that are stacked over blocks before a loop; the result stacks them up inside.
 
     An unrolled scan takes slices of the stack. XLA on the CPU does not hoist these out of the loop:
@@ -274,7 +274,7 @@ def _unfinished(state, axes):
 
 def sample(
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     scfg: SamplingConfig,
     prompts_PT: jax.Array,
     lengths_P: jax.Array,
@@ -285,7 +285,7 @@ def sample(
     """Draws k completions of each prompt.
 
     Args:
-      params: Gemma2 parameters.
+      params: parameters of `Decoder(cfg)`.
       prompts_PT: int32 token ids, right-padded.
       lengths_P: int32 prompt lengths; 0 marks a dummy row, which returns length 0.
       keys_Pk2: uint32, `sample_key` of every sample.

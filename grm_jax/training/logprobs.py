@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from grm_jax.models.attention import Packed, softcap
-from grm_jax.models.config import Gemma2Config
-from grm_jax.models.gemma2 import Gemma2, head_of, lm_logits
+from grm_jax.models.config import ModelConfig
+from grm_jax.models.decoder import Decoder, head_of, lm_logits
 from grm_jax.models.placement import map_own_rows
 
 # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
@@ -26,7 +26,7 @@ CHUNKS = 8
 
 def token_logprobs(
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokens_BT: jax.Array,
     pos_BT: jax.Array,
     temperature: float = 1.0,
@@ -40,20 +40,20 @@ def token_logprobs(
     top-p nor top-k cuts it. 0 in both where a token is not wanted.
 
     Args:
-      params: parameters of `Gemma2(cfg)`.
+      params: parameters of `Decoder(cfg)`.
       tokens_BT, pos_BT: int32 tokens and positions, right-padded, pos -1 in padding.
       temperature: > 0; carries no gradient.
       chunk: positions of a device's rows whose logits are computed at one time. The backward pass
         computes them again, unless those of all chunks together are KEPT_LOGITS at most. None takes
         an eighth of all positions, but at least POSITIONS, and at most LOGITS_PER_ROW / V of each
         row.
-      packed: which tokens of a row see each other, as in `Gemma2`. None: each row is one sequence.
+      packed: which tokens of a row see each other, as in `Decoder`. None: each row is one sequence.
       wanted_BT: not 0 at tokens whose values are used: only before these are logits computed. None
         takes all tokens that have one before them in an unpacked row (pos > 0).
 
     The entropy carries no gradient.
     """
-    hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT, packed=packed)
+    hidden_BTD, _ = Decoder(cfg).apply({"params": params}, tokens_BT, pos_BT, packed=packed)
     wanted_BT = pos_BT > 0 if wanted_BT is None else wanted_BT != 0
     of_rows = functools.partial(
         _row_logprobs, cap=cfg.final_softcap, temperature=temperature, chunk=chunk
@@ -66,13 +66,13 @@ def token_logprobs(
 
 def token_logprobs_reference(
     params: dict,
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     tokens_BT: jax.Array,
     pos_BT: jax.Array,
     temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Computes the same from the textbook formulas, with logits_BTV held whole: for tests."""
-    hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
+    hidden_BTD, _ = Decoder(cfg).apply({"params": params}, tokens_BT, pos_BT)
     logprobs_BTV = jax.nn.log_softmax(lm_logits(params, cfg, hidden_BTD) / temperature, axis=-1)
     logp_BT = jnp.take_along_axis(logprobs_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
     entropy_BT = -jnp.sum(jnp.exp(logprobs_BTV) * logprobs_BTV, axis=-1)[:, :-1]

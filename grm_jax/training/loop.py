@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from grm_jax.checkpoint.state import open_checkpoints, restore_latest, save
 from grm_jax.data.packing import longest_unit, pack_examples
 from grm_jax.data.pipeline import make_batches
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.lora import LoraConfig, merge, start_adapters
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import param_shardings, place_batch, shares
@@ -61,7 +61,7 @@ class TrainSetup:
 
     folder: pathlib.Path
     mesh: Mesh
-    model_cfg: Gemma2Config
+    model_cfg: ModelConfig
     optimizer: OptimizerConfig
     lora: LoraConfig
     seed: int

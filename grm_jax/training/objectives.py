@@ -1,13 +1,13 @@
 """Says what the stages minimize, from their settings."""
 
 from grm_jax.losses import LossConfig, policy_loss
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.training.settings import RlConfig
 from grm_jax.training.step import LossFn, rl_loss
 
 
 def rl_objective(
-    rl: RlConfig, model_cfg: Gemma2Config, max_length: int
+    rl: RlConfig, model_cfg: ModelConfig, max_length: int
 ) -> tuple[LossFn, LossConfig]:
     """Makes the loss of the RL step, and the settings that it shares with KL penalty and mask.
 

@@ -19,7 +19,7 @@ from grm_jax.data.packing import Rows, Text, pack
 from grm_jax.data.pipeline import bucket_length
 from grm_jax.judgment.records import Record
 from grm_jax.losses import LossConfig, kl_penalty
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.parallel.mesh import place_batch, shares
 from grm_jax.parallel.processes import to_host
 from grm_jax.training.step import Batch, make_logprob_fn, make_packed_logprob_fn, make_penalty_fn
@@ -61,7 +61,7 @@ class Batching(NamedTuple):
 
 
 def packed_batching(
-    model_cfg: Gemma2Config,
+    model_cfg: ModelConfig,
     mesh: Mesh,
     loss_cfg: LossConfig,
     temperature: float,
@@ -97,7 +97,7 @@ def packed_batching(
 
 
 def padded_batching(
-    model_cfg: Gemma2Config,
+    model_cfg: ModelConfig,
     mesh: Mesh,
     loss_cfg: LossConfig,
     temperature: float,

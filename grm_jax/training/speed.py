@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.flops import forward_flops, token_flops
 from grm_jax.parallel import processes
 from grm_jax.parallel.hardware import GIB, memory_in_use, peak_flops
@@ -72,7 +72,7 @@ def observed(
         yield phases, LateMetrics(Speed(phases, goodput, peak).row), goodput
 
 
-def fit_work(cfg: Gemma2Config, positions: list[np.ndarray], logits: int) -> Work:
+def fit_work(cfg: ModelConfig, positions: list[np.ndarray], logits: int) -> Work:
     """Counts the work of an update on rows with these positions, of which -1 is padding."""
     needed = sum(int((pos >= 0).sum()) for pos in positions)
     flops = 3.0 * sum(token_flops(cfg, pos) for pos in positions)
@@ -81,7 +81,7 @@ def fit_work(cfg: Gemma2Config, positions: list[np.ndarray], logits: int) -> Wor
 
 
 def rl_work(
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     prompt_lengths_B: Sequence[int],
     completion_lengths_B: Sequence[int],
     group_size: int,

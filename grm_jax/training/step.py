@@ -35,7 +35,7 @@ from grm_jax.losses.policy import LossInputs
 from grm_jax.losses.preference import bradley_terry
 from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.models.attention import Packed
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.heads import packed_scalar_logits, scalar_logits
 from grm_jax.models.lora import merge
 from grm_jax.models.placement import gather_width
@@ -213,7 +213,7 @@ def packed_of(batch: Batch) -> Packed | None:
     return Packed(batch["segment"], batch["branch"]) if "segment" in batch else None
 
 
-def rft_loss(cfg: Gemma2Config) -> LossFn:
+def rft_loss(cfg: ModelConfig) -> LossFn:
     """Makes the masked next-token cross-entropy, for RFT and pretraining.
 
     Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1
@@ -238,7 +238,7 @@ def rft_loss(cfg: Gemma2Config) -> LossFn:
 
 
 def rl_loss(
-    cfg: Gemma2Config,
+    cfg: ModelConfig,
     policy_loss: Callable,
     loss_cfg: LossConfig,
     temperature: float,
@@ -313,7 +313,7 @@ def completions(
     return mask_BC, {name: None if x is None else of_slots(x) for name, x in arrays.items()}
 
 
-def meta_loss(cfg: Gemma2Config) -> LossFn:
+def meta_loss(cfg: ModelConfig) -> LossFn:
     """Makes the binary cross-entropy of the scalar head, for the Meta RM and PairRM.
 
     params: {"backbone", "score"} of `models.heads`.
@@ -332,7 +332,7 @@ def meta_loss(cfg: Gemma2Config) -> LossFn:
     return loss_fn
 
 
-def preference_loss(cfg: Gemma2Config, center: float = 0.0) -> LossFn:
+def preference_loss(cfg: ModelConfig, center: float = 0.0) -> LossFn:
     """Makes the Bradley-Terry loss of the scalar head, for scalar and CLoud reward models.
 
     params: {"backbone", "score"} of `models.heads`.
@@ -371,7 +371,7 @@ def _logits(params, cfg, batch):
 
 
 def make_logprob_fn(
-    cfg: Gemma2Config, temperature: float = 1.0, micro_batches: int = 1
+    cfg: ModelConfig, temperature: float = 1.0, micro_batches: int = 1
 ) -> Callable[..., jax.Array]:
     """Makes the jitted `f(params, tokens_BT, pos_BT, wanted_BT=None) -> logp_BT`.
 
@@ -408,7 +408,7 @@ def make_logprob_fn(
 
 
 def make_packed_logprob_fn(
-    cfg: Gemma2Config, temperature: float, row_lengths: Sequence[int]
+    cfg: ModelConfig, temperature: float, row_lengths: Sequence[int]
 ) -> Callable[[Any, Batch], jax.Array]:
     """Makes the jitted `f(params, batch of packed rows) -> logp [M, R, T]`.
 

@@ -15,7 +15,7 @@ from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params, save
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.judgment.records import Record, Turn
-from grm_jax.models import Gemma2, lm_logits
+from grm_jax.models import Decoder, lm_logits
 from grm_jax.models.heads import scalar_logits
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, init_adapters, merge
@@ -224,7 +224,7 @@ def test_a_policy_gives_the_same_logits_by_its_own_chat_template(tmp_path, sourc
     text = "Be brief.\n\nBe kind.\n\n" + TURNS[2][1].strip()
     tokens = np.array([load_tokenizer(tmp_path / "m").chat_prompt(text)])
     positions = np.arange(tokens.shape[1])[None]
-    hidden, _ = quick_jit(Gemma2(cfg).apply)({"params": params}, tokens, positions)
+    hidden, _ = quick_jit(Decoder(cfg).apply)({"params": params}, tokens, positions)
     np.testing.assert_allclose(lm_logits(params, cfg, hidden), expected, atol=1e-4)
 
 
@@ -287,5 +287,5 @@ def test_an_adapter_finds_its_base_from_any_folder(tmp_path, source, monkeypatch
         expected = model(input_ids=ids).logits.numpy()
     merged = merge(params, adapters, lora.scale)
     positions = np.arange(ids.shape[1])[None]
-    hidden, _ = quick_jit(Gemma2(cfg).apply)({"params": merged}, ids.numpy(), positions)
+    hidden, _ = quick_jit(Decoder(cfg).apply)({"params": merged}, ids.numpy(), positions)
     np.testing.assert_allclose(lm_logits(merged, cfg, hidden), expected, atol=1e-4)

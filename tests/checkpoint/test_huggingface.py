@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from grm_jax.checkpoint import huggingface
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params, save_folder
-from grm_jax.models import Gemma2, Gemma2Config, lm_logits
+from grm_jax.models import Decoder, ModelConfig, lm_logits
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import scalar_logits
 from grm_jax.models.hf_config import load_config
@@ -27,7 +27,7 @@ from grm_jax.parallel.mesh import make_mesh, param_shardings
 
 # LLVM's effort only: compiling is what these tests cost
 QUICK = {"xla_backend_optimization_level": 0}
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=64,
     d_model=16,
     n_layers=4,
@@ -498,7 +498,7 @@ def test_transformers_reads_our_folder_with_the_same_logits_and_greedy_text(
     @functools.partial(jax.jit, compiler_options=QUICK)
     def logits(tokens_1T):
         return lm_logits(
-            params, CFG, Gemma2(CFG).apply({"params": params}, tokens_1T, jnp.arange(T)[None])[0]
+            params, CFG, Decoder(CFG).apply({"params": params}, tokens_1T, jnp.arange(T)[None])[0]
         )[0]
 
     tokens = np.zeros((1, T), np.int32)
@@ -566,7 +566,7 @@ def test_a_folder_that_transformers_wrote_comes_back(tmp_path):
     assert cfg.rope_theta == 777.0 and cfg.layer_types == alternating(3)
     params = load_params(tmp_path, cfg)
     tokens = np.random.default_rng(0).integers(3, 64, (1, 10))
-    hidden, _ = jax.jit(Gemma2(cfg).apply, compiler_options=QUICK)(
+    hidden, _ = jax.jit(Decoder(cfg).apply, compiler_options=QUICK)(
         {"params": params}, tokens, np.arange(10)[None]
     )
     with torch.no_grad():

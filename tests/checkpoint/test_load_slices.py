@@ -16,14 +16,14 @@ import pytest
 from grm_jax import progress
 from grm_jax.checkpoint import huggingface
 from grm_jax.checkpoint.huggingface import load_params, save_folder
-from grm_jax.models import Gemma2Config
+from grm_jax.models import ModelConfig
 from grm_jax.models.config import alternating
 from grm_jax.models.table import abstract_params
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=64,
     d_model=16,
     n_layers=4,

@@ -3,7 +3,7 @@
 Weights and inputs are those of `gemma2_cases`.
 """
 
-from grm_jax.models import Gemma2Config
+from grm_jax.models import ModelConfig
 from grm_jax.models.config import GLOBAL, LOCAL, RopeScaling, from_sizes
 
 SIZES = dict(d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48)
@@ -11,7 +11,7 @@ LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 16)
 VOCABULARY = 97
 
 
-def _case(model_type: str, **sizes) -> Gemma2Config:
+def _case(model_type: str, **sizes) -> ModelConfig:
     return from_sizes(SIZES | {"model_type": model_type} | sizes, VOCABULARY)
 
 
@@ -127,6 +127,6 @@ CASES = {
 FAMILIES = list(dict.fromkeys(cfg.model_type for cfg, _ in CASES.values()))
 
 
-def main_case(model_type: str) -> tuple[str, Gemma2Config]:
+def main_case(model_type: str) -> tuple[str, ModelConfig]:
     """(name, config) of the first case of a family."""
     return next((name, cfg) for name, (cfg, _) in CASES.items() if cfg.model_type == model_type)

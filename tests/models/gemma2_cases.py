@@ -9,13 +9,13 @@ import functools
 import jax
 import numpy as np
 
-from grm_jax.models import Gemma2, Gemma2Config, lm_logits
+from grm_jax.models import Decoder, ModelConfig, lm_logits
 from grm_jax.models.config import GLOBAL, LOCAL, alternating
-from grm_jax.models.gemma2 import without_head
+from grm_jax.models.decoder import without_head
 from grm_jax.models.heads import scalar_logits
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 
-BASE = Gemma2Config(
+BASE = ModelConfig(
     vocab_size=97,
     d_model=32,
     n_layers=4,
@@ -29,7 +29,7 @@ BASE = Gemma2Config(
 )
 
 
-def _vary(**changes) -> Gemma2Config:
+def _vary(**changes) -> ModelConfig:
     return dataclasses.replace(BASE, **changes)
 
 
@@ -61,7 +61,7 @@ B, T, SHORT = 2, 24, 17  # row 1 has SHORT tokens, then padding
 STRIDE = 4  # golden.npz keeps every fourth position
 
 
-def random_params(cfg: Gemma2Config, seed: int = 0, factor: float = 1.0) -> dict:
+def random_params(cfg: ModelConfig, seed: int = 0, factor: float = 1.0) -> dict:
     """Draws numpy float32 parameters.
 
     Matrices with std fan_in**-0.5 (q, k and embedding times `factor`), norms about w = 0 +- 0.3.
@@ -80,7 +80,7 @@ def random_params(cfg: Gemma2Config, seed: int = 0, factor: float = 1.0) -> dict
     return jax.tree_util.tree_map_with_path(draw, abstract_params(cfg))
 
 
-def inputs(cfg: Gemma2Config, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def inputs(cfg: ModelConfig, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """tokens_BT without id 0, and pos_BT; row 1 is right-padded with id 0 and position -1."""
     tokens_BT = np.random.default_rng(seed).integers(3, cfg.vocab_size, (B, T)).astype(np.int32)
     pos_BT = np.broadcast_to(np.arange(T, dtype=np.int32), (B, T)).copy()
@@ -95,10 +95,10 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 @functools.partial(quick_jit, static_argnums=1)
 def logits_of(params, cfg, tokens_BT, pos_BT):
-    return lm_logits(params, cfg, Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)[0])
+    return lm_logits(params, cfg, Decoder(cfg).apply({"params": params}, tokens_BT, pos_BT)[0])
 
 
-def case_of(name: str) -> tuple[Gemma2Config, float]:
+def case_of(name: str) -> tuple[ModelConfig, float]:
     """(config, factor) of a case of any family."""
     from tests.models import family_cases
 
@@ -112,7 +112,7 @@ def jax_logits(name: str) -> np.ndarray:
     return np.asarray(logits_of(random_params(cfg, factor=factor), cfg, *inputs(cfg)))
 
 
-def torch_model(params: dict, cfg: Gemma2Config, architecture: str = CAUSAL_LM):
+def torch_model(params: dict, cfg: ModelConfig, architecture: str = CAUSAL_LM):
     """transformers' eager float32 model with these weights, loaded by name (not through a file)."""
     import torch
     import transformers
@@ -153,21 +153,21 @@ def torch_logits(name: str) -> np.ndarray:
         ).logits.numpy()
 
 
-def scalar_params(cfg: Gemma2Config) -> dict:
+def scalar_params(cfg: ModelConfig) -> dict:
     """{"backbone", "score"} from a numpy seed."""
     score_D1 = np.random.default_rng(2).normal(0.0, 1.0, (cfg.d_model, 1)).astype(np.float32)
     return {"backbone": without_head(random_params(cfg)), "score": score_D1}
 
 
 @functools.cache
-def jax_scalar_logits(cfg: Gemma2Config = BASE) -> np.ndarray:
+def jax_scalar_logits(cfg: ModelConfig = BASE) -> np.ndarray:
     """logits_B of the scalar head."""
     return np.asarray(
         quick_jit(scalar_logits, static_argnums=1)(scalar_params(cfg), cfg, *inputs(cfg))
     )
 
 
-def torch_scalar_logits(cfg: Gemma2Config = BASE) -> np.ndarray:
+def torch_scalar_logits(cfg: ModelConfig = BASE) -> np.ndarray:
     """logits_B of the family's class for sequence classification."""
     import torch
 
@@ -184,7 +184,7 @@ def torch_scalar_logits(cfg: Gemma2Config = BASE) -> np.ndarray:
         )
 
 
-def torch_greedy(cfg: Gemma2Config) -> np.ndarray:
+def torch_greedy(cfg: ModelConfig) -> np.ndarray:
     """tokens_BC that transformers writes greedily after each of the prompts of `greedy_prompts`."""
     import torch
 
@@ -200,7 +200,7 @@ def torch_greedy(cfg: Gemma2Config) -> np.ndarray:
 NEW = 12  # tokens that `torch_greedy` writes
 
 
-def greedy_prompts(cfg: Gemma2Config) -> list[np.ndarray]:
+def greedy_prompts(cfg: ModelConfig) -> list[np.ndarray]:
     """Two prompts of different lengths, the rows of `inputs`."""
     tokens_BT, pos_BT = inputs(cfg)
     return [tokens_T[pos_T >= 0] for tokens_T, pos_T in zip(tokens_BT, pos_BT)]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_jax.models.config import Gemma2Config
+from grm_jax.models.config import ModelConfig
 from grm_jax.models.families import FAMILIES, TOKEN_IDS, WITHOUT_EFFECT, known, only
 from grm_jax.models.hf_config import from_hf_dict, load_config, read_config, to_hf_dict
 from tests.json_values import JSON
@@ -207,7 +207,7 @@ def test_a_published_config_is_read_and_written_back_as_it_was():
 @pytest.mark.parametrize("change", HONORED, ids=lambda x: " ".join(x)[:60])
 def test_what_is_accepted_gives_the_logits_of_transformers(change):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    from grm_jax.models import Gemma2, lm_logits
+    from grm_jax.models import Decoder, lm_logits
     from grm_jax.models.table import find_row, flatten, hf_names, is_stacked, to_hf
     from tests.models.gemma2_cases import quick_jit, random_params
 
@@ -224,7 +224,7 @@ def test_what_is_accepted_gives_the_logits_of_transformers(change):
             state[name] = torch.tensor(np.array(to_hf(array, find_row(path).inputs)))
     model.load_state_dict(state, strict=False)
     tokens = np.arange(3, 15)[None]
-    hidden, _ = quick_jit(Gemma2(cfg).apply)({"params": params}, tokens, np.arange(12)[None])
+    hidden, _ = quick_jit(Decoder(cfg).apply)({"params": params}, tokens, np.arange(12)[None])
     with torch.no_grad():
         expected = model(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(lm_logits(params, cfg, hidden), expected, atol=1e-4)
@@ -260,7 +260,7 @@ def test_any_config_is_read_as_transformers_reads_it_or_refused_by_name(changes)
 
 
 def as_transformers(hf: dict) -> dict:
-    """Fields of `Gemma2Config` as transformers' own class reads the file."""
+    """Fields of `ModelConfig` as transformers' own class reads the file."""
     transformers = pytest.importorskip("transformers")
     hf = copy.deepcopy(hf)
     for key in ("attn_logit_softcapping", "final_logit_softcapping", "rms_norm_eps"):
@@ -287,7 +287,7 @@ def test_the_lists_of_keys_do_not_overlap(family):
     groups = [read, set(only(family)), set(TOKEN_IDS), set(WITHOUT_EFFECT)]
     assert sum(map(len, groups)) == len(set.union(*groups))
     assert all(key in known(family) for group in groups for key in group)
-    fields = {field.name for field in dataclasses.fields(Gemma2Config)}
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
     assert {*family.fields, *family.same} <= fields and not family.fields.keys() & family.same
 
 
@@ -338,4 +338,4 @@ def test_no_damage_to_the_file_is_passed_over(tmp_path_factory, data):
         except ValueError as error:
             assert str(error).startswith(f"{folder / 'config.json'}: ")
         else:
-            assert isinstance(config, Gemma2Config) and len(damaged) >= len(whole)
+            assert isinstance(config, ModelConfig) and len(damaged) >= len(whole)

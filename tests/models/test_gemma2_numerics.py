@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2, lm_logits
+from grm_jax.models import Decoder, lm_logits
 from grm_jax.models.attention import attend, softcap
 from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B
+from grm_jax.models.decoder import MLP, Attention, RMSNorm, rope
 from grm_jax.models.families import GLOBAL, LOCAL, alternating
-from grm_jax.models.gemma2 import MLP, Attention, RMSNorm, rope
 from grm_jax.models.hf_config import from_hf_dict
 from grm_jax.models.table import abstract_params
 from tests.models.gemma2_cases import BASE, quick_jit, random_params
@@ -75,7 +75,7 @@ def test_layer_types_are_honored(layer_types, reach):
     pos = np.broadcast_to(np.arange(12), (2, 12))
     tokens = np.full((2, 12), 5)
     tokens[1, 0] = 6  # the rows differ in token 0 only
-    hidden, _ = quick_jit(Gemma2(cfg).apply)({"params": random_params(cfg)}, tokens, pos)
+    hidden, _ = quick_jit(Decoder(cfg).apply)({"params": random_params(cfg)}, tokens, pos)
     changed = np.flatnonzero(np.asarray(hidden[0] != hidden[1]).any(-1))
     np.testing.assert_array_equal(changed, range(reach + 1))
 
@@ -171,7 +171,7 @@ def test_residual_is_added_after_the_post_norms():
     """
     params = embedded_only(BASE, random_params(BASE))
     tokens = np.array([[5, 9, 11]])
-    hidden, _ = quick_jit(Gemma2(BASE).apply)({"params": params}, tokens, np.arange(3)[None])
+    hidden, _ = quick_jit(Decoder(BASE).apply)({"params": params}, tokens, np.arange(3)[None])
     stream = params["embedding"][tokens] * np.float32(math.sqrt(BASE.d_model))
     np.testing.assert_allclose(
         hidden, RMSNorm(BASE.norm_eps).apply({"params": params["final_norm"]}, stream), atol=1e-6
@@ -187,7 +187,7 @@ def test_embedding_scale_is_rounded_to_the_compute_dtype():
     )
     params = embedded_only(cfg, random_params(cfg))
     tokens = np.arange(3, 90)[None]
-    hidden, _ = quick_jit(Gemma2(cfg).apply)(
+    hidden, _ = quick_jit(Decoder(cfg).apply)(
         {"params": params}, tokens, np.arange(tokens.size)[None]
     )
     rows = params["embedding"].astype(BF16)[tokens]

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
-from grm_jax.models import Gemma2, Gemma2Config, init_params, lm_logits
+from grm_jax.models import Decoder, ModelConfig, init_params, lm_logits
 from grm_jax.models.config import alternating
 from grm_jax.models.lora import LoraConfig, adapted_paths, init_adapters, merge
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
@@ -25,7 +25,7 @@ from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step, rft_loss
 from tests.json_values import JSON
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=64,
     d_model=16,
     n_layers=4,
@@ -317,8 +317,8 @@ def test_peft_loads_our_folder_and_gives_the_merged_logits(params, tmp_path):
     with torch.no_grad():
         theirs = model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     merged = merge(params, adapters, lora.scale)
-    hidden, _ = Gemma2(CFG).apply({"params": merged}, tokens, batch()["positions"])
+    hidden, _ = Decoder(CFG).apply({"params": merged}, tokens, batch()["positions"])
     np.testing.assert_allclose(lm_logits(merged, CFG, hidden), theirs, atol=1e-4)
-    plain, _ = Gemma2(CFG).apply({"params": params}, tokens, batch()["positions"])
+    plain, _ = Decoder(CFG).apply({"params": params}, tokens, batch()["positions"])
     # the adapters do something
     assert float(jnp.abs(lm_logits(params, CFG, plain) - theirs).max()) > 0.1

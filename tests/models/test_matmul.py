@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2, init_params
-from grm_jax.models.gemma2 import matmul
+from grm_jax.models import Decoder, init_params
+from grm_jax.models.decoder import matmul
 from grm_jax.parallel.mesh import make_mesh
 from tests.jaxprs import equations
 from tests.models.gemma2_cases import BASE
@@ -83,7 +83,7 @@ def test_rematerialization_sees_the_products():
     tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32)
 
     def projections(remat):
-        model = Gemma2(dataclasses.replace(cfg, remat=remat))
+        model = Decoder(dataclasses.replace(cfg, remat=remat))
         jaxpr = jax.make_jaxpr(jax.grad(lambda p, t: model.apply({"params": p}, t, t)[0].sum()))(
             params, tokens
         ).jaxpr

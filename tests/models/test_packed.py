@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2, blocked
+from grm_jax.models import Decoder, blocked
 from grm_jax.models.attention import Packed
 from grm_jax.models.config import GLOBAL, alternating
 from tests.models.gemma2_cases import BASE, quick_jit, random_params
@@ -29,7 +29,7 @@ def hidden_and_gradients(cfg, params, tokens_BT, pos_BT, weight_BT, packed):
     """hidden_BTD, and the gradients of a loss over its values at the tokens of weight 1."""
 
     def loss(params):
-        hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT, packed=packed)
+        hidden_BTD, _ = Decoder(cfg).apply({"params": params}, tokens_BT, pos_BT, packed=packed)
         return jnp.sum(weight_BT[..., None] * jnp.sin(3.0 * hidden_BTD)), hidden_BTD
 
     (_, hidden_BTD), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -103,7 +103,7 @@ def test_packed_rows_are_their_sequences_run_one_by_one(monkeypatch, attention, 
 def test_a_prefix_beside_packed_rows_is_refused():
     packed = Packed(*np.zeros((2, 1, 4), np.int32))
     with pytest.raises(ValueError, match="packed: expected None beside a prefix or a suffix"):
-        Gemma2(SMALL).apply(
+        Decoder(SMALL).apply(
             {"params": random_params(SMALL)},
             np.zeros((1, 4), np.int32),
             np.arange(4)[None],

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.models import config
 from grm_jax.models.attention import Packed, attend
-from grm_jax.models.config import Gemma2Config, Numerics, alternating
+from grm_jax.models.config import ModelConfig, Numerics, alternating
 from grm_jax.models.flops import forward_flops
 from grm_jax.models.placement import DATA_AXES
 from grm_jax.models.splash import packed_masks, splash_attend
@@ -308,7 +308,7 @@ def test_a_train_step_compiles_for_a_tpu(tmp_path):
     """
     topology = get_topology("v5e:2x4")
     mesh = make_mesh(fsdp=4, tensor=2, devices=topology.devices)
-    cfg = Gemma2Config(
+    cfg = ModelConfig(
         vocab_size=512,
         d_model=256,
         n_layers=4,

@@ -12,7 +12,7 @@ import grm_jax
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.data.world import make_records
 from grm_jax.judgment.prompts import load_template
-from grm_jax.models import Gemma2, lm_logits
+from grm_jax.models import Decoder, lm_logits
 from grm_jax.models.hf_config import load_config
 from grm_jax.reward_models.grm import Prompter, judge
 from grm_jax.sampling.mapped import make_sampler
@@ -77,7 +77,7 @@ def test_transformers_loads_it_with_the_same_logits_and_the_same_greedy_text(bas
     drawn = greedy(base, make_records("test", 3, seed=5))
     for one in drawn:
         ids = [*one.prompt_ids, *one.completion_ids.tolist()]
-        hidden, _ = Gemma2(cfg).apply(
+        hidden, _ = Decoder(cfg).apply(
             {"params": params}, jnp.array([ids]), jnp.arange(len(ids))[None]
         )
         with torch.no_grad():

@@ -11,12 +11,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models import Gemma2, Gemma2Config, lm_logits
+from grm_jax.models import Decoder, ModelConfig, lm_logits
 from grm_jax.models.config import GEMMA2_27B, alternating
 from grm_jax.models.table import SCALAR, abstract_params
 from grm_jax.parallel.mesh import batch_sharding, fit_spec, make_mesh, param_shardings
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=66,
     d_model=16,
     n_layers=2,
@@ -145,7 +145,7 @@ def test_sharded_forward_equals_one_device():
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def logits(params, tokens_BT, pos_BT):
-        return lm_logits(params, CFG, Gemma2(CFG).apply({"params": params}, tokens_BT, pos_BT)[0])
+        return lm_logits(params, CFG, Decoder(CFG).apply({"params": params}, tokens_BT, pos_BT)[0])
 
     expected = logits(params, tokens_BT, pos_BT)
     for sizes in [(1, 4, 2), (2, 2, 2)]:

@@ -24,7 +24,7 @@ import jax, numpy as np, optax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.checkpoint.state import checksum, open_checkpoints, restore_latest, save
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.lora import LoraConfig, init_adapters
 from grm_jax.models.table import abstract_params
@@ -39,7 +39,7 @@ placed = place_batch(mesh, batch)["x"]
 told["rows"] = [shard.data.tolist() for shard in placed.addressable_shards]
 assert not placed.is_fully_addressable and (processes.to_host(placed) == batch["x"]).all()
 
-cfg = Gemma2Config(vocab_size=64, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, layer_types=alternating(2))
+cfg = ModelConfig(vocab_size=64, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=32, layer_types=alternating(2))
 shardings = param_shardings(mesh, abstract_params(cfg))
 params = jax.jit(lambda key: init_params(cfg, key), out_shardings=shardings)(jax.random.key(0))
 assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))

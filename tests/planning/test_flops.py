@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from grm_jax.models.config import Gemma2Config, alternating
+from grm_jax.models.config import ModelConfig, alternating
 from grm_jax.models.flops import forward_flops, token_flops
 from grm_jax.models.splash import block_size, splash_attend
 from grm_jax.models.table import abstract_params
@@ -106,7 +106,7 @@ def test_shard_map_counts_every_device():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_train_step_of_the_model(remat):
-    cfg = Gemma2Config(
+    cfg = ModelConfig(
         vocab_size=50,
         d_model=16,
         n_layers=4,
@@ -173,7 +173,7 @@ def test_splash_counts_the_blocks_that_its_mask_leaves(T, window):
 
 
 def test_forward_flops_by_hand():
-    cfg = Gemma2Config(
+    cfg = ModelConfig(
         vocab_size=50,
         d_model=16,
         n_layers=2,

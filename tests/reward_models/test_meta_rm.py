@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grm_jax.judgment.prompts import load_template, render_meta_prompt
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.reward_models.grm import Ask, judge
@@ -21,7 +21,7 @@ from grm_jax.reward_models.meta_rm import (
 from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, judgment, record
 
 TEMPLATE = load_template("tiny_meta")
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=64,
     d_model=16,
     n_layers=2,

@@ -5,7 +5,7 @@ else is asked for.
 import jax
 import pytest
 
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import shown_order
@@ -81,7 +81,7 @@ def test_a_prompt_that_no_bucket_holds_is_a_named_failure():
 
 
 def test_a_real_model_draws_the_same_row_whatever_else_is_asked():
-    cfg = Gemma2Config(
+    cfg = ModelConfig(
         vocab_size=TOKENIZER.vocab_size,
         d_model=16,
         n_layers=2,

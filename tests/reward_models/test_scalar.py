@@ -18,7 +18,7 @@ from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.pipeline import make_batches
 from grm_jax.data.world import make_records
 from grm_jax.judgment.records import Turn
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.table import SCALAR
@@ -29,7 +29,7 @@ from grm_jax.training.state import init_state
 from grm_jax.training.step import make_train_step, preference_loss
 from tests.reward_models.judge_cases import BOS, EOS, TOKENIZER, record
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=768,
     d_model=16,
     n_layers=2,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.sampling.logits import choose_tokens, inverse_cdf
@@ -27,7 +27,7 @@ from grm_jax.sampling.sampler import (
 from grm_jax.training.logprobs import token_logprobs_reference
 from tests.jaxprs import equations
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=62,
     d_model=24,
     n_layers=4,

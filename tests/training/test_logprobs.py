@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.training import logprobs
 from grm_jax.training.logprobs import (
@@ -19,7 +19,7 @@ from grm_jax.training.logprobs import (
 )
 from tests.jaxprs import equations
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=50,
     d_model=16,
     n_layers=1,

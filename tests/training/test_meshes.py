@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from grm_jax.losses.config import LossConfig
 from grm_jax.losses.grpo import grpo
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.placement import split_rows
@@ -32,7 +32,7 @@ from grm_jax.training.step import (
     rl_loss,
 )
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=48,
     d_model=16,
     n_layers=4,

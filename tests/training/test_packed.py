@@ -12,7 +12,7 @@ import pytest
 
 from grm_jax.data.packing import pack_examples
 from grm_jax.losses import LOSSES, LossConfig
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.lora import LoraConfig, init_adapters
@@ -40,7 +40,7 @@ from grm_jax.training.step import (
     rl_loss,
 )
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=48,
     d_model=16,
     n_layers=2,

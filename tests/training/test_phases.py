@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models.config import Gemma2Config, alternating
+from grm_jax.models.config import ModelConfig, alternating
 from grm_jax.models.flops import forward_flops
 from grm_jax.parallel.hardware import GPUS, TPUS, chip_of, peak_flops
 from grm_jax.sampling.engine import Counts
@@ -17,7 +17,7 @@ from grm_jax.training.goodput import Goodput
 from grm_jax.training.phases import Phases, Span, Trace, attribute, programs_compiled, trace_of
 from grm_jax.training.speed import Speed, engine_metrics, fit_work, rl_work
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=50,
     d_model=16,
     n_layers=2,

@@ -14,7 +14,7 @@ from grm_jax.losses.aggregation import token_mean
 from grm_jax.losses.config import LossConfig
 from grm_jax.losses.grpo import grpo
 from grm_jax.losses.policy import LossInputs
-from grm_jax.models import Gemma2Config, init_params
+from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import alternating
 from grm_jax.models.heads import init_scalar_params, scalar_logits
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
@@ -25,7 +25,7 @@ from grm_jax.training.settings import RlConfig
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_logprob_fn, make_train_step, meta_loss, rft_loss, rl_loss
 
-CFG = Gemma2Config(
+CFG = ModelConfig(
     vocab_size=32,
     d_model=16,
     n_layers=1,

@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 
 from grm_jax.models.attention import LAID, Packed, attend, attend_after, quantize, softcap
-from grm_jax.models.config import LOCAL, Gemma2Config, RopeScaling
+from grm_jax.models.config import LOCAL, ModelConfig, RopeScaling
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
 
@@ -78,7 +78,7 @@ class RMSNorm(nn.Module):
         return (x32 * (1.0 + scale_D if self.unit_offset else scale_D)).astype(x.dtype)
 
 
-def _norm(cfg: Gemma2Config, name: str) -> RMSNorm:
+def _norm(cfg: ModelConfig, name: str) -> RMSNorm:
     return RMSNorm(cfg.norm_eps, cfg.family.unit_offset, name=name)
 
 
@@ -108,9 +108,9 @@ def _linear(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, d
 
 
 class Attention(nn.Module):
-    """Computes grouped-query attention of one layer; `Gemma2.__call__` explains the arguments."""
+    """Computes grouped-query attention of one layer; `Decoder.__call__` explains the arguments."""
 
-    cfg: Gemma2Config
+    cfg: ModelConfig
     layer_type: str
 
     @nn.compact
@@ -181,7 +181,7 @@ _ACTIVATIONS = {
 class MLP(nn.Module):
     """Computes a gated MLP: GeGLU with tanh-approximate gelu, or SwiGLU."""
 
-    cfg: Gemma2Config
+    cfg: ModelConfig
 
     @nn.compact
     def __call__(self, x_BTD):
@@ -198,7 +198,7 @@ class Block(nn.Module):
     Pre-norm (and post-norm, if the family has it) around attention and MLP, then the residual.
     """
 
-    cfg: Gemma2Config
+    cfg: ModelConfig
     keep_kv: bool
 
     @nn.compact
@@ -237,10 +237,10 @@ class Block(nn.Module):
 _REMAT = {"full": None, "dots": jax.checkpoint_policies.checkpoint_dots}
 
 
-class Gemma2(nn.Module):
-    """Decodes: `Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives hidden states."""
+class Decoder(nn.Module):
+    """Decodes: `Decoder(cfg).apply({"params": params}, tokens_BT, pos_BT)` gives hidden states."""
 
-    cfg: Gemma2Config
+    cfg: ModelConfig
 
     @nn.compact
     def __call__(
@@ -311,7 +311,7 @@ class Gemma2(nn.Module):
         return hidden_BTD, {"kv": kv, "suffix": suffix}
 
 
-def cast_weights(params: dict, cfg: Gemma2Config) -> dict:
+def cast_weights(params: dict, cfg: ModelConfig) -> dict:
     """Casts parameters as a forward pass does: to cfg.dtype, but for the scales of norms.
 
     Every use casts them so. Done once before a loop, the loop reads nothing wider; the results are
@@ -333,7 +333,7 @@ def without_head(params: dict) -> dict:
 
 
 @jax.named_scope("vocabulary")
-def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Array:
+def lm_logits(params: dict, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Array:
     """Returns logits_BTV of the head in float32, with the final softcap.
 
     Training and sampling must both include the softcap.
@@ -343,10 +343,10 @@ def lm_logits(params: dict, cfg: Gemma2Config, hidden_BTD: jax.Array) -> jax.Arr
     return softcap(logits, cfg.final_softcap)
 
 
-def init_params(cfg: Gemma2Config, key: jax.Array) -> dict:
+def init_params(cfg: ModelConfig, key: jax.Array) -> dict:
     """Draws float32 parameters: normal with std fan_in**-0.5, norms that scale by 1, no biases."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(Gemma2(cfg).init)(key, tokens, tokens)["params"]
+    params = jax.jit(Decoder(cfg).init)(key, tokens, tokens)["params"]
     if cfg.tied_head:
         return params
     shape = (cfg.vocab_size, cfg.d_model)

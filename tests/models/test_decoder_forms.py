@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grm_jax.models import Gemma2
+from grm_jax.models import Decoder
 from grm_jax.models.attention import attend, attend_after, lay, quantize
 from grm_jax.models.config import LOCAL
 from grm_jax.models.heads import init_scalar_params, scalar_logits
@@ -77,7 +77,7 @@ def test_remat_policies_give_the_same_gradients():
 
     def gradient(cfg):
         def loss(params):
-            hidden_BTD, _ = Gemma2(cfg).apply({"params": params}, tokens_BT, pos_BT)
+            hidden_BTD, _ = Decoder(cfg).apply({"params": params}, tokens_BT, pos_BT)
             return jnp.sum(jnp.sin(3.0 * hidden_BTD) * (pos_BT >= 0)[..., None])
 
         return quick_jit(jax.grad(loss))(params)
@@ -202,7 +202,7 @@ def test_prefix_kept_from_one_call_equals_one_long_call():
     prompt_1P = rng.integers(3, BASE.vocab_size, (1, P))
     completion_BC = rng.integers(3, BASE.vocab_size, (fold, C))
     params = {"params": random_params(BASE)}
-    apply = quick_jit(Gemma2(BASE).apply, static_argnames="keep_kv")
+    apply = quick_jit(Decoder(BASE).apply, static_argnames="keep_kv")
     _, extra = apply(params, prompt_1P, np.arange(P)[None], keep_kv=True)
     pos_BC = np.broadcast_to(np.arange(P, P + C), (fold, C))
     split, _ = apply(params, completion_BC, pos_BC, prefix=extra["kv"])
