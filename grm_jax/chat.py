@@ -37,6 +37,8 @@ _FAULTS = (
     ValueError,
 )
 Turns = Sequence[tuple[str, str]]  # (role, content), oldest first
+# what grm.json calls the format of a folder: one of the two below, or the folder's own template
+BUILT_IN_CHAT, OWN_CHAT = "gemma", "template"
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
 # Gemma's turns and no turns at all, as `Tokenizer.chat` and `Tokenizer.chat_prompt` write them

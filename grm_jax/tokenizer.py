@@ -165,6 +165,11 @@ class Tokenizer:
         return ids
 
 
+def sentencepiece_class(tokenizer: Tokenizer) -> str:
+    """Names transformers' class that reads a SentencePiece model as this tokenizer cuts text."""
+    return "GemmaTokenizer" if tokenizer.text_prefix == "" else "LlamaTokenizer"
+
+
 def load_tokenizer(path: str | os.PathLike, switches: Mapping[str, Any] | None = None) -> Tokenizer:
     """Reads a tokenizer: a folder or file, of Hugging Face (tokenizer.json) or SentencePiece.
 

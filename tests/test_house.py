@@ -4,6 +4,7 @@ lines of docstrings.
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -128,3 +129,48 @@ def test_first_line_of_a_docstring_is_a_sentence(path):
             if not first.endswith((".", ":", "?")) or (rest and rest[0]):
                 broken.append(f"{getattr(node, 'name', 'module')}: {first}")
     assert broken == [], "one sentence on the first line, then a blank line, then the rest"
+
+
+FAMILY = re.compile(r"(gemma|llama|mistral|qwen|smollm)", re.IGNORECASE)
+OF_FAMILIES = ("models", "tokenizer", "chat")
+# what others call a thing of theirs, in files of their making
+OTHERS_NAMES = {
+    "checkpoint/gguf.py": {"llama", "llama-bpe", "qwen2", "smollm"},  # of llama.cpp's tokenizers
+    "benchmarks/realmistake.py": {"llama2", "Llama 2 70B"},  # whose errors its splits hold
+}
+
+
+def names_and_texts(tree: ast.AST) -> list[str]:
+    """All identifiers, and all strings that are no docstring."""
+    scopes = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, scopes) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [node.value] if id(node) not in docstrings else []
+        for field in ("id", "attr", "arg", "name", "module", "asname"):
+            value = getattr(node, field, None)
+            found += [value] if isinstance(value, str) else []
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_file_names_a_family_but_those_of_models_tokenizer_and_chat(path):
+    if room_of(path) in OF_FAMILIES:
+        return
+    named = set()
+    for text in names_and_texts(ast.parse(path.read_text())):
+        for other in ("llama.cpp", *sorted(OTHERS_NAMES.get(name_of(path), ()), key=len)[::-1]):
+            text = text.replace(other, "")
+        named |= {text} if FAMILY.search(text) else set()
+    assert named == set(), "what a family has belongs in models/, its chat in chat.py"
+
+
+def test_the_rule_on_families_sees_identifiers_and_texts_alone():
+    code = '"""Of Gemma."""\nimport a.llama as b\nx = "qwen2"  # Mistral\ndef f(gemma): x.Qwen\n'
+    found = [text for text in names_and_texts(ast.parse(code)) if FAMILY.search(text)]
+    assert sorted(found) == ["Qwen", "a.llama", "gemma", "qwen2"]

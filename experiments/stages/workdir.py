@@ -39,6 +39,7 @@ from experiments.stages import inputs as inputs_module
 from experiments.stages import reuse
 from experiments.stages.inputs import Inputs, counts, digest, load_inputs, write_inputs
 from grm_jax import locks
+from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.compile_cache import enable_compile_cache
@@ -348,7 +349,7 @@ def _description(run: Run, kind: str, **described) -> Description:
         answer=run.config.answer,
         lengths={"prompt": lengths.prompt, "completion": lengths.completion},
         temperature=run.config.eval.get("temperature"),
-        chat="gemma" if run.tokenizer.template is None else "template",
+        chat=BUILT_IN_CHAT if run.tokenizer.template is None else OWN_CHAT,
         chat_args=config_flags.section(run.config, "tokenizer").chat_args,
         **described,
     )

@@ -4,9 +4,7 @@ The weights are dequantized, so that they are what llama.cpp computes with, and 
 under transformers' names. The tokenizer is rebuilt from the file: a SentencePiece model of its
 pieces and scores, or byte-level BPE of its merges; the chat template comes along.
 
-What differs from transformers' layout: in models of the Llama architecture the rows of queries and
-keys alternate between the halves of each head that RoPE turns against each other, and the norms of
-Gemma hold 1 + scale.
+Which architectures there are, and how they lie in a file: `grm_jax.models.gguf`.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -34,91 +32,14 @@ from grm_jax.checkpoint.huggingface import (
 )
 from grm_jax.checkpoint.tokenizer_files import CHAT, write_tokenizer
 from grm_jax.json_files import file_looks_like, shown
+from grm_jax.models.gguf import ARCHITECTURES, ROPE_DIVISORS, as_transformers_has_it, config_of
+from grm_jax.models.gguf import tensors as weights
+from grm_jax.models.hf_config import to_hf_dict
 from grm_jax.progress import byte_progress
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_BYTES = 5 * 2**30
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of tokens, here as in SentencePiece
-
-_BLOCK = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-}
-_GEMMA3_BLOCK = _BLOCK | {
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_WHOLE = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-
-
-class Architecture(NamedTuple):
-    """Holds what a GGUF architecture is called, and where it differs.
-
-    block: names of a layer's tensors, theirs and transformers', without ".weight".
-    config: the metadata -> the fields of config.json that are the architecture's own.
-    """
-
-    block: Mapping[str, str]
-    config: Callable[[Mapping[str, Any]], dict[str, Any]]
-    alternating_rows: bool = False  # of queries and keys
-    norms_from_one: bool = False
-
-
-def _llama(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_theta": _short(fields.get("rope.freq_base", 10_000.0)),
-    }
-
-
-def _gemma3(fields: Mapping[str, Any]) -> dict[str, Any]:
-    n_layers, width = fields["block_count"], fields["embedding_length"]
-    head_dim = fields["attention.key_length"]
-    # the 27B scales its queries by its width, the others by the width of a head
-    queries = width // fields["attention.head_count"] if n_layers == 62 else head_dim
-    factor = fields.get("rope.scaling.factor")
-    linear = {"rope_type": "linear", "factor": _short(factor or 1.0)}
-    return {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
-        "query_pre_attn_scalar": queries,
-        "sliding_window": fields["attention.sliding_window"],
-        "layer_types": [
-            "full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(n_layers)
-        ],
-        "rope_theta": _short(fields.get("rope.freq_base", 1_000_000.0)),
-        "rope_local_base_freq": 10_000.0,
-        "rope_scaling": None if factor is None else linear,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-    }
-
-
-ARCHITECTURES = {
-    "llama": Architecture(
-        _BLOCK | {"ffn_norm": "post_attention_layernorm"}, _llama, alternating_rows=True
-    ),
-    "gemma3": Architecture(_GEMMA3_BLOCK, _gemma3, norms_from_one=True),
-}
 
 
 def import_gguf(
@@ -143,63 +64,36 @@ def import_gguf(
             f"{file}: architecture {shown(name)}; expected one of {', '.join(ARCHITECTURES)}"
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    divisors = tensors.pop(ROPE_DIVISORS, None)
     try:
-        config = config_of(metadata, tied="output.weight" not in tensors)
-    except KeyError as error:
-        raise ValueError(f"{file}: field {error}: missing") from error
-    wanted = _tensors(ARCHITECTURES[name], config)
+        cfg = config_of(
+            metadata,
+            tied="output.weight" not in tensors,
+            divisors=None if divisors is None else _dequantized(divisors),
+        )
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    wanted = weights(cfg)
     _check(file, tensors, wanted)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    config |= _write_tokenizer(file, metadata, partial, config["max_position_embeddings"])
+    config = to_hf_dict(cfg) | _write_tokenizer(file, metadata, partial, cfg.max_positions)
     (partial / "config.json").write_text(
         json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
     )
-    _write_weights(file, tensors, wanted, config, ARCHITECTURES[name], partial, DTYPES[dtype])
+
+    def read(source: str) -> np.ndarray:
+        array = as_transformers_has_it(_dequantized(tensors[source]), source, cfg, name)
+        if not np.isfinite(array).all():
+            raise ValueError(f"{file}: {source} holds NaN or infinity; expected finite numbers")
+        return array
+
+    _write_weights(file.name, read, wanted, partial, DTYPES[dtype])
     if folder.exists():
         folder.rmdir()
     partial.rename(folder)
     return folder
-
-
-def config_of(metadata: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-    """Makes the config.json of a file's metadata; tied: whether it has no output matrix.
-
-    Raises KeyError, with the name, for a field that is missing.
-    """
-    name = metadata["general.architecture"]
-    prefix = f"{name}."
-    fields = _Fields(
-        {key.removeprefix(prefix): value for key, value in metadata.items() if prefix in key},
-        prefix,
-    )
-    heads, width = fields["attention.head_count"], fields["embedding_length"]
-    return {
-        **ARCHITECTURES[name].config(fields),
-        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
-        "hidden_size": width,
-        "intermediate_size": fields["feed_forward_length"],
-        "num_hidden_layers": fields["block_count"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": fields.get("attention.head_count_kv", heads),
-        "head_dim": fields.get("attention.key_length", width // heads),
-        "max_position_embeddings": fields["context_length"],
-        "rms_norm_eps": _short(fields["attention.layer_norm_rms_epsilon"]),
-        "tie_word_embeddings": tied,
-        "attention_dropout": 0.0,
-    }
-
-
-class _Fields(dict):
-    """The fields of an architecture; a missing one is named as the file has it."""
-
-    def __init__(self, fields: Mapping[str, Any], prefix: str):
-        super().__init__(fields)
-        self.prefix = prefix
-
-    def __missing__(self, key: str) -> Any:
-        raise KeyError(self.prefix + key)
 
 
 def _open(file: pathlib.Path) -> Any:
@@ -224,39 +118,6 @@ def _metadata(reader: Any) -> dict[str, Any]:
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
-def _short(value: float) -> float:
-    """The shortest decimal of a float32: 1e-05 and not 9.99e-06."""
-    return float(str(np.float32(value)))
-
-
-def _tensors(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, tuple[str, tuple]]:
-    """{name in the file: (name in the folder, shape)} of all weights of a config."""
-    width, hidden, head = (config[n] for n in ("hidden_size", "intermediate_size", "head_dim"))
-    queries, keys = (config[f"num_{n}_heads"] * head for n in ("attention", "key_value"))
-    shapes = {
-        "attn_q": (queries, width),
-        "attn_k": (keys, width),
-        "attn_v": (keys, width),
-        "attn_output": (width, queries),
-        "ffn_gate": (hidden, width),
-        "ffn_up": (hidden, width),
-        "ffn_down": (width, hidden),
-        "attn_q_norm": (head,),
-        "attn_k_norm": (head,),
-    }
-    table = (config["vocab_size"], width)
-    wanted = {
-        name: (target, (width,) if "norm" in name else table)
-        for name, target in _WHOLE.items()
-        if name != "output.weight" or not config["tie_word_embeddings"]
-    }
-    for i in range(config["num_hidden_layers"]):
-        for name, target in architecture.block.items():
-            whole = f"model.layers.{i}.{target}.weight"
-            wanted[f"blk.{i}.{name}.weight"] = (whole, shapes.get(name, (width,)))
-    return wanted
-
-
 def _check(file: pathlib.Path, tensors: Mapping[str, Any], wanted: Mapping[str, tuple]) -> None:
     missing, unexpected = [*(wanted.keys() - tensors)], [*(tensors.keys() - wanted)]
     for names, what in ((missing, "missing"), (unexpected, "unexpected")):
@@ -268,31 +129,17 @@ def _check(file: pathlib.Path, tensors: Mapping[str, Any], wanted: Mapping[str, 
             raise ValueError(f"{file}: {name} has shape {found}; its metadata ask for {shape}")
 
 
-def _array(
-    file: pathlib.Path, tensor: Any, config: Mapping[str, Any], architecture: Architecture
-) -> np.ndarray:
-    """A tensor as transformers has it, float32."""
+def _dequantized(tensor: Any) -> np.ndarray:
+    """A tensor as it lies in the file, float32."""
     import gguf
 
-    array = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-    part = tensor.name.split(".")[-2]
-    if architecture.alternating_rows and part in ("attn_q", "attn_k"):
-        rows, columns = array.shape
-        heads = rows // config["head_dim"]
-        array = array.reshape(heads, -1, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-    if architecture.norms_from_one and part.endswith("norm"):
-        array = array - 1
-    if not np.isfinite(array).all():
-        raise ValueError(f"{file}: {tensor.name} holds NaN or infinity; expected finite numbers")
-    return array
+    return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
 
 
 def _write_weights(
-    file: pathlib.Path,
-    tensors: Mapping[str, Any],
+    label: str,
+    read: Callable[[str], np.ndarray],
     wanted: Mapping[str, tuple[str, tuple]],
-    config: Mapping[str, Any],
-    architecture: Architecture,
     folder: pathlib.Path,
     dtype: np.dtype,
 ) -> None:
@@ -303,10 +150,9 @@ def _write_weights(
     for number, shard in enumerate(shards, 1):
         name = shard_name(number, len(shards))
         arrays = {}
-        with byte_progress(f"read {file.name}", sum(n_bytes for _, n_bytes in shard)) as advance:
+        with byte_progress(f"read {label}", sum(n_bytes for _, n_bytes in shard)) as advance:
             for source, n_bytes in shard:
-                array = _array(file, tensors[source], config, architecture).astype(dtype)
-                arrays[wanted[source][0]] = np.ascontiguousarray(array)
+                arrays[wanted[source][0]] = np.ascontiguousarray(read(source).astype(dtype))
                 weight_map[wanted[source][0]] = name
                 advance(n_bytes)
         write_safetensors(arrays, folder / name)

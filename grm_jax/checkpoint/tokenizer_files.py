@@ -24,7 +24,14 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from grm_jax.json_files import read_object
-from grm_jax.tokenizer import END_OF_TURN, START_OF_TURN, Tokenizer, find_tokenizer, load_tokenizer
+from grm_jax.tokenizer import (
+    END_OF_TURN,
+    START_OF_TURN,
+    Tokenizer,
+    find_tokenizer,
+    load_tokenizer,
+    sentencepiece_class,
+)
 
 log = logging.getLogger(__name__)
 CONFIG, CHAT = "tokenizer_config.json", "chat_template.jinja"
@@ -130,8 +137,7 @@ def _converted(file: pathlib.Path, tokenizer: Tokenizer) -> tokenizers.Tokenizer
     """
     import transformers  # takes a second
 
-    plain = tokenizer.text_prefix == ""
-    kind = transformers.GemmaTokenizer if plain else transformers.LlamaTokenizer
+    kind = getattr(transformers, sentencepiece_class(tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(file, pathlib.Path(folder) / "tokenizer.model")
         library = kind.from_pretrained(folder).backend_tokenizer

@@ -32,7 +32,7 @@ _MARK = re.compile(
     | ◁ (?P<kimi_end> /? ) (?P<kimi> think ) ▷
     | <\| (?: start | (?P<command_end> end ) ) _ (?P<command> thinking ) \|>
     | <\| (?: begin | (?P<sky_end> end ) ) _of_ (?P<sky> thought ) \|>
-    | (?P<gemma> <\|channel> | (?P<gemma_end> <channel\|> ) )
+    | (?P<channel> <\|channel> | (?P<channel_end> <channel\|> ) )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -104,8 +104,8 @@ def _blocks(text: str) -> list[Span]:
     spans: list[Span] = []
     kind, depth, opened = None, 0, 0
     for mark in _meant(_MARK, text):
-        name = next(n for n in ("tag", "square", "kimi", "command", "sky", "gemma") if mark[n])
-        of_kind = (name, "" if name == "gemma" else mark[name].lower())
+        name = next(n for n in ("tag", "square", "kimi", "command", "sky", "channel") if mark[n])
+        of_kind = (name, "" if name == "channel" else mark[name].lower())
         closes = bool(mark[f"{name}_end"])
         if depth == 0 and closes:
             spans = [(0, mark.end())]

@@ -295,3 +295,6 @@ GEMMA2_27B = ModelConfig(
     layer_types=alternating(46),
     query_pre_attn_scalar=144.0,
 )
+# by their names on the hub, without the organization; <eos> and <end_of_turn> end their text
+PUBLISHED = {"gemma-2-2b": GEMMA2_2B, "gemma-2-9b": GEMMA2_9B, "gemma-2-27b": GEMMA2_27B}
+PUBLISHED_STOP_IDS = (1, 107)

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.data.packing import SLOT_TOKENS
-from grm_jax.models.config import GEMMA2_2B, GEMMA2_9B, GEMMA2_27B, ModelConfig
+from grm_jax.models.config import PUBLISHED, PUBLISHED_STOP_IDS, ModelConfig
 from grm_jax.models.flops import forward_flops
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, start_adapters
@@ -58,7 +58,6 @@ from grm_jax.training.step import (
     rft_loss,
 )
 
-PUBLISHED = {"gemma-2-2b": GEMMA2_2B, "gemma-2-9b": GEMMA2_9B, "gemma-2-27b": GEMMA2_27B}
 NAMES = (
     "rft_step",
     "rl_step",
@@ -90,7 +89,7 @@ class Job:
     meta: FitConfig
     general_fraction: float = 0.0  # share of general data in a batch of RFT
     row_lengths: tuple[int, ...] = ()  # of packed rows; (): nothing is packed
-    stop_ids: tuple[int, ...] = (1, 107)  # Gemma's <eos>, <end_of_turn>
+    stop_ids: tuple[int, ...] = PUBLISHED_STOP_IDS
     platform: str = "tpu"
 
     @property

@@ -43,6 +43,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
 
+from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT
 from grm_jax.json_files import cut, read_object, shown
 from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.prompts import Template, template_from_files
@@ -51,7 +52,7 @@ from grm_jax.settings import POSITIVE, SettingsError, check, one_of
 FILE = "grm.json"
 KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
 ROLES = ("pointwise", "single", "judge", "meta")
-CHATS = ("gemma", "template")
+CHATS = (BUILT_IN_CHAT, OWN_CHAT)
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
 TINY_BASE = ASSETS / "tiny_base"
 # "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
@@ -82,7 +83,7 @@ class Description:
     kind: str
     templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
     answer: str = "scores"
-    chat: str = "gemma"
+    chat: str = BUILT_IN_CHAT
     chat_args: Mapping[str, Any] | None = None
     lengths: Mapping[str, int] | None = None
     temperature: float | None = None

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from grm_jax.chat import read_chat_template
+from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.judgment.parsing import ANSWERS, score_span
 from grm_jax.judgment.prompts import Template, load_template
@@ -249,7 +249,7 @@ class _Folder(NamedTuple):
     @property
     def identity(self) -> dict:
         own = read_chat_template(self.path, self.chat_args)
-        chat = "gemma" if own is None else dataclasses.asdict(own) | {"source": None}
+        chat = BUILT_IN_CHAT if own is None else dataclasses.asdict(own) | {"source": None}
         return content_digest(self.path) | {"chat": chat}
 
     @property

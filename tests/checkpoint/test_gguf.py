@@ -2,11 +2,13 @@
 two published models where GRM_JAX_GGUF names the folder that they lie in.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import sentencepiece
@@ -14,8 +16,14 @@ import tokenizers
 from safetensors.numpy import load_file
 
 from grm_jax.checkpoint.gguf import PRE_TOKENIZERS, import_gguf
+from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.models.config import GLOBAL, LOCAL, RopeScaling, from_sizes
+from grm_jax.models.decoder import rope_frequencies
+from grm_jax.models.gguf import scaling_of
+from grm_jax.models.hf_config import load_config
 from grm_jax.tokenizer import load_tokenizer
 from tests.chat_formats import CHATML, FORMATS, TEXTS
+from tests.models.gemma2_cases import inputs, logits_of, random_params
 
 gguf = pytest.importorskip("gguf")
 HERE = pathlib.Path(__file__).parent
@@ -202,6 +210,132 @@ def test_a_gemma3_file_becomes_a_folder(tmp_path):
     assert tokenizer.stop_ids == (1, model.piece_to_id("<end_of_turn>"))
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "gemma3_text" and config["eos_token_id"] == [1, 5]
+
+
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+SIZES = dict(d_model=WIDTH, n_layers=3, n_heads=HEADS, n_kv_heads=KEYS, head_dim=HEAD, d_ff=HIDDEN)
+# as a config may be of the GGUF architecture
+ROUND_TRIPS = {
+    "llama3, untied": (
+        "llama",
+        dict(
+            model_type="llama",
+            head_dim=64,
+            rope_theta=500_000.0,
+            rope_scaling=LLAMA3,
+            tied_head=False,
+        ),
+    ),
+    "mistral, as llama": ("llama", dict(model_type="mistral", sliding_window=None, norm_eps=1e-5)),
+    "qwen2": ("qwen2", dict(model_type="qwen2", rope_theta=1e6, tied_head=True)),
+    "qwen3, linear": (
+        "qwen3",
+        dict(model_type="qwen3", head_dim=24, rope_scaling=RopeScaling("linear", 2.5)),
+    ),
+    "gemma2": ("gemma2", dict(model_type="gemma2", sliding_window=7, query_pre_attn_scalar=16.0)),
+    "gemma3": (
+        "gemma3",
+        dict(
+            model_type="gemma3_text",
+            n_layers=7,
+            layer_types=(LOCAL,) * 5 + (GLOBAL, LOCAL),
+            sliding_window=7,
+            query_pre_attn_scalar=16.0,
+            rope_scaling=RopeScaling("linear", 8.0),
+        ),
+    ),
+}
+
+
+def convert(path, folder, architecture, tokenizer, dtype):
+    """Writes a folder as llama.cpp's converter does: names by the package's own map, rows of
+    queries and keys by the converter's own words, matrices in dtype and vectors in float32.
+    """
+    hf = json.loads((folder / "config.json").read_text())
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(hf["num_hidden_layers"])
+    writer.add_context_length(hf["max_position_embeddings"])
+    writer.add_embedding_length(hf["hidden_size"])
+    writer.add_feed_forward_length(hf["intermediate_size"])
+    writer.add_head_count(hf["num_attention_heads"])
+    writer.add_head_count_kv(hf["num_key_value_heads"])
+    writer.add_key_length(hf["head_dim"])
+    writer.add_layer_norm_rms_eps(hf["rms_norm_eps"])
+    writer.add_rope_freq_base(hf["rope_theta"])
+    if "gemma" in architecture:
+        writer.add_sliding_window(hf["sliding_window"])
+    if hf.get("attn_logit_softcapping"):
+        writer.add_attn_logit_softcapping(hf["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(hf["final_logit_softcapping"])
+    scaling = hf.get("rope_scaling") or {}
+    if scaling.get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling.get("rope_type") == "llama3":
+        half = hf["head_dim"] // 2
+        plain = rope_frequencies(half, hf["rope_theta"])
+        scaled = rope_frequencies(half, hf["rope_theta"], LLAMA3)
+        writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
+    tokenizer(writer)
+    by_name = {arch: number for number, arch in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(by_name[architecture], hf["num_hidden_layers"])
+    for name, array in load_file(folder / "model.safetensors").items():
+        array = array.astype(np.float32)
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = hf["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+            half = array.shape[0] // heads // 2
+            array = array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
+        if "gemma" in architecture and name.endswith("norm.weight"):
+            array = array + 1
+        kind = dtype if array.ndim == 2 else np.float32
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), array.astype(kind))
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    return path
+
+
+@pytest.mark.parametrize("case", ROUND_TRIPS)
+def test_every_architecture_comes_back_as_it_was_converted(tmp_path, case):
+    architecture, sizes = ROUND_TRIPS[case]
+    dtype = np.float16 if case in ("qwen2", "gemma3") else np.float32
+    _, vocab_size, add = trained_bpe("qwen2")
+    cfg = from_sizes(SIZES | sizes, vocab_size)
+    params = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), random_params(cfg))
+    save_folder(tmp_path / "source", params, cfg)
+    file = convert(tmp_path / "m.gguf", tmp_path / "source", architecture, add, dtype)
+    folder = import_gguf(file, tmp_path / "m")
+    back = load_config(folder)
+    # llama.cpp knows a Mistral without a window as a Llama
+    same = {"model_type": back.model_type, "sliding_window": back.sliding_window}
+    assert back == dataclasses.replace(cfg, **same)
+    assert (back.model_type == cfg.model_type) == (case != "mistral, as llama")
+    for name, array in load_file(tmp_path / "source/model.safetensors").items():
+        found = load_file(folder / "model.safetensors")[name]
+        np.testing.assert_allclose(found, array, atol=2e-7, rtol=0, err_msg=name)
+    expected = logits_of(params, cfg, *inputs(cfg))
+    found = logits_of(load_params(folder, back), back, *inputs(cfg))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "half, theta, scaling",
+    [
+        (64, 5e5, LLAMA3),
+        (32, 5e5, RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)),
+        (32, 1e4, RopeScaling("llama3", 4.0, 1.0, 2.5, 300)),
+        (16, 1e4, None),
+    ],
+)
+def test_a_scaling_is_found_in_its_divisors(half, theta, scaling):
+    divisors = rope_frequencies(half, theta) / rope_frequencies(half, theta, scaling)
+    assert scaling_of(divisors, theta) == scaling
+
+
+def test_divisors_of_no_known_scaling_are_refused():
+    with pytest.raises(ValueError, match="rope_freqs.weight: no scaling of the kind 'llama3'"):
+        scaling_of(np.linspace(1, 4, 32), 1e4)
+    with pytest.raises(ValueError, match="rope_freqs.weight: no scaling"):
+        scaling_of(np.full(32, 0.5), 1e4)
 
 
 @pytest.mark.parametrize("before", PRE_TOKENIZERS)
