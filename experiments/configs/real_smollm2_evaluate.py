@@ -1,0 +1,45 @@
+"""python -m experiments.evaluate --config=experiments/configs/real_smollm2_evaluate.py \\
+    --workdir=runs/real/evaluate
+
+What the runs of `real_smollm2.py` and its neighbors have made, on text that none of them saw: the
+base, the cold start, RFT, the GRM with its Meta RM, Bradley-Terry, length and chance.
+
+Hardware: 2 CPU cores.
+Result: docs/real_text.md.
+"""
+
+import ml_collections
+
+from experiments.configs import evaluate, real_smollm2_cold
+from experiments.configs import real_smollm2 as real
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config, trained = evaluate.get_config(), real.get_config()
+    spct = f"{real.RUNS}/spct/models"
+    grm = {"kind": "pointwise_grm"}
+    config.systems = (
+        {"name": "length-only", "kind": "length"},
+        {"name": "random", "kind": "random"},
+        {
+            "name": "Bradley-Terry",
+            "kind": "bradley_terry",
+            "path": f"{real.RUNS}/bradley_terry/models/bradley_terry",
+        },
+        grm | {"name": "GRM", "path": f"{spct}/grm", "meta": f"{spct}/meta"},
+        grm | {"name": "RFT", "path": f"{spct}/rft"},
+        grm | {"name": "cold start", "path": f"{real.RUNS}/cold/models/rft"},
+        grm | {"name": "base", "path": real_smollm2_cold.BASE},
+    )
+    config.benchmarks = tuple(
+        {"kind": "records", "name": split, "path": f"{real.DATA}/test/{split}.jsonl"}
+        for split in real.TESTS
+    )
+    for field in ("ks", "temperature", "swap", "samples_per_order"):
+        config.eval[field] = trained.eval[field]
+    config.model.update(dtype="float32", scan_layers=trained.model.scan_layers)
+    for section in ("mesh", "lengths", "sampling"):
+        config[section] = trained[section]
+    for role in ("pointwise", "single", "meta"):
+        config.templates[role] = trained.templates[role]
+    return config

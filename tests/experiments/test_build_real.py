@@ -1,0 +1,248 @@
+"""The records of real text: gold that a second program finds too, no prompt on both sides, and the
+same files every time. The answers are fabricated here; a real model draws them for the preset.
+"""
+
+import json
+import random
+import re
+
+import pytest
+
+from experiments.build_real import __main__ as build_real
+from experiments.build_real import draw, questions
+from experiments.build_real.constraints import FOREIGN, TEST_KINDS, TRAIN_KINDS
+from grm_jax.benchmarks import load_benchmark
+from grm_jax.judgment.parsing import read_answer
+from grm_jax.judgment.records import Record, Turn, read_records
+from grm_jax.judgment.rules import is_correct
+
+NOUNS = """quiet river stone bright garden people morning silver music market happy small wonder
+story travel green winter little friend careful""".split()
+
+
+def fabricated(topics, each):
+    rng = random.Random(topics[0])
+
+    def text():
+        parts = [["They", *rng.sample(NOUNS, rng.randint(4, 9))] for _ in range(rng.randint(1, 3))]
+        return " ".join(" ".join(part) + "." for part in parts)
+
+    return {key: [text() for _ in range(4)] for key in questions.questions(topics, each)}
+
+
+def published():
+    """Pairs as the published sets have them, some requests in two sets."""
+    return {
+        name: [
+            Record(
+                f"{name}/{i}", (Turn("user", f"How much is {i} and {i}?"),), ("a", "b"), (1.0, 0.0)
+            )
+            for i in range(30)
+        ]
+        for name in build_real.PUBLISHED
+        if name not in ("llmbar", "rmb")
+    } | {
+        name: [
+            Record(f"{name}/{i}", (Turn("user", f"Is {i} a {name}?"),), ("a", "b"), (1.0, 0.0))
+            for i in range(5)
+        ]
+        for name in ("llmbar", "rmb")
+    }
+
+
+def answered():
+    return (
+        fabricated(questions.TRAIN_TOPICS[:40], build_real.EACH_TRAIN_TOPIC),
+        fabricated(questions.TEST_TOPICS[:20], build_real.EACH_TEST_TOPIC),
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("real")
+    build_real.build(*answered(), published(), out, seed=0)
+    return out
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_files_are_a_function_of_the_seed(built, tmp_path):
+    for seed, same in ((0, True), (1, False)):
+        out = tmp_path / str(seed)
+        build_real.build(*answered(), published(), out, seed)
+        files = sorted(path.relative_to(built) for path in built.rglob("*.jsonl"))
+        assert len(files) == 3 + len(build_real.TESTS)
+        equal = [(out / file).read_bytes() == (built / file).read_bytes() for file in files]
+        assert all(equal) if same else not all(equal)
+
+
+def quoted(request):
+    return re.findall(r'"([^"]*)"', request)
+
+
+# a second program: {how the request says it: (request, response) -> whether the response does it}
+ORACLE = {
+    r'Use the word "': lambda q, r: has(r, re.search(r'Use the word "(\w+)"', q)[1]),
+    r'Do not use the word "': lambda q, r: (
+        not has(r, re.search(r'Do not use the word "(\w+)"', q)[1])
+    ),
+    r'Begin with the word "': lambda q, r: r.lower().startswith(
+        re.search(r'Begin with the word "(\w+)"', q)[1].lower() + ","
+    ),
+    r'End with the sentence "': lambda q, r: r.lower().endswith(
+        re.search(r'End with the sentence "([^"]*)"', q)[1].lower()
+    ),
+    r"Write in capital letters only": lambda q, r: not re.search("[a-z]", r),
+    r"Answer with a numbered list": lambda q, r: (
+        [line.split(".")[0] for line in r.split("\n")]
+        == [str(i + 1) for i in range(int(re.search(r"exactly (\d)", q)[1]))]
+    ),
+    r"Answer in JSON": lambda q, r: is_json(r, re.search(r'one key "(\w+)"', q)[1]),
+    r"Write exactly": lambda q, r: (
+        r.count(".") == {"one": 1, "two": 2, "three": 3}[re.search(r"exactly (\w+) ", q)[1]]
+    ),
+    r"Use at most": lambda q, r: len(r.split(" ")) <= int(re.search(r"at most (\d+)", q)[1]),
+    r"Answer in (Spanish|French|German)": lambda q, r: (
+        r.split(". ")[0].rstrip(".") + "."
+        in FOREIGN[re.search(r"Answer in (Spanish|French|German)", q)[1]]
+    ),
+    r'Mention "': lambda q, r: in_order(r.lower(), *re.findall(r'"(\w+)"', q)),
+    r"Write in small letters": lambda q, r: not re.search("[A-Z]", r),
+    r"End with a question": lambda q, r: r.endswith("?"),
+    r"Put the whole answer into": lambda q, r: r.startswith('"') and r.endswith('"'),
+    r"Write every sentence on a line": lambda q, r: r.count("* ") == r.count(".") > 0,
+}
+
+
+def has(text, word):
+    return re.search(rf"\b{word}\b", text, re.IGNORECASE) is not None
+
+
+def is_json(text, key):
+    return text.startswith(f'{{"{key}": "') and text.endswith('"}')
+
+
+def in_order(text, a, b):
+    return a in text and b in text and text.index(a) < text.index(b)
+
+
+def test_a_second_program_finds_the_same_gold(built):
+    kinds = set()
+    records = [
+        record
+        for file in ("train", "test/constraints", "test/new_kinds")
+        for record in read_records(built / f"{file}.jsonl")
+        if "kinds" in record.metadata
+    ]
+    for record in records:
+        request, asked = record.conversation[0].content, record.metadata["kinds"]
+        oracles = [check for words, check in ORACLE.items() if re.search(words, request)]
+        assert len(oracles) == len(asked), request
+        found = [
+            sum(bool(check(request, response)) for check in oracles)
+            for response in record.responses
+        ]
+        assert found == list(record.rewards), (request, record.responses)
+        assert max(found) == len(asked) and found.count(max(found)) == 1
+        kinds |= set(asked)
+    assert kinds == TRAIN_KINDS.keys() | TEST_KINDS.keys()
+    assert {len(record.responses) for record in records} == {2, 3}
+    assert {len(record.metadata["kinds"]) for record in records} == {1, 2}
+
+
+def test_judgments_that_are_written_by_rule_are_right(built):
+    written = rows(built / "judgments.jsonl")
+    requests = {r.conversation[-1].content for r in read_records(built / "train.jsonl")}
+    assert len(written) > 100
+    for row in written:
+        shown = re.findall(r"^\[Response \d\] ", row["prompt"], re.MULTILINE)
+        request = re.search(r"^\[Request\] (.*)$", row["prompt"], re.MULTILINE)[1]
+        read = read_answer(row["completion"], range(len(shown)))
+        assert read["failure"] is None and read["principles"] and read["critique"]
+        assert sum(weight for _, weight in read["principles"]) == pytest.approx(1)
+        # the highest score is that of the one response without a "wrong"
+        lines = read["critique"].splitlines()
+        gold = [float("(wrong)" not in line) for line in lines]
+        assert len(lines) == len(shown) and is_correct(read["scores"], gold)
+        # and its topic is none of the records that are sampled
+        topic = next(t for t in questions.TRAIN_TOPICS if f" {t}" in request)
+        assert not any(f" {topic}" in other.split(".")[0].split("?")[0] for other in requests)
+
+
+def prompts(records):
+    """All that a user asked, without differences of case and space."""
+    return {
+        " ".join(turn.content.lower().split())
+        for record in records
+        for turn in record.conversation
+        if turn.role == "user"
+    }
+
+
+def assert_nothing_of_the_tests_is_trained_on(built):
+    trained = prompts(read_records(built / "train.jsonl"))
+    told = " ".join(
+        (row["prompt"] + row["completion"]).lower()
+        for name in ("judgments", "general")
+        for row in rows(built / f"{name}.jsonl")
+    )
+    told = " ".join(told.split())
+    for name in build_real.TESTS:
+        tested = read_records(built / "test" / f"{name}.jsonl")
+        # of a conversation of several turns the first one names it; later ones may be "Thanks."
+        first = prompts(Record(r.id, r.conversation[:1], ("",)) for r in tested)
+        assert tested and not first & trained, name
+        assert not [prompt for prompt in first if len(prompt) > 20 and prompt in told], name
+
+
+def test_no_prompt_is_on_both_sides(built):
+    assert_nothing_of_the_tests_is_trained_on(built)
+    sets = {record.id.split("/")[0] for record in read_records(built / "train.jsonl")}
+    assert sets == {"train", *build_real.TRAIN_PAIRS}  # neither RMB nor LLMBar
+
+
+def test_no_prompt_of_the_published_sets_is_on_both_sides(data_dir, tmp_path):
+    sets = {
+        name: load_benchmark(spec | {"path": str(data_dir / spec["path"])}).records
+        for name, spec in build_real.PUBLISHED.items()
+    }
+    build_real.build(*answered(), sets, tmp_path, seed=0)
+    assert_nothing_of_the_tests_is_trained_on(tmp_path)
+    counts = {
+        name: len(read_records(tmp_path / "test" / f"{name}.jsonl"))
+        for name in build_real.PUBLISHED
+    }
+    assert counts == {name: build_real.TESTS[name] for name in build_real.PUBLISHED}
+
+
+def test_what_is_drawn_stays_on_file(tmp_path, monkeypatch):
+    asked, calls = {"a/0": "Tell me about a.", "b/0": "Tell me about b."}, []
+
+    def drawn(folder, missing, samples, seed):
+        calls.append(list(missing))
+        for name in missing:
+            yield name, [f"{name} is one. It is two. It is thr", "no end"][:samples]
+
+    monkeypatch.setattr(draw, "_draw", drawn)
+    path = tmp_path / "answers.jsonl"
+    first = draw.answers(tmp_path, {"a/0": asked["a/0"]}, 2, 0, path)
+    both = draw.answers(tmp_path, asked, 2, 0, path)
+    again = draw.answers(tmp_path, asked, 2, 0, path)
+    assert calls == [["a/0"], ["b/0"]]
+    assert both == again == first | {"b/0": ["b/0 is one. It is two."]}
+
+
+@pytest.mark.parametrize(
+    "text, whole",
+    [
+        ("One is here. Two is h", ["One is here."]),
+        ('He said "yes." Then he left! Why?', ['He said "yes."', "Then he left!", "Why?"]),
+        ("no end", []),
+        ("", []),
+        ("Version 1.5 is out. Good.", ["Version 1.5 is out.", "Good."]),
+    ],
+)
+def test_sentences(text, whole):
+    assert draw.sentences(text) == whole
