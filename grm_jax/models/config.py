@@ -220,20 +220,34 @@ class ModelConfig:
 
     @property
     def block(self) -> tuple[str, ...]:
-        """Returns the layer types of the shortest block whose repetition gives the whole stack.
+        """Returns the layer types of the block that the stack repeats, cut off at its end.
 
-        (LOCAL, GLOBAL) for Gemma-2.
+        The shortest that is there at least twice, or all layers. (LOCAL, GLOBAL) for Gemma-2.
         """
-        for size in range(1, self.n_layers + 1):
-            if self.n_layers % size == 0 and self.layer_types == self.layer_types[:size] * (
-                self.n_layers // size
-            ):
+        for size in range(1, self.n_layers // 2 + 1):
+            if self.layer_types[size:] == self.layer_types[:-size]:
                 return self.layer_types[:size]
-        raise AssertionError("size = n_layers always repeats")
+        return self.layer_types
 
     @property
     def n_blocks(self) -> int:
+        """Returns how many blocks are whole."""
         return self.n_layers // len(self.block)
+
+    @property
+    def rest(self) -> tuple[str, ...]:
+        """Returns the types of the layers behind the last whole block, fewer than a block has."""
+        return self.layer_types[self.n_blocks * len(self.block) :]
+
+    @property
+    def stacks(self) -> dict[str, tuple[str, int]]:
+        """Returns {layer_i: (its type, of how many layers)}: those of a block, then the rest.
+
+        Arrays of a layer have an axis of that length in front.
+        """
+        counts = [self.n_blocks] * len(self.block) + [1] * len(self.rest)
+        types = zip(self.block + self.rest, counts, strict=True)
+        return {f"layer_{i}": of_layer for i, of_layer in enumerate(types)}
 
 
 def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> ModelConfig:

@@ -8,6 +8,7 @@ pos_t - pos_s < window in local layers. So training (one segment of keys), prefi
 (shared prefix + own suffix) are the same attention.
 
 Parameters are stacked over blocks: every leaf has a leading axis of cfg.n_blocks, scanned or not.
+Layers behind the last whole block are a shorter block of their own, "rest", with an axis of 1.
 """
 
 import functools
@@ -193,13 +194,16 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Runs the repeating block of layers.
+    """Runs the repeating block of layers, or those behind the last one.
 
     Pre-norm (and post-norm, if the family has it) around attention and MLP, then the residual.
+
+    layers: names of `cfg.stacks`.
     """
 
     cfg: ModelConfig
     keep_kv: bool
+    layers: tuple[str, ...]
 
     @nn.compact
     def __call__(self, carry, inputs):
@@ -211,8 +215,8 @@ class Block(nn.Module):
             return _norm(cfg, name)(x_BTD) if cfg.family.post_norms else x_BTD
 
         layers = own_suffix if suffix is None else suffix
-        for i, layer_type in enumerate(cfg.block):
-            name = f"layer_{i}"
+        for name in self.layers:
+            layer_type, _ = cfg.stacks[name]
             attended, own, layer_suffix = Attention(cfg, layer_type, name=f"{name}_attn")(
                 _norm(cfg, f"{name}_pre_attn")(x_BTD),
                 pos_BT,
@@ -258,8 +262,8 @@ class Decoder(nn.Module):
         Args:
           tokens_BT: int32 token ids; any id in padding.
           pos_BT: int32 absolute positions, -1 for padding (never seen as a key).
-          prefix: read-only keys, {layer_i: Segment, or several, with a leading axis of n_blocks};
-              may be shared by several rows.
+          prefix: read-only keys, {layer_i: Segment, or several, with a leading axis as long as
+              cfg.stacks says}; may be shared by several rows.
           suffix: decode only (T = 1): cache that this step is written into, same layout with B
               rows; in int8 where it has scales (`attention.quantize`).
           slot_B: int32, the step number of each row; local layers use it modulo their ring size.
@@ -288,27 +292,40 @@ class Decoder(nn.Module):
         if cfg.family.scaled_embedding:
             x_BTD *= jnp.asarray(cfg.d_model**0.5, dtype)  # scale rounded to dtype
 
-        block_cls = (
-            Block
-            if cfg.remat == "none"
-            else nn.remat(Block, policy=_REMAT[cfg.remat], prevent_cse=not cfg.scan_layers)
-        )
-        stack = nn.scan(
-            block_cls,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=cfg.n_blocks,
-            unroll=1 if cfg.scan_layers else cfg.n_blocks,
-        )
-        # a loop over blocks carries the suffix and writes into it; unrolled blocks have their own
-        carried, by_block = (suffix, None) if cfg.scan_layers else (None, suffix)
-        carry = (x_BTD, pos_BT, slot_B, carried, own_rows)
-        (x_BTD, _, _, carried, _), (kv, by_block) = stack(cfg, keep_kv, name="blocks")(
-            carry, (jnp.arange(cfg.n_blocks), prefix, by_block)
-        )
-        suffix = carried if cfg.scan_layers else by_block
+        def run(name, layers, x_BTD, length, scanned):
+            """Run `length` blocks of these layers; returns x, keys and values, and the suffix."""
+            block_cls = (
+                Block
+                if cfg.remat == "none"
+                else nn.remat(Block, policy=_REMAT[cfg.remat], prevent_cse=not scanned)
+            )
+            stack = nn.scan(
+                block_cls,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=length,
+                unroll=1 if scanned else length,
+            )
+            before, own = (
+                None if cache is None else {layer: cache[layer] for layer in layers}
+                for cache in (prefix, suffix)
+            )
+            # a loop over blocks carries the suffix and writes into it; unrolled ones have their own
+            carried, by_block = (own, None) if scanned else (None, own)
+            carry = (x_BTD, pos_BT, slot_B, carried, own_rows)
+            (x_BTD, _, _, carried, _), (kv, by_block) = stack(cfg, keep_kv, layers, name=name)(
+                carry, (jnp.arange(length), before, by_block)
+            )
+            return x_BTD, kv, (carried if scanned else by_block) or {}
+
+        names = tuple(cfg.stacks)
+        layers, rest = names[: len(cfg.block)], names[len(cfg.block) :]
+        x_BTD, kv, written = run("blocks", layers, x_BTD, cfg.n_blocks, cfg.scan_layers)
+        if rest:
+            x_BTD, kv_rest, written_rest = run("rest", rest, x_BTD, 1, False)
+            kv, written = kv | kv_rest, written | written_rest
         hidden_BTD = split_rows(_norm(cfg, "final_norm")(x_BTD))
-        return hidden_BTD, {"kv": kv, "suffix": suffix}
+        return hidden_BTD, {"kv": kv, "suffix": written}
 
 
 def cast_weights(params: dict, cfg: ModelConfig) -> dict:

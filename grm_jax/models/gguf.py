@@ -155,7 +155,7 @@ def _linear(own: Mapping[str, Any]) -> RopeScaling | None:
     return RopeScaling("linear", _short(own["rope.scaling.factor"]))
 
 
-PUBLISHED_SCALING = (1.0, 4.0, 8192)  # low and high frequency factor, and the original length
+PUBLISHED_SCALING: tuple[float, float, int] = (1.0, 4.0, 8192)  # low, high, original length
 
 
 def scaling_of(divisors: np.ndarray, theta: float) -> RopeScaling | None:

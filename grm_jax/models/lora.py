@@ -19,7 +19,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import ModelConfig
-from grm_jax.models.table import CAUSAL_LM, abstract_params, find_row, flatten, unflatten
+from grm_jax.models.table import (
+    CAUSAL_LM,
+    abstract_params,
+    find_row,
+    flatten,
+    is_stacked,
+    unflatten,
+)
 from grm_jax.settings import ABOVE_ZERO, NOT_NEGATIVE, check, some_of
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -53,7 +60,7 @@ def adapted_paths(cfg: ModelConfig, lora: LoraConfig) -> dict[str, jax.ShapeDtyp
     return {
         path: leaf
         for path, leaf in flat.items()
-        if path.startswith("blocks/") and path.rsplit("/", 1)[1] in lora.targets
+        if is_stacked(path) and path.rsplit("/", 1)[1] in lora.targets
     }
 
 

@@ -51,63 +51,40 @@ class Row(NamedTuple):
 
 
 _LAYER = "model.layers.{layer}"
+_PLACE = r"(?:blocks|rest)/layer_(\d+)"
 TABLE = (
     Row(r"embedding", P("tensor", "fsdp"), "model.embed_tokens.weight", 0),
     Row(r"lm_head", P("tensor", "fsdp"), "lm_head.weight", 0),
-    Row(r"blocks/layer_(\d+)_pre_attn/scale", P(), f"{_LAYER}.input_layernorm.weight", 0),
+    Row(rf"{_PLACE}_pre_attn/scale", P(), f"{_LAYER}.input_layernorm.weight", 0),
     Row(
-        r"blocks/layer_(\d+)_attn/q",
-        P(None, "fsdp", "tensor", None),
-        f"{_LAYER}.self_attn.q_proj.weight",
-        1,
+        rf"{_PLACE}_attn/q", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.q_proj.weight", 1
     ),
     Row(
-        r"blocks/layer_(\d+)_attn/k",
-        P(None, "fsdp", "tensor", None),
-        f"{_LAYER}.self_attn.k_proj.weight",
-        1,
+        rf"{_PLACE}_attn/k", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.k_proj.weight", 1
     ),
     Row(
-        r"blocks/layer_(\d+)_attn/v",
-        P(None, "fsdp", "tensor", None),
-        f"{_LAYER}.self_attn.v_proj.weight",
-        1,
+        rf"{_PLACE}_attn/v", P(None, "fsdp", "tensor", None), f"{_LAYER}.self_attn.v_proj.weight", 1
     ),
-    Row(r"blocks/layer_(\d+)_attn/q_bias", P(), f"{_LAYER}.self_attn.q_proj.bias", 0),
-    Row(r"blocks/layer_(\d+)_attn/k_bias", P(), f"{_LAYER}.self_attn.k_proj.bias", 0),
-    Row(r"blocks/layer_(\d+)_attn/v_bias", P(), f"{_LAYER}.self_attn.v_proj.bias", 0),
-    Row(r"blocks/layer_(\d+)_attn/q_norm/scale", P(), f"{_LAYER}.self_attn.q_norm.weight", 0),
-    Row(r"blocks/layer_(\d+)_attn/k_norm/scale", P(), f"{_LAYER}.self_attn.k_norm.weight", 0),
+    Row(rf"{_PLACE}_attn/q_bias", P(), f"{_LAYER}.self_attn.q_proj.bias", 0),
+    Row(rf"{_PLACE}_attn/k_bias", P(), f"{_LAYER}.self_attn.k_proj.bias", 0),
+    Row(rf"{_PLACE}_attn/v_bias", P(), f"{_LAYER}.self_attn.v_proj.bias", 0),
+    Row(rf"{_PLACE}_attn/q_norm/scale", P(), f"{_LAYER}.self_attn.q_norm.weight", 0),
+    Row(rf"{_PLACE}_attn/k_norm/scale", P(), f"{_LAYER}.self_attn.k_norm.weight", 0),
     Row(
-        r"blocks/layer_(\d+)_attn/o",
-        P(None, "tensor", None, "fsdp"),
-        f"{_LAYER}.self_attn.o_proj.weight",
-        2,
+        rf"{_PLACE}_attn/o", P(None, "tensor", None, "fsdp"), f"{_LAYER}.self_attn.o_proj.weight", 2
     ),
-    Row(r"blocks/layer_(\d+)_post_attn/scale", P(), f"{_LAYER}.post_attention_layernorm.weight", 0),
+    Row(rf"{_PLACE}_post_attn/scale", P(), f"{_LAYER}.post_attention_layernorm.weight", 0),
     Row(
-        r"blocks/layer_(\d+)_pre_mlp/scale",
+        rf"{_PLACE}_pre_mlp/scale",
         P(),
         f"{_LAYER}.pre_feedforward_layernorm.weight",
         0,
         f"{_LAYER}.post_attention_layernorm.weight",
     ),
-    Row(
-        r"blocks/layer_(\d+)_mlp/gate",
-        P(None, "fsdp", "tensor"),
-        f"{_LAYER}.mlp.gate_proj.weight",
-        1,
-    ),
-    Row(r"blocks/layer_(\d+)_mlp/up", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.up_proj.weight", 1),
-    Row(
-        r"blocks/layer_(\d+)_mlp/down",
-        P(None, "tensor", "fsdp"),
-        f"{_LAYER}.mlp.down_proj.weight",
-        1,
-    ),
-    Row(
-        r"blocks/layer_(\d+)_post_mlp/scale", P(), f"{_LAYER}.post_feedforward_layernorm.weight", 0
-    ),
+    Row(rf"{_PLACE}_mlp/gate", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.gate_proj.weight", 1),
+    Row(rf"{_PLACE}_mlp/up", P(None, "fsdp", "tensor"), f"{_LAYER}.mlp.up_proj.weight", 1),
+    Row(rf"{_PLACE}_mlp/down", P(None, "tensor", "fsdp"), f"{_LAYER}.mlp.down_proj.weight", 1),
+    Row(rf"{_PLACE}_post_mlp/scale", P(), f"{_LAYER}.post_feedforward_layernorm.weight", 0),
     Row(r"final_norm/scale", P(), "model.norm.weight", 0),
     Row(r"score", P("fsdp", None), "score.weight", 1),
 )
@@ -130,7 +107,8 @@ def find_row(path: str) -> Row:
 def hf_names(path: str, cfg: ModelConfig) -> list[str]:
     """Names the tensors that make up one parameter, one for each block.
 
-    Index i of block position j is layer i * len(cfg.block) + j.
+    Index i of block position j is layer i * len(cfg.block) + j; positions behind the block are the
+    layers behind the last whole one.
     """
     row = find_row(path)
     position = re.fullmatch(rf"(?:.*/)?{row.path}", path).groups()
@@ -139,7 +117,10 @@ def hf_names(path: str, cfg: ModelConfig) -> list[str]:
         name = row.without_post_norms
     if not position:
         return [name]
-    return [name.format(layer=i * len(cfg.block) + int(position[0])) for i in range(cfg.n_blocks)]
+    place, size = int(position[0]), len(cfg.block)
+    if place >= size:
+        return [name.format(layer=(cfg.n_blocks - 1) * size + place)]
+    return [name.format(layer=i * size + place) for i in range(cfg.n_blocks)]
 
 
 def is_stacked(path: str) -> bool:

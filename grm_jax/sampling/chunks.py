@@ -67,10 +67,10 @@ def _last(cfg: ModelConfig, kv: Mapping, lengths_P: jax.Array) -> dict:
     layers, the last min(T, window) of each row in local ones.
     """
     kept = {}
-    for i in range(len(cfg.block)):
-        segment = dict(kv[f"layer_{i}"])
+    for layer in cfg.stacks:
+        segment = dict(kv[layer])
         T = segment["pos"].shape[-1]
-        W = room(cfg, i, T)
+        W = room(cfg, layer, T)
         if W < T:
             index_PW = jnp.maximum(lengths_P - W, 0)[:, None] + jnp.arange(W)
             segment = {
@@ -79,7 +79,7 @@ def _last(cfg: ModelConfig, kv: Mapping, lengths_P: jax.Array) -> dict:
                 )
                 for name, x in segment.items()
             }
-        kept[f"layer_{i}"] = lay(segment)
+        kept[layer] = lay(segment)
     return kept
 
 
@@ -104,16 +104,16 @@ def empty_pool(cfg: ModelConfig, kv_cache_dtype: str, parts: int, entries: int, 
     {layer_i: {keys [D, E, L, K, H, S], values, pos [D, E, S]}}, and hidden [D, E, d_model], the
     state behind the last token.
     """
-    L, K, H, dtype = cfg.n_blocks, cfg.n_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
+    K, H, dtype = cfg.n_kv_heads, cfg.head_dim, jnp.dtype(cfg.dtype)
     pool: dict[str, Any] = {"hidden": jnp.zeros((parts, entries, cfg.d_model), dtype)}
-    for i in range(len(cfg.block)):
-        S = room(cfg, i, width)
+    for layer, (_, L) in cfg.stacks.items():
+        S = room(cfg, layer, width)
         segment = {
             "keys": jnp.zeros((parts, entries, L, K, H, S), dtype),
             "values": jnp.zeros((parts, entries, L, K, S, H), dtype),
             "pos": jnp.full((parts, entries, S), -1, jnp.int32),
         }
-        pool |= stored({f"layer_{i}": segment}, kv_cache_dtype)
+        pool |= stored({layer: segment}, kv_cache_dtype)
     return pool
 
 
@@ -175,13 +175,13 @@ def _of_each(fn: Callable, parts: int) -> Callable:
 
 def empty_rows(cfg: ModelConfig, scfg: SamplingConfig, parts: int, rows: int, slots: int) -> dict:
     """Makes the state of `rows` rows of each share, all done: none has a sample yet."""
-    L, K, H, C = cfg.n_blocks, cfg.n_kv_heads, cfg.head_dim, scfg.max_new_tokens
+    K, H, C = cfg.n_kv_heads, cfg.head_dim, scfg.max_new_tokens
     suffix = {}
-    for i in range(len(cfg.block)):
-        S = room(cfg, i, slots)
+    for layer, (_, L) in cfg.stacks.items():
+        S = room(cfg, layer, slots)
         kv = jnp.zeros((parts, L, rows, S, K, H), jnp.dtype(cfg.dtype))
         pos = jnp.full((parts, L, rows, S), -1, jnp.int32)
-        suffix |= stored({f"layer_{i}": {"k": kv, "v": kv, "pos": pos}}, scfg.kv_cache_dtype)
+        suffix |= stored({layer: {"k": kv, "v": kv, "pos": pos}}, scfg.kv_cache_dtype)
     return {
         "suffix": suffix,
         "token": jnp.zeros((parts, rows), jnp.int32),
@@ -198,8 +198,7 @@ def grow_rows(cfg: ModelConfig, slots: int, state: dict) -> dict:
     """Makes room for completions of `slots` tokens; no ring has wrapped before it is full."""
 
     def pad(path, x):
-        i = int(path[0].key.removeprefix("layer_"))
-        more = room(cfg, i, slots) - x.shape[3]
+        more = room(cfg, path[0].key, slots) - x.shape[3]
         return jnp.pad(
             x,
             [(0, more if axis == 3 else 0) for axis in range(x.ndim)],
@@ -253,15 +252,12 @@ def decode_chunk(
         return x_DB.reshape(D * B, *x_DB.shape[2:])
 
     # what the groups read, copied once a chunk
-    def slots_of(name):
-        return room(cfg, int(name.removeprefix("layer_")), width)
-
     def gather(name, kind, block=None):
         def one(pool_E, entry_g):
             part = pool_E[entry_g] if block is None else pool_E[entry_g, block]
             return jax.lax.slice_in_dim(part, 0, S, axis=part.ndim + _positions(kind))
 
-        S = slots_of(name)
+        S = room(cfg, name, width)
         got = _of_each(one, D)(pool[name][kind], rows["entry"])
         return got.reshape(D * g, *got.shape[2:])
 
@@ -278,18 +274,17 @@ def decode_chunk(
             shape[_positions(kind)] = S
             return jax.lax.fori_loop(0, g, put, jnp.zeros((L, g, *shape), pool_E.dtype))
 
-        S = slots_of(name)
+        S = room(cfg, name, width)
         got = jnp.moveaxis(_of_each(one, D)(pool[name][kind], rows["entry"]), 0, 1)
         return got.reshape(got.shape[0], D * g, *got.shape[3:])
 
-    names = [f"layer_{i}" for i in range(len(cfg.block))]
-    kinds = [kind for kind in pool[names[0]] if kind != "pos"]
-    pos = {name: gather(name, "pos") for name in names}
+    kinds = [kind for kind in pool["layer_0"] if kind != "pos"]
+    pos = {name: gather(name, "pos") for name in cfg.stacks}
     if cfg.scan_layers:
         laid = {
             name: {kind: of_entries(name, kind) for kind in kinds}
-            | {"pos": jnp.broadcast_to(pos[name], (cfg.n_blocks, *pos[name].shape))}
-            for name in names
+            | {"pos": jnp.broadcast_to(pos[name], (L, *pos[name].shape))}
+            for name, (_, L) in cfg.stacks.items()
         }
         prefix_of = split_blocks(laid, cfg)
     else:
@@ -297,7 +292,8 @@ def decode_chunk(
             [
                 {
                     name: {kind: gather(name, kind, block) for kind in kinds} | {"pos": pos[name]}
-                    for name in names
+                    for name, (_, L) in cfg.stacks.items()
+                    if block < L
                 }
                 for block in range(cfg.n_blocks)
             ]
@@ -314,7 +310,7 @@ def decode_chunk(
         if front_of is None:
             return own
         shared = front_of()
-        return {name: (shared[name], own[name]) for name in names}
+        return {name: (shared[name], own[name]) for name in cfg.stacks}
 
     prompt_hidden_BD = jnp.repeat(
         _of_each(lambda hidden, entry: hidden[entry], D)(pool["hidden"], rows["entry"]).reshape(

@@ -82,9 +82,9 @@ def prefill(
         }
 
     prefix = dict(cache["kv"])
-    for i, layer_type in enumerate(cfg.block):
+    for name, (layer_type, _) in cfg.stacks.items():
         if layer_type == LOCAL and W < T:
-            prefix[f"layer_{i}"] = keep_window(prefix[f"layer_{i}"])
+            prefix[name] = keep_window(prefix[name])
     last_P1D = jnp.take_along_axis(hidden_PTD, jnp.maximum(lengths_P - 1, 0)[:, None, None], axis=1)
     laid = {name: lay(segment) for name, segment in prefix.items()}
     return laid, lm_logits(params, cfg, last_P1D[:, 0])
@@ -99,9 +99,9 @@ def cache_sizes(steps: int) -> list[int]:
     return [-(-steps // 4), steps] if steps >= 256 else [steps]
 
 
-def room(cfg: ModelConfig, layer: int, positions: int) -> int:
-    """Counts the slots that `positions` need in a layer of the block."""
-    local = cfg.block[layer] == LOCAL
+def room(cfg: ModelConfig, layer: str, positions: int) -> int:
+    """Counts the slots that `positions` need in a layer, named as in `cfg.stacks`."""
+    local = cfg.stacks[layer][0] == LOCAL
     return min(positions, cfg.sliding_window or positions) if local else positions
 
 
@@ -120,11 +120,10 @@ def grow_suffix(cfg: ModelConfig, suffix: dict, steps: int) -> dict:
         )
 
     grown = {}
-    for i in range(len(cfg.block)):
-        slots = room(cfg, i, steps)
-        grown[f"layer_{i}"] = {
-            name: pad(x, slots, -1 if name == "pos" else 0)
-            for name, x in suffix[f"layer_{i}"].items()
+    for layer, segment in suffix.items():
+        slots = room(cfg, layer, steps)
+        grown[layer] = {
+            name: pad(x, slots, -1 if name == "pos" else 0) for name, x in segment.items()
         }
     return grown
 
@@ -139,11 +138,12 @@ def stored(cache: dict, kv_cache_dtype: str) -> dict:
 def empty_suffix(cfg: ModelConfig, rows: int, kv_cache_dtype: str = "auto") -> dict:
     """Makes a suffix cache without slots, for `grow_suffix`.
 
-    Leaves k, v are [n_blocks, rows, slots, n_kv_heads, head_dim].
+    Leaves k, v are [as cfg.stacks says, rows, slots, n_kv_heads, head_dim].
     """
-    kv = jnp.zeros((cfg.n_blocks, rows, 0, cfg.n_kv_heads, cfg.head_dim), jnp.dtype(cfg.dtype))
-    pos = jnp.zeros((cfg.n_blocks, rows, 0), jnp.int32)
-    empty = {f"layer_{i}": {"k": kv, "v": kv, "pos": pos} for i in range(len(cfg.block))}
+    empty = {}
+    for layer, (_, L) in cfg.stacks.items():
+        kv = jnp.zeros((L, rows, 0, cfg.n_kv_heads, cfg.head_dim), jnp.dtype(cfg.dtype))
+        empty[layer] = {"k": kv, "v": kv, "pos": jnp.zeros((L, rows, 0), jnp.int32)}
     return stored(empty, kv_cache_dtype)
 
 
@@ -225,15 +225,33 @@ def decode_step(
 
 
 def apart(stacked: Any, cfg: ModelConfig) -> Any:
-    """Takes arrays that are stacked over blocks apart, where layers are unrolled."""
+    """Takes arrays that are stacked over blocks apart, where layers are unrolled.
+
+    Layers behind the last whole block, of which there is one each, go with the first.
+    """
     if cfg.scan_layers:
         return stacked
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.n_blocks)]
+    length = {name: jax.tree.leaves(layer)[0].shape[0] for name, layer in stacked.items()}
+    return [
+        {
+            name: jax.tree.map(lambda x, i=i: x[i], layer)
+            for name, layer in stacked.items()
+            if i < length[name]
+        }
+        for i in range(cfg.n_blocks)
+    ]
 
 
 def joined(blocks: Any, cfg: ModelConfig) -> Any:
     """Stacks up what `apart` took apart; the compiler folds slices of it away."""
-    return blocks if cfg.scan_layers else jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    if cfg.scan_layers:
+        return blocks
+    return {
+        name: jax.tree.map(
+            lambda *x: jnp.stack(x), *(block[name] for block in blocks if name in block)
+        )
+        for name in blocks[0]
+    }
 
 
 def apart_laid(suffix: dict, cfg: ModelConfig) -> Any:
