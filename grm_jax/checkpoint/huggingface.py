@@ -250,6 +250,17 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
     return tensors
 
 
+def stored_dtypes(folder: str | os.PathLike) -> list[str]:
+    """Names the dtypes of a folder's tensors, in order, as config.json does: float32, bfloat16.
+
+    Raises FileNotFoundError and ValueError as `load_params`.
+    """
+    with contextlib.ExitStack() as stack:
+        stored = {lazy.get_dtype() for _, lazy in _open(pathlib.Path(folder), stack).values()}
+    names: dict[str, str] = dict(zip(_FLOATS, ("float32", "bfloat16", "float16"), strict=True))
+    return sorted(names.get(str(dtype), str(dtype)) for dtype in stored)
+
+
 def _is_file_name(name: Any) -> bool:
     return isinstance(name, str) and name != "" and name == pathlib.Path(name).name
 
