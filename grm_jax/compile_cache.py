@@ -29,11 +29,9 @@ def enable_compile_cache() -> pathlib.Path | None:
     """
     if chosen := jax.config.values["jax_compilation_cache_dir"]:
         return pathlib.Path(chosen)
-    asked = os.environ.get(VARIABLE)
-    if asked is not None and asked.strip().lower() in ("", "0", "off"):
+    root = cache_root()
+    if root is None:
         return None
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    root = pathlib.Path(asked or pathlib.Path(home) / "grm_jax").expanduser()
     folder = root / f"jax-{jax.__version__}-{jax.default_backend()}-{cpu_digest()}"
     log = logging.getLogger(__name__)
     try:
@@ -51,6 +49,15 @@ def enable_compile_cache() -> pathlib.Path | None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_S)
     return folder
+
+
+def cache_root() -> pathlib.Path | None:
+    """Returns the folder of what is kept between processes, there or not; None where it is off."""
+    asked = os.environ.get(VARIABLE)
+    if asked is not None and asked.strip().lower() in ("", "0", "off"):
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(asked or pathlib.Path(home) / "grm_jax").expanduser()
 
 
 def cpu_digest(cpuinfo: str | os.PathLike = "/proc/cpuinfo") -> str:

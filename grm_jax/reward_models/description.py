@@ -47,6 +47,7 @@ from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT
 from grm_jax.json_files import cut, read_object, shown
 from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.prompts import Template, template_from_files
+from grm_jax.reward_models.packaged import ADAPTED, PACKAGED, imported
 from grm_jax.settings import POSITIVE, SettingsError, check, one_of
 
 FILE = "grm.json"
@@ -57,6 +58,8 @@ ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
 TINY_BASE = ASSETS / "tiny_base"
 # "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
 BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
+BUILT_IN |= {name: ASSETS / part for name, part in ADAPTED.items() if (ASSETS / part).is_dir()}
+ADAPTERS = "adapter_config.json"  # of a folder that has adapters in place of a model's weights
 JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
@@ -168,16 +171,19 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
     `name` is one of:
 
     - "tiny", the trained GRM in the package, or "tiny_base", the base model there;
-    - a folder with config.json;
+    - "smollm2", which comes as a package of its own and is imported to the cache;
+    - a folder with config.json, or with the adapters of a model (`base_folder`);
     - the work folder of a run, of whose models the first of `parts` is taken;
     - a model of the Hugging Face hub, "owner/name", which is downloaded.
 
     Raises FileNotFoundError, with all that was tried.
     """
+    if name in PACKAGED:
+        return imported(os.fspath(name))
     folder = BUILT_IN.get(os.fspath(name), pathlib.Path(name).expanduser())
     tried = [folder, *(folder / "models" / part for part in parts), *(folder / p for p in parts)]
     for path in tried:
-        if (path / "config.json").is_file() and not _is_of_a_run(path / "config.json"):
+        if _is_model(path):
             return path
     if folder.exists():
         raise FileNotFoundError(
@@ -190,6 +196,28 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
     return _from_hub(os.fspath(name))
 
 
+def base_folder(folder: pathlib.Path) -> pathlib.Path:
+    """Finds the folder whose config.json and weights a model folder is about.
+
+    It is the folder itself, or the model that its adapters were trained upon: what `model_folder`
+    finds by the name in adapter_config.json. Raises FileNotFoundError and ValueError, naming file
+    and field.
+    """
+    if (folder / "config.json").is_file():
+        return folder
+    stated = read_object(folder / ADAPTERS).get("base_model_name_or_path")
+    where = f'{folder / ADAPTERS}: field "base_model_name_or_path"'
+    if not isinstance(stated, str) or not stated:
+        raise ValueError(f"{where}: expected the name or folder of a model, got {shown(stated)}")
+    try:
+        base = model_folder(stated)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from error
+    if not (base / "config.json").is_file():
+        raise ValueError(f"{where}: expected a whole model, got {base}, adapters themselves")
+    return base
+
+
 def meta_folder(folder: pathlib.Path, description: Description | None) -> pathlib.Path | None:
     """Finds the Meta RM that lies beside a model; None where there is none.
 
@@ -198,14 +226,14 @@ def meta_folder(folder: pathlib.Path, description: Description | None) -> pathli
     """
     if description is not None and description.meta is not None:
         meta = folder / description.meta
-        if not (meta / "config.json").is_file():
+        if not _is_model(meta):
             raise FileNotFoundError(
                 f'{folder / FILE}: field "meta": expected the folder of a Meta RM, found no '
                 f"{meta / 'config.json'}"
             )
         return meta
     beside = folder.absolute().parent / "meta"
-    is_beside = folder.absolute().name == "grm" and (beside / "config.json").is_file()
+    is_beside = folder.absolute().name == "grm" and _is_model(beside)
     return beside if is_beside else None
 
 
@@ -222,7 +250,7 @@ def content_digest(path: str | os.PathLike) -> dict[str, str]:
         return {"file": _digest(path)}
     parts = {
         "weights": sorted(path.glob("*.safetensors")),
-        "config": [path / "config.json"],
+        "config": [path / "config.json", path / ADAPTERS],
         "tokenizer": [path / name for name in TOKENIZER_FILES],
     }
     present = {part: [file for file in files if file.is_file()] for part, files in parts.items()}
@@ -270,6 +298,12 @@ def _small_tensors(file: BinaryIO) -> list[tuple[int, int]]:
         return []
 
 
+def _is_model(path: pathlib.Path) -> bool:
+    if (path / "config.json").is_file():
+        return not _is_of_a_run(path / "config.json")
+    return (path / ADAPTERS).is_file()
+
+
 def _is_of_a_run(path: pathlib.Path) -> bool:
     """Whether a config.json is that of a work folder, which says what the run is."""
     try:
@@ -280,12 +314,13 @@ def _is_of_a_run(path: pathlib.Path) -> bool:
 
 
 def _from_hub(name: str) -> pathlib.Path:
+    names = (*BUILT_IN, *PACKAGED)
     expected = (
-        f"expected {' or '.join(map(repr, BUILT_IN))}, a model folder, the work folder of a run, "
+        f"expected {' or '.join(map(repr, names))}, a model folder, the work folder of a run, "
         "or a model of the Hugging Face hub (owner/name)"
     )
     if not HUB_ID.fullmatch(name):
-        near = difflib.get_close_matches(name, BUILT_IN, n=1)
+        near = difflib.get_close_matches(name, names, n=1)
         raise FileNotFoundError(
             f"model {name!r}: no such folder"
             + (f"; did you mean {near[0]!r}?" if near else f"; {expected}")

@@ -36,6 +36,7 @@ from jax.sharding import Mesh
 
 from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
+from grm_jax.checkpoint.peft import load_adapted, read_lora
 from grm_jax.judgment.parsing import ANSWERS, score_span
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
@@ -239,27 +240,39 @@ class _Kind(NamedTuple):
 
 
 class _Folder(NamedTuple):
-    """Holds what was seen of a model folder: everything but its tensors."""
+    """Holds what was seen of a model folder: everything but its tensors.
+
+    base: the folder of the weights; another one than `path` where that has adapters.
+    """
 
     path: pathlib.Path
+    base: pathlib.Path
     cfg: ModelConfig
     description: Description | None
     architecture: str
 
     @property
     def identity(self) -> dict:
-        own = read_chat_template(self.path, self.chat_args)
+        own = read_chat_template(self.home_of_tokenizer, self.chat_args)
         chat = BUILT_IN_CHAT if own is None else dataclasses.asdict(own) | {"source": None}
-        return content_digest(self.path) | {"chat": chat}
+        adapted = {} if self.base == self.path else {"base": content_digest(self.base)}
+        return content_digest(self.path) | adapted | {"chat": chat}
+
+    @property
+    def home_of_tokenizer(self) -> pathlib.Path:
+        own = any((self.path / name).is_file() for name in description.TOKENIZER_FILES[:2])
+        return self.path if own else self.base
 
     @property
     def chat_args(self) -> Mapping[str, Any]:
         return (self.description and self.description.chat_args) or {}
 
     def tokenizer(self) -> Tokenizer:
-        return load_own_tokenizer(self.path, self.cfg, self.chat_args)
+        return load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
 
     def params(self, mesh: Mesh) -> dict:
+        if self.base != self.path:
+            return load_adapted(self.path, self.base, self.cfg, mesh, self.architecture)
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
         return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
 
@@ -345,6 +358,8 @@ def _judge(spec, asking) -> _Kind:
 
 def _scalar(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, ("bradley_terry",))
+    if folder.base != folder.path:
+        raise ValueError(f'field "path": expected a whole model, got the adapters of {folder.path}')
     identity = {"kind": "scalar", **folder.identity, **_asked(asking)}
 
     def loader():
@@ -548,16 +563,19 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
     """
     try:
         path = description.model_folder(spec[field], parts)
-        cfg = load_config(path, **_numerics(asking))
+        base = description.base_folder(path)
+        cfg = load_config(base, **_numerics(asking))
+        architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
+        if base != path:
+            read_lora(path, cfg, architecture)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ValueError(f'field "{field}": {error}') from error
-    architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
-    stated = read_config(path).get("architectures")
-    expected = getattr(cfg.family, architecture)
+    stated = read_config(base).get("architectures")
+    expected = getattr(cfg.family, architecture if base == path else CAUSAL_LM)
     if stated and expected not in stated:
         raise ValueError(
             f'field "{field}": expected a folder with a {expected}, but '
-            f"{path / 'config.json'} says {', '.join(map(str, stated))}"
+            f"{base / 'config.json'} says {', '.join(map(str, stated))}"
         )
     said = description.read_description(path)
     if said is not None and said.kind not in kinds:
@@ -571,7 +589,7 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
             f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
             f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
         )
-    return _Folder(path, cfg, said, architecture)
+    return _Folder(path, base, cfg, said, architecture)
 
 
 def _template(spec, asking, role, *folders: _Folder) -> Template:

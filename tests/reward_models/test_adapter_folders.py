@@ -1,0 +1,151 @@
+"""Adapter folders in peft's form are models: a GRM and its Meta RM over a named base."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import grm_jax
+from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.checkpoint.peft import load_adapted, load_adapters, save_adapters
+from grm_jax.models.hf_config import load_config
+from grm_jax.models.lora import LoraConfig, init_adapters
+from grm_jax.models.table import SCALAR, flatten
+from grm_jax.parallel.mesh import make_mesh
+from grm_jax.reward_models.description import (
+    TINY_BASE,
+    Description,
+    model_folder,
+    read_description,
+    write_description,
+)
+
+CFG = load_config(TINY_BASE)
+LORA = LoraConfig(3, alpha=5.0, targets=("down", "o", "q"))
+TASK, RESPONSES = "Reverse the list: 1.fox 2.ant 3.hen", ["1.hen 2.ant 3.fox", "1.hen 2.fox 3.ant"]
+
+
+def random_adapters(seed, lora=LORA):
+    rng = np.random.default_rng(seed)
+    drawn = init_adapters(CFG, lora, jax.random.key(0))
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.02, drawn)
+
+
+def described(kind="pointwise_grm", **fields):
+    said = read_description(model_folder("tiny"))
+    lengths = {"prompt": 512, "completion": 96}
+    meta = read_description(model_folder("tiny", ("meta",)))
+    templates = meta.templates if kind == "meta_rm" else said.templates
+    return Description(kind, templates, lengths=lengths, temperature=0.7, **fields)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """grm and meta, adapters of "tiny_base", and beside them the same models whole."""
+    folder = tmp_path_factory.mktemp("adapted")
+    grm = random_adapters(1)
+    score = np.random.default_rng(2).normal(size=(CFG.d_model, 1)).astype(np.float32)
+    meta = {"backbone": random_adapters(3), "score": score}
+    save_adapters(folder / "grm", grm, CFG, LORA, "tiny_base")
+    save_adapters(folder / "meta", meta, CFG, LORA, "tiny_base", architecture=SCALAR)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    for name, kind, architecture in (
+        ("grm", "pointwise_grm", "causal_lm"),
+        ("meta", "meta_rm", SCALAR),
+    ):
+        write_description(folder / name, described(kind))
+        params = load_adapted(folder / name, TINY_BASE, CFG, mesh, architecture)
+        save_folder(folder / "whole" / name, params, CFG, TINY_BASE, architecture)
+        write_description(folder / "whole" / name, described(kind))
+    return folder, grm, meta
+
+
+def test_adapters_are_the_textbook_sum_and_come_back(adapted):
+    folder, grm, meta = adapted
+    base, merged = flatten(load_params(TINY_BASE, CFG)), load_params(folder / "whole/grm", CFG)
+    low = flatten(grm)
+    for path, weight in flatten(merged).items():
+        wanted = np.asarray(base[path])
+        if f"{path}/lora_a" in low:
+            a, b = low[f"{path}/lora_a"], low[f"{path}/lora_b"]
+            a = a.reshape(a.shape[0], -1, LORA.rank)
+            product = np.einsum("lir,lro->lio", a, b.reshape(b.shape[0], LORA.rank, -1))
+            wanted = wanted + 5.0 / 3 * product.reshape(wanted.shape)
+            assert not np.allclose(weight, base[path], atol=1e-4)
+        np.testing.assert_allclose(weight, wanted, atol=1e-6, err_msg=path)
+    for name, adapters, architecture in (("grm", grm, "causal_lm"), ("meta", meta, SCALAR)):
+        found, lora = load_adapters(folder / name, CFG, architecture)
+        assert lora == LORA
+        jax.tree.map(np.testing.assert_array_equal, found, adapters)
+
+
+def test_a_judge_of_adapters_is_that_of_the_whole_model(adapted, caplog):
+    folder, *_ = adapted
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with caplog.at_level(logging.WARNING):
+        judges = [grm_jax.load(folder / part, mesh=mesh) for part in ("grm", "whole/grm")]
+    assert [r.getMessage() for r in caplog.records if "guessed" in r.getMessage()] == []
+    verdicts = [judge(TASK, RESPONSES, k=4) for judge in judges]
+    assert verdicts[0] == verdicts[1] and judges[0].guided and judges[1].guided
+    assert len({judgment.text for judgment in verdicts[0].judgments}) > 1
+    assert judges[0].asked()["model"] != judges[1].asked()["model"]
+    # alpha changes what is computed, and so who it is
+    config = json.loads((folder / "grm/adapter_config.json").read_text())
+    before = judges[0].asked()["model"]
+    try:
+        changed = json.dumps(config | {"lora_alpha": 6.0})
+        (folder / "grm/adapter_config.json").write_text(changed)
+        assert grm_jax.load(folder / "grm", mesh=mesh).asked()["model"] != before
+    finally:
+        (folder / "grm/adapter_config.json").write_text(json.dumps(config))
+    assert grm_jax.load(folder / "grm", mesh=mesh).asked()["model"] != judges[1].asked()["model"]
+
+
+@pytest.mark.torch
+def test_peft_reads_a_scalar_model_of_adapters(adapted):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    folder, *_ = adapted
+    tokens = torch.tensor([[2, 17, 300, 44, 9]])
+    scores = []
+    for path in (TINY_BASE, folder / "whole/meta"):
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=torch.float32, attn_implementation="eager"
+        )
+        if path == TINY_BASE:
+            model = peft.PeftModel.from_pretrained(model, str(folder / "meta"))
+        with torch.no_grad():
+            scores.append(float(model.eval()(tokens).logits[0, 0]))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
+    folder, grm, _ = adapted
+
+    def variant(name, kind="pointwise_grm", **fields):
+        path = tmp_path / name
+        path.mkdir()
+        config = json.loads((folder / "grm/adapter_config.json").read_text()) | fields
+        (path / "adapter_config.json").write_text(json.dumps(config))
+        (path / "adapter_model.safetensors").hardlink_to(folder / "grm/adapter_model.safetensors")
+        write_description(path, described(kind) if kind == "pointwise_grm" else Description(kind))
+        return path
+
+    field = 'adapter_config.json: field "base_model_name_or_path": '
+    with pytest.raises(FileNotFoundError, match=f"{field}model 'tinybase': .*did you mean 'tiny_b"):
+        grm_jax.load(variant("unknown", base_model_name_or_path="tinybase"))
+    with pytest.raises(ValueError, match=f"{field}expected the name or folder of a model, got N"):
+        grm_jax.load(variant("none", base_model_name_or_path=None))
+    with pytest.raises(ValueError, match=f"{field}expected a whole model, got .*grm, adapters"):
+        grm_jax.load(variant("chain", base_model_name_or_path=str(folder / "grm")))
+    with pytest.raises(ValueError, match='field "r": expected an integer'):
+        grm_jax.load(variant("rank", r=0))
+    with pytest.raises(ValueError, match="task_type\": expected 'CAUSAL_LM', got 'SEQ_CLS'"):
+        grm_jax.load(variant("scalar", task_type="SEQ_CLS"))
+    with pytest.raises(ValueError, match="expected a whole model, got the adapters of .*bt"):
+        grm_jax.load(variant("bt", kind="bradley_terry", task_type="SEQ_CLS"))
+    with pytest.raises(ValueError, match="no tensor base_model.model.score.weight"):
+        load_adapters(variant("headless", task_type="SEQ_CLS"), CFG, SCALAR)
