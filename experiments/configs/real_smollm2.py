@@ -35,8 +35,9 @@ HERE = pathlib.Path(__file__).parent
 
 def get_config() -> ml_collections.ConfigDict:
     config = spct_gemma2_27b.get_config()
+    # layers are scanned: unrolled, one program of 30 takes minutes and 10 GB to compile
     config.model.update(
-        path=f"{RUNS}/cold/models/rft", dtype="float32", scan_layers=False, remat="none"
+        path=f"{RUNS}/cold/models/rft", dtype="float32", scan_layers=True, remat="none"
     )
     config.mesh.update(replica=-1, fsdp=1, tensor=1)
     config.templates.update(
