@@ -28,6 +28,7 @@ from grm_jax.sampling.engine import batch_engine
 from grm_jax.sampling.requests import Request
 from grm_jax.sampling.sampler import SamplingConfig
 from tests.conftest import REPO
+from tests.models.test_families import PUBLISHED
 
 
 def job(module, **changes) -> Job:
@@ -276,6 +277,27 @@ def test_bounds_of_shapes_are_below_what_is_compiled(name):
     assert compiled["compiles"] and 0 < bound["hbm_bytes"] <= compiled["hbm_bytes"]
     assert bound["hardware_flops"] == compiled["hardware_flops"]
     assert bound["seconds"] <= compiled["seconds"]
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2", "qwen3", "gemma3"])
+def test_a_preset_on_a_folder_of_another_family(tmp_path, name):
+    """As `experiments.plan --nocompile` does: shapes, bytes and FLOPs of a published config."""
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    changes = dict(model__path=str(tmp_path), model__attention="reference", mesh__tensor=1)
+    planned = dataclasses.replace(
+        job(spct_gemma2_9b, tokenizer__path="nowhere", **changes), platform="tpu"
+    )
+    cfg = planned.model_cfg
+    assert cfg.model_type == PUBLISHED[name]["model_type"]
+    program = make_programs(planned, jax.devices(), ("rl_step",))["rl_step"]
+    topology = Topology("v5e:2x4", TPUS["v5e"], (2, 4), jax.devices(), False)
+    figures = measure(program, topology, {})
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(cfg)))
+    held = figures["memory"]["params"]
+    assert abs(held / (4 * parameters / 8) - 1) < 0.02  # norms and biases are whole everywhere
+    # three products of a forward with every weight but the embedding's, at least
+    weights = parameters - cfg.vocab_size * cfg.d_model * (1 if cfg.tied_head else 2)
+    assert figures["unknown"] == [] and figures["model_flops"] > 6 * weights * program.tokens
 
 
 def test_a_time_that_is_not_there_says_why():
