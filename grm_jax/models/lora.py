@@ -13,6 +13,7 @@ the frozen weights themselves.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,27 @@ def merge(params: dict, adapters: dict, scale: float) -> dict:
             weight.dtype
         )
     return unflatten(flat)
+
+
+def stack(adapters: Sequence[tuple[dict, LoraConfig]]) -> tuple[dict, LoraConfig]:
+    """Makes one set of adapters of several, each trained upon the weights with those before merged.
+
+    Merging it is merging them one after the other; its rank is the sum of theirs, its scale that of
+    the first. What a tree holds beside adapters (a head) is the last one's. Raises ValueError where
+    they do not adapt the same.
+    """
+    targets = [set(lora.targets) for _, lora in adapters]
+    if any(some != targets[0] for some in targets):
+        raise ValueError(f"adapters of different targets: {', '.join(map(str, targets))}")
+    trees, (_, first) = [flatten(tree) for tree, _ in adapters], adapters[0]
+    flat = dict(trees[-1])
+    for path in [path for path in flat if path.endswith((A, B))]:
+        parts = [tree[path] for tree in trees]
+        if path.endswith(B):
+            parts = [x * (lora.scale / first.scale) for x, (_, lora) in zip(parts, adapters)]
+        flat[path] = jnp.concatenate(parts, axis=-1 if path.endswith(A) else 1)
+    rank = sum(lora.rank for _, lora in adapters)
+    return unflatten(flat), dataclasses.replace(first, rank=rank, alpha=rank * first.scale)
 
 
 def adapter_spec(path: str) -> P:

@@ -19,7 +19,7 @@ from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
 from grm_jax.models import Decoder, ModelConfig, init_params, lm_logits
 from grm_jax.models.config import alternating
-from grm_jax.models.lora import LoraConfig, adapted_paths, init_adapters, merge
+from grm_jax.models.lora import LoraConfig, adapted_paths, init_adapters, merge, stack
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step, rft_loss
@@ -96,6 +96,21 @@ def test_merging_adds_the_scaled_product(params):
         ]["q"].dtype
         == jnp.bfloat16
     )
+
+
+def test_stacked_adapters_are_those_merged_one_after_the_other(params):
+    other = LoraConfig(LORA.rank + 2, alpha=3.0, targets=tuple(reversed(LORA.targets)))
+    first, second = random_adapters(), random_adapters(other, seed=7)
+    one, lora = stack([(first, LORA), (second, other)])
+    assert lora.rank == LORA.rank + other.rank and lora.scale == pytest.approx(LORA.scale)
+    wanted = merge(merge(params, first, LORA.scale), second, other.scale)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        merge(params, one, lora.scale),
+        wanted,
+    )
+    with pytest.raises(ValueError, match="adapters of different targets"):
+        stack([(first, LORA), (second, LoraConfig(2, targets=("q",)))])
 
 
 @pytest.mark.parametrize(
