@@ -463,8 +463,13 @@ def test_the_page_about_judging_runs(capsys):
     assert len(lines) == 6 and re.fullmatch(r"\(\d+, \d+\) \d+\.\d+", lines[0])
     fields = re.findall(r"^\| `(\w+)`(?:, `(\w+)`)*", DOC, re.M)
     assert {"scores", "kind", "lengths"} <= {name for names in fields for name in names}
-    for path in re.findall(r"\]\(([^)]+)\)", DOC):
-        assert (pathlib.Path(__file__).parents[1] / "docs" / path).exists(), path
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", DOC):
+        path, _, anchor = link.partition("#")
+        page = pathlib.Path(__file__).parents[1] / "docs" / (path or "judge.md")
+        assert page.exists(), link
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M) if anchor else []
+        named = [re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings]
+        assert not anchor or anchor in named, link
 
 
 def test_a_judge_behind_an_api_is_a_spec():
