@@ -27,9 +27,12 @@ BT_STEPS, BT_RATE, BT_BATCH = 80, 5e-4, 16
 GENERAL_FRACTION = 0.2
 TEMPERATURE = 1.0  # of RFT samples; of rollouts and evaluation below
 EVAL_TEMPERATURE, EVAL_KS = 0.8, (1, 8, 32)
-PROMPT, COMPLETION, BUCKETS = 2048, 128, (256, 512, 1024, 2048)  # tokens
+# tokens; what is trained on is short, what is tested may be long
+PROMPT, COMPLETION, BUCKETS = 768, 128, (256, 512, 768)
+TEST_PROMPT, TEST_BUCKETS = 2048, (256, 512, 1024, 2048)
 DATA, RUNS = "data/real", "runs/real"
-TESTS = ("constraints", "new_kinds", "gsm8k", "zeroeval", "hh_rlhf", "llmbar", "rmb")
+SHORT_TESTS = ("constraints", "new_kinds")  # of a run; real_smollm2_evaluate.py has all of them
+TESTS = (*SHORT_TESTS, "gsm8k", "zeroeval", "hh_rlhf", "llmbar", "rmb")
 HERE = pathlib.Path(__file__).parent
 
 
@@ -46,12 +49,12 @@ def get_config() -> ml_collections.ConfigDict:
         meta=str(HERE / "real_meta.jinja"),
     )
     config.lengths.update(prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS, sequences=())
-    config.packing.rows = (0.5, 1.0)
+    config.packing.rows = (1.0,)
     config.lora.update(rank=RANK, alpha=ALPHA)
     config.data.train = ({"path": f"{DATA}/train.jsonl"},)
     config.data.general = ({"path": f"{DATA}/general.jsonl"},)
     config.data.eval = ml_collections.ConfigDict(
-        {split: ({"path": f"{DATA}/test/{split}.jsonl"},) for split in TESTS}
+        {split: ({"path": f"{DATA}/test/{split}.jsonl"},) for split in SHORT_TESTS}
     )
     config.sampling.update(rows=64, sampler="shard_map")
     config.optimizer.update(b2=0.98, warmup_steps=5)
@@ -80,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
         temperature=EVAL_TEMPERATURE,
     )
     config.eval.update(
-        ks=EVAL_KS, temperature=EVAL_TEMPERATURE, splits=TESTS, swap=True, samples_per_order=4
+        ks=EVAL_KS, temperature=EVAL_TEMPERATURE, splits=SHORT_TESTS, swap=True, samples_per_order=4
     )
     config.checkpoint.every = 5
     config.log.example_every = 10

@@ -13,6 +13,8 @@ import ml_collections
 from experiments.configs import evaluate, real_smollm2_cold
 from experiments.configs import real_smollm2 as real
 
+CACHE = 2**30  # of prompts on each device: one of 2,048 tokens takes 94 MB
+
 
 def get_config() -> ml_collections.ConfigDict:
     config, trained = evaluate.get_config(), real.get_config()
@@ -40,6 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.update(dtype="float32", scan_layers=trained.model.scan_layers)
     for section in ("mesh", "lengths", "sampling"):
         config[section] = trained[section]
+    config.lengths.update(prompt=real.TEST_PROMPT, buckets=real.TEST_BUCKETS)
+    config.sampling.cache_bytes = CACHE
     for role in ("pointwise", "single", "meta"):
         config.templates[role] = trained.templates[role]
     return config
