@@ -571,7 +571,7 @@ def _sampler_program(name, job, mesh) -> Program:
             D * p * T,
         )
     B, steps = groups * fold, job.sampling.chunk
-    rows = {name: host(jnp.int32, B) for name in ("prompt_length", "limit")}
+    rows = {name: host(jnp.int32, B) for name in ("prompt_length", "limit", "begun")}
     rows |= {"entry": host(jnp.int32, groups), "keys": host(jnp.uint32, B, 2)}
     rows |= {"fresh": host(jnp.bool_, B), "waits": host(jnp.bool_, groups)}
     rows["enough"] = host(jnp.int32)

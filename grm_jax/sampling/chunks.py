@@ -237,8 +237,9 @@ def decode_chunk(
     """Decodes up to `most_steps` tokens of every row that is not done.
 
     rows: what the host says of them. entry [D, g] of each group of rows; keys [D, B, 2],
-        prompt_length, limit, fresh (begins now) [D, B]; waits bool [D, g], whether more samples of
-        a group's prompt wait; enough [D]: ends once so many rows that somebody waits for are free.
+        prompt_length, limit, begun (tokens of the completion that the prompt ends in), fresh
+        (begins now) [D, B]; waits bool [D, g], whether more samples of a group's prompt wait;
+        enough [D]: ends once so many rows that somebody waits for are free.
     width: positions of the longest prompt that is read, behind the front.
     together: axes of an enclosing `jax.shard_map` whose devices all go on until the last is done.
 
@@ -319,7 +320,9 @@ def decode_chunk(
         fold,
         axis=0,
     )
-    keys_B2, prompt_B, limit_B = (flat(rows[name]) for name in ("keys", "prompt_length", "limit"))
+    keys_B2, prompt_B, limit_B, begun_B = (
+        flat(rows[name]) for name in ("keys", "prompt_length", "limit", "begun")
+    )
     fresh_B, free_DB = flat(rows["fresh"]), state["done"] & ~rows["fresh"]
 
     def reset(path, x):
@@ -371,7 +374,7 @@ def decode_chunk(
         token_B, logp_B = choose_tokens(
             lm_logits(params, cfg, hidden_BD),
             keys_B2,
-            length_B,
+            begun_B + length_B,
             scfg.temperature,
             scfg.top_k,
             scfg.top_p,

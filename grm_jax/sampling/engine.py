@@ -123,6 +123,7 @@ class Engine:
             "keys": np.zeros((D, B, 2), np.uint32),
             "prompt_length": np.zeros((D, B), np.int32),
             "limit": np.zeros((D, B), np.int32),
+            "begun": np.zeros((D, B), np.int32),
             "fresh": np.zeros((D, B), bool),
             "waits": np.zeros((D, groups), bool),
             "enough": np.zeros(D, np.int32),
@@ -261,6 +262,7 @@ class Engine:
             self.rows["keys"][d, b] = sample_key(self.seed, request.item_id, name)
             self.rows["prompt_length"][d, b] = len(self.front_ids) + len(prompt.ids)
             self.rows["limit"][d, b] = min(limit, self.drawing.scfg.max_new_tokens)
+            self.rows["begun"][d, b] = request.begun
             self.rows["fresh"][d, b], self.length[d, b] = True, 0
         if not prompt.waiting:
             self.queue.pop(prompt.ids, None)
@@ -349,7 +351,7 @@ class Engine:
                 self.owner[d][new], self.reads[d][g] = owner[d][was], reads[d][g_old]
                 self.rows["entry"][d, g] = rows["entry"][d, g_old]
                 self.length[d, new] = length[d, was]
-                for name in ("keys", "prompt_length", "limit"):
+                for name in ("keys", "prompt_length", "limit", "begun"):
                     self.rows[name][d, new] = rows[name][d, was]
         self.state = self.programs.take(self.state, self.programs.place(index))
 

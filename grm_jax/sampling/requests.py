@@ -17,6 +17,8 @@ class Request:
     front: so many of the first tokens are a front that other prompts begin with as well, word for
         word: what stands in a template before the record. The engine computes it once.
     turn: those of a lower one begin first.
+    begun: so many tokens of the completion stand at the end of the prompt already: the next one is
+        drawn as number `begun`, so that it is the one which an uninterrupted completion would have.
     """
 
     prompt_ids: Sequence[int]
@@ -25,6 +27,7 @@ class Request:
     limits: tuple[int, ...] | None = None
     front: int = 0
     turn: int = 0
+    begun: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,11 @@ def check_request(request: Request, widest: int) -> None:
         raise ValueError(
             f"item {request.item_id}: limits {limits}; expected a positive number of tokens for "
             f"each of {k} samples"
+        )
+    if not 0 <= request.begun < length:
+        raise ValueError(
+            f"item {request.item_id}: {request.begun} tokens of the completion are said to stand "
+            f"in a prompt of {length}"
         )
     if not 0 <= request.front < length:
         raise ValueError(

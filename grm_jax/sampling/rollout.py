@@ -35,8 +35,8 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
       rows: completions per batch.
 
     Raises:
-      ValueError: a prompt is empty or longer than the widest bucket, or the requests differ in k,
-        or k > rows.
+      ValueError: a prompt is empty or longer than the widest bucket, the requests differ in k, or
+        k > rows; a request goes on with a completion, which the engine alone does.
     """
     if not requests:
         return []
@@ -51,6 +51,8 @@ def plan(requests: Sequence[Request], buckets: Sequence[int], rows: int) -> list
                 f"item {request.item_id}: {len(request.samples)} samples, but the first request "
                 f"has {k}"
             )
+        if request.begun:
+            raise ValueError(f"item {request.item_id}: the engine alone goes on with a completion")
         check_request(request, widths[-1])
     bucket = np.searchsorted(widths, lengths)
     per_batch, batches = rows // k, []

@@ -73,6 +73,32 @@ def test_tokens_are_the_batch_samplers(params, expected, rows, chunk, front, sca
     assert_same(drawn(drawing, params, asked(front), rows), expected)
 
 
+def test_a_completion_that_was_cut_goes_on_as_if_it_had_not_been(params, expected):
+    """With the first tokens behind the prompt, whatever is drawn beside it."""
+    cut = []
+    for request in asked():
+        for j, sample in enumerate(request.samples):
+            ids = expected[request.item_id, sample].token_ids.tolist()
+            begun = len(ids) // 2
+            left = (request.limits[j] - begun,)
+            prompt = [*request.prompt_ids, *ids[:begun]]
+            cut.append(Request(prompt, request.item_id, (sample,), left, begun=begun))
+    drawing = Drawing(CFG, SETTINGS, chunk=3)
+    batches = generate(drawing, params, cut, 0, (10, 16, 24, 36), 12)
+    got = {(c.item_id, c.sample): c for _, completions in batches for c in completions}
+    assert len({request.begun for request in cut}) > 3
+    for request in cut:
+        whole = expected[request.item_id, request.samples[0]]
+        rest = dataclasses.replace(
+            whole, token_ids=whole.token_ids[request.begun :], logp=whole.logp[request.begun :]
+        )
+        assert_same({0: got[request.item_id, request.samples[0]]}, {0: rest}, atol=1e-4)
+    with pytest.raises(ValueError, match="the engine alone goes on with a completion"):
+        next(generate(make_sampler(CFG, SETTINGS), params, cut, 0, (36,), 12))
+    with pytest.raises(ValueError, match="are said to stand in a prompt of 3"):
+        next(generate(drawing, params, [Request([1, 2, 3], "a", begun=3)], 0, (8,), 4))
+
+
 @pytest.mark.parametrize(
     "mode, mesh_shape", [("pmap", None), ("shard_map", (1, 4, 2)), ("jit", (2, 2, 2))]
 )
