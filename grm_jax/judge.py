@@ -139,6 +139,8 @@ def load(
     kind: str | None = None,
     templates: Mapping[str, str | Template] | None = None,
     answer: str | None = None,
+    parsing: str | None = None,
+    thinking_budget: int | None = None,
     prompt: int | None = None,
     completion: int | None = None,
     temperature: float | None = None,
@@ -161,6 +163,8 @@ def load(
         pointwise, single, judge, meta. prompt, completion: the longest, in tokens. temperature of
         samples. k_meta: judgments that the Meta RM keeps, by default half of them. A template
         other than that in grm.json is an error; the others may be changed.
+      parsing: "released" reads scores as the code on the card of DeepSeek-GRM does.
+      thinking_budget: tokens after which a thinking that has not ended is closed.
       dtype: to compute in; by default float32 on CPU, elsewhere that of the weights.
       mesh: devices (`parallel.mesh.make_mesh`); by default all there are.
       rows: completions at once, at most, 32 on CPU and 128 elsewhere by default. More of them need
@@ -222,8 +226,8 @@ def load(
         )
     if templates is not None:
         spec["templates"] = dict(templates)
-    if answer is not None:
-        spec["answer"] = answer
+    how = {"answer": answer, "parsing": parsing, "thinking_budget": thinking_budget}
+    spec |= {name: value for name, value in how.items() if value is not None}
     # where it runs
     mesh = _mesh(home) if mesh is None else mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"

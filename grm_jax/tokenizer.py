@@ -36,11 +36,12 @@ from grm_jax.chat import (
     end_of_turn,
     piece_encoder,
     read_chat_template,
+    render,
     render_pieces,
     special_tokens,
 )
 from grm_jax.json_files import file_looks_like, read_object, shown
-from grm_jax.judgment.reasoning import is_mark
+from grm_jax.judgment.reasoning import is_mark, template_marks
 
 # A serialized ModelProto that is appended to another is merged into it. This one: normalizer_spec
 # (field 3) { add_dummy_prefix (3): false }.
@@ -48,16 +49,32 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 @dataclasses.dataclass(frozen=True)
+class Thinking:
+    """Says how a chat template marks what a model thinks before it answers.
+
+    opens, closes: its marks. opened: whether the prompt ends in the one that opens. end_ids: what
+    closes thinking, with the template's own line breaks, and the answer follows.
+    """
+
+    opens: str
+    closes: str
+    opened: bool
+    end_ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """Encodes and decodes text, and holds the ids of the control tokens.
 
-    `encode`: text -> ids, never a control id. `decode`: ids -> text, control ids left out.
+    `encode`: text -> ids, never a control id. `decode`: ids -> text, control ids left out, but for
+    the template's marks of reasoning.
     `start_of_turn_id` is that of Gemma's turns, else None. `end_of_turn_id` is what the chat format
     writes behind the model's turn; None where that is no control token.
     `text_prefix` is " " for models that were trained with a space before every text, else "".
     `template` is the folder's own, None where the chat is one of the two built in; `write_chat`
     writes (role, text) turns by it, with True up to where the model begins to write.
-    `stated_stops` are further ids that end a text, by generation_config.json.
+    `stated_stops` are further ids that end a text, by generation_config.json. `thinking` says how
+    the template marks reasoning, None where it has no marks of it.
     """
 
     vocab_size: int
@@ -72,6 +89,7 @@ class Tokenizer:
     template: ChatTemplate | None = None
     write_chat: Callable[[Turns, bool], list[int]] | None = None
     stated_stops: tuple[int, ...] = ()
+    thinking: Thinking | None = None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -338,11 +356,15 @@ def _tokenizer(
         )
     pad_id = next(i for i in (special["pad"], special["unk"], eos_id) if i is not None)
     encode_text = _guarded(encode, control, control_ids)
+    marks = None if template is None else template_marks(template.text)
+    # SentencePiece has no text for its control ids
+    kept = {control[mark] for mark in marks or () if mark in control and parse is not None}
+    left_out = control_ids - kept
 
     def decode_ids(ids: Iterable[int]) -> str:
         # A model may have more rows than the tokenizer has ids (padding of the embedding table);
         # those stand for no text.
-        return decode([int(i) for i in ids if int(i) not in control_ids and int(i) < vocab_size])
+        return decode([int(i) for i in ids if int(i) not in left_out and int(i) < vocab_size])
 
     tokenizer = Tokenizer(
         vocab_size=vocab_size,
@@ -377,7 +399,31 @@ def _tokenizer(
         end_of_turn_id=None if ends is None else of_chat[ends],
         template=template,
         write_chat=write_chat,
+        thinking=None if marks is None else _thinking(template, marks, of_chat, encode_text),
     )
+
+
+def _thinking(
+    template: ChatTemplate,
+    marks: tuple[str, str],
+    of_chat: Mapping[str, int],
+    encode: Callable[[str], list[int]],
+) -> Thinking:
+    """Reads off a template how it opens and closes thinking."""
+    opens, closes = marks
+    opened = render(template, [("user", "Hello.")], True).rstrip().endswith(opens)
+    whole = f"{opens}\nThought\n{closes}\n\nAnswer"
+    try:
+        written = render(template, [("user", "Hello."), ("assistant", whole)], False)
+    except ValueError:  # it refuses such a turn
+        written = whole
+    _, _, written = written.partition("Thought")
+    end, answers, _ = written.partition("Answer")
+    if closes not in end or not answers:  # it leaves thinking out of turns that are over
+        end = f"\n{closes}\n\n"
+    before, after = end.split(closes, 1)
+    mark = [of_chat[closes]] if closes in of_chat else encode(closes)
+    return Thinking(opens, closes, opened, (*encode(before), *mark, *encode(after)))
 
 
 def _guarded(

@@ -22,7 +22,7 @@ from absl import app, flags
 
 import grm_jax
 from grm_jax.judgment.records import read_records
-from grm_jax.reward_models import grm
+from grm_jax.reward_models import thinking
 from speed import turns
 
 MODEL = flags.DEFINE_string("model", "tiny", "Model folder with a grm.json.")
@@ -47,13 +47,13 @@ class Watch:
 
     def __init__(self):
         self.clear()
-        generate = grm.generate
+        generate = thinking.generate
 
         def watched(sampler, params, requests, seed, buckets, rows, *_):
             self.prompts |= {tuple(request.prompt_ids) for request in requests}
             return generate(sampler, params, requests, seed, buckets, rows, self.count)
 
-        grm.generate = watched
+        thinking.generate = watched
 
     def count(self, counts):
         """Keeps an engine's counts, which it goes on with."""

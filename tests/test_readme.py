@@ -29,5 +29,5 @@ def test_links_and_launchers_exist():
 def test_every_preset_is_in_the_table():
     presets = {path.name for path in (REPO / "experiments/configs").glob("[a-z]*.py")}
     assert presets == set(
-        re.findall(r"`((?:spct_gemma2_\w+|tiny\w*|real\w*|evaluate)\.py)`", README)
+        re.findall(r"`((?:spct_gemma2_\w+|tiny\w*|real\w*|evaluate\w*)\.py)`", README)
     )

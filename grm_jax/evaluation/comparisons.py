@@ -150,6 +150,7 @@ def _add_system(
         at
         | {"position_swap": diagnostics.position_swap(field, judged)}
         | {"scores": diagnostics.score_counts(field, judged, ks)}
+        | {"readings": diagnostics.readings(judged)}
         | diagnostics.costs(judged)
     )
     tables["calibration"] += [at | row for row in diagnostics.calibration(field, judged, ks)]

@@ -14,6 +14,7 @@ import numpy as np
 from grm_jax.evaluation import votes
 from grm_jax.evaluation.figures import Field, Judged, make_pools
 from grm_jax.evaluation.votes import Pool
+from grm_jax.judgment.voting import vote
 
 # at most so many bins of a calibration curve, of at least about so many items
 BINS, BIN_ITEMS = 8, 20
@@ -80,6 +81,57 @@ def costs(judged: Judged) -> dict:
         "prompt_tokens_per_judgment": mean("prompt_tokens"),
         "cost_per_judgment": mean("cost"),
     }
+
+
+def readings(judged: Judged) -> dict | None:
+    """Counts where the strict reading and that of the released code differ, over all judgments.
+
+    None where no judgment was read both ways.
+
+    "judgments", "judgments_differ": those read both ways; those of other scores, or with scores in
+        one reading alone.
+    "strict_failures", "released_failures": of them, {reason: count}.
+    "verdicts", "verdicts_differ": greedy ones in each order, and plain votes over all samples of an
+        item; those of another winner, or with a winner in one reading alone.
+    """
+    both = {"strict": [], "released": []}
+    verdicts = differ = 0
+    for of_seeds in judged.rows.values():
+        for rows in of_seeds:
+            by_item: dict[str, list[dict]] = {}
+            for (item, _), row in rows.items():
+                if row.get("strict") is not None:
+                    by_item.setdefault(item, []).append(row)
+            for of_item in by_item.values():
+                strict = [row["strict"] for row in of_item]
+                both["strict"] += strict
+                both["released"] += of_item
+                verdicts += 1
+                one, other = (
+                    _winners([reading["scores"] for reading in side]) for side in (strict, of_item)
+                )
+                differ += one != other
+    if not verdicts:
+        return None
+    counts = {
+        side: collections.Counter(r["failure"] for r in of if r["failure"] is not None)
+        for side, of in both.items()
+    }
+    return {
+        "judgments": len(both["strict"]),
+        "judgments_differ": sum(a["scores"] != b["scores"] for a, b in zip(*both.values())),
+        **{f"{side}_failures": dict(of.most_common()) for side, of in counts.items()},
+        "verdicts": verdicts,
+        "verdicts_differ": differ,
+    }
+
+
+def _winners(samples: Sequence[Sequence[float] | None]) -> object:
+    """Whom a vote chooses: the indices on top; of one response right, wrong or neither."""
+    tally = vote(samples)
+    if tally.totals is None or len(tally.totals) > 1:
+        return tally.winners
+    return np.sign(2 * sum(tally.totals) - tally.valid)
 
 
 def score_counts(field: Field, judged: Judged, ks: Sequence[int]) -> dict | None:

@@ -43,6 +43,7 @@ SLIM = (
     "seconds",
     "prompt_tokens",
     "cost",
+    "strict",
 )
 _NUMBER = (int, float)
 KINDS: dict[str, type | tuple[type, ...]] = {  # of the fields of a judgment
@@ -64,6 +65,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {  # of the fields of a judgment
     "seconds": _NUMBER,
     "step": int,
     "reward": _NUMBER,
+    "strict": (dict, NULL),
 }
 NEEDED = ("id", "sample", "scores", "failure", "rewards", "tokens", "prompt_tokens")
 # (record id, sample) -> the fields in SLIM, and "offset": where its line begins in the file, bytes

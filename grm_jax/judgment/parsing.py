@@ -1,10 +1,10 @@
-r"""Reads a judge's completion: a Judgment (scores), a Choice (an index), or a named ParseFailure.
+r"""Reads a judge's completion: a Judgment (scores), a Choice, or a named ParseFailure.
 
-There is never a default score. Scores are strict. Only the LAST \boxed{...} counts: models print
-criterion scores and drafts before it. Its braces must balance, its content is split at commas, and
-each item must be an integer in ASCII digits, with blanks around it and a sign allowed ("8", " 8 ",
-"08", "-1"). Everything else is a failure, because leniency would hide drift of the format, and
-dropping an item would shift the rest:
+There is never a default score. Scores are strict unless they are read as "released". Only the LAST
+\boxed{...} counts: models print criterion scores and drafts before it. Its braces must balance, its
+content is split at commas, and each item must be an integer in ASCII digits, with blanks around it
+and a sign allowed ("8", " 8 ", "08", "-1"). Everything else is a failure, because leniency would
+hide drift of the format, and dropping an item would shift the rest:
 
     no_box           no \boxed{ in the answer, or the last one never closes
     only_reasoning   every \boxed{ stands in the model's reasoning (`judgment.reasoning`)
@@ -12,19 +12,22 @@ dropping an item would shift the rest:
     wrong_count      not n items
     not_a_number     an item such as "eight", "8/10", "\text{8}", "" or fullwidth digits
     not_an_integer   an item such as "8.5", "8.0" or "1e1"
-    out_of_range     an integer below `low` or above `high`
+    out_of_range     an integer below `low` or above `high`, a letter of no response
+    not_a_letter     a verdict that is neither a letter nor a tie, where the answer is a "letter"
     truncated        the generation hit its length limit, whatever it contains
 
 The reasoning before an answer ("<think> ... </think>") is no part of it: boxes and headings there
 do not count. Of several bad items the first one names the failure. An answer by index is read by
-the same rules: one item, an integer from 1 to n. Principles and critique are read on a best-effort
-basis and never fail a judgment: headings may be bare ("Analysis:"), Markdown ("### Scores:",
-"**Analysis**:") or numbered ("2. Analysis:"). All functions take time linear in the length of the
-text.
+the same rules: one item, an integer from 1 to n. `parse_released` reads scores as the code on the
+card of DeepSeek-GRM does, `parse_letter` the verdicts of pairwise judges. Principles and critique
+are read on a best-effort basis and never fail a judgment: headings may be bare ("Analysis:"),
+Markdown ("### Scores:", "**Analysis**:") or numbered ("2. Analysis:"). All functions take time
+linear in the length of the text.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,9 +36,11 @@ from grm_jax.judgment.reasoning import blanked
 from grm_jax.judgment.records import to_record_order
 from grm_jax.judgment.rules import score_range
 
-# what the box holds: a score for each response (see `read_answer`), or the number of the best
-# response
-ANSWERS = ("scores", "ten", "index")
+# what the answer holds: a score for each response (see `read_answer`), the number of the best
+# response, or its letter
+ANSWERS = ("scores", "ten", "index", "letter")
+CHOICES = ("index", "letter")  # those that name one response, of two or more
+PARSINGS = ("strict", "released")
 FAILURE_REASONS = (
     "no_box",
     "only_reasoning",
@@ -44,12 +49,30 @@ FAILURE_REASONS = (
     "not_a_number",
     "not_an_integer",
     "out_of_range",
+    "not_a_letter",
     "truncated",
 )
 
 BOX = r"\boxed{"
 INTEGER = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# the code on the card of DeepSeek-GRM takes the last match of this; `_released` finds it in time
+# that is linear in the text
+RELEASED = r"(?:\\{1,2}boxed\{|\[)\s*([^\]\}]+?)\s*(?:\}|\])"
+RELEASED_OPENS, RELEASED_CLOSES = re.compile(r"\\{1,2}boxed\{|\["), re.compile(r"[\]}]")
+RELEASED_RANGE = (1.0, 10.0)
+VERDICT = re.compile(
+    r"\[\[(?P<brackets>[^\[\]\n]*)\]\]"
+    r"|<answer>(?P<tag>(?:(?!</?answer>)[^\[])*)</answer>"
+    r"|\\boxed\{(?:\\text\{)?(?P<box>[^{}\n]*)\}",
+    re.IGNORECASE,
+)
+# A, "Response A", "Assistant 1", A>B, A>>B, A=B
+LETTER = re.compile(
+    r"(?:(?:assistant|response|answer|candidate|chatbot|model|output)\s+)?"
+    r"(?P<name>[a-z]|[0-9]{1,3})(?:\s*(?P<relation>>{1,2}|<{1,2}|=)\s*(?P<other>[a-z]))?",
+    re.IGNORECASE,
+)
 MAX_DIGITS = 18  # longer integers are out of range without being computed
 
 CRITERIA_HEADINGS = ("specific criteria", "evaluation criteria", "criteria", "principles")
@@ -81,12 +104,12 @@ class Judgment:
 
     principles: (name, weight as a number, or None where none is stated; 40% is 0.4).
     critique: the text of the analysis.
-    scores: n integers in PROMPT order.
+    scores: n numbers in PROMPT order, integers where the parsing is strict.
     """
 
     principles: tuple[tuple[str, float | None], ...]
     critique: str
-    scores: tuple[int, ...]
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -94,13 +117,13 @@ class Choice:
     """Holds what a completion says that names the best response.
 
     principles, critique: as in Judgment.
-    chosen: index (from 0) of the best response in PROMPT order.
-    span: the characters text[start:end] of the number in the box.
+    chosen: index (from 0) of the best response in PROMPT order; None where two are tied.
+    span: the characters text[start:end] of the number or letter.
     """
 
     principles: tuple[tuple[str, float | None], ...]
     critique: str
-    chosen: int
+    chosen: int | None
     span: tuple[int, int]
 
 
@@ -112,21 +135,58 @@ class ParseFailure:
 
 
 def parse_judgment(
-    text: str, n: int, low: int = 1, high: int = 10, truncated: bool = False
+    text: str, n: int, low: int = 1, high: int = 10, truncated: bool = False, opened: str = ""
 ) -> Judgment | ParseFailure:
     r"""Reads the n scores (low..high) in the last \boxed{...} of `text`, and what stands before it.
 
-    That is principles and critique.
+    That is principles and critique. opened: as in `read_answer`.
     """
-    return _parse(text, blanked(text), n, low, high, truncated)
+    return _parse(text, blanked(text, opened), n, low, high, truncated)
 
 
-def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFailure:
+def parse_released(
+    text: str, n: int, truncated: bool = False, opened: str = "", answer: str = "scores"
+) -> Judgment | ParseFailure:
+    """Reads n scores as the code on the card of DeepSeek-GRM does.
+
+    The last match of RELEASED counts, a box or any brackets; it is split at commas, numbers are
+    kept as floats and clipped to [1, 10], other items dropped. That code gives a list of any
+    length. Here another count than n is the failure "wrong_count" ("not_a_number" where no item is
+    a number): which response a score belongs to is then not known. So are "no_box" without a match,
+    "truncated" for a text that was cut. The score of a single response is 0 or 1 there: any other
+    number is "out_of_range", unless the answer is "ten".
+    """
+    if truncated:
+        return ParseFailure("truncated")
+    answered = blanked(text, opened)
+    match = _released(answered)
+    if match is None:
+        return ParseFailure("no_box" if _released(text) is None else "only_reasoning")
+    start, content = match
+    numbers = [number for item in content.split(",") if (number := _float(item)) is not None]
+    if not numbers:
+        return ParseFailure("not_a_number")
+    if len(numbers) != n:
+        return ParseFailure("wrong_count")
+    if n == 1 and answer != "ten":
+        if numbers[0] not in (0.0, 1.0):
+            return ParseFailure("out_of_range")
+        scores = tuple(numbers)
+    else:
+        low, high = RELEASED_RANGE
+        scores = tuple(min(max(number, low), high) for number in numbers)
+    before = _without_gaps(answered[:start], answered != text)
+    return Judgment(*_principles_and_critique(before), scores)
+
+
+def parse_choice(
+    text: str, n: int, truncated: bool = False, opened: str = ""
+) -> Choice | ParseFailure:
     r"""Reads the number (1..n) of the best response in the last \boxed{...} of `text`.
 
     And principles and critique before it.
     """
-    answer = blanked(text)  # what it holds stands at the same place in the text
+    answer = blanked(text, opened)  # what it holds stands at the same place in the text
     parsed = _parse(text, answer, 1, low=1, high=n, truncated=truncated)
     if isinstance(parsed, ParseFailure):
         return parsed
@@ -136,35 +196,84 @@ def parse_choice(text: str, n: int, truncated: bool = False) -> Choice | ParseFa
     return Choice(
         parsed.principles,
         parsed.critique,
-        parsed.scores[0] - 1,
+        int(parsed.scores[0]) - 1,
         (start, start + len(content.strip())),
     )
 
 
+def parse_letter(
+    text: str, n: int, truncated: bool = False, opened: str = ""
+) -> Choice | ParseFailure:
+    r"""Reads the letter of the best response: the last [[A]], <answer>A</answer> or \boxed{A}.
+
+    Of RM-R1, RRM, J1 and judges of their kind. A number counts as a letter ("Assistant 1"), a word
+    for a response may stand before it. Of two responses [[C]], "tie" and A=B say that they are
+    tied, A>B and A>>B that the first is better.
+    """
+    if truncated:
+        return ParseFailure("truncated")
+    answer = blanked(text, opened)
+    verdicts = list(VERDICT.finditer(answer))
+    if not verdicts:
+        return ParseFailure("only_reasoning" if VERDICT.search(text) else "no_box")
+    last = verdicts[-1]
+    group = next(name for name in ("brackets", "tag", "box") if last[name] is not None)
+    content = last[group]
+    start = last.start(group) + len(content) - len(content.lstrip())
+    content = content.strip()
+    if not content:
+        return ParseFailure("empty_box")
+    chosen = _chosen(content, n)
+    if isinstance(chosen, ParseFailure):
+        return chosen
+    before = _without_gaps(answer[: last.start()], answer != text)
+    return Choice(*_principles_and_critique(before), chosen, (start, start + len(content)))
+
+
 def read_answer(
-    text: str, order: Sequence[int], answer: str = "scores", truncated: bool = False
+    text: str,
+    order: Sequence[int],
+    answer: str = "scores",
+    truncated: bool = False,
+    parsing: str = "strict",
+    opened: str = "",
 ) -> dict:
     """Reads a completion about the n responses shown in `order`.
 
     Returns {"scores", "failure", "principles", "critique"}. `scores` are in the record's order, or
     None with the reason in `failure`: integers in `score_range(n)`; where the answer is "ten", from
-    1 to 10 for a single response too (paper, D.1: ReaLMistake); where it is an "index", 1 for the
-    chosen response and 0 for the others, so that a sum of scores is a count of votes.
+    1 to 10 for a single response too (paper, D.1: ReaLMistake); where it is an "index" or a
+    "letter", 1 for the chosen response and 0 for the others, 1/2 for each of two that are tied, so
+    that a sum of scores is a count of votes.
+
+    parsing: "strict", or "released" for scores as `parse_released` reads them; "strict" then holds
+        the {"scores", "failure"} of the strict reading, beside it.
+    opened: the mark that opens reasoning in which the prompt ends; "" for none.
     """
     n = len(order)
     low, high = score_range(2 if answer == "ten" else n)
-    parsed = (
-        parse_choice(text, n, truncated)
-        if answer == "index"
-        else parse_judgment(text, n, low, high, truncated)
-    )
+    if answer in CHOICES:
+        parse = parse_letter if answer == "letter" else parse_choice
+        return _read(parse(text, n, truncated, opened), order)
+    strict = parse_judgment(text, n, low, high, truncated, opened)
+    if parsing == "strict":
+        return _read(strict, order)
+    beside = _read(strict, order)
+    return _read(parse_released(text, n, truncated, opened, answer), order) | {
+        "strict": {name: beside[name] for name in ("scores", "failure")}
+    }
+
+
+def _read(parsed: Judgment | Choice | ParseFailure, order: Sequence[int]) -> dict:
     if isinstance(parsed, ParseFailure):
         return {"scores": None, "failure": parsed.reason, "principles": [], "critique": ""}
-    shown = (
-        [int(position == parsed.chosen) for position in range(n)]
-        if isinstance(parsed, Choice)
-        else parsed.scores
-    )
+    n = len(order)
+    if isinstance(parsed, Judgment):
+        shown = parsed.scores
+    elif parsed.chosen is None:
+        shown = [1 / n] * n
+    else:
+        shown = [int(position == parsed.chosen) for position in range(n)]
     return {
         "scores": list(to_record_order(shown, order)),
         "failure": None,
@@ -179,7 +288,7 @@ def score_span(n: int, answer: str = "scores") -> int | None:
     Of a single response, which has no second, the largest of two judgments; None where its score
     says neither right nor wrong ("ten").
     """
-    if answer == "index":
+    if answer in CHOICES:
         return 1
     low, high = score_range(n)
     return None if answer == "ten" and n == 1 else high - low
@@ -200,11 +309,56 @@ def _parse(
     scores = _scores(content, n, low, high)
     if isinstance(scores, ParseFailure):
         return scores
-    before = answer[:start]
-    if answer != text:
-        before = re.sub(r"\n{3,}", "\n\n", before)
-    principles, critique = _principles_and_critique(before)
-    return Judgment(principles, critique, scores)
+    before = _without_gaps(answer[:start], answer != text)
+    return Judgment(*_principles_and_critique(before), scores)
+
+
+def _without_gaps(text: str, written_over: bool) -> str:
+    """Text before a verdict, without the gaps that reasoning left where it was written over."""
+    return re.sub(r"\n{3,}", "\n\n", text) if written_over else text
+
+
+def _released(text: str) -> tuple[int, str] | None:
+    """The start and the content of the last match of RELEASED."""
+    last, at = None, 0
+    while opens := RELEASED_OPENS.search(text, at):
+        closes = RELEASED_CLOSES.search(text, opens.end())
+        if closes is None:
+            break
+        content = text[opens.end() : closes.start()]
+        if content:
+            last, at = (opens.start(), content.strip()), closes.end()
+        else:
+            at = opens.end()
+    return last
+
+
+def _float(item: str) -> float | None:
+    """A finite number as Python reads it; None for anything else."""
+    try:
+        number = float(item)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _chosen(content: str, n: int) -> int | None | ParseFailure:
+    """The index of the response that a verdict names; None for a tie of two."""
+    if n == 2 and content.lower() in ("c", "tie", "tied", "both"):
+        return None
+    match = LETTER.fullmatch(content)
+    if not match:
+        return ParseFailure("not_a_letter")
+    name, relation, other = match["name"], match["relation"], match["other"]
+    chosen = int(name) - 1 if name.isdigit() else ord(name.lower()) - ord("a")
+    if not 0 <= chosen < n:
+        return ParseFailure("out_of_range")
+    if relation is None:
+        return chosen
+    second = ord(other.lower()) - ord("a")
+    if n != 2 or {chosen, second} != {0, 1} or name.isdigit():
+        return ParseFailure("not_a_letter")
+    return None if relation == "=" else chosen if relation[0] == ">" else second
 
 
 def _balanced(text: str, start: int) -> str | None:

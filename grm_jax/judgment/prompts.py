@@ -37,7 +37,7 @@ import jinja2.nodes
 import jinja2.sandbox
 
 from grm_jax.judgment.fences import fenced
-from grm_jax.judgment.records import Record
+from grm_jax.judgment.records import Record, Turn
 from grm_jax.judgment.rules import best_index, score_range
 from grm_jax.naming import resolve
 
@@ -217,6 +217,31 @@ def render_prompt(
             return hinted
         line = f"The best response is: Response {hint_index}"
     return f"{plain}{line}\n" if plain.endswith("\n") else f"{plain}\n{line}"
+
+
+def check_template(template: Template, n: int) -> None:
+    """Raises ValueError unless the prompt for n responses shows conversation and responses.
+
+    A text that was saved with another tool's fields in it, such as {response}, renders without an
+    error, and the model then judges nothing.
+    """
+    texts = [f"Whatisasked{n}", *(f"Whatisanswered{i}" for i in range(n))]
+    record = Record("a record of the check", (Turn("user", texts[0]),), tuple(texts[1:]))
+    prompt = render_prompt(template, record, range(n))
+    shown = [prompt.find(text) for text in texts]
+    what = ["the user's turn", *(f"response {i + 1}" for i in range(n))]
+    missing = [name for name, place in zip(what, shown) if place < 0]
+    if missing:
+        raise ValueError(
+            f"template {template.name}: its prompt for {n} response{'s' * (n > 1)} does not show "
+            f"{', '.join(missing)}; a template is Jinja, and shows what it judges by the names "
+            f"{', '.join(VARIABLES)}"
+        )
+    if shown[1:] != sorted(shown[1:]):
+        raise ValueError(
+            f"template {template.name}: it shows the responses in another order than it is given "
+            "them, and scores are read in that order"
+        )
 
 
 def render_meta_prompt(template: Template, record: Record, order: Sequence[int]) -> str:

@@ -36,6 +36,7 @@ _MARK = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_KINDS = ("tag", "square", "kimi", "command", "sky", "channel")
 _HARMONY = re.compile(r"<\|(channel|message|start|end|return|call)\|>")
 _BARE_ANALYSIS = re.compile(r"\s*analysis(?=[^\W\d_a-z])")  # "analysisWe need to ..."
 _BARE_FINAL = "assistantfinal"
@@ -46,6 +47,25 @@ Span = tuple[int, int]  # characters text[start:end]
 def is_mark(text: str) -> bool:
     """Says whether a text is one mark that opens or closes reasoning, and nothing else."""
     return bool(_MARK.fullmatch(text))
+
+
+def template_marks(template: str) -> tuple[str, str] | None:
+    """Finds the marks between which a chat template has reasoning: (opens, closes), or None.
+
+    A template that only takes reasoning away names one of the two.
+    """
+    for mark in _MARK.finditer(template):
+        kind = next(name for name in _KINDS if mark[name])
+        if kind == "channel":
+            return "<|channel>", "<channel|>"
+        text, closes = mark.group(), bool(mark[f"{kind}_end"])
+        if kind in ("command", "sky"):
+            begins, ends = ("START", "END") if kind == "command" else ("begin", "end")
+            other = text.replace(ends, begins) if closes else text.replace(begins, ends)
+        else:  # <think>, [THINK], ◁think▷
+            other = text.replace("/", "", 1) if closes else f"{text[0]}/{text[1:]}"
+        return (other, text) if closes else (text, other)
+    return None
 
 
 def without_reasoning(text: str) -> str:
@@ -59,9 +79,12 @@ def without_reasoning(text: str) -> str:
     return "\n".join(part for part in answer if part).strip()
 
 
-def blanked(text: str) -> str:
-    """Returns a text of equal length, its reasoning written over with line breaks."""
-    return _blanked(text, reasoning_spans(text))
+def blanked(text: str, opened: str = "") -> str:
+    """Returns a text of equal length, its reasoning written over with line breaks.
+
+    opened: the mark that opens reasoning in which the prompt before the text ends; "" for none.
+    """
+    return _blanked(opened + text, reasoning_spans(opened + text))[len(opened) :]
 
 
 def reasoning_spans(text: str) -> list[Span]:
@@ -104,7 +127,7 @@ def _blocks(text: str) -> list[Span]:
     spans: list[Span] = []
     kind, depth, opened = None, 0, 0
     for mark in _meant(_MARK, text):
-        name = next(n for n in ("tag", "square", "kimi", "command", "sky", "channel") if mark[n])
+        name = next(n for n in _KINDS if mark[n])
         of_kind = (name, "" if name == "channel" else mark[name].lower())
         closes = bool(mark[f"{name}_end"])
         if depth == 0 and closes:

@@ -190,7 +190,7 @@ def gold(record: Record) -> tuple[float, ...]:
     return record.rewards
 
 
-def to_record_order(scores: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+def to_record_order(scores: Sequence[float], order: Sequence[int]) -> tuple[float, ...]:
     """Puts n scores in prompt order into record order. Raises ValueError when lengths differ."""
     in_record_order = dict(zip(order, scores, strict=True))
     return tuple(in_record_order[i] for i in range(len(order)))

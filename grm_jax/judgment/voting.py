@@ -23,13 +23,13 @@ class Verdict:
     `totals` is None, and `winners` (), when no sample was valid.
     """
 
-    totals: tuple[int, ...] | None
+    totals: tuple[float, ...] | None
     winners: tuple[int, ...]
     valid: int
     failed: int
 
 
-def vote(samples: Sequence[Sequence[int] | None]) -> Verdict:
+def vote(samples: Sequence[Sequence[float] | None]) -> Verdict:
     """Sums up scores as Eq 14 does: S*_i = sum over the valid samples of S_i.
 
     Raises ValueError when samples score different numbers of responses.
@@ -136,7 +136,7 @@ def select_by_meta(
     return tuple(([i for _, i in sorted(valid)] + failed)[:k_meta])
 
 
-def _votes_for_one(verdict: Verdict) -> int:
+def _votes_for_one(verdict: Verdict) -> float:
     total = sum(verdict.totals or ())  # of one response
     if not 0 <= total <= verdict.valid:
         raise ValueError(

@@ -233,13 +233,14 @@ def size_text(size: Mapping) -> str:
 
 
 REASONS = {  # what the names of failures mean, by how they begin
-    "no_box": "no boxed scores",
+    "no_box": "no boxed scores, or no verdict",
     "only_reasoning": "a box in the reasoning before the answer alone",
     "empty_box": "an empty box",
     "wrong_count": "another number of scores than responses",
     "not_a_number": "a score that is no number",
     "not_an_integer": "a number that is no whole one",
     "out_of_range": "a score outside the range that was asked for",
+    "not_a_letter": "a verdict that is neither a letter nor a tie",
     "truncated": "the limit of tokens was hit",
     "too_long": "the prompt does not fit",
     "request_failed": "no answer of the server, with its status or what went wrong",

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grm_jax.judgment.parsing import ANSWERS, read_answer
+from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, Turn, gold
 from grm_jax.judgment.rules import is_correct
+from grm_jax.reward_models.thinking import generate_within, thought_of
 from grm_jax.sampling.engine import Counts, Drawing
-from grm_jax.sampling.rollout import Completion, Request, generate
+from grm_jax.sampling.rollout import Completion, Request
 from grm_jax.tokenizer import Tokenizer
 
 FRONT_STEP = 64  # tokens: a front is a multiple, so that a word more or less compiles nothing anew
@@ -31,28 +32,35 @@ class Prompter:
     It holds the tokenizer and the templates for lists and for single responses.
 
     answer: "scores" (one for each response), "ten" (the same, but a single response is put by the
-        template for lists and scored from 1 to 10 as well), or "index" (the number of the best one:
-        LLM-as-a-Judge). See `read_answer`.
+        template for lists and scored from 1 to 10 as well), "index" (the number of the best one:
+        LLM-as-a-Judge) or "letter" (of the best one). See `read_answer`.
+    parsing: "strict", or "released": scores as the code on the card of DeepSeek-GRM reads them.
+    thinking_budget: tokens of thinking, after which it is closed; None for no limit but that of the
+        completion. For models whose chat template marks thinking.
     """
 
     tokenizer: Tokenizer
     pointwise: Template
     single: Template
     answer: str = "scores"
+    parsing: str = "strict"
+    thinking_budget: int | None = None
 
     def __post_init__(self):
         if self.answer not in ANSWERS:
             raise ValueError(f"answer is {self.answer!r}; expected one of {', '.join(ANSWERS)}")
+        if self.parsing not in PARSINGS:
+            raise ValueError(f"parsing is {self.parsing!r}; expected one of {', '.join(PARSINGS)}")
 
     def ids(self, record: Record, order: Sequence[int], hint: bool = False) -> list[int]:
         """Returns the token ids of the prompt, up to where the model begins to write.
 
-        Raises ValueError for one response where the answer is an index.
+        Raises ValueError for one response where the answer names one of several.
         """
-        if self.answer == "index" and len(record.responses) == 1:
+        if self.answer in CHOICES and len(record.responses) == 1:
             raise ValueError(
-                f"record {record.id!r} has one response: an answer by index needs two or more to "
-                "choose from"
+                f"record {record.id!r} has one response: an answer by {self.answer} needs two or "
+                "more to choose from"
             )
         template = (
             self.single
@@ -128,16 +136,22 @@ def drawn_judgment(
     prompt_tokens: int,
     temperature: float,
     answer: str = "scores",
+    parsing: str = "strict",
+    thinking_cut: bool = False,
 ) -> dict:
     """Makes one judgment as it is stored, from a completion.
 
     It holds the raw text, what was parsed from it, and whether it is correct (Eq 10). `scores` are
     in the record's order, or None with the reason in `failure` (`read_answer`). Whether a single
-    response's score from 1 to 10 is correct cannot be said.
+    response's score from 1 to 10 is correct cannot be said. Where the chat template marks thinking,
+    "thinking_tokens" counts what the text begins with of it, and "thinking_cut" says whether a
+    budget closed it.
     """
-    record = ask.record
+    record, thought = ask.record, thought_of(tokenizer, completion.token_ids)
     text = tokenizer.decode(completion.token_ids)
-    read = read_answer(text, ask.order, answer, truncated=not completion.finished)
+    thinking = tokenizer.thinking
+    opened = thinking.opens if thinking is not None and thinking.opened else ""
+    read = read_answer(text, ask.order, answer, not completion.finished, parsing, opened)
     ungraded = record.rewards is None or (answer == "ten" and len(record.responses) == 1)
     return {
         "id": record.id,
@@ -154,7 +168,9 @@ def drawn_judgment(
         "rewards": None if record.rewards is None else list(record.rewards),
         "correct": None if ungraded else is_correct(read["scores"], gold(record)),
         "meta_logit": None,
-    }
+    } | (
+        {} if thought is None else {"thinking_tokens": thought.tokens, "thinking_cut": thinking_cut}
+    )
 
 
 class Drawn(NamedTuple):
@@ -185,18 +201,22 @@ def judge(
     if isinstance(sampler, Drawing):
         fronts = [prompter.front_of(r.prompt_ids, len(a.order)) for r, a in zip(requests, asks)]
         requests = [dataclasses.replace(r, front=n) for r, n in zip(requests, fronts)]
-    for indices, completions in generate(sampler, params, requests, seed, buckets, rows, counts):
+    budget, tokenizer = prompter.thinking_budget, prompter.tokenizer
+    how = (sampler, params, requests, seed, buckets, rows, counts)
+    for indices, completions, cut in generate_within(budget, tokenizer, *how):
         drawn = []
         of_ask = [i for i in indices for _ in asks[i].samples]
-        for i, completion in zip(of_ask, completions, strict=True):
+        for i, completion, thinking_cut in zip(of_ask, completions, cut, strict=True):
             prompt_ids = requests[i].prompt_ids
             judgment = drawn_judgment(
-                prompter.tokenizer,
+                tokenizer,
                 asks[i],
                 completion,
                 len(prompt_ids),
                 temperature,
                 prompter.answer,
+                prompter.parsing,
+                thinking_cut,
             )
             drawn.append(
                 Drawn(judgment, i, list(prompt_ids), completion.token_ids, completion.logp)

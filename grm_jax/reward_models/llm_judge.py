@@ -1,6 +1,7 @@
 """Judges as LLM-as-a-Judge does, and in its TokenProb form.
 
-The policy reads a pair and writes, in a box, the number of the better response (Eq 13).
+The policy reads a pair and writes, in a box, the number of the better response (Eq 13), or its
+letter as public pairwise judges do.
 
 A pair is one generation. A list goes through all its pairs: the responses of each are shown in the
 order in which the sample shows the list, and a response scores the number of pairs that it won. A
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grm_jax.judgment.parsing import Choice, parse_choice
+from grm_jax.judgment.parsing import CHOICES, Choice, parse_choice, parse_letter
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Drawn, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, pairs, shown_order
@@ -63,14 +64,14 @@ def llm_judge(
 ) -> RewardModel:
     """Makes the pairwise generative judge, n >= 2.
 
-    Arguments as in `pointwise.pointwise_grm`; `prompter.answer` must be "index". Besides the fields
-    of the protocol a judgment holds "pairs", one object for each generation:
+    Arguments as in `pointwise.pointwise_grm`; `prompter.answer` must be one of CHOICES. Besides the
+    fields of the protocol a judgment holds "pairs", one object for each generation:
 
         {
             "pair": [i, j],
             "order": [first shown, second shown],
             "text": what was generated,
-            "chosen": index in the record, or null,
+            "chosen": index in the record; null for a tie and for a failure,
             "probability": see `index_probability`; null without a choice,
             "tokens", "principles", "critique", "failure"
         }
@@ -81,9 +82,9 @@ def llm_judge(
 
     Raises ValueError for a prompter that reads scores, and when judging a record with one response.
     """
-    if prompter.answer != "index":
+    if prompter.answer not in CHOICES:
         raise ValueError(
-            f"{name}: a judge of pairs needs a prompter with answer = 'index', got "
+            f"{name}: a judge of pairs needs a prompter with answer = 'index' or 'letter', got "
             f"{prompter.answer!r}"
         )
 
@@ -124,7 +125,7 @@ def llm_judge(
             settings |= {"buckets": buckets, "rows": rows}
             for drawn in judge(sampler, params, prompter, [asks[i] for i in fitting], **settings):
                 yield rows_completed_by(
-                    {fitting[one.ask]: generation(prompter.tokenizer, one) for one in drawn}
+                    {fitting[one.ask]: generation(prompter, one) for one in drawn}
                 )
 
         opinions, waiting = [], 0
@@ -177,17 +178,21 @@ def longest_prompt(prompter: Prompter, record: Record) -> int:
     return max(lengths, default=0)
 
 
-def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
+def generation(prompter: Prompter, drawn: Drawn) -> dict:
     """Returns what a judgment keeps of one generation about a pair.
 
-    `chosen` is 0 or 1, an index in that pair, or None.
+    `chosen` is 0 or 1, an index in that pair, or None: a tie, where there is no failure.
     """
     judged, chosen, probability = drawn.judgment, None, None
     if judged["failure"] is None:
-        chosen = judged["scores"].index(1)
-        choice = parse_choice(judged["text"], 2)
+        if 1 in judged["scores"]:
+            chosen = judged["scores"].index(1)
+        parse = parse_letter if prompter.answer == "letter" else parse_choice
+        choice = parse(judged["text"], 2)
         assert isinstance(choice, Choice)  # as it was read before
-        probability = index_probability(tokenizer, drawn.completion_ids, drawn.logp, choice.span)
+        probability = index_probability(
+            prompter.tokenizer, drawn.completion_ids, drawn.logp, choice.span
+        )
     return {"chosen": chosen, "probability": probability} | {
         name: judged[name] for name in ("text", "tokens", "principles", "critique", "failure")
     }
@@ -196,15 +201,22 @@ def generation(tokenizer: Tokenizer, drawn: Drawn) -> dict:
 def by_probability(judgment: dict) -> dict:
     """Makes TokenProb's judgment from that of an LLM-as-a-Judge.
 
-    The winner of a pair scores the probability of its number in place of 1.
+    The winner of a pair scores the probability of its number in place of 1; of a tie each has half.
     """
     if judgment["failure"] is not None:
         return judgment
     scores = [
-        sum(pair["probability"] for pair in judgment["pairs"] if pair["chosen"] == i)
+        sum(pair["probability"] * share(pair, i) for pair in judgment["pairs"])
         for i in range(len(judgment["order"]))
     ]
     return judgment | {"scores": scores}
+
+
+def share(pair: dict, i: int) -> float:
+    """Returns what response i has of a pair that was judged: 1, 0, or 1/2 of a tie."""
+    if pair["chosen"] is None:
+        return 0.5 if i in pair["pair"] else 0
+    return int(pair["chosen"] == i)
 
 
 def index_probability(
@@ -245,5 +257,5 @@ def opinion_judgment(opinion: Opinion, temperature: float) -> dict:
             failure=failure if n == 2 else f"pair_failed:{failure}",
             **evidence,
         )
-    scores = [sum(one["chosen"] == i for one in found) for i in range(n)]
+    scores = [sum(share(one, i) for one in found) for i in range(n)]
     return new_judgment(record, opinion.sample, opinion.order, temperature, scores, **evidence)

@@ -2,9 +2,9 @@
 
     {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
      "templates": {"pointwise": NAME_OR_FILE, "single": ..., "meta": ...},
-     "answer": "scores", "hint": False}
+     "answer": "scores", "parsing": "strict", "hint": False}
     {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER,
-     "templates": {"judge": NAME_OR_FILE}}
+     "templates": {"judge": NAME_OR_FILE}, "answer": "index"}
     {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}
     {"name": "pairs", "kind": "pair_rm", "path": FOLDER, "swap_average": False}
     {"name": "cloud", "kind": "cloud", "path": FOLDER of the head, "critic": FOLDER}
@@ -13,7 +13,12 @@
     {"name": "mine", "kind": "package.module:function"}
 
 pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, as the paper does on
-    ReaLMistake; "hint": True tells it the best response, as half of rejective sampling does.
+    ReaLMistake; "parsing": "released" reads scores as the code on the card of DeepSeek-GRM does,
+    and keeps the strict reading beside it; "thinking_budget": tokens after which a thinking that
+    has not ended is closed (llm_judge and token_prob have it too); "hint": True tells it the best
+    response, as half of rejective sampling does.
+llm_judge, token_prob: "answer" may be "letter": [[A]], <answer>A</answer> or a letter in a box, as
+    public pairwise judges write it.
 scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
 remote: further fields of `reward_models.remote_config.RemoteConfig` (docs/remote.md).
 package.module:function: function(spec, asking, seed) -> RewardModel.
@@ -37,8 +42,9 @@ from jax.sharding import Mesh
 from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.checkpoint.peft import load_adapted, read_lora
-from grm_jax.judgment.parsing import ANSWERS, score_span
-from grm_jax.judgment.prompts import Template, load_template
+from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS, score_span
+from grm_jax.judgment.prompts import Template, check_template, load_template
+from grm_jax.judgment.reasoning import template_marks
 from grm_jax.judgment.records import Record
 from grm_jax.models.config import ModelConfig, Numerics
 from grm_jax.models.hf_config import load_config, read_config
@@ -55,7 +61,7 @@ from grm_jax.reward_models.pointwise import pointwise_grm
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import Estimate, estimate, remote_judge
 from grm_jax.reward_models.remote_config import RemoteConfig
-from grm_jax.reward_models.scalar import load_scalar, scalar_rm
+from grm_jax.reward_models.scalar import load_scalar, padded_as_stated, scalar_rm
 from grm_jax.sampling.engine import Drawing
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sampling.settings import Lengths, Sampling
@@ -268,7 +274,10 @@ class _Folder(NamedTuple):
         return (self.description and self.description.chat_args) or {}
 
     def tokenizer(self) -> Tokenizer:
-        return load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
+        tokenizer = load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
+        if self.architecture == SCALAR and self.base == self.path:
+            return padded_as_stated(tokenizer, self.path, self.cfg)
+        return tokenizer
 
     def params(self, mesh: Mesh) -> dict:
         if self.base != self.path:
@@ -283,6 +292,7 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
     answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
+    parsing, budget = _parsing(spec, answer), _thinking_budget(spec, asking, folder)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
     meta: tuple[_Folder, Template] | None = None
     if spec.get("meta"):
@@ -291,6 +301,8 @@ def _pointwise(spec, asking) -> _Kind:
     identity = {
         "kind": "pointwise_grm",
         "answer": answer,
+        **({} if parsing == "strict" else {"parsing": parsing}),
+        **({} if budget is None else {"thinking_budget": budget}),
         "templates": _digests(pointwise=pointwise, single=single),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
@@ -301,7 +313,7 @@ def _pointwise(spec, asking) -> _Kind:
 
     def loader():
         params, tokenizer = folder.params(asking.mesh), folder.tokenizer()
-        prompter = Prompter(tokenizer, pointwise, single, answer)
+        prompter = Prompter(tokenizer, pointwise, single, answer, parsing, budget)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
         guide = _meta_guide(*meta, asking) if meta else lambda model, batches: model
 
@@ -321,17 +333,23 @@ def _pointwise(spec, asking) -> _Kind:
 
         return build
 
-    fewest = 2 if answer == "index" else 1
+    fewest = 2 if answer in CHOICES else 1
     span = functools.partial(score_span, answer=answer)
     return _Kind(identity, loader, lambda n: n >= fewest, sampled=True, span=span)
 
 
 def _judge(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
-    template = _template(spec, asking, "judge", folder)
+    template, said = _template(spec, asking, "judge", folder), folder.description
+    own = said.answer if said is not None and said.answer in CHOICES else "index"
+    answer = spec.get("answer") or own
+    if answer not in CHOICES:
+        raise ValueError(f'field "answer": expected one of {", ".join(CHOICES)}, got {answer!r}')
+    budget = _thinking_budget(spec, asking, folder)
     identity = {
         "kind": "llm_judge",
-        "answer": "index",
+        **({} if budget is None else {"thinking_budget": budget}),
+        "answer": answer,
         "templates": _digests(judge=template),
         **folder.identity,
         **_asked(asking),
@@ -339,7 +357,7 @@ def _judge(spec, asking) -> _Kind:
 
     def loader():
         params, tokenizer = folder.params(asking.mesh), folder.tokenizer()
-        prompter = Prompter(tokenizer, template, template, answer="index")
+        prompter = Prompter(tokenizer, template, template, answer, thinking_budget=budget)
         sampler_of = samplers(asking, folder.cfg, tokenizer)
         return lambda seed, batches: llm_judge(
             spec["name"],
@@ -436,9 +454,10 @@ def _cloud(spec, asking) -> _Kind:
 
 
 def _remote(spec, asking) -> _Kind:
-    """Asks by the template of pointwise scores or, with answer "index", of a judge."""
+    """Asks by the template of pointwise scores or, where the answer is a choice, of a judge."""
     answer = _answer(spec, asking)
-    role = "judge" if answer == "index" else "pointwise"
+    _parsing(spec, answer)
+    role = "judge" if answer in CHOICES else "pointwise"
     templates: dict[str, Any] = {
         "template": _template(spec, asking, role),
         "single_template": _template(spec, asking, "single"),
@@ -453,7 +472,7 @@ def _remote(spec, asking) -> _Kind:
     stated |= {name: arguments[name] for name in IF_GIVEN if arguments.get(name)}
     identity = {"kind": "remote", "templates": _digests(**templates), **stated}
     remote_judge(**arguments)  # says what cannot work; nothing is asked
-    fewest = 2 if answer == "index" else 1
+    fewest = 2 if answer in CHOICES else 1
     about = {field: value for field, value in arguments.items() if field != "name"}
     of_requests = {field: value for field, value in about.items() if field not in templates}
     return _Kind(
@@ -542,11 +561,14 @@ NOT_ANSWERS = (
     "price_per_million",
 )
 # these stand in its identity where they are given: judgments of before they were there are found
-IF_GIVEN = ("system_prompt", "extra_body", "extra_headers")
+IF_GIVEN = ("system_prompt", "extra_body", "extra_headers", "parsing")
 FIELDS = {  # kind: (optional, required), beside name and kind
-    "pointwise_grm": (("meta", "templates", "answer", "hint"), ("path",)),
-    "llm_judge": (("templates",), ("path",)),
-    "token_prob": (("templates",), ("path",)),
+    "pointwise_grm": (
+        ("meta", "templates", "answer", "parsing", "thinking_budget", "hint"),
+        ("path",),
+    ),
+    "llm_judge": (("templates", "answer", "thinking_budget"), ("path",)),
+    "token_prob": (("templates", "answer", "thinking_budget"), ("path",)),
     "scalar": ((), ("path",)),
     "bradley_terry": ((), ("path",)),
     "pair_rm": (("swap_average",), ("path",)),
@@ -592,7 +614,25 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
     return _Folder(path, base, cfg, said, architecture)
 
 
+RESPONSES_OF = {"pointwise": 2, "single": 1, "judge": 2, "meta": 2}  # of a template's check
+
+
 def _template(spec, asking, role, *folders: _Folder) -> Template:
+    """Finds the template of a role, and checks that it shows what is judged.
+
+    A run that has trained with its templates is not told so now.
+    """
+    template = _chosen_template(spec, asking, role, *folders)
+    if asking.templates_win:
+        return template
+    try:
+        check_template(template, RESPONSES_OF[role])
+    except ValueError as error:
+        raise ValueError(f'field "templates.{role}": {error}') from error
+    return template
+
+
+def _chosen_template(spec, asking, role, *folders: _Folder) -> Template:
     """Finds the template of a role.
 
     It is what the first of the folders says that has a word on it, which a spec may repeat; else
@@ -636,12 +676,43 @@ def _answer(spec, asking, folder: _Folder | None = None) -> str:
     answer = spec.get("answer") or said or "scores"
     if answer not in ANSWERS:
         raise ValueError(f'field "answer": expected one of {", ".join(ANSWERS)}, got {answer!r}')
-    if said and (said == "index") != (answer == "index"):
+    if said and (said in CHOICES or answer in CHOICES) and said != answer:
         raise ValueError(
             f'field "answer": {answer!r} is asked for, but the model was trained with {said!r} of '
             f"{folder.path / description.FILE}"
         )
     return answer
+
+
+def _parsing(spec, answer: str) -> str:
+    """Says how scores are read."""
+    parsing = spec.get("parsing") or "strict"
+    if parsing not in PARSINGS:
+        raise ValueError(f'field "parsing": expected one of {", ".join(PARSINGS)}, got {parsing!r}')
+    if parsing != "strict" and answer in CHOICES:
+        raise ValueError(
+            f'field "parsing": {parsing!r} reads scores, and the answer is {answer!r}; leave it out'
+        )
+    return parsing
+
+
+def _thinking_budget(spec, asking, folder: _Folder) -> int | None:
+    """Says how many tokens a judge may think; None for as many as its completion has."""
+    budget, longest = spec.get("thinking_budget"), asking.lengths.completion
+    if budget is None:
+        return None
+    if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget < longest:
+        raise ValueError(
+            f'field "thinking_budget": expected 1 to {longest - 1} tokens, fewer than the longest '
+            f"completion, got {budget!r}"
+        )
+    template = read_chat_template(folder.home_of_tokenizer, folder.chat_args)
+    if template is None or template_marks(template.text) is None:
+        raise ValueError(
+            f'field "thinking_budget": the chat template of {folder.path} marks no thinking, so '
+            "none can be closed; leave the field out"
+        )
+    return budget
 
 
 def _numerics(asking) -> dict:

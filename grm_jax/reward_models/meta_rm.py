@@ -27,10 +27,20 @@ TOO_LONG_FOR_META = "too_long_for_meta"
 
 
 def meta_ids(tokenizer: Tokenizer, template: Template, record: Record, row: dict) -> list[int]:
-    """Returns the token ids of a record with one of its judgments, without its reasoning."""
-    return tokenizer.chat_prompt_with_answer(
-        render_meta_prompt(template, record, row["order"]), without_reasoning(row["text"])
-    )
+    """Returns the token ids of a record with one of its judgments, without its reasoning.
+
+    By the folder's own chat template they are a finished conversation of two turns, as transformers
+    writes it, which is what released Meta RMs read; up to the token that the logit is read at
+    (`scalar.response_ids`).
+    """
+    prompt = render_meta_prompt(template, record, row["order"])
+    answer = without_reasoning(row["text"])
+    if tokenizer.write_chat is None:
+        return tokenizer.chat_prompt_with_answer(prompt, answer)
+    ids = tokenizer.chat([("user", prompt), ("assistant", answer)])
+    while ids[-1] == tokenizer.pad_id:
+        ids.pop()
+    return ids
 
 
 def meta_examples(

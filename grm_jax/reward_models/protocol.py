@@ -37,6 +37,7 @@ class StoredJudgment(TypedDict, total=False):
     correct: Eq 10.
     record, seconds: put in by the store.
     step, reward: of a rollout.
+    strict: {"scores", "failure"} of the strict reading, where scores are read as released.
 
     Paradigms add what explains their scores: "pairs", "critiques", "preference", "error", "cost".
     """
@@ -61,6 +62,7 @@ class StoredJudgment(TypedDict, total=False):
     seconds: float
     step: int
     reward: float
+    strict: dict
 
 
 TOO_LONG = "too_long"  # the failure of a record whose input no bucket holds: nothing is cut

@@ -21,7 +21,7 @@ import anyio
 import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from grm_jax.judgment.parsing import read_answer
+from grm_jax.judgment.parsing import CHOICES, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, seeded_digest
 from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
@@ -104,7 +104,7 @@ def remote_judge(
             payload = request_body(config, prompt, temperature, int.from_bytes(digest, "big") >> 1)
             reply, evidence = await _ask(client, server, config, payload, secrets)
             if reply.failure is None:
-                read = read_answer(reply.text, order, config.answer, truncated=reply.cut)
+                read = read_answer(reply.text, order, config.answer, reply.cut, config.parsing)
             else:
                 read = {"scores": None, "failure": reply.failure, "principles": [], "critique": ""}
             into, out = reply.prompt_tokens, reply.tokens
@@ -154,7 +154,7 @@ def remote_judge(
         if block or withheld:
             yield block + withheld
 
-    fewest = 2 if config.answer == "index" else 1
+    fewest = 2 if config.answer in CHOICES else 1
     return RewardModel(name, judge, sampled=True, accepts=lambda n: n >= fewest)
 
 

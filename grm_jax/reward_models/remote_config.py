@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from grm_jax.json_files import check_plain
-from grm_jax.judgment.parsing import ANSWERS
+from grm_jax.judgment.parsing import ANSWERS, PARSINGS
 from grm_jax.reward_models.replies import OURS
 from grm_jax.settings import FRACTION, NOT_NEGATIVE, POSITIVE, SettingsError, build, check, one_of
 
@@ -26,7 +26,8 @@ class RemoteConfig:
 
     base_url: such as "https://api.openai.com/v1" or "http://localhost:8000/v1".
     model: the server's name of it.
-    answer: as in `grm.Prompter`. With "index" a list is shown whole, and its best response named.
+    answer, parsing: as in `grm.Prompter`. With an "index" or a "letter" a list is shown whole, and
+        its best response named.
     api_key_env: name of the environment variable that holds the key, read when judging begins; None
         sends no key.
     top_p, max_tokens: parameters of a request, beside temperature and seed.
@@ -63,6 +64,7 @@ class RemoteConfig:
     retries: int = 5
     failures_in_a_row: int | None = 16
     price_per_million: tuple[float, float] | None = None
+    parsing: str = "strict"
 
     def __post_init__(self):
         check(
@@ -71,6 +73,7 @@ class RemoteConfig:
                 "base_url": ("http(s)://host/path without user, password or query", _is_base_url),
                 "model": ("the name of a model", lambda x: x.strip() and x.isprintable()),
                 "answer": one_of(ANSWERS),
+                "parsing": one_of(PARSINGS),
                 "api_key_env": ("the name of an environment variable", _names_a_variable),
                 "top_p": FRACTION,
                 "max_tokens concurrency failures_in_a_row": POSITIVE,

@@ -158,15 +158,21 @@ def load_scalar(
     mesh: over which the parameters are laid; None for one device.
     numerics: overrides of dtype, scan_layers, remat, attention of the config.
 
-    The tokenizer's pad_id is that of config.json, the token that transformers passes over when it
-    looks for the last one; where config.json says null, transformers passes over none, and pad_id
-    is -1. Raises as `load_config`, `load_params`, `load_own_tokenizer`.
+    The tokenizer's pad_id is `padded_as_stated`. Raises as `load_config`, `load_params`,
+    `load_own_tokenizer`.
     """
     folder = pathlib.Path(folder)
     cfg = load_config(folder, **numerics)
     shardings = None if mesh is None else param_shardings(mesh, abstract_params(cfg, SCALAR))
-    pad_id = read_config(folder).get("pad_token_id", cfg.family.pad_id)
-    tokenizer = dataclasses.replace(
-        load_own_tokenizer(folder, cfg), pad_id=-1 if pad_id is None else pad_id
-    )
+    tokenizer = padded_as_stated(load_own_tokenizer(folder, cfg), folder, cfg)
     return load_params(folder, cfg, shardings, architecture=SCALAR), cfg, tokenizer
+
+
+def padded_as_stated(tokenizer: Tokenizer, folder: pathlib.Path, cfg: ModelConfig) -> Tokenizer:
+    """Returns a tokenizer whose pad_id is that of config.json.
+
+    It is the token that transformers passes over when it looks for the last one. Where config.json
+    says null, transformers passes over none, and pad_id is -1.
+    """
+    pad_id = read_config(folder).get("pad_token_id", cfg.family.pad_id)
+    return dataclasses.replace(tokenizer, pad_id=-1 if pad_id is None else pad_id)

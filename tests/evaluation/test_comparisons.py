@@ -6,7 +6,7 @@ import pytest
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.benchmarks.base import Benchmark, Official, Part
 from grm_jax.benchmarks.pairs import summarize_domains
-from grm_jax.evaluation import figures
+from grm_jax.evaluation import diagnostics, figures
 from grm_jax.evaluation.comparisons import compare_systems, without_judgments
 from grm_jax.judgment.records import Record, Turn
 
@@ -137,6 +137,43 @@ def test_every_figure_of_a_small_benchmark_is_the_one_counted_by_hand():
         ("x", 0.75),
         ("y", pytest.approx(1 / 6)),
     ]
+
+
+def test_both_readings_of_a_text_are_counted_apart():
+    """What strict and released readings differ in, by hand: judgments, failures, verdicts."""
+
+    def row(item, sample, strict, released):
+        failure = None if released else "wrong_count"
+        beside = {"scores": strict, "failure": None if strict else "not_an_integer"}
+        return (item, sample), {"scores": released, "failure": failure, "strict": beside}
+
+    sampled = [
+        # both votes have the first on top, though one judgment of them differs
+        row("a", 0, None, [8.5, 7.0]),
+        row("a", 1, [9, 2], [9.0, 2.0]),
+        # the strict vote has the second, the released one both
+        row("b", 0, [1, 2], [1.0, 2.0]),
+        row("b", 1, None, [2.5, 1.5]),
+        # no verdict by one of the two
+        row("c", 0, [3, 4], None),
+        row("c", 1, None, None),
+        # single responses: right, and neither
+        row("d", 0, [1], [1.0]),
+        row("d", 1, None, [0.0]),
+    ]
+    greedy = [row("a", 0, [8, 7], [8.0, 7.0]), row("b", 0, None, None)]
+    rows = {"sampled": [dict(sampled)], "greedy": [dict(greedy)]}
+    judged = figures.Judged("x", True, frozenset("abcd"), rows, {})
+    assert diagnostics.readings(judged) == {
+        "judgments": 10,
+        "judgments_differ": 4,
+        "strict_failures": {"not_an_integer": 5},
+        "released_failures": {"wrong_count": 3},
+        "verdicts": 6,
+        "verdicts_differ": 3,
+    }
+    unread = {key: of | {"strict": None} for key, of in sampled}
+    assert diagnostics.readings(judged._replace(rows={"sampled": [unread]})) is None
 
 
 def diagnostics_scores(results):

@@ -62,7 +62,10 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
         ({"kind": "grm"}, "\"kind\": expected one of pointwise_grm, .*, got 'grm'"),
         ({"kind": None}, '"kind": missing; expected one of pointwise_grm'),
         ({"kinds": "x"}, "\"kinds\": unknown; did you mean 'kind'?"),
-        ({"answer": "eleven"}, "\"answer\": expected one of scores, ten, index, got 'eleven'"),
+        (
+            {"answer": "eleven"},
+            "\"answer\": expected one of scores, ten, index, letter, got 'eleven'",
+        ),
         ({"chat": ["gemma"]}, r"\"chat\": expected one of gemma, template, got \['gemma'\]"),
         ({"chat_args": ["a"]}, r"\"chat_args\": expected switches of a chat .*got \['a'\]"),
         ({"lengths": {"prompt": 80}}, '"lengths": expected .*completion.*got .*80'),

@@ -196,7 +196,7 @@ def test_what_it_cannot_judge_is_refused():
         list(model().judge([record("one", (1,))]))
     with pytest.raises(
         ValueError,
-        match="judge: a judge of pairs needs a prompter with answer = 'index', got 'scores'",
+        match="judge: a judge of pairs needs a prompter with answer = 'index' or 'letter', got 's",
     ):
         llm_judge("judge", lambda temperature: FakeSampler(), {}, PROMPTER, **SIZES)
     assert list(model().judge([])) == []

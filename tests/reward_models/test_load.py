@@ -215,7 +215,7 @@ def own_model(spec, asking, seed):
 def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tmp_path, no_weights):
     (folder / "grm.json").unlink()
     own = tmp_path / "own.jinja"
-    own.write_text("Judge {{ responses | join }}")
+    own.write_text("Judge {{ conversation[0].content }} {{ responses | join }}")
     spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
 
     def identity(asking=asking, **fields):
@@ -251,7 +251,9 @@ def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tm
             for other in ({"top_p": 0.5}, {"kv_cache_dtype": "int8"})
         ),
     ]
-    own.write_text("Judge! {{ responses | join }}")  # the same name, another text
+    own.write_text(
+        "Judge! {{ conversation[0].content }} {{ responses | join }}"
+    )  # the same name, another text
     changed.append(identity(templates={"pointwise": str(own)}))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 32}))
