@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
+from grm_jax.models import blocked
 from grm_jax.models.config import LOCAL
 from grm_jax.models.families import FAMILIES as ALL_FAMILIES
 from grm_jax.models.families import known
@@ -28,7 +29,9 @@ from grm_jax.sampling.requests import Request
 from grm_jax.sampling.sampler import SamplingConfig, sample, sample_key
 from grm_jax.training.logprobs import token_logprobs, token_logprobs_reference
 from tests.json_values import JSON
+from tests.models import gemma2_cases
 from tests.models.family_cases import CASES, FAMILIES, main_case
+from tests.models.family_table import PAGE, switches
 from tests.models.gemma2_cases import (
     NEW,
     STRIDE,
@@ -60,6 +63,16 @@ def test_every_family_has_four_cases():
     assert {*FAMILIES, "gemma2"} == set(ALL_FAMILIES)
     for family in FAMILIES:
         assert sum(cfg.model_type == family for cfg, _ in CASES.values()) >= 4
+
+
+def test_the_page_of_families_has_every_family_and_case():
+    page = PAGE.read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    measured = {row[1]: float(row[3]) for row in rows if len(row) == 6 and row[3][0].isdigit()}
+    assert measured.keys() == {*CASES, *gemma2_cases.CASES}
+    assert max(measured.values()) <= TOLERANCE and "**differs**" not in page
+    for name, family in ALL_FAMILIES.items():
+        assert f"| `{name}` | `{family.causal_lm}` | {switches(family)} |" in page
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -216,6 +229,19 @@ def test_losses_read_the_head_and_their_gradients_reach_every_parameter(family):
         np.testing.assert_allclose(leaf, flatten(expected)[path], atol=2e-3, err_msg=path)
         assert np.abs(leaf).max() > 0, path
     assert ("lm_head" in params) != cfg.tied_head
+
+
+@pytest.mark.parametrize("attention", ["blocked", "splash_interpreted"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_give_the_logits_of_attention_as_written(monkeypatch, family, attention):
+    monkeypatch.setattr(blocked, "TILE", 8)
+    name, cfg = main_case(family)
+    params = random_params(cfg, factor=case_of(name)[1])
+    found = np.asarray(
+        logits_of(params, dataclasses.replace(cfg, attention=attention), *inputs(cfg))
+    )
+    real_BT = inputs(cfg)[1] >= 0
+    np.testing.assert_allclose(found[real_BT], jax_logits(name)[real_BT], atol=5e-5)
 
 
 def test_windows_are_shorter_than_the_text():
