@@ -57,7 +57,7 @@ PACKAGED = {
             "kind": "pointwise_grm",
             "answer": "scores",
             "chat": "template",
-            "lengths": {"prompt": 7680, "completion": 512},
+            "lengths": {"prompt": 7936, "completion": 256},
             "temperature": 0.5,
         },
     )
