@@ -8,17 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.models import init_params
+from grm_jax.models.config import Numerics, from_sizes
 from grm_jax.models.decoder import Decoder, lm_logits
+from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.grm import Ask, Prompter, judge
+from grm_jax.reward_models.load import Asking, describe
 from grm_jax.reward_models.thinking import Thought, generate_within, thought_of
 from grm_jax.sampling.engine import Drawing
 from grm_jax.sampling.logits import choose_tokens
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig, sample_key
+from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.tokenizer import Thinking, Tokenizer, load_tokenizer
 from tests.chat_formats import DEEPSEEK, FORMATS, THINK, chat_folder
+from tests.models.family_cases import SIZES
 from tests.reward_models.judge_cases import PROMPTER, TOKENIZER, FakeSampler, judgment, record
 from tests.sampling.test_sampler import CFG
 
@@ -250,3 +256,40 @@ def test_a_budget_needs_the_engine():
     prompter = dataclasses.replace(prompter, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="needs the engine"):
         next(judge(sampler, {}, prompter, [ask], seed=0, temperature=1.0, buckets=(256,), rows=1))
+
+
+def test_a_folder_whose_prompt_opens_thinking_is_judged_within_a_budget(tmp_path):
+    """From the spec of a system to its judgments: noise is closed, and the rest is read."""
+    files = folder_of(tmp_path, "deepseek_v3", R1)
+    tokenizer = load_tokenizer(files)
+    sizes = SIZES | {"model_type": "qwen3", "n_layers": 2, "tied_head": True}
+    cfg = from_sizes(sizes, tokenizer.vocab_size)
+    folder = tmp_path / "model"
+    weights = jax.tree.map(lambda x: 2.0 * x, init_params(cfg, jax.random.key(0)))
+    save_folder(folder, weights, cfg, tokenizer_files_from=files)
+    asking = Asking(
+        mesh=make_mesh(replica=1, fsdp=1, devices=jax.devices()[:1]),
+        numerics=Numerics("float32", False),
+        lengths=Lengths(512, 20, (512,)),
+        sampling=Sampling(rows=8, sampler="jit"),
+        templates={role: PROMPTER.pointwise for role in ("pointwise", "single")},
+    )
+    spec = {"name": "thinks", "kind": "pointwise_grm", "path": str(folder)}
+    rows = {}
+    for budget in (None, 8):
+        system = describe(spec | ({"thinking_budget": budget} if budget else {}), asking)
+        assert system.identity.get("thinking_budget") == budget
+        blocks = system.load(0).judge([record("r", (2, 7))], range(4), 1.0)
+        rows[budget] = {row["sample"]: row for block in blocks for row in block}
+    for sample, row in rows[8].items():
+        free = rows[None][sample]
+        assert not free["thinking_cut"] and free["thinking_tokens"] == free["tokens"]
+        assert free["failure"] in ("truncated", "only_reasoning")
+        end = len(tokenizer.thinking.end_ids)
+        if row["thinking_cut"]:
+            assert row["thinking_tokens"] == 8 + end - 1  # the last is the line break behind it
+            assert "</think>" in row["text"] and row["tokens"] <= 20
+            assert row["failure"] in ("truncated", "no_box")
+        else:  # it stopped before
+            assert row["text"] == free["text"] and row["tokens"] <= 8
+    assert any(row["thinking_cut"] for row in rows[8].values())
