@@ -71,7 +71,9 @@ STAGES = {
         (),
         ("trajectories/rft", "trajectories/grm"),
     ),
-    "meta": Stage(("meta_sample",), ("meta",), ("templates.meta",), ("models/meta",)),
+    "meta": Stage(
+        ("meta_sample",), ("meta",), ("templates.meta",), ("models/meta", "adapters/meta")
+    ),
     # of experiments.reward_model
     "bradley_terry": Stage(
         (), (*_TRAINED, "bradley_terry"), (*_MODEL, "data.train"), ("models/bradley_terry",)

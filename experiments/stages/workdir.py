@@ -309,26 +309,29 @@ def save_model(
     run: Run, name: str, trained: Trained, kind: str = "pointwise_grm", **described
 ) -> None:
     """Write models/<name>, a Hugging Face folder with the run's tokenizer and a grm.json that says
-    how it is asked. Adapters are merged; those of RFT and RL are in adapters/<name> too.
+    how it is asked. Adapters are merged; those of RFT, RL and the Meta RM are in adapters/<name>
+    too.
     """
-    if trained.adapters is not None and name in ("rft", "grm"):
-        start = run.folder("rft") if name == "grm" else run.base
+    scalar = kind not in ("pointwise_grm", "llm_judge", "critic")
+    architecture = SCALAR if scalar else CAUSAL_LM
+    if trained.adapters is not None and name in ("rft", "grm", "meta"):
+        before = {"rft": "base", "grm": "rft"}.get(name) or run.config.meta.policies[-1]
         save_adapters(
             run.workdir / "adapters" / name,
             trained.adapters,
             run.model_cfg,
             run.setup.lora,
-            start,
+            run.folder(before),
             tokenizer_files_from=config_flags.tokenizer_path(run.config),
+            architecture=architecture,
         )
-    scalar = kind not in ("pointwise_grm", "llm_judge", "critic")
     folder = run.workdir / "models" / name
     save_folder(
         folder,
         trained.params,
         run.model_cfg,
         tokenizer_files_from=config_flags.tokenizer_path(run.config),
-        architecture=SCALAR if scalar else CAUSAL_LM,
+        architecture=architecture,
     )
     if processes.is_main():
         write_description(folder, _description(run, kind, **described))

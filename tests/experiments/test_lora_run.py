@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from grm_jax.checkpoint.huggingface import load_params
-from grm_jax.checkpoint.peft import load_adapters
+from grm_jax.checkpoint.peft import load_adapted, load_adapters
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import merge
-from grm_jax.reward_models.description import model_folder
+from grm_jax.models.table import SCALAR
+from grm_jax.parallel.mesh import make_mesh
+from grm_jax.reward_models.description import base_folder, model_folder
 
 
 @pytest.mark.slow
@@ -49,4 +51,13 @@ def test_the_whole_run_with_adapters(processes, micro, tmp_path):
     )
     # two train states of adapters
     assert saved < 0.5 * (model_folder("tiny_base") / "model.safetensors").stat().st_size
-    assert (tmp_path / "run/models/meta/model.safetensors").is_file()
+    # the Meta RM's, with its head, upon the last policy
+    meta = load_adapted(
+        tmp_path / "run/adapters/meta",
+        base_folder(tmp_path / "run/adapters/meta"),
+        cfg,
+        make_mesh(devices=jax.devices()[:1]),
+        SCALAR,
+    )
+    whole = load_params(tmp_path / "run/models/meta", cfg, architecture=SCALAR)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), meta, whole)
