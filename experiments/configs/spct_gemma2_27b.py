@@ -230,6 +230,9 @@ def get_config() -> ml_collections.ConfigDict:
             # open: batches drawn ahead, in one queue with each that is due, so that none waits for
             # the longest row: they train a policy that is so many steps newer, at most
             max_lag=0,
+            # beyond the paper: 0.5, say, draws each record in two orders of its responses, and
+            # rewards right judgments that the other order agrees with; docs/beyond.md
+            consistency=placeholder(float),
             # weigh tokens by pi_old / pi_sampler, at most by the cap, where the two differ: by the
             # lag, or by what sampler and trainer round differently. Needs old_logp="trainer"
             importance_sampling_correction=False,

@@ -24,6 +24,7 @@ from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.objectives import rl_objective
 from grm_jax.training.rollouts import (
     Batching,
+    consistency_rewards,
     packed_batching,
     padded_batching,
     rewards_of,
@@ -43,12 +44,14 @@ def train(run: Run) -> dict | None:
         return {"note": "rl.steps is 0: the final model is the RFT model."}
     settings = config_flags.section(run.config, "rl")
     setup, G, updates = run.setup, settings.group_size, settings.updates_per_rollout
+    orders = settings.orders
+    grouped = G * orders  # rollouts that are weighed against each other
 
     # what is trained on, and what for
     records = rl_prompts(run)
     prompts = make_batches(
         {"prompts": [{"index": i} for i in range(len(records))]},
-        batch_size=settings.batch_size // G,
+        batch_size=settings.batch_size // grouped,
         seed=run.config.seed,
     )
     reward, advantage = (resolve(settings.reward, REWARDS), resolve(settings.advantage, ADVANTAGES))
@@ -99,7 +102,7 @@ def train(run: Run) -> dict | None:
             phases.begin("rollout")
             if ahead is None:
                 queued = range(step, min(step + settings.max_lag + 1, settings.steps))
-                indices = {later: next(prompts)["index"] for later in queued}
+                indices = {later: np.repeat(next(prompts)["index"], orders) for later in queued}
                 ahead = roll_out(run, sampler, policy, records, indices)
             rollouts = ahead.take(step, stopped)
             if rollouts is None:  # asked to stop: as after the step before
@@ -114,10 +117,15 @@ def train(run: Run) -> dict | None:
 
             # rewards
             rewards = rewards_of(reward, judgments, [chosen[r.ask] for r in rollouts])
+            if settings.consistency is not None:
+                agreed = consistency_rewards(judgments, G)
+                rewards = [r + settings.consistency * a for r, a in zip(rewards, agreed)]
             for judgment, value in zip(judgments, rewards, strict=True):
                 judgment |= {"step": step, "reward": value}
             lengths = [len(rollout.prompt_ids) for rollout in rollouts]
             on_host[step] = rollout_metrics(judgments, lengths, G)
+            if settings.consistency is not None:
+                on_host[step]["both_orders_right"] = sum(agreed) / len(agreed)
             on_host[step] |= engine_metrics([ahead.counts[step]] if step in ahead.counts else [])
             on_host[step] |= {"lag": float(step - ahead.first)} if settings.max_lag else {}
             ahead = ahead if step < ahead.last else None
@@ -154,10 +162,10 @@ def train(run: Run) -> dict | None:
             rewards_B, penalty_B = np.array(rewards, np.float32), 0.0
             if loss_cfg.kl_in == "reward" and reference is not None:
                 penalty_B = laid.to_rollouts(batching.penalty(batch))
-            counted_B1 = objective_mask(np.ones((len(rewards), 1)), rewards_B, G, loss_cfg)
+            counted_B1 = objective_mask(np.ones((len(rewards), 1)), rewards_B, grouped, loss_cfg)
             batch |= laid.of_rollouts(
                 {
-                    "advantages": np.asarray(advantage(rewards_B, G, penalty_B), np.float32),
+                    "advantages": np.asarray(advantage(rewards_B, grouped, penalty_B), np.float32),
                     "mask": np.asarray(counted_B1, np.float32)[:, 0],
                 }
             )

@@ -137,16 +137,22 @@ def roll_out(
 ) -> Rollouts:
     """Begins to draw G judgments of each record that consecutive steps have chosen.
 
+    Where a step has two orders of each record (`RlConfig.orders`), a record stands twice in what
+    is chosen, the second time for the reverse of its order.
+
     All are drawn by the policy of these parameters, which the caller may give away afterwards where
     there is more than one step.
     """
     G, seed, settings = run.config.rl.group_size, run.config.seed, run.config.rl
+    orders = 1 if settings.consistency is None else 2
     asks = []
     for step, indices in chosen.items():
         for p, record in enumerate(records[i] for i in indices):
             # another order and other samples each time the record comes round
             key = f"{record.id}@{step}.{p}"
-            order = response_order(seed, key, 0, len(record.responses))
+            first = f"{record.id}@{step}.{p - p % orders}"
+            order = response_order(seed, first, 0, len(record.responses))
+            order = order[::-1] if p % orders else order
             asks.append(Ask(record, order, tuple(range(G)), key, turn=step))
     asks = with_prompts(run.prompter, asks)
     if len(chosen) > 1:

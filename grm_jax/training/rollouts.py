@@ -214,6 +214,27 @@ def rewards_of(
     return rewards
 
 
+def consistency_rewards(judgments_B: Sequence[Mapping], group_size: int) -> list[float]:
+    """Gives each right judgment the share of right ones among those of the other order, 0 to 1.
+
+    judgments_B: with order and correct (Eq 10). Rows come in pairs of groups, the G of an order of
+        the responses and the G of its reverse. Wrong judgments get 0, also where both orders agree
+        on what is wrong (J1, arXiv 2505.10320: a pair counts where both orders are right). So do
+        judgments of a single response, which has one order.
+
+    The other order is judged by G samples, so its share is an estimate of how often it is right;
+    J1 looks at one.
+    """
+    G, shares = group_size, []
+    for start in range(0, len(judgments_B), 2 * G):
+        pair = judgments_B[start : start + G], judgments_B[start + G : start + 2 * G]
+        for own, other in (pair, pair[::-1]):
+            share = sum(judgment["correct"] for judgment in other) / G
+            lists = len(own[0]["order"]) > 1
+            shares += [share if judgment["correct"] and lists else 0.0 for judgment in own]
+    return shares
+
+
 def rollout_metrics(
     judgments_B: Sequence[Mapping], prompt_tokens_B: Sequence[int], group_size: int
 ) -> dict[str, float]:

@@ -9,6 +9,7 @@ from grm_jax.judgment.rules import REWARDS
 from grm_jax.losses import ADVANTAGES, LOSSES, LossConfig, policy_loss
 from grm_jax.settings import (
     ABOVE_ZERO,
+    NOT_NEGATIVE,
     POSITIVE,
     Relation,
     Rule,
@@ -120,6 +121,10 @@ class RlConfig(FitConfig):
         so many batches more are drawn in one queue with each that is due. 0: none.
     importance_sampling_correction: weigh the policy loss of each token by pi_old / pi_sampler, at
         most by importance_sampling_cap (`losses.policy.importance_weights`).
+    consistency: None draws each prompt in one order of its responses. A number draws it in two, an
+        order and its reverse, which are one group, and is what a right judgment gets for its share
+        of right ones in the other order (`training.rollouts.consistency_rewards`); 0 gives
+        nothing for it, and keeps the groups.
     steps: 0 leaves the stage out: the final model is that of RFT.
     drop_easy_prompts: leave out the prompts whose unhinted RFT samples are all correct.
     """
@@ -139,6 +144,7 @@ class RlConfig(FitConfig):
     old_logp: str = "trainer"
     updates_per_rollout: int = 1
     max_lag: int = 0
+    consistency: float | None = None
     importance_sampling_correction: bool = False
     importance_sampling_cap: float = 2.0
     temperature: float = 1.0
@@ -157,6 +163,7 @@ class RlConfig(FitConfig):
                 "old_logp": one_of(("trainer", "sampler")),
                 "updates_per_rollout": POSITIVE,
                 "max_lag": WHOLE,
+                "consistency": NOT_NEGATIVE,
                 "importance_sampling_cap": ABOVE_ZERO,
                 "temperature": ABOVE_ZERO,
             },
@@ -166,6 +173,12 @@ class RlConfig(FitConfig):
                     "batch_size group_size",
                     "a multiple of group_size = {group_size}, as it counts rollouts",
                     lambda batch, group: batch % group == 0,
+                ),
+                (
+                    "batch_size consistency group_size",
+                    "a multiple of 2 x group_size = 2 x {group_size}, as consistency draws each "
+                    "prompt in two orders",
+                    lambda batch, term, group: term is None or batch % (2 * group) == 0,
                 ),
                 (
                     "old_logp importance_sampling_correction",
@@ -189,6 +202,11 @@ class RlConfig(FitConfig):
     def updates(self) -> int:
         """Returns the optimizer updates of the whole stage."""
         return self.steps * self.updates_per_rollout
+
+    @property
+    def orders(self) -> int:
+        """Returns in how many orders of its responses a record is drawn in one step."""
+        return 1 if self.consistency is None else 2
 
     def loss_config(self, max_length: int | None = None) -> LossConfig:
         """Returns the settings that the loss shares with the KL penalty and the mask.

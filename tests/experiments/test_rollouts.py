@@ -177,3 +177,31 @@ def test_a_run_that_ends_while_rollouts_are_ahead_goes_on_with_the_same_bits(
     assert rows_of(run) == rows_of(whole)
     assert judgments_of(run) == judgments_of(whole)
     assert weights_of(run) == weights_of(whole)
+
+
+def test_both_orders_of_a_record_are_one_group_and_agreement_is_rewarded(make_run, monkeypatch):
+    run, given = make_run("both", consistency=0.5), []
+    advantage = rl.ADVANTAGES["group"]
+    monkeypatch.setitem(
+        rl.ADVANTAGES, "group", lambda r, G, penalty: given.append(G) or advantage(r, G, penalty)
+    )
+    rl.train(run)
+    judgments = sorted(judgments_of(run), key=lambda j: j["step"])
+    assert given == [8] * STEPS and len(judgments) == 8 * STEPS
+    agreed = 0
+    for step in range(STEPS):
+        rows = judgments[8 * step : 8 * step + 8]
+        assert len({row["id"] for row in rows}) == 1
+        first, second = rows[:4], rows[4:]
+        assert all(row["order"] == first[0]["order"] for row in first)
+        assert all(row["order"] == first[0]["order"][::-1] for row in second)
+        lists = len(first[0]["order"]) > 1
+        for own, other in ((first, second), (second, first)):
+            share = sum(row["correct"] for row in other) / 4
+            for row in own:
+                term = 0.5 * share if row["correct"] and lists else 0.0
+                assert row["reward"] == (1.0 if row["correct"] else -1.0) + term
+                agreed += term > 0
+    assert agreed
+    logged = [row["both_orders_right"] for row in rows_of(run)]
+    assert len(logged) == STEPS and 0 < max(logged) <= 1

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from grm_jax.judgment.records import Record, Turn
-from grm_jax.training.rollouts import rewards_of, rollout_batch, rollout_metrics, sampler_gap
+from grm_jax.training.rollouts import (
+    consistency_rewards,
+    rewards_of,
+    rollout_batch,
+    rollout_metrics,
+    sampler_gap,
+)
 
 COLUMNS = {
     "tokens": [4, 8, 6, 2],
@@ -114,3 +120,16 @@ def test_sampler_gap_reads_only_the_mask_and_clamps_nothing():
     )
     assert sampler_gap(sampler, sampler, np.ones((1, 4)))["sampling/token_mult_prob_error"] == 1.0
     assert sampler_gap(sampler, trainer, np.zeros((1, 4))) == {}
+
+
+def test_a_right_judgment_gets_the_share_of_right_ones_in_the_other_order():
+    def group(order, *correct):
+        return [{"order": order, "correct": one} for one in correct]
+
+    pair = group([0, 1], True, True, False, True) + group([1, 0], False, True, False, False)
+    assert consistency_rewards(pair, 4) == [0.25, 0.25, 0, 0.25, 0, 0.75, 0, 0]
+    both_wrong = group([0, 1], False, False) + group([1, 0], False, False)
+    one_response = group([0], True, False) + group([0], True, True)
+    assert consistency_rewards(both_wrong + one_response, 2) == [0] * 8
+    none_given = group([0, 1], True, True) + group([1, 0], False, False)
+    assert consistency_rewards(none_given, 2) == [0] * 4

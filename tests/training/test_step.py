@@ -231,6 +231,17 @@ def test_the_correction_needs_the_trainers_log_probabilities():
         RlConfig(**fields, max_lag=-1)
 
 
+def test_two_orders_of_a_record_need_a_batch_of_both():
+    fields = dict(learning_rate=1e-3, batch_size=8, micro_batch=8, steps=1, group_size=4)
+    assert RlConfig(**fields).orders == 1
+    assert RlConfig(**fields, consistency=0.0).orders == 2
+    with pytest.raises(ValueError, match="consistency: expected a number >= 0"):
+        RlConfig(**fields, consistency=-0.5)
+    fields |= dict(batch_size=12, micro_batch=12)
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of 2 x group_size"):
+        RlConfig(**fields, consistency=0.5)
+
+
 def test_rft_learns_the_completion_and_only_that():
     batch = rows()
     state, history = train(rft_loss(CFG), policy(), batch, steps=30)
