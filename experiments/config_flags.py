@@ -24,7 +24,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 from absl import app, flags
@@ -36,6 +36,9 @@ from grm_jax import signals
 from grm_jax.json_files import check_plain, shown
 from grm_jax.last_line import first_line
 from grm_jax.settings import in_words
+
+if TYPE_CHECKING:
+    from grm_jax.judgment.prompts import Template
 
 # what changes neither the parameters of a run nor a judgment, but for rounding; the evaluation has
 # an identity of its own (grm_jax/evaluation/judging.py)
@@ -81,6 +84,7 @@ PRESETS = {  # of each script
 }
 SOURCES = ("data.train", "data.general", "data.critiques")  # beside data.eval.SPLIT
 WORLD_KEYS = ("world", "items", "seed")
+INSTRUCTIONS = ("instructions", "rubric_judgments")  # that the world makes
 
 
 # ---- flags
@@ -584,6 +588,15 @@ def _problems_between(right) -> Iterator[str]:
 # ---- what concerns files
 
 
+def load_templates(config: Mapping) -> dict[str, "Template"]:
+    """The templates of a config by role, without those that are None."""
+    from grm_jax.judgment.prompts import load_template
+
+    return {
+        role: load_template(name) for role, name in config["templates"].items() if name is not None
+    }
+
+
 def _template_problems(right) -> Iterator[str]:
     from grm_jax.judgment.prompts import load_template
 
@@ -591,7 +604,8 @@ def _template_problems(right) -> Iterator[str]:
         dataclasses.asdict(right["templates"][0]).items() if "templates" in right else ()
     ):
         try:
-            load_template(template)
+            if template is not None:
+                load_template(template)
         except (OSError, ValueError, TypeError) as error:
             yield f"templates.{name}: {error}"
 
@@ -621,7 +635,7 @@ def _path_problems(config, right) -> Iterator[str]:
 
 
 def _data_problems(right) -> Iterator[str]:
-    from grm_jax.data.world.records import SPLITS
+    from grm_jax.data.world import SPLITS
 
     if "data" not in right:
         return
@@ -629,7 +643,7 @@ def _data_problems(right) -> Iterator[str]:
     fields = {field: getattr(data, field.split(".")[1]) for field in SOURCES}
     splits = right["eval"][1].splits if "eval" in right else tuple(data.eval)
     fields |= {f"data.eval.{name}": data.eval[name] for name in splits if name in data.eval}
-    worlds = {"data.general": ("instructions",), "data.critiques": ("critiques",)}
+    worlds = {"data.general": INSTRUCTIONS, "data.critiques": ("critiques",)}
     trained = [source["path"] for source in data.train if "path" in source]
     for field, value in fields.items():
         if not value and field not in worlds:
@@ -645,7 +659,7 @@ def _data_problems(right) -> Iterator[str]:
 
 def _source_problems(source, worlds) -> Iterator[str]:
     from grm_jax.data.sources import checked_spec
-    from grm_jax.data.world.records import SPLITS
+    from grm_jax.data.world import SPLITS
 
     kinds = [kind for kind in ("path", "hub", "world") if kind in source]
     if len(kinds) != 1:

@@ -297,10 +297,9 @@ def read_the_same(run: Run) -> bool:
     if "files" not in about or "data" not in run.config:
         return True
     from experiments.stages import inputs
-    from grm_jax.judgment.prompts import load_template
 
     config = ml_collections.ConfigDict(run.config)
-    templates = {name: load_template(template) for name, template in config.templates.items()}
+    templates = config_flags.load_templates(config)
     try:
         now = inputs.models_and_templates(config, templates)
         same = inputs.file_digests(config) == about["files"]

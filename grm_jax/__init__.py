@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grm_jax.judge import Judge, Judgment, Verdict, load
     from grm_jax.judgment.anytime import Anytime
-    from grm_jax.judgment.records import Record, Turn, read_records
+    from grm_jax.judgment.records import Criterion, Record, Turn, read_records
     from grm_jax.judgment.voting import vote
 
 __version__ = "0.1.0"
 __all__ = [
     "Anytime",
+    "Criterion",
     "Judge",
     "Judgment",
     "Record",
@@ -31,7 +32,7 @@ __all__ = [
 _HOMES = {
     "grm_jax.judge": ("Judge", "Judgment", "Verdict", "load"),
     "grm_jax.judgment.anytime": ("Anytime",),
-    "grm_jax.judgment.records": ("Record", "Turn", "read_records"),
+    "grm_jax.judgment.records": ("Criterion", "Record", "Turn", "read_records"),
     "grm_jax.judgment.voting": ("vote",),
 }
 

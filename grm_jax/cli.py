@@ -45,7 +45,9 @@ FILE has one JSON object a line, or is - for what comes through a pipe:
 
 "conversation" is the user's text, or a list of {"role": "user" or "assistant" or "system",
 "content": TEXT} that ends with the user. "responses" are one, two or many. "id" may be left out,
-and further fields of a record ("rewards", "reference", "domain", "metadata") may be there.
+and further fields of a record ("rewards", "reference", "domain", "metadata") may be there, as may
+"rubric": [{"name": "brevity", "weight": 2, "description": TEXT}, ...]. A record with one is judged
+by these criteria alone; each gets a score for each response, and the weights make the total.
 """
 OUTPUT = """\
 Results are JSON lines, in the order of the records. A line that cannot be read is an error on
@@ -61,6 +63,7 @@ Writes for each record its verdict:
 scores  for each response the total over the judgments that count: those that gave scores, or of
         these the half that the Meta RM keeps
 best    index of the best response, from 0; margin: by how much, per judgment that counts
+criteria  of a record with a rubric: the same totals, criterion by criterion
 failed  judgments without scores; where all failed, "failure" says why, and nothing is guessed
 
 With --k auto, "k" is the rule, "drawn" the number of judgments, and "stopped" why no more were
@@ -177,6 +180,12 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the results go; a file that is there is continued (default: -, stdout)",
     )
+    command.add_argument(
+        "--rubric",
+        metavar="FILE",
+        help='a JSON list of criteria, [{"name": TEXT, "weight": NUMBER, "description": TEXT}, '
+        "...], for the records that have no rubric of their own",
+    )
     meta = command.add_mutually_exclusive_group()
     meta.add_argument(
         "--meta", metavar="FOLDER", help="the Meta RM (default: the one beside the model)"
@@ -239,6 +248,7 @@ def _held(out: pathlib.Path | None) -> Iterator[None]:
 
 
 def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> int:
+    rubric = None if args.rubric is None else _rubric(pathlib.Path(args.rubric))
     stop.waiting = True  # there is nothing to save
     judge = load(
         args.model,
@@ -257,7 +267,7 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
         asked["top"] = args.top
     with_judgments = args.command == "judge" and args.judgments
     done = {} if out is None else _done(out, args.command, asked, with_judgments)
-    reader = _Reader(args.file, judge, done, stop)
+    reader = _Reader(args.file, judge, done, stop, rubric)
     line_of = _verdict_line if args.command == "judge" else _ranked_line
     written, began = 0, time.monotonic()
     reasons: collections.Counter[str | None] = collections.Counter()  # of those without a verdict
@@ -365,7 +375,15 @@ class _Reader:
     with their digests.
     """
 
-    def __init__(self, path: str, judge: Judge, done: Collection[str], stop: _Stop):
+    def __init__(
+        self,
+        path: str,
+        judge: Judge,
+        done: Collection[str],
+        stop: _Stop,
+        rubric: list | None = None,
+    ):
+        self.rubric = rubric
         self.path, self.judge, self.done, self.stop = path, judge, done, stop
         self.waiting: collections.deque[tuple[Record, str]] = collections.deque()
         self.found: set[str] = set()  # digests of records that were done before
@@ -389,7 +407,9 @@ class _Reader:
                     )
                 try:
                     fields = decode(raw.rstrip(b"\r\n"), where)
-                    record = as_record(fields, where)
+                    if self.rubric is not None and isinstance(fields, dict):
+                        fields = {"rubric": self.rubric} | fields
+                    record = self.judge.checked(as_record(fields, where), where)
                     named = isinstance(fields, dict) and "id" in fields
                     if record.id in first_line and named:
                         raise ValueError(
@@ -439,7 +459,10 @@ def _verdict_line(
 ) -> dict[str, Any]:
     line: dict[str, Any] = {"id": record.id} | _facts(verdict, asked)
     if args.judgments:
-        line["judgments"] = [vars(judgment) for judgment in verdict.judgments]
+        line["judgments"] = [
+            {name: value for name, value in vars(j).items() if name != "criteria" or record.rubric}
+            for j in verdict.judgments
+        ]
     return line | asked
 
 
@@ -452,6 +475,10 @@ def _ranked_line(
         order.sort(key=lambda i: (-scores[i], i != verdict.best, i))
         order = order[: args.top]
         facts["scores"] = [scores[i] for i in order]
+        if verdict.criteria is not None:
+            facts["criteria"] = {
+                name: [totals[i] for i in order] for name, totals in verdict.criteria.items()
+            }
     del facts["best"]
     line = record_to_dict(record)
     line["responses"] = [record.responses[i] for i in order]
@@ -473,6 +500,8 @@ def _facts(verdict: Verdict, asked: dict) -> dict[str, Any]:
     }
     if isinstance(asked["k"], str):  # which tells the rule
         facts |= {"drawn": verdict.k, "stopped": verdict.stopped}
+    if verdict.criteria is not None:
+        facts["criteria"] = verdict.criteria
     return facts | ({} if verdict.failure is None else {"failure": verdict.failure})
 
 
@@ -552,6 +581,15 @@ def _votes(text: str) -> int | str:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, or auto, got {text!r}")
     return int(text)
+
+
+def _rubric(path: pathlib.Path) -> list[Any]:
+    """The criteria of a file, checked. Raises ValueError, naming file and field."""
+    if not path.is_file():
+        raise ValueError(f"--rubric: {path}: no such file")
+    rubric = decode(path.read_bytes(), str(path))
+    as_record({"conversation": "-", "responses": ["-"], "rubric": rubric}, str(path))
+    return rubric
 
 
 def _template(text: str) -> tuple[str, str]:

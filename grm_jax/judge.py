@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from grm_jax.json_files import read_object, shown
 from grm_jax.judgment.anytime import ROUND, Anytime, decided, kept_so_far
 from grm_jax.judgment.prompts import Template, load_template
-from grm_jax.judgment.records import Record, Turn, record_from_dict, record_to_dict
+from grm_jax.judgment.records import Criterion, Record, Turn, record_from_dict, record_to_dict
 from grm_jax.judgment.voting import default_k_meta, pick_winner, select_by_meta, vote
 from grm_jax.reward_models.description import (
     FILE,
@@ -76,7 +76,10 @@ class Judgment:
 
     order: the responses as they were shown, as indices of the record. principles: (name, weight or
         None). critique, text: what it wrote; "" for a scalar model. tokens: generated.
-    scores: one for each response, in the record's order; None where `failure` says why not.
+    scores: one for each response, in the record's order; None where `failure` says why not. Of a
+        record with a rubric they are the means of `criteria` by its weights.
+    criteria: of a record with a rubric, for each criterion by name a score from 1 to 10 for each
+        response; None without one, and where it failed.
     meta_logit: of the Meta RM, that this judgment is correct; None without one, for greedy
         judgments and for failed ones.
     kept: whether the vote counted it.
@@ -92,6 +95,7 @@ class Judgment:
     critique: str
     text: str
     tokens: int
+    criteria: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,8 @@ class Verdict:
         response, which has no second.
     k: judgments drawn; 1 for a model whose samples are all the same. valid, failed: those with
         scores, and those without.
+    criteria: of a record with a rubric, for each criterion by name and each response the total over
+        the judgments that count, as in `scores`.
     stopped: why no more were drawn of k="auto": "certain", as none could change `best`, or "test",
         as by all odds none would; None where all were drawn.
 
@@ -119,6 +125,7 @@ class Verdict:
     failed: int
     judgments: tuple[Judgment, ...]
     stopped: str | None = None
+    criteria: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def failure(self) -> str | None:
@@ -292,6 +299,7 @@ class Judge:
         temperature: float | None = None,
         k_meta: int | None = None,
         reference: str | None = None,
+        rubric: Sequence[Criterion | Mapping[str, Any]] | None = None,
     ) -> Verdict:
         """Judges the responses to a conversation.
 
@@ -306,13 +314,17 @@ class Judge:
           temperature: of the samples; by default the model's own. 0 is greedy.
           k_meta: judgments that the Meta RM keeps.
           reference: a correct answer, for templates that show one.
+          rubric: criteria to judge by, `Criterion`s or dicts of {"name", "weight", "description"}.
+            Each gets a score for each response, and the weights make the total.
 
         Raises ValueError, naming the argument and what was expected.
         """
         fields = {"conversation": conversation, "responses": responses}
         if reference is not None:
             fields["reference"] = reference
-        record = as_record(fields, "judge")
+        if rubric is not None:
+            fields["rubric"] = rubric
+        record = self.checked(as_record(fields, "judge"), "judge")
         how = self._how(k, seed, temperature, k_meta)
         (verdict,) = self._block([record], self._is_small([record], how), **how)
         return verdict
@@ -331,8 +343,9 @@ class Judge:
         """Judges records, block by block, and gives their verdicts in the records' order.
 
         records: `Record`s, or dicts of their JSONL schema (`judgment.records`), with or without
-        gold; a dict needs no "id", and its conversation may be a text. They are read as they are
-        needed. progress: a line on stderr, with `total`, their number, where they do not tell it.
+        gold; a dict needs no "id", and its conversation may be a text. One with a rubric is judged
+        by it. They are read as they are needed. progress: a line on stderr, with `total`, their
+        number, where they do not tell it.
         The others are as in a call. Raises ValueError for a record that is none, or that this model
         cannot judge.
         """
@@ -365,6 +378,20 @@ class Judge:
             "k_meta": how["k_meta"],
         }
 
+    def checked(self, record: Record, where: str) -> Record:
+        """Returns the record, unless this model cannot judge by its rubric.
+
+        Raises ValueError, which `where` opens, with the field: a model that judges by none, or a
+        rubric that makes a prompt too long.
+        """
+        if record.rubric:
+            refuses = self.system.refuses
+            kind = self.system.kind
+            why = f"a {kind} judges by none" if refuses is None else refuses(record)
+            if why is not None:
+                raise ValueError(f'{where} (id {record.id!r}): field "rubric": {why}')
+        return record
+
     def accepts(self, n: int) -> bool:
         """Whether it can judge n responses; models of pairs want two or more."""
         return self.system.accepts is None or self.system.accepts(n)
@@ -372,7 +399,8 @@ class Judge:
     def _many(self, records, how, shown, total) -> Iterator[Verdict]:
         from grm_jax.progress import progress
 
-        numbered = (as_record(r, f"records[{i}]") for i, r in enumerate(records))
+        places = ((r, f"records[{i}]") for i, r in enumerate(records))
+        numbered = (self.checked(as_record(r, where), where) for r, where in places)
         small = None
         with progress("judge", total, "records") if shown else _silence() as advance:
             for block in self._blocks(numbered, how["step"]):
@@ -482,7 +510,7 @@ class Judge:
         self, record: Record, rows: Sequence[dict], until: Anytime, k_meta: int | None
     ) -> str | None:
         """Why the verdict of these first rows stands; None where it may not, or all are drawn."""
-        if self.system.span is None:
+        if self.system.span is None or (record.rubric and len(record.responses) == 1):
             return None
         logits = None if k_meta is None else [row.get("meta_logit") for row in rows]
         scores = [row["scores"] for row in rows]
@@ -517,6 +545,11 @@ def as_record(value: Any, where: str = "record") -> Record:
             f'{where}: field "responses": expected a list of texts, got the text '
             f'{shown(fields["responses"])}; a single response is ["..."]'
         )
+    if isinstance(fields.get("rubric"), (list, tuple)):
+        fields["rubric"] = [
+            dataclasses.asdict(one) if isinstance(one, Criterion) else one
+            for one in fields["rubric"]
+        ]
     if isinstance(fields.get("responses"), tuple):
         fields["responses"] = list(fields["responses"])
     if named:
@@ -613,6 +646,14 @@ def _verdict(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int
         top, second, *_ = sorted(tally.totals, reverse=True)
         margin = (top - second) / tally.valid
     failed = sum(scores is None for scores in samples)
+    by_name = [_by_name(record, row) for row in rows]
+    counted = [one for i, one in enumerate(by_name) if i in kept and one is not None]
+    criteria = None
+    if counted:
+        criteria = {
+            name: tuple(map(sum, zip(*(one[name] for one in counted), strict=True)))
+            for name in counted[0]
+        }
     return Verdict(
         id=record.id,
         scores=tally.totals,
@@ -633,10 +674,21 @@ def _verdict(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int
                 critique=row.get("critique", ""),
                 text=row["text"],
                 tokens=row["tokens"],
+                criteria=by_name[i],
             )
             for i, row in enumerate(rows)
         ),
+        criteria=criteria,
     )
+
+
+def _by_name(record: Record, row: Mapping) -> dict[str, tuple[int, ...]] | None:
+    """The scores of a judgment by criterion; None where it has none."""
+    scores_CN = row.get("criteria")
+    if not record.rubric or scores_CN is None:
+        return None
+    names = [criterion.name for criterion in record.rubric]
+    return dict(zip(names, map(tuple, scores_CN), strict=True))
 
 
 def _turns(conversation: Any) -> Any:

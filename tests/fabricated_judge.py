@@ -5,6 +5,7 @@ is no number fails every second sample, or all.
 
 import time
 
+from grm_jax.judgment.rubric import read_rubric
 from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
 
 CALLS: list[tuple] = []  # (record ids, samples, temperature, seed) of every call
@@ -23,6 +24,15 @@ def _model(spec, seed, sampled=True, accepts=lambda n: n >= 1, wait_s=0.0, span=
 def _judgment(record, sample, seed, temperature):
     order, texts = shown_order(seed, record, sample, False), record.responses
     about = {"text": f"sample {sample}", "tokens": 3, "principles": [["worth", 1.0], ["x", None]]}
+    if record.rubric:  # "8 3" scores 8 by the first criterion and 3 by the second
+        shown = [texts[i].split() for i in order]
+        boxes = [
+            f"{criterion.name}: \\boxed{{{', '.join(words[c] for words in shown)}}}"
+            for c, criterion in enumerate(record.rubric)
+        ]
+        text = "Scores:\n" + "\n".join(boxes)
+        about |= {"text": text} | read_rubric(text, order, record.rubric)
+        return new_judgment(record, sample, order, temperature, meta_logit=0.0, **about)
     failed = "fails" in texts or ("half" in texts and sample % 2)
     if failed:
         return new_judgment(record, sample, order, temperature, None, failure="no_box", **about)

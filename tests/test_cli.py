@@ -497,3 +497,28 @@ def test_equal_records_without_ids_are_judged_each(grm, tmp_path):
     gold = [record | {"rewards": [1.0, 0.0]}, record | {"rewards": [0.0, 1.0]}, record]
     status, verdicts, _ = grm("judge", write(tmp_path / "in.jsonl", gold))
     assert status == 0 and [verdict["best"] for verdict in verdicts] == [1, 1, 1]
+
+
+def test_records_are_judged_by_their_rubric_or_by_that_of_the_command(grm, tmp_path):
+    own = [{"name": "brevity", "weight": 2}, {"name": "truth", "weight": 1}]
+    file = write(tmp_path / "in.jsonl", lines(("8 2", "4 10")))
+    more = lines(("8 2", "4 9"), rubric=own)
+    bad = lines(("8 2", "4 10"), rubric=[{"name": "truth", "weight": -1}])
+    more[0]["id"], bad[0]["id"] = "own", "bad"
+    with open(file, "a") as lines_of:
+        lines_of.write("".join(json.dumps(record) + "\n" for record in more + bad))
+    rubric = tmp_path / "rubric.json"
+    rubric.write_text(
+        json.dumps([{"name": "truth", "weight": 1}, {"name": "brevity", "weight": 3}])
+    )
+    status, verdicts, said = grm("judge", file, "--k", 2, "--rubric", rubric)
+    assert status == 1 and [v["id"] for v in verdicts] == ["r0", "own"]
+    assert f"{file}:3 (id 'bad'): field \"rubric[0].weight\": expected a number > 0" in said
+    assert verdicts[0]["criteria"] == {"truth": [16, 8], "brevity": [4, 20]}
+    assert [v["best"] for v in verdicts] == [1, 0] and verdicts[0]["scores"] == [7.0, 17.0]
+    _, ranked, _ = grm("rank", file, "--k", 2, "--rubric", rubric)
+    assert ranked[0]["metadata"]["grm"]["criteria"] == {"truth": [8, 16], "brevity": [20, 4]}
+    assert ranked[0]["rubric"][1] == {"name": "brevity", "weight": 3}
+    rubric.write_text("[]")
+    status, _, said = grm("judge", file, "--rubric", rubric)
+    assert status == 2 and f'error: {rubric}: field "rubric": expected a non-empty list' in said

@@ -495,3 +495,42 @@ def no_cache_and_quiet(caplog, monkeypatch):
 def test_arguments_that_would_be_passed_over_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         grm_jax.load(**arguments)
+
+
+RUBRIC = [{"name": "truth", "weight": 3}, grm_jax.Criterion("brevity", 1)]
+
+
+def test_a_rubric_makes_the_total_and_each_criterion_has_its_scores(honest):
+    verdict = honest("q", ["8 2", "4 10"], k=4, rubric=RUBRIC)
+    assert verdict.criteria == {"truth": (32, 16), "brevity": (8, 40)}
+    assert verdict.scores == (4 * 6.5, 4 * 5.5) and verdict.best == 0 and verdict.margin == 1.0
+    assert verdict.judgments[1].criteria == {"truth": (8, 4), "brevity": (2, 10)}
+    assert verdict.judgments[1].principles == (("truth", 3), ("brevity", 1))
+    turned = [{"name": "truth", "weight": 1}, {"name": "brevity", "weight": 3}]
+    assert honest("q", ["8 2", "4 10"], k=4, rubric=turned).best == 1
+    (alone,) = honest.many([{"conversation": "q", "responses": ["8 2"], "rubric": RUBRIC}], k=2)
+    assert alone.scores == (13,) and alone.criteria == {"truth": (16,), "brevity": (4,)}
+    # equal means of other scores are a tie, which is broken as all are
+    assert {honest("q", ["4 9", "5 6"], seed=s, rubric=RUBRIC).best for s in range(8)} == {0, 1}
+    failed = honest("q", ["8 2", "4 11"], rubric=RUBRIC)
+    assert failed.failure == "out_of_range" and failed.criteria is None
+    plain = honest("q", ["8", "4"])
+    assert plain.criteria is None and plain.judgments[0].criteria is None
+    with pytest.raises(ValueError, match=r'judge: field "rubric": expected a non-empty list'):
+        honest("q", ["8 2", "4 10"], rubric=[])
+
+
+def test_a_model_that_judges_by_no_rubric_says_so(tiny, tmp_path):
+    asked = {"conversation": TASK, "responses": [RIGHT, WRONG], "rubric": RUBRIC}
+    with pytest.raises(ValueError, match=r'records\[0\] .*field "rubric": this model was given no'):
+        list(tiny.many([asked]))
+    length = grm_jax.load({"kind": "length"})
+    with pytest.raises(ValueError, match='field "rubric": a length judges by none'):
+        length(TASK, [RIGHT, WRONG], rubric=RUBRIC)
+    told = grm_jax.load("tiny", templates={"rubric": "tiny_rubric"})
+    long = [{"name": "truth", "weight": 1, "description": ""}]
+    long += [{"name": f"a longer name {i}", "weight": 1} for i in range(40)]
+    with pytest.raises(ValueError, match=r'field "rubric": the prompt has \d+ tokens with it; exp'):
+        told(TASK, [RIGHT, WRONG], rubric=long)
+    with pytest.raises(ValueError, match="shows no rubric"):
+        grm_jax.load("tiny", templates={"rubric": "tiny_pointwise"})

@@ -80,7 +80,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(dict(replica=1, fsdp=-1, tensor=4))
     # built-in names, paths of Jinja files, or package.module:function; a system may have its own
     config.templates = ml_collections.ConfigDict(
-        dict(pointwise="pointwise", single="single", judge="judge", meta="meta")
+        dict(
+            pointwise="pointwise",
+            single="single",
+            judge="judge",
+            meta="meta",
+            # "rubric" for records with criteria of their own, judged by folders without grm.json
+            rubric=placeholder(str),
+        )
     )
     # in tokens; a longer prompt is a failure by name, nothing is cut
     config.lengths = ml_collections.ConfigDict(

@@ -56,6 +56,8 @@ def get_config() -> ml_collections.ConfigDict:
             pointwise="pointwise",
             single="single",  # App G, single-response training: score 0 or 1
             meta="meta",  # App G, Meta RM: plain; principles and critique are the assistant's turn
+            # beyond the paper: "rubric" for records with criteria of their own; docs/beyond.md
+            rubric=placeholder(str),
         )
     )
     # Eq 7: a score for each response; or "index" of the best one: LLM-as-a-Judge, with

@@ -19,12 +19,12 @@ from grm_jax.evaluation import store
 from grm_jax.evaluation.comparisons import compare_systems, without_judgments
 from grm_jax.evaluation.judging import Planned, judge_all, plan
 from grm_jax.evaluation.settings import EvalConfig
-from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record, write_records
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.report.headline import markdown
 from grm_jax.report.report import write_report
+from grm_jax.reward_models.grm import NO_RUBRIC
 from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.reward_models.remote import Estimate, total_estimate
 
@@ -46,6 +46,7 @@ def evaluate(
 
     about: "timings_s", "notes", "funnel" and "inputs" of a run that trained.
     """
+    refuse_rubrics(systems, benchmarks)
     if any(system.estimate is not None for system in systems):
         planned = plan(systems, benchmarks, workdir / "judgments", settings)
         say_plan(planned, everything=False)
@@ -81,6 +82,21 @@ def evaluate(
     print(markdown(results))
     print(f"{workdir / 'results.json'}, {workdir / 'table.md'}, {workdir / 'report.html'}")
     return results
+
+
+def refuse_rubrics(systems: Sequence[System], benchmarks: Sequence[Benchmark]) -> None:
+    """ValueError where a system that could judge by a rubric has no template for one, and a record
+    names one. A prompt that is too long is a failure of its record.
+    """
+    for benchmark in benchmarks:
+        asked = next((record for record in benchmark.records if record.rubric), None)
+        for one in systems if asked is not None else ():
+            if one.refuses is not None and one.refuses(asked) == NO_RUBRIC:
+                raise ValueError(
+                    f"system {one.name!r}, benchmark {benchmark.name!r}, record {asked.id!r}: "
+                    f'field "rubric": {NO_RUBRIC}; name one, or leave rubrics out of its sight '
+                    'with "rubric": False'
+                )
 
 
 def say_plan(planned: Sequence[Planned], everything: bool) -> None:
@@ -212,7 +228,7 @@ def asking_of(config: ml_collections.ConfigDict) -> Asking:
         numerics=config_flags.section(config, "model"),
         lengths=config_flags.section(config, "lengths"),
         sampling=config_flags.section(config, "sampling"),
-        templates={name: load_template(path) for name, path in config.templates.items()},
+        templates=config_flags.load_templates(config),
         samples_per_order=config.eval.samples_per_order,
     )
 

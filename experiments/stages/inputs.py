@@ -13,10 +13,15 @@ import ml_collections
 from experiments import config_flags
 from grm_jax.data.examples import best_responses, instruction_examples
 from grm_jax.data.sources import UNIQUE, load_instructions, load_source, read_source
-from grm_jax.data.world import make_critiques, make_instructions, make_records
+from grm_jax.data.world import (
+    make_critiques,
+    make_instructions,
+    make_records,
+    make_rubric_judgments,
+)
 from grm_jax.evaluation import store
 from grm_jax.json_files import decode
-from grm_jax.judgment.prompts import Template
+from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.naming import source_digest
 from grm_jax.reward_models.cloud import critic_example, longest_critic_prompt
@@ -332,6 +337,12 @@ def _load_split(
         raise ValueError(
             f"data for {split!r}: record {missing!r} has no gold; expected rewards or best"
         )
+    alone = next((r.id for r in read if r.rubric and len(r.responses) == 1), None)
+    if alone is not None and split == "train":
+        raise ValueError(
+            f"data for {split!r}: record {alone!r} has one response and a rubric, whose total is "
+            "neither right nor wrong; expected two or more responses to train on"
+        )
     kept, long = [], []
     for record in read:
         tokens = measure.tokens(record)
@@ -397,6 +408,14 @@ def _load(source, config, split) -> tuple[list[Record], list[str]]:
 
 
 def _load_general(source, config, train: Sequence[Record]) -> list[dict]:
+    if source.get("world") == "rubric_judgments":
+        if config.templates.get("rubric") is None:
+            raise ValueError(
+                "data.general: rubric_judgments are prompts of templates.rubric; expected the "
+                "name of a template there, tiny_rubric say, got None"
+            )
+        template = load_template(config.templates.rubric)
+        return make_rubric_judgments(template, source["items"], config.seed)
     if "world" in source:
         return make_instructions(source["items"], config.seed)
     if "records" in source:

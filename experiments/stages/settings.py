@@ -174,13 +174,15 @@ class TemplateConfig:
     """Templates by role: names of built-in ones, paths of Jinja files, or package.module:function.
 
     pointwise: responses, each of which gets a score. single: one response. meta: what the Meta RM
-    reads. judge: responses, of which the best is named.
+    reads. judge: responses, of which the best is named. rubric: responses, each of which gets a
+    score for each criterion of its record's rubric; None for none, as in all presets of the paper.
     """
 
     pointwise: str
     single: str
     meta: str
     judge: str = "judge"
+    rubric: str | None = None
 
     def __post_init__(self):
         check(self)

@@ -44,7 +44,6 @@ from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.evaluation import store
-from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.records import Record
 from grm_jax.models import ModelConfig, init_params
 from grm_jax.models.config import from_sizes
@@ -129,8 +128,14 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     # the model, and how it is asked
     switches = config_flags.section(config, "tokenizer").chat_args
     tokenizer = load_tokenizer(config_flags.tokenizer_path(config), switches)
-    templates = {name: load_template(template) for name, template in config.templates.items()}
-    prompter = Prompter(tokenizer, templates["pointwise"], templates["single"], config.answer)
+    templates = config_flags.load_templates(config)
+    prompter = Prompter(
+        tokenizer,
+        templates["pointwise"],
+        templates["single"],
+        config.answer,
+        rubric=templates.get("rubric"),
+    )
     mesh = make_mesh(**config.mesh)
     model_cfg = _model_config(config, tokenizer, mesh)
     for stage in config_flags.STAGES:
@@ -345,7 +350,7 @@ def _description(run: Run, kind: str, **described) -> Description:
     if kind == "pointwise_grm" and run.config.answer == "index":
         kind, roles = "llm_judge", {"judge": "pointwise"}
     elif kind == "pointwise_grm":
-        roles = {"pointwise": "pointwise", "single": "single"}
+        roles = {role: role for role in ("pointwise", "single", "rubric") if role in templates}
     return Description(
         kind=kind,
         templates={role: templates[name] for role, name in roles.items()},

@@ -5,11 +5,12 @@ import difflib
 
 from grm_jax.judgment.anytime import ROUND
 from grm_jax.judgment.parsing import FAILURE_REASONS
+from grm_jax.judgment.rubric import REASONS
 from grm_jax.naming import nearest
 from grm_jax.settings import ABOVE_ZERO, FRACTION, NOT_NEGATIVE, POSITIVE, check, growing
 
 # a kind of one's own may have others; "request_failed:timeout" and the like begin with one of these
-FAILURES = (*FAILURE_REASONS, "too_long", "request_failed", "refused")
+FAILURES = (*FAILURE_REASONS, *REASONS, "too_long", "request_failed", "refused")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ import numpy as np
 from grm_jax.benchmarks.credit import auc
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.rules import best_index
+from grm_jax.judgment.voting import TIE
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,8 @@ def _votes(
 
     responses_N = np.arange(totals_IVN.shape[-1])
     totals_IVN = np.where(responses_N < pool.n_I[:, None, None], totals_IVN, -np.inf)
-    top_IVN = totals_IVN == totals_IVN.max(axis=-1, keepdims=True)
+    # sums of floats that are equal but for their last bits are a tie
+    top_IVN = totals_IVN >= totals_IVN.max(axis=-1, keepdims=True) - TIE
     tied_IV = top_IVN.sum(axis=-1)
     place_I = np.where(pool.n_I == 1, 0, np.maximum(pool.gold_I, 0))
     hit_IV = np.take_along_axis(top_IVN, place_I[:, None, None], axis=-1)[..., 0]

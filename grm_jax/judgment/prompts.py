@@ -10,6 +10,8 @@ model's turn. It sees:
     low, high      lowest and highest score, by `grm_jax.judgment.rules.score_range`: 0 and 1 for
                    n = 1, else 1 and 10
     example        what the box should look like inside: "x, x" for n = 2
+    rubric         criteria to judge by, list of {"name", "weight", "description"}; empty where the
+                   record has none. A template that does not use it cannot be asked with one
     hint_index     number (from 1, in prompt order) of the best response where a hint is wanted and
                    n >= 2, else none
 
@@ -18,7 +20,8 @@ template sees it, so a template cannot forget it; the filter `fenced` is there f
 does nothing to text that went through it. A name that is not in this list is an error. Built-in
 templates: pointwise, pointwise_no_principles (ablation), single (one response, 0 or 1), judge
 (LLM-as-a-judge: the box holds the number of the best response), meta (context of a judgment for the
-Meta RM), scalar (conversation and responses and nothing else: what PairRM and CLoud read), and
+Meta RM), rubric (each response gets a score for each criterion), scalar (conversation and responses
+and nothing else: what PairRM and CLoud read), and
 tiny_* for the small world.
 """
 
@@ -42,7 +45,17 @@ from grm_jax.judgment.rules import best_index, score_range
 from grm_jax.naming import resolve
 
 TEMPLATES = Path(__file__).parent / "templates"
-VARIABLES = ("conversation", "responses", "n", "reference", "low", "high", "example", "hint_index")
+VARIABLES = (
+    "conversation",
+    "responses",
+    "n",
+    "reference",
+    "low",
+    "high",
+    "example",
+    "rubric",
+    "hint_index",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +199,15 @@ def _environment(loader: jinja2.BaseLoader | None = None) -> jinja2.Environment:
 
 
 @functools.cache
+def shows_rubric(template: Template) -> bool:
+    """Says whether a template, or a file that it includes, uses the variable `rubric`."""
+    return any(
+        "rubric" in jinja2.meta.find_undeclared_variables(_environment().parse(text))
+        for _, text in template.files
+    )
+
+
+@functools.cache
 def _compiled(files: tuple[tuple[str, str], ...]) -> jinja2.Template:
     return _environment(jinja2.DictLoader(dict(files))).get_template(files[0][0])
 
@@ -200,15 +222,20 @@ def render_prompt(
         "The best response is: Response {i}", where i is its number in the PROMPT. A record with one
         response has no best one; its last line says "The correct score is: {0 or 1}".
 
-    Raises ValueError for an order that does not fit, a hint without gold rewards, and a template
-    that uses an unknown name.
+    Raises ValueError for an order that does not fit, a hint without gold rewards, a template that
+    uses an unknown name, and one that does not show the rubric of the record.
     """
+    if record.rubric and not shows_rubric(template):
+        raise ValueError(
+            f'record {record.id!r}: field "rubric": template {template.name!r} shows none, so the '
+            "judge would not know of it; expected one that uses `rubric`"
+        )
     plain = _render(template, record, order, None)
     if not hint:
         return plain
     if record.rewards is None:
         raise ValueError(f"record {record.id!r}: a hint needs gold rewards")
-    if len(record.responses) == 1:
+    if len(record.responses) == 1 and not record.rubric:
         line = f"The correct score is: {record.rewards[0]:.0f}"
     else:
         hint_index = list(order).index(best_index(record.rewards)) + 1
@@ -262,7 +289,7 @@ def _render(
         raise ValueError(
             f"record {record.id!r}: expected an order of 0 to {n - 1}, got {tuple(order)}"
         )
-    low, high = score_range(n)
+    low, high = score_range(2 if record.rubric else n)
     try:
         return template.render(
             conversation=[
@@ -275,6 +302,14 @@ def _render(
             hint_index=hint_index,
             reference=None if record.reference is None else fenced(record.reference),
             example=", ".join(["x"] * n),
+            rubric=[
+                {
+                    "name": fenced(criterion.name),
+                    "weight": criterion.weight,
+                    "description": fenced(criterion.description),
+                }
+                for criterion in record.rubric
+            ],
         )
     except jinja2.TemplateError as error:
         raise ValueError(

@@ -8,7 +8,9 @@ One JSON object a line:
      "responses": [str, ...],     n >= 1 candidate next turns
      "rewards": [number] * n,     or "best": int, the index of the best response (one-hot
                                   rewards); neither for inference
-     "domain": str, "reference": str, "metadata": object}     these three are optional
+     "rubric": [{"name": str, "weight": number, "description": str}, ...],
+                                  criteria to judge by (`Criterion`)
+     "domain": str, "reference": str, "metadata": object}     these and the rubric are optional
 
 With n >= 2 exactly one reward is the largest (Eq 10 of arXiv 2504.02495 needs a single best
 response); with n = 1 the reward is 0 or 1 (wrong or right). A field that is missing, misspelt or of
@@ -22,6 +24,7 @@ import gzip
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +33,19 @@ from typing import Any
 from grm_jax.json_files import check_plain, opened, read_values, shown
 
 ROLES = ("system", "user", "assistant")
-FIELDS = ("id", "conversation", "responses", "rewards", "best", "domain", "reference", "metadata")
+FIELDS = (
+    "id",
+    "conversation",
+    "responses",
+    "rewards",
+    "best",
+    "rubric",
+    "domain",
+    "reference",
+    "metadata",
+)
+CRITERION_FIELDS = ("name", "weight", "description")
+LONGEST_NAME = 80  # characters of a criterion's name
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,25 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Criterion:
+    """Holds one criterion of a rubric.
+
+    name: one line of text, which a judgment repeats before its scores. weight: a finite number > 0;
+    only what the weights of a rubric are to one another counts. description: what it means; "" for
+    none.
+    """
+
+    name: str
+    weight: float
+    description: str = ""
+
+
+@dataclass(frozen=True)
 class Record:
-    """Holds one item to judge: a conversation, n responses, and gold rewards where known."""
+    """Holds one item to judge: a conversation, n responses, and gold rewards where known.
+
+    rubric: the criteria to judge by, and by nothing else; () leaves them to the judge.
+    """
 
     id: str
     conversation: tuple[Turn, ...]
@@ -52,6 +84,7 @@ class Record:
     domain: str = ""
     reference: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    rubric: tuple[Criterion, ...] = ()
 
 
 def record_from_dict(d: Any, where: str) -> Record:
@@ -88,6 +121,7 @@ def record_from_dict(d: Any, where: str) -> Record:
         domain=_text(d, "domain", where) if "domain" in d else "",
         reference=_text(d, "reference", where) if d.get("reference") is not None else None,
         metadata=metadata,
+        rubric=_rubric(d["rubric"], where) if d.get("rubric") is not None else (),
     )
 
 
@@ -105,6 +139,12 @@ def record_to_dict(record: Record) -> dict[str, Any]:
     }
     if record.rewards is not None:
         d["rewards"] = list(record.rewards)
+    if record.rubric:
+        d["rubric"] = [
+            {"name": criterion.name, "weight": criterion.weight}
+            | ({"description": criterion.description} if criterion.description else {})
+            for criterion in record.rubric
+        ]
     if record.domain:
         d["domain"] = record.domain
     if record.reference is not None:
@@ -181,6 +221,16 @@ def response_order(seed: int, record_id: str, sample: int, n: int) -> tuple[int,
     return tuple(
         sorted(range(n), key=lambda i: seeded_digest("response_order", seed, record_id, sample, i))
     )
+
+
+def criterion_key(name: str) -> str:
+    """Returns what of a criterion's name tells it from others.
+
+    That is without the marks of Markdown and the colon around it, capitals, and the width of
+    blanks.
+    """
+    bare = unicodedata.normalize("NFKC", name).casefold().strip(" \t\r\n#*_>`-:.,;")
+    return " ".join(bare.split())
 
 
 def gold(record: Record) -> tuple[float, ...]:
@@ -270,6 +320,50 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
             f'{where}: field "rewards": expected exactly one largest value, got {shown(rewards)}'
         )
     return floats
+
+
+def _rubric(rubric: Any, where: str) -> tuple[Criterion, ...]:
+    if not isinstance(rubric, list) or not rubric:
+        raise ValueError(
+            f'{where}: field "rubric": expected a non-empty list of criteria, got {shown(rubric)}'
+        )
+    criteria: list[Criterion] = []
+    first: dict[str, int] = {}
+    for i, one in enumerate(rubric):
+        name = f"rubric[{i}]"
+        if not isinstance(one, dict):
+            raise ValueError(
+                f'{where}: field "{name}": expected an object with "name" and "weight", got '
+                f"{shown(one)}"
+            )
+        _reject_unknown(one, CRITERION_FIELDS, where, name + ".")
+        called = _checked_text(one.get("name"), f"{name}.name", where)
+        key = criterion_key(called)
+        if not key or not called.isprintable() or len(called) > LONGEST_NAME or "\\boxed" in key:
+            raise ValueError(
+                f'{where}: field "{name}.name": expected one line of at most {LONGEST_NAME} '
+                f"characters, without \\boxed, got {shown(called)}"
+            )
+        if key in first:
+            raise ValueError(
+                f'{where}: field "{name}.name": {shown(called)} is the name of '
+                f"rubric[{first[key]}] already"
+            )
+        first[key] = i
+        weight = one.get("weight")
+        if (
+            not isinstance(weight, (int, float))
+            or isinstance(weight, bool)
+            or not 1e-12 <= weight <= 1e12
+        ):
+            raise ValueError(
+                f'{where}: field "{name}.weight": expected a number > 0 (1e-12 to 1e12), got '
+                f"{shown(weight)}"
+            )
+        text = one.get("description")
+        text = "" if text is None else _checked_text(text, f"{name}.description", where)
+        criteria.append(Criterion(called, weight, text))
+    return tuple(criteria)
 
 
 def _text(d: dict, name: str, where: str) -> str:

@@ -1,9 +1,9 @@
 """Votes over k samples: sums scores (Eq 14 of arXiv 2504.02495), grades, and selects by a Meta RM.
 
-A sample is a tuple of n integer scores in record order, or None where the completion could not be
-parsed. Failed samples are left out of the sum and counted. Each sample scores all responses of its
-record, so the sums stay comparable however many are left. When all fail there is no verdict:
-`totals` is None and nothing is guessed.
+A sample is a tuple of n scores (integers, but for the means of a rubric) in record order, or None
+where the completion could not be parsed. Failed samples are left out of the sum and counted. Each
+sample scores all responses of its record, so the sums stay comparable however many are left. When
+all fail there is no verdict: `totals` is None and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 from grm_jax.judgment.records import seeded_digest
 from grm_jax.judgment.rules import best_index
+
+# sums of scores that differ by less are equal but for their last bits: the exact mean of a rubric's
+# scores need not be a float
+TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,8 @@ def vote(samples: Sequence[Sequence[float] | None]) -> Verdict:
         return Verdict(None, (), 0, failed)
     totals = tuple(sum(scores) for scores in zip(*valid, strict=True))
     top = max(totals)
-    return Verdict(
-        totals, tuple(i for i, total in enumerate(totals) if total == top), len(valid), failed
-    )
+    winners = tuple(i for i, total in enumerate(totals) if total >= top - TIE)
+    return Verdict(totals, winners, len(valid), failed)
 
 
 def is_tie(verdict: Verdict) -> bool:

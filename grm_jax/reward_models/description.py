@@ -52,7 +52,7 @@ from grm_jax.settings import POSITIVE, SettingsError, check, one_of
 
 FILE = "grm.json"
 KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
-ROLES = ("pointwise", "single", "judge", "meta")
+ROLES = ("pointwise", "single", "rubric", "judge", "meta")
 CHATS = (BUILT_IN_CHAT, OWN_CHAT)
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets"
 TINY_BASE = ASSETS / "tiny_base"

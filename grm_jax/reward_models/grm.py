@@ -16,12 +16,14 @@ import numpy as np
 from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, Turn, gold
+from grm_jax.judgment.rubric import read_rubric
 from grm_jax.judgment.rules import is_correct
 from grm_jax.reward_models.thinking import generate_within, thought_of
 from grm_jax.sampling.engine import Counts, Drawing
 from grm_jax.sampling.rollout import Completion, Request
 from grm_jax.tokenizer import Tokenizer
 
+NO_RUBRIC = "this model was given no template for it (templates.rubric), so it judges by none"
 FRONT_STEP = 64  # tokens: a front is a multiple, so that a word more or less compiles nothing anew
 
 
@@ -29,7 +31,8 @@ FRONT_STEP = 64  # tokens: a front is a multiple, so that a word more or less co
 class Prompter:
     """Says how a record is put to the policy, and how its answer is read.
 
-    It holds the tokenizer and the templates for lists and for single responses.
+    It holds the tokenizer and the templates for lists and for single responses, and for records
+    with a rubric where the model judges by one.
 
     answer: "scores" (one for each response), "ten" (the same, but a single response is put by the
         template for lists and scored from 1 to 10 as well), "index" (the number of the best one:
@@ -45,6 +48,7 @@ class Prompter:
     answer: str = "scores"
     parsing: str = "strict"
     thinking_budget: int | None = None
+    rubric: Template | None = None
 
     def __post_init__(self):
         if self.answer not in ANSWERS:
@@ -55,8 +59,14 @@ class Prompter:
     def ids(self, record: Record, order: Sequence[int], hint: bool = False) -> list[int]:
         """Returns the token ids of the prompt, up to where the model begins to write.
 
-        Raises ValueError for one response where the answer names one of several.
+        Raises ValueError for one response where the answer names one of several, and for a rubric
+        where there is no template that shows one.
         """
+        if record.rubric:
+            if self.rubric is None:
+                raise ValueError(f'record {record.id!r}: field "rubric": {NO_RUBRIC}')
+            text = render_prompt(self.rubric, record, order, hint)
+            return self.tokenizer.chat_prompt(text)
         if self.answer in CHOICES and len(record.responses) == 1:
             raise ValueError(
                 f"record {record.id!r} has one response: an answer by {self.answer} needs two or "
@@ -149,10 +159,14 @@ def drawn_judgment(
     """
     record, thought = ask.record, thought_of(tokenizer, completion.token_ids)
     text = tokenizer.decode(completion.token_ids)
-    thinking = tokenizer.thinking
+    thinking, cut = tokenizer.thinking, not completion.finished
     opened = thinking.opens if thinking is not None and thinking.opened else ""
-    read = read_answer(text, ask.order, answer, not completion.finished, parsing, opened)
-    ungraded = record.rewards is None or (answer == "ten" and len(record.responses) == 1)
+    if record.rubric:
+        read = read_rubric(text, ask.order, record.rubric, cut, opened)
+    else:
+        read = read_answer(text, ask.order, answer, cut, parsing, opened)
+    of_ten = answer == "ten" or record.rubric
+    ungraded = record.rewards is None or (of_ten and len(record.responses) == 1)
     return {
         "id": record.id,
         "domain": record.domain,

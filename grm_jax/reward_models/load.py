@@ -1,8 +1,8 @@
 """Makes the reward model itself from the description of a system in a config.
 
     {"name": "grm", "kind": "pointwise_grm", "path": FOLDER, "meta": FOLDER of a Meta RM,
-     "templates": {"pointwise": NAME_OR_FILE, "single": ..., "meta": ...},
-     "answer": "scores", "parsing": "strict", "hint": False}
+     "templates": {"pointwise": NAME_OR_FILE, "single": ..., "rubric": ..., "meta": ...},
+     "answer": "scores", "parsing": "strict", "rubric": True, "hint": False}
     {"name": "judge", "kind": "llm_judge" or "token_prob", "path": FOLDER,
      "templates": {"judge": NAME_OR_FILE}, "answer": "index"}
     {"name": "bt", "kind": "scalar" or "bradley_terry", "path": FOLDER}
@@ -15,8 +15,9 @@
 pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, as the paper does on
     ReaLMistake; "parsing": "released" reads scores as the code on the card of DeepSeek-GRM does,
     and keeps the strict reading beside it; "thinking_budget": tokens after which a thinking that
-    has not ended is closed (llm_judge and token_prob have it too); "hint": True tells it the best
-    response, as half of rejective sampling does.
+    has not ended is closed (llm_judge and token_prob have it too); "rubric": False leaves the
+    rubrics of records out of sight; "hint": True tells it the best response, as half of rejective
+    sampling does.
 llm_judge, token_prob: "answer" may be "letter": [[A]], <answer>A</answer> or a letter in a box, as
     public pairwise judges write it.
 scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
@@ -43,7 +44,7 @@ from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
 from grm_jax.checkpoint.peft import load_adapted, read_lora
 from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS, score_span
-from grm_jax.judgment.prompts import Template, check_template, load_template
+from grm_jax.judgment.prompts import Template, check_template, load_template, shows_rubric
 from grm_jax.judgment.reasoning import template_marks
 from grm_jax.judgment.records import Record
 from grm_jax.models.config import ModelConfig, Numerics
@@ -54,7 +55,7 @@ from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import baselines, description, pair_rm, remote_config
 from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
-from grm_jax.reward_models.grm import Prompter
+from grm_jax.reward_models.grm import NO_RUBRIC, Prompter
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer, of_size
 from grm_jax.reward_models.pointwise import pointwise_grm
@@ -107,6 +108,8 @@ class System(NamedTuple):
     span: n -> the largest difference of two scores in a judgment of n responses, None where it has
         no bound; None for a model of whose scores nothing is known, and for a kind of
         one's own, which says it once it is loaded.
+    refuses: why it cannot judge by the rubric of a record, or None where it can; None for a model
+        that judges by none.
     """
 
     name: str
@@ -120,6 +123,7 @@ class System(NamedTuple):
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
     ready: Callable[[], object] | None = None
     span: Callable[[int], float | None] | None = None
+    refuses: Callable[[Record], str | None] | None = None
 
 
 def describe(spec: Mapping, asking: Asking) -> System:
@@ -164,6 +168,7 @@ def describe(spec: Mapping, asking: Asking) -> System:
         found.estimate,
         found.ready,
         found.span,
+        found.refuses,
     )
 
 
@@ -243,6 +248,7 @@ class _Kind(NamedTuple):
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
     ready: Callable[[], object] | None = None
     span: Callable[[int], float | None] | None = None
+    refuses: Callable[[Record], str | None] | None = None
 
 
 class _Folder(NamedTuple):
@@ -294,6 +300,7 @@ def _pointwise(spec, asking) -> _Kind:
     answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     parsing, budget = _parsing(spec, answer), _thinking_budget(spec, asking, folder)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
+    rubric = _rubric_template(spec, asking, answer, folder)
     meta: tuple[_Folder, Template] | None = None
     if spec.get("meta"):
         rater = _folder(spec, "meta", asking, ("meta_rm",), ("meta",))
@@ -303,17 +310,24 @@ def _pointwise(spec, asking) -> _Kind:
         "answer": answer,
         **({} if parsing == "strict" else {"parsing": parsing}),
         **({} if budget is None else {"thinking_budget": budget}),
-        "templates": _digests(pointwise=pointwise, single=single),
+        "templates": _digests(pointwise=pointwise, single=single)
+        | ({} if rubric is None else _digests(rubric=rubric)),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
         "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
+        **({} if spec.get("rubric", True) else {"rubric": False}),
         **folder.identity,
         **_asked(asking),
     }
+    prompter_of = functools.cache(
+        lambda: Prompter(
+            folder.tokenizer(), pointwise, single, answer, parsing, budget, rubric=rubric
+        )
+    )
 
     def loader():
-        params, tokenizer = folder.params(asking.mesh), folder.tokenizer()
-        prompter = Prompter(tokenizer, pointwise, single, answer, parsing, budget)
+        params, prompter = folder.params(asking.mesh), prompter_of()
+        tokenizer = prompter.tokenizer
         sampler_of = samplers(asking, folder.cfg, tokenizer)
         guide = _meta_guide(*meta, asking) if meta else lambda model, batches: model
 
@@ -329,13 +343,42 @@ def _pointwise(spec, asking) -> _Kind:
                 per_order=asking.samples_per_order,
                 hinted=hint,
             )
+            if not spec.get("rubric", True):
+                model = _without_rubrics(model)
             return guide(model, batches)
 
         return build
 
     fewest = 2 if answer in CHOICES else 1
     span = functools.partial(score_span, answer=answer)
-    return _Kind(identity, loader, lambda n: n >= fewest, sampled=True, span=span)
+    refuses = None
+    if spec.get("rubric", True):
+        refuses = functools.partial(_refuses, prompter_of, rubric, asking.lengths.prompt)
+    return _Kind(identity, loader, lambda n: n >= fewest, sampled=True, span=span, refuses=refuses)
+
+
+def _refuses(
+    prompter_of: Callable[[], Prompter], rubric: Template | None, limit: int, record: Record
+) -> str | None:
+    """Says why a policy cannot judge by the rubric of a record; None where it can."""
+    if rubric is None:
+        return NO_RUBRIC
+    n, prompter = len(record.responses), prompter_of()
+    plain = dataclasses.replace(record, rubric=())
+    tokens = len(prompter.ids(record, range(n)))
+    if tokens <= limit or len(prompter.ids(plain, range(n))) > limit:  # too long without it
+        return None
+    return f"the prompt has {tokens} tokens with it; expected at most {limit}"
+
+
+def _without_rubrics(model: RewardModel) -> RewardModel:
+    """A model that is asked the same, and sees no rubric."""
+
+    def judge(records: Sequence[Record], *args: Any, **kwargs: Any) -> Iterator[list[dict]]:
+        plain = [dataclasses.replace(record, rubric=()) for record in records]
+        yield from model.judge(plain, *args, **kwargs)
+
+    return model._replace(judge=judge)
 
 
 def _judge(spec, asking) -> _Kind:
@@ -462,6 +505,9 @@ def _remote(spec, asking) -> _Kind:
         "template": _template(spec, asking, role),
         "single_template": _template(spec, asking, "single"),
     }
+    rubric = _rubric_template(spec, asking, answer)
+    if rubric is not None:
+        templates["rubric_template"] = rubric
     given = {name: value for name, value in spec.items() if name not in ("kind", "templates")}
     arguments: dict[str, Any] = {"max_tokens": asking.lengths.completion, **templates, **given}
     stated = {
@@ -483,6 +529,7 @@ def _remote(spec, asking) -> _Kind:
         estimate=lambda records, samples: estimate(records, samples, **about),
         ready=lambda: remote_config.headers_of(remote_config.read_config(of_requests)),
         span=functools.partial(score_span, answer=answer),
+        refuses=lambda record: NO_RUBRIC if rubric is None else None,
     )
 
 
@@ -519,7 +566,7 @@ def _own(spec, asking) -> _Kind:
         make = functools.lru_cache(maxsize=1)(lambda seed: function(dict(spec), asking, seed))
         return lambda seed, batches: make(seed)
 
-    return _Kind(identity, loader, None, None)
+    return _Kind(identity, loader, None, None, refuses=lambda record: None)
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
@@ -564,7 +611,7 @@ NOT_ANSWERS = (
 IF_GIVEN = ("system_prompt", "extra_body", "extra_headers", "parsing")
 FIELDS = {  # kind: (optional, required), beside name and kind
     "pointwise_grm": (
-        ("meta", "templates", "answer", "parsing", "thinking_budget", "hint"),
+        ("meta", "templates", "answer", "parsing", "thinking_budget", "hint", "rubric"),
         ("path",),
     ),
     "llm_judge": (("templates", "answer", "thinking_budget"), ("path",)),
@@ -614,7 +661,13 @@ def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
     return _Folder(path, base, cfg, said, architecture)
 
 
-RESPONSES_OF = {"pointwise": 2, "single": 1, "judge": 2, "meta": 2}  # of a template's check
+RESPONSES_OF = {  # of a template's check
+    "pointwise": 2,
+    "single": 1,
+    "rubric": 2,
+    "judge": 2,
+    "meta": 2,
+}
 
 
 def _template(spec, asking, role, *folders: _Folder) -> Template:
@@ -660,6 +713,29 @@ def _chosen_template(spec, asking, role, *folders: _Folder) -> Template:
         raise ValueError(
             f'field "templates.{role}": missing; expected the name of a template or a file, as no '
             f"{description.FILE} says which one it is"
+        )
+    return template
+
+
+def _rubric_template(spec, asking, answer: str, *folders: _Folder) -> Template | None:
+    """Finds the template for records with a rubric; None for a model that judges by none.
+
+    A model that was trained with others alone is asked by one only where the spec says which.
+    """
+    named = "rubric" in (spec.get("templates") or {})
+    trained = any(folder.description is not None for folder in folders)
+    if answer in CHOICES or not spec.get("rubric", True):
+        return None
+    if trained and not named and not asking.templates_win:
+        said = next(folder.description for folder in folders if folder.description is not None)
+        return said.templates.get("rubric")
+    if not named and "rubric" not in asking.templates:
+        return None
+    template = _template(spec, asking, "rubric", *folders)
+    if not shows_rubric(template):
+        raise ValueError(
+            f'field "templates.rubric": {template.name!r} shows no rubric; expected a template '
+            "that uses `rubric`"
         )
     return template
 

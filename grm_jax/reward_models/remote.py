@@ -24,6 +24,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from grm_jax.judgment.parsing import CHOICES, read_answer
 from grm_jax.judgment.prompts import Template, render_prompt
 from grm_jax.judgment.records import Record, seeded_digest
+from grm_jax.judgment.rubric import read_rubric
 from grm_jax.reward_models.protocol import RewardModel, new_judgment, shown_order
 from grm_jax.reward_models.remote_config import RemoteConfig, headers_of, read_config, request_body
 from grm_jax.reward_models.replies import RemoteError, Reply, excerpt, read_reply, shown_model
@@ -56,11 +57,17 @@ class Estimate(NamedTuple):
 
 
 def remote_judge(
-    name: str, *, template: Template, single_template: Template, seed: int = 0, **settings: Any
+    name: str,
+    *,
+    template: Template,
+    single_template: Template,
+    rubric_template: Template | None = None,
+    seed: int = 0,
+    **settings: Any,
 ) -> RewardModel:
     """Asks a server: POST {base_url}/chat/completions, once for each record and sample.
 
-    template, single_template: as in `grm.Prompter`.
+    template, single_template, rubric_template: as in `grm.Prompter`.
     seed: of response orders, and of the `seed` field of a request, a function of (seed, record id,
         sample); many servers ignore it.
     settings: fields of `RemoteConfig`.
@@ -99,11 +106,13 @@ def remote_judge(
 
         async def judged(record: Record, sample: int) -> tuple[dict, Reply]:
             order = shown_order(seed, record, sample, swapped)
-            prompt = _prompt(config, template, single_template, record, order)
+            prompt = _prompt(config, template, single_template, rubric_template, record, order)
             digest = seeded_digest("remote_seed", seed, record.id, sample)[:4]
             payload = request_body(config, prompt, temperature, int.from_bytes(digest, "big") >> 1)
             reply, evidence = await _ask(client, server, config, payload, secrets)
-            if reply.failure is None:
+            if reply.failure is None and record.rubric:
+                read = read_rubric(reply.text, order, record.rubric, truncated=reply.cut)
+            elif reply.failure is None:
                 read = read_answer(reply.text, order, config.answer, reply.cut, config.parsing)
             else:
                 read = {"scores": None, "failure": reply.failure, "principles": [], "critique": ""}
@@ -163,20 +172,23 @@ def estimate(
     samples: int,
     template: Template,
     single_template: Template,
+    rubric_template: Template | None = None,
     **settings: Any,
 ) -> Estimate:
     """Estimates what so many samples of each record would ask of the server of `remote_judge`."""
     config = read_config(settings)
-    around: dict[int, int] = {}  # number of responses: bytes of a prompt beside the record's texts
+    # (number of responses, rubric): bytes of a prompt beside the record's texts
+    around: dict[tuple, int] = {}
     size = 0
     for record in records:
         n = len(record.responses)
         texts = (*(turn.content for turn in record.conversation), *record.responses)
         own = sum(len(text.encode()) for text in texts)
-        if n not in around:
-            prompt = _prompt(config, template, single_template, record, range(n))
-            around[n] = len(prompt.encode()) + len((config.system_prompt or "").encode()) - own
-        size += around[n] + own
+        shape = n, record.rubric
+        if shape not in around:
+            prompt = _prompt(config, template, single_template, rubric_template, record, range(n))
+            around[shape] = len(prompt.encode()) + len((config.system_prompt or "").encode()) - own
+        size += around[shape] + own
     requests = samples * len(records)
     prompts = samples * math.ceil(size / BYTES_PER_TOKEN)
     limits = [
@@ -204,9 +216,12 @@ def _prompt(
     config: RemoteConfig,
     template: Template,
     single_template: Template,
+    rubric_template: Template | None,
     record: Record,
     order: Sequence[int],
 ) -> str:
+    if record.rubric and rubric_template is not None:
+        return render_prompt(rubric_template, record, tuple(order)).strip()
     alone = len(order) == 1 and config.answer == "scores"
     return render_prompt(single_template if alone else template, record, tuple(order)).strip()
 

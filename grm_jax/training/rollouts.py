@@ -259,7 +259,8 @@ def rollout_metrics(
       parse_failure_rate, and parse_failure/<reason> for those that occur: shares of all
         completions.
       tie_rate: share of the judged lists (n >= 2) whose highest score is shared.
-      score_share/<s>: share of score s in the scores of judged lists.
+      score_share/<s>: share of score s in the scores of judged lists, of each criterion where they
+        are judged by a rubric.
 
     Raises ValueError if the lengths differ or B is no multiple of group_size.
     """
@@ -278,7 +279,14 @@ def rollout_metrics(
     rewards_NG = np.asarray(rewards_B, np.float64).reshape(-1, group_size)
     correct_NG = np.asarray(correct_B, bool).reshape(-1, group_size)
     lists = [scores for scores in scores_B if scores is not None and len(scores) > 1]
-    score_counts = Counter(score for scores in lists for score in scores)
+    # by a rubric these are the scores of its criteria, whose means are no whole numbers
+    written = [
+        scores
+        for judgment in judgments_B
+        if judgment["scores"] is not None and len(judgment["scores"]) > 1
+        for scores in judgment.get("criteria") or [judgment["scores"]]
+    ]
+    score_counts = Counter(score for scores in written for score in scores)
     failure_counts = Counter(reason for reason in failures_B if reason is not None)
     metrics = {
         "num_tokens": np.sum(prompt_tokens_B) + lengths_B.sum(),

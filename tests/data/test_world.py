@@ -12,12 +12,16 @@ from grm_jax.data.world import (
     judge,
     make_instructions,
     make_records,
+    make_rubric_judgments,
     records,
+    rubrics,
     tasks,
 )
 from grm_jax.judgment.parsing import Judgment, ParseFailure, parse_judgment
 from grm_jax.judgment.prompts import load_template, render_prompt
 from grm_jax.judgment.records import read_records, write_records
+from grm_jax.judgment.rubric import read_rubric
+from grm_jax.judgment.rules import is_correct
 
 COUNT = 400
 
@@ -163,3 +167,40 @@ def test_instructions_are_right_answers():
         assert (
             row["prompt"] and row["completion"] and row["completion"] == row["completion"].strip()
         )
+
+
+def test_a_rubric_decides_which_response_is_the_best():
+    items = rubrics.make_rubric_items("rubric", COUNT, 0)
+    made = make_records("rubric", COUNT)
+    for (item, rubric), record in zip(items, made, strict=True):
+        assert record.rubric == rubric and record.rewards.count(max(record.rewards)) == 1
+        principle = tasks.FAMILIES[item.query.family].principle
+        for response, text, reward in zip(item.responses, record.responses, record.rewards):
+            longest = max(len(other.split()) for other in record.responses)
+            met = {
+                principle: tasks.content_ok(item.query, response.items),
+                "courtesy": "Thanks." in text,
+                "length": len(text.split()) == longest,
+                "confidence": "Definitely!" in text,
+                "formatting": "**" in text,
+            }
+            whole = sum(criterion.weight for criterion in rubric)
+            assert reward == sum(c.weight * met[c.name] for c in rubric) / whole
+    bests = [r.rewards.index(max(r.rewards)) for r in made]
+    same = sum(best == r.metadata["plain_best"] for best, r in zip(bests, made))
+    assert same == COUNT // 2
+    trained = {content(r) for r in make_records("rubric_train", 300) + make_records("train", 300)}
+    assert len({content(r) for r in made} - trained) == COUNT
+    assert describe("rubric") != describe("rubric_train")
+
+
+def test_a_clean_judgment_by_a_rubric_is_right_and_instructions_show_no_gold():
+    rng = random.Random(0)
+    for item, rubric in rubrics.make_rubric_items("rubric", COUNT, 1):
+        order = tuple(rng.sample(range(len(item.responses)), len(item.responses)))
+        text = rubrics.judgment_text(rng, item, order, rubric, judge.CLEAN)
+        read = read_rubric(text, order, rubric)
+        assert is_correct(read["scores"], rubrics.rewards_of(item, rubric)), text
+    rows = make_rubric_judgments(load_template("tiny_rubric"), 50)
+    assert len({row["id"] for row in rows}) == 50
+    assert all("Specific Criteria:" in r["prompt"] and "best" not in r["prompt"] for r in rows)

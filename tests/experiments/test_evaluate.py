@@ -13,9 +13,11 @@ import pytest
 from experiments import config_flags
 from experiments.configs import tiny_evaluate
 from experiments.stages import evaluation
+from grm_jax.data.world import make_records
 from grm_jax.evaluation import judging
 from grm_jax.evaluation.settings import EvalConfig
 from grm_jax.judgment.records import Record, Turn, write_records
+from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.replies import RemoteError
 from tests.evaluation import schema
 from tests.experiments import fabricated_models
@@ -536,3 +538,18 @@ def test_a_first_look_at_the_world_is_part_of_the_whole(config, tmp_path):
     config.benchmarks = ({"kind": "world", "split": "test", "items": 30, "limit": 4},)
     (look,) = evaluation.benchmarks(config, tmp_path / "look")
     assert len(look.records) == 4 and all(record in whole.records for record in look.records)
+
+
+def test_records_with_a_rubric_are_refused_where_a_system_knows_none(config, tmp_path):
+    config.benchmarks = ({"kind": "world", "split": "rubric", "items": 3},)
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": "tiny_base"}
+    config.systems = (spec,)
+    with pytest.raises(ValueError, match="system 'grm', benchmark 'rubric', record 'world/rubric"):
+        evaluate(config, tmp_path / "run")
+    blind = describe(spec | {"rubric": False}, evaluation.asking_of(config))
+    evaluation.refuse_rubrics([blind], evaluation.benchmarks(config, tmp_path / "records"))
+    told = describe(spec | {"templates": {"rubric": "tiny_rubric"}}, evaluation.asking_of(config))
+    evaluation.refuse_rubrics([told], evaluation.benchmarks(config, tmp_path / "records"))
+    assert told.identity != blind.identity
+    (asked,) = make_records("rubric", 1)
+    assert told.refuses(asked) is None and blind.refuses is None

@@ -17,7 +17,7 @@ from grm_jax.judgment.prompts import (
     render_prompt,
     template_from_files,
 )
-from grm_jax.judgment.records import Record, Turn
+from grm_jax.judgment.records import Criterion, Record, Turn
 
 LIST = Record(
     "list",
@@ -167,22 +167,25 @@ def test_own_template_gets_every_variable_fenced(tmp_path):
         ("[Response 2] b", "{{ n }} é <b>&"),
         (1.0, 0.0),
         reference="#### c ####",
+        rubric=(Criterion("[User] d", 0.5, "[Response 2] e"),),
     )
     template = own_template(
         tmp_path,
         "{% for t in conversation %}{{ t.role }}={{ t.content }};{% endfor %}{{ responses | "
         "join(';') }};{{ n }};{{ reference }};"
         "{{ low }}-{{ high }};{{ example }};{{ hint_index "
-        "}};{{ '[User]' | fenced }};{{ responses[0] | fenced }}",
+        "}};{% for c in rubric %}{{ c.name }}={{ c.weight }}={{ c.description }};{% endfor %}"
+        "{{ '[User]' | fenced }};{{ responses[0] | fenced }}",
     )
     assert render_prompt(template, record, (0, 1)) == (
         "user=[\\User] a;[\\Response 2] b;{{ n }} é <b>&;2;###\\# c ###\\#;1-10;x, "
-        "x;None;[\\User];[\\Response 2] b"
+        "x;None;[\\User] d=0.5=[\\Response 2] e;[\\User];[\\Response 2] b"
     )
     assert set(VARIABLES) == {
         "conversation",
         "responses",
         "n",
+        "rubric",
         "reference",
         "low",
         "high",
@@ -214,6 +217,10 @@ def test_a_template_renders_what_jinja_renders_from_the_files_themselves(name):
         "low": 1,
         "high": 10,
         "example": "x, x, x",
+        "rubric": [
+            {"name": "a", "weight": 2, "description": ""},
+            {"name": "b", "weight": 0.5, "description": "é"},
+        ],
     }
     template = load_template(name)
     for reference, hint_index in ((None, None), ("r", 2)):

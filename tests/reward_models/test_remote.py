@@ -15,6 +15,7 @@ import time
 import pytest
 
 from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.records import Criterion
 from grm_jax.reward_models import remote
 from grm_jax.reward_models.load import wrong_fields
 from grm_jax.reward_models.protocol import shown_order
@@ -138,6 +139,30 @@ def test_an_index_names_the_best_of_a_whole_list(server):
         and judge.sampled
     )
     assert all("Authorization" not in headers for headers in server.headers)
+
+
+def test_a_record_with_a_rubric_is_asked_by_its_template_and_scored_by_its_weights(server):
+    def answer(request):
+        prompt = request["messages"][0]["content"]
+        assert "Name: worth\nWeight: 3\nhow much it is worth" in prompt
+        worths = re.findall(r"I am worth (\d+)\.", prompt)
+        text = f"Scores:\nworth: \\boxed{{{', '.join(worths)}}}\ntact: \\boxed{{5, 5}}"
+        return 200, completion(text)
+
+    server.answer = answer
+    rubric = (Criterion("worth", 3, "how much it is worth"), Criterion("tact", 1))
+    asked = dataclasses.replace(RECORDS[2], rubric=rubric)
+    judge = model(server, rubric_template=load_template("rubric"), api_key_env=None)
+    for row in rows_of(judge, [asked], (0, 1, 2)):
+        assert row["criteria"] == [[int(worth) for worth in asked.rewards], [5, 5]]
+        assert row["scores"] == [(3 * worth + 5) / 4 for worth in asked.rewards]
+    settings = {"base_url": "http://x/v1", "model": "m", **TEMPLATES}
+    plain = remote.estimate([RECORDS[2]], 1, **settings)
+    told = remote.estimate(
+        [asked, RECORDS[2]], 1, rubric_template=load_template("rubric"), **settings
+    )
+    own = len(server.requests[-1]["messages"][0]["content"].encode()) / remote.BYTES_PER_TOKEN
+    assert told.prompt_tokens - plain.prompt_tokens == pytest.approx(own, abs=2)
 
 
 @pytest.mark.parametrize(

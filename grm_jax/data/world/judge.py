@@ -64,8 +64,8 @@ def check_lines(
     return text, verdicts
 
 
-def _surface(principle: str, responses: list[Response]) -> list[bool]:
-    """What the lazy principles, and courtesy, see in each response."""
+def surface(principle: str, responses: list[Response]) -> list[bool]:
+    """Says what the lazy principles, and courtesy, see in each response."""
     if principle == "length":
         words = [len(r.text.split()) for r in responses]
         return [w == max(words) for w in words]
@@ -76,8 +76,11 @@ def _surface(principle: str, responses: list[Response]) -> list[bool]:
     return [r.thanks for r in responses]
 
 
-def _surface_lines(rng, principle, responses, slips) -> tuple[str, list[bool]]:
-    verdicts = [ok != (rng.random() < slips.verdict) for ok in _surface(principle, responses)]
+def surface_lines(
+    rng: random.Random, principle: str, responses: list[Response], slips: Slips
+) -> tuple[str, list[bool]]:
+    """Checks a principle of the surface, or courtesy: good or bad for every response."""
+    verdicts = [ok != (rng.random() < slips.verdict) for ok in surface(principle, responses)]
     lines = "".join(
         f"\nResponse {i}:{' good' if ok else ' bad'}" for i, ok in enumerate(verdicts, 1)
     )
@@ -125,7 +128,7 @@ def judgment_text(
         lines, verdicts = (
             check_lines(rng, query, responses, slips)
             if checks_content
-            else _surface_lines(rng, name, responses, slips)
+            else surface_lines(rng, name, responses, slips)
         )
         blocks.append(lines)
         quality = [q + weight * ok / 10 for q, ok in zip(quality, verdicts)]
@@ -145,11 +148,12 @@ def judgment_text(
         (f"Specific Criteria:{criteria}\nAnalysis:")
         + "\n".join(blocks)
         + "\nScores:"
-        + _box(rng, scores, slips)
+        + box(rng, scores, slips)
     )
 
 
-def _box(rng: random.Random, scores: list[int], slips: Slips) -> str:
+def box(rng: random.Random, scores: list[int], slips: Slips) -> str:
+    """Writes the scores into a box, now and then a broken one."""
     written = [str(s) for s in scores]
     if rng.random() < slips.format:
         kind = rng.choice(("missing", "short", "long", "word"))
