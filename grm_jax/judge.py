@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from grm_jax.json_files import read_object, shown
@@ -325,7 +325,7 @@ class Judge:
         if rubric is not None:
             fields["rubric"] = rubric
         record = self.checked(as_record(fields, "judge"), "judge")
-        how = self._how(k, seed, temperature, k_meta)
+        how = self.how(k, seed, temperature, k_meta)
         (verdict,) = self._block([record], self._is_small([record], how), **how)
         return verdict
 
@@ -349,7 +349,7 @@ class Judge:
         The others are as in a call. Raises ValueError for a record that is none, or that this model
         cannot judge.
         """
-        how = self._how(k, seed, temperature, k_meta)
+        how = self.how(k, seed, temperature, k_meta)
         if total is None and isinstance(records, Sequence):
             total = len(records)
         return self._many(records, how, progress, total)
@@ -367,7 +367,7 @@ class Judge:
         "model" is a digest of all that the model's text depends on: weights, tokenizer, templates,
         lengths. Two calls that are equal in all fields give the same verdict.
         """
-        how = self._how(k, seed, temperature, k_meta)
+        how = self.how(k, seed, temperature, k_meta)
         identity = json.dumps(self.system.identity, sort_keys=True).encode()
         until = how["until"]
         return {
@@ -396,6 +396,13 @@ class Judge:
         """Whether it can judge n responses; models of pairs want two or more."""
         return self.system.accepts is None or self.system.accepts(n)
 
+    def block(self, records: Sequence[Record], how: Mapping[str, Any]) -> list[Verdict]:
+        """Judges records at once, and gives their verdicts in their order; `how` is of `how`.
+
+        Programs have the shapes that suit few records. Raises ValueError for two that share an id.
+        """
+        return self._block(records, self._is_small(records, how), **how)
+
     def _many(self, records, how, shown, total) -> Iterator[Verdict]:
         from grm_jax.progress import progress
 
@@ -410,8 +417,16 @@ class Judge:
                 advance(len(verdicts))
                 yield from verdicts
 
-    def _how(self, k, seed, temperature, k_meta) -> dict[str, Any]:
-        """The arguments of a call, checked, as `_block` takes them."""
+    def how(
+        self,
+        k: int | str | Anytime = 1,
+        seed: int = 0,
+        temperature: float | None = None,
+        k_meta: int | None = None,
+    ) -> dict[str, Any]:
+        """Checks the arguments of a call, and says what they come to: samples, seed, temperature,
+        k_meta, until, and the samples of a round.
+        """
         if isinstance(k, str) and k != "auto":
             raise ValueError(f'k: expected a positive integer or "auto", got {k!r}')
         until = Anytime() if k == "auto" else k if isinstance(k, Anytime) else None
@@ -487,24 +502,47 @@ class Judge:
             shapes = {"rows": 1 << max(0, asked - 1).bit_length(), "sequences": self.sequences}
         model = self.system.load(seed, **shapes)
         view = self.system.view or (lambda judgment: judgment)
-        found: dict[str, dict[int, dict]] = {name: {} for name in by_id}
         verdicts: dict[str, Verdict] = {}
-        for start in range(0, len(samples), step):
-            going_on = [record for name, record in by_id.items() if name not in verdicts]
-            if not going_on:
-                break
-            end = min(start + step, len(samples))
-            for block in model.judge(going_on, samples[start:end], temperature):
+        rounds = {
+            name: self.rounds(record, samples, seed, k_meta, until, step)
+            for name, record in by_id.items()
+        }
+        wanted = {name: next(asking) for name, asking in rounds.items()}
+        while wanted:
+            found: dict[str, dict[int, dict]] = {name: {} for name in wanted}
+            going_on, drawn = [by_id[name] for name in wanted], next(iter(wanted.values()))
+            for block in model.judge(going_on, drawn, temperature):
                 for judgment in block:
                     found[judgment["id"]][judgment["sample"]] = view(judgment)
-            kept = None if k_meta is None else kept_so_far(end, len(samples), k_meta)
-            for record in going_on:
-                rows = [found[record.id][sample] for sample in samples[:end]]
-                why = None if until is None else self._stands(record, rows, until, k_meta)
-                if why is not None or end == len(samples):
-                    verdict = _verdict(record, rows, kept, seed)
-                    verdicts[record.id] = dataclasses.replace(verdict, stopped=why)
+            wanted = {}
+            for name, judgments in found.items():
+                try:
+                    wanted[name] = rounds[name].send([judgments[sample] for sample in drawn])
+                except StopIteration as end:
+                    verdicts[name] = end.value
         return [verdicts[record.id] for record in records]
+
+    def rounds(
+        self,
+        record: Record,
+        samples: tuple[int, ...],
+        seed: int,
+        k_meta: int | None,
+        until: Anytime | None,
+        step: int,
+    ) -> Generator[tuple[int, ...], list[dict], Verdict]:
+        """Yields the samples that are to be drawn next, is sent them, and returns the verdict.
+
+        The arguments are those of `how`. All records go through the same rounds, until one after
+        another has its verdict.
+        """
+        rows: list[dict] = []
+        while True:
+            rows += yield samples[len(rows) : len(rows) + step]
+            why = None if until is None else self._stands(record, rows, until, k_meta)
+            if why is not None or len(rows) == len(samples):
+                kept = None if k_meta is None else kept_so_far(len(rows), len(samples), k_meta)
+                return dataclasses.replace(verdict_of(record, rows, kept, seed), stopped=why)
 
     def _stands(
         self, record: Record, rows: Sequence[dict], until: Anytime, k_meta: int | None
@@ -634,8 +672,8 @@ def _mesh(folder: pathlib.Path | None) -> Mesh:
     return make_mesh()
 
 
-def _verdict(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int) -> Verdict:
-    """The vote over the rows of one record, or over the k_meta of them that the Meta RM keeps."""
+def verdict_of(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int) -> Verdict:
+    """Returns the vote over judgments of a record, or over the k_meta that the Meta RM keeps."""
     samples = [row["scores"] for row in rows]
     kept = set(range(len(rows)))
     if k_meta is not None:

@@ -90,6 +90,24 @@ class Asking:
     templates_win: bool = False
 
 
+class Policy(NamedTuple):
+    """Holds a model that writes judgments, for who asks for them one at a time, as a server does.
+
+    sampler_of: temperature -> what draws (`samplers`). buckets: widths of prompts. longest: prompt
+        and completion, in tokens. hinted: see `pointwise_grm`.
+    rate: puts the Meta RM's logits into judgments (`meta_rm.add_logits`): rate(judgments,
+        {id: record}, widths of sequences, rows at once); None without one.
+    """
+
+    params: dict
+    sampler_of: Callable[[float], Drawing]
+    prompter: Prompter
+    buckets: tuple[int, ...]
+    longest: int
+    hinted: bool
+    rate: Callable[[Sequence[dict], Mapping[str, Record], Sequence[int], int], None] | None
+
+
 class System(NamedTuple):
     """Holds a reward model that is known, and not loaded.
 
@@ -110,6 +128,8 @@ class System(NamedTuple):
         one's own, which says it once it is loaded.
     refuses: why it cannot judge by the rubric of a record, or None where it can; None for a model
         that judges by none.
+    policy: loads the weights of a pointwise_grm for who draws its judgments himself; None for other
+        kinds, and for models with a thinking budget.
     """
 
     name: str
@@ -124,6 +144,7 @@ class System(NamedTuple):
     ready: Callable[[], object] | None = None
     span: Callable[[int], float | None] | None = None
     refuses: Callable[[Record], str | None] | None = None
+    policy: Callable[[], Policy] | None = None
 
 
 def describe(spec: Mapping, asking: Asking) -> System:
@@ -169,6 +190,7 @@ def describe(spec: Mapping, asking: Asking) -> System:
         found.ready,
         found.span,
         found.refuses,
+        found.policy,
     )
 
 
@@ -249,6 +271,7 @@ class _Kind(NamedTuple):
     ready: Callable[[], object] | None = None
     span: Callable[[int], float | None] | None = None
     refuses: Callable[[Record], str | None] | None = None
+    policy: Callable[[], Policy] | None = None
 
 
 class _Folder(NamedTuple):
@@ -325,18 +348,27 @@ def _pointwise(spec, asking) -> _Kind:
         )
     )
 
+    def policy() -> Policy:
+        prompter = prompter_of()
+        return Policy(
+            folder.params(asking.mesh),
+            samplers(asking, folder.cfg, prompter.tokenizer),
+            prompter,
+            asking.lengths.buckets,
+            asking.lengths.prompt + asking.lengths.completion,
+            hint,
+            _meta_rater(*meta, asking) if meta else None,
+        )
+
     def loader():
-        params, prompter = folder.params(asking.mesh), prompter_of()
-        tokenizer = prompter.tokenizer
-        sampler_of = samplers(asking, folder.cfg, tokenizer)
-        guide = _meta_guide(*meta, asking) if meta else lambda model, batches: model
+        loaded = policy()
 
         def build(seed: int, batches: Batches) -> RewardModel:
             model = pointwise_grm(
                 spec["name"],
-                sampler_of,
-                params,
-                prompter,
+                loaded.sampler_of,
+                loaded.params,
+                loaded.prompter,
                 seed=seed,
                 buckets=batches.buckets,
                 rows=batches.rows,
@@ -345,7 +377,7 @@ def _pointwise(spec, asking) -> _Kind:
             )
             if not spec.get("rubric", True):
                 model = _without_rubrics(model)
-            return guide(model, batches)
+            return model if loaded.rate is None else _guided(model, loaded.rate, batches)
 
         return build
 
@@ -354,7 +386,17 @@ def _pointwise(spec, asking) -> _Kind:
     refuses = None
     if spec.get("rubric", True):
         refuses = functools.partial(_refuses, prompter_of, rubric, asking.lengths.prompt)
-    return _Kind(identity, loader, lambda n: n >= fewest, sampled=True, span=span, refuses=refuses)
+    # a thinking budget draws in two turns, and without rubrics records change: both know the model
+    plain = budget is None and spec.get("rubric", True)
+    return _Kind(
+        identity,
+        loader,
+        lambda n: n >= fewest,
+        sampled=True,
+        span=span,
+        refuses=refuses,
+        policy=policy if plain else None,
+    )
 
 
 def _refuses(
@@ -810,32 +852,36 @@ def _digests(**templates: Template) -> dict[str, str]:
     return {role: description.template_digest(template) for role, template in templates.items()}
 
 
-def _meta_guide(
-    meta: _Folder, template: Template, asking: Asking
-) -> Callable[[RewardModel, Batches], RewardModel]:
+def _meta_rater(meta: _Folder, template: Template, asking: Asking) -> Callable[..., None]:
+    """Makes what puts the Meta RM's logits into judgments (`Policy.rate`)."""
+    params, tokenizer = meta.params(asking.mesh), meta.tokenizer()
+    scorer = make_scorer(meta.cfg)
+
+    def rate(judgments, by_id, widths, rows):
+        add_logits(judgments, by_id, scorer, params, tokenizer, template, widths, rows)
+
+    return rate
+
+
+def _guided(model: RewardModel, rate: Callable[..., None], batches: Batches) -> RewardModel:
     """Puts the Meta RM's logit beside every sampled judgment that parsed.
 
     Greedy ones are not voted on.
     """
-    params, tokenizer = meta.params(asking.mesh), meta.tokenizer()
-    scorer = make_scorer(meta.cfg)
 
-    def guide(model: RewardModel, batches: Batches) -> RewardModel:
-        def judge(
-            records: Sequence[Record],
-            samples: Sequence[int] = (0,),
-            temperature: float = 0.0,
-            swapped: bool = False,
-        ) -> Iterator[list[dict]]:
-            blocks = model.judge(records, samples, temperature, swapped)
-            if temperature == 0:
-                yield from blocks
-                return
-            by_id, lengths = {record.id: record for record in records}, batches.sequence_buckets
-            for block in of_size(blocks, batches.rows):
-                add_logits(block, by_id, scorer, params, tokenizer, template, lengths, batches.rows)
-                yield block
+    def judge(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
+        blocks = model.judge(records, samples, temperature, swapped)
+        if temperature == 0:
+            yield from blocks
+            return
+        by_id = {record.id: record for record in records}
+        for block in of_size(blocks, batches.rows):
+            rate(block, by_id, batches.sequence_buckets, batches.rows)
+            yield block
 
-        return model._replace(judge=judge)
-
-    return guide
+    return model._replace(judge=judge)

@@ -39,6 +39,8 @@ class Drawing:
     mode, mesh: see `make_programs`.
     chunk: decode steps between two looks at which rows are done.
     cache_bytes: of the prompts' keys and values, on each device; 0: as many prompts as rows need.
+    temperatures: whether each row has the temperature of its request, as in a server; else all have
+        that of `scfg`.
     """
 
     cfg: ModelConfig
@@ -47,6 +49,7 @@ class Drawing:
     mesh: Mesh | None = None
     chunk: int = 32
     cache_bytes: int = 0
+    temperatures: bool = False
 
 
 def split_weights(params: dict, cfg: ModelConfig) -> dict:
@@ -238,8 +241,9 @@ def decode_chunk(
 
     rows: what the host says of them. entry [D, g] of each group of rows; keys [D, B, 2],
         prompt_length, limit, begun (tokens of the completion that the prompt ends in), fresh
-        (begins now) [D, B]; waits bool [D, g], whether more samples of a group's prompt wait;
-        enough [D]: ends once so many rows that somebody waits for are free.
+        (begins now) [D, B]; temperature [D, B], where each row has its own; waits bool [D, g],
+        whether more samples of a group's prompt wait; enough [D]: ends once so many rows that
+        somebody waits for are free.
     width: positions of the longest prompt that is read, behind the front.
     together: axes of an enclosing `jax.shard_map` whose devices all go on until the last is done.
 
@@ -323,6 +327,7 @@ def decode_chunk(
     keys_B2, prompt_B, limit_B, begun_B = (
         flat(rows[name]) for name in ("keys", "prompt_length", "limit", "begun")
     )
+    temperature = flat(rows["temperature"]) if "temperature" in rows else scfg.temperature
     fresh_B, free_DB = flat(rows["fresh"]), state["done"] & ~rows["fresh"]
 
     def reset(path, x):
@@ -375,7 +380,7 @@ def decode_chunk(
             lm_logits(params, cfg, hidden_BD),
             keys_B2,
             begun_B + length_B,
-            scfg.temperature,
+            temperature,
             scfg.top_k,
             scfg.top_p,
         )

@@ -73,6 +73,7 @@ class Engine:
     groups, fold: rows of each share of the devices: groups that read one prompt, rows of a group.
     entries: prompts in each share's pool, at least `groups`.
     front: token ids that the prompt of every request begins with; computed once, here.
+    whole: whether completions have all their room from the start, and do not grow into it.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Engine:
         fold: int = 1,
         entries: int = 0,
         front: Sequence[int] = (),
+        whole: bool = False,
     ):
         self.drawing, self.seed, self.buckets = drawing, seed, sorted(buckets)
         self.groups = self.all_groups = groups
@@ -101,11 +103,12 @@ class Engine:
         pool = self.programs.pool(self.entries, self.buckets[-1])()
         self.pool = self.programs.beside(self.weights, pool)
         C = drawing.scfg.max_new_tokens
-        self.slots = -(-C // LARGE) if C >= SMALL else C
+        self.slots = -(-C // LARGE) if C >= SMALL and not whole else C
         state = self.programs.rows(groups * fold, self.slots)()
         self.state = self.programs.beside(self.weights, state)
         self.running = False
         self.tickets = 0
+        self.watched: dict[int, Callable[[int, np.ndarray], object]] = {}
         self.requests: dict[int, Request] = {}
         self.drawn: dict[int, dict[int, Completion]] = {}
         self.queue: dict[tuple[int, ...], _Prompt] = {}  # those upon which samples wait
@@ -128,6 +131,8 @@ class Engine:
             "waits": np.zeros((D, groups), bool),
             "enough": np.zeros(D, np.int32),
         }
+        if self.drawing.temperatures:
+            self.rows["temperature"] = np.zeros((D, B), np.float32)
         self.length = np.zeros((D, B), np.int32)
 
     def submit(self, request: Request) -> int:
@@ -159,10 +164,28 @@ class Engine:
             prompt.waiting = collections.deque(s for s in prompt.waiting if s.ticket != ticket)
             if not prompt.waiting:
                 del self.queue[prompt.ids]
+                if not prompt.entries:
+                    del self.known[prompt.ids]
         for d, owners in enumerate(self.owner):
             for b, sample in enumerate(owners):
                 if sample is not None and sample.ticket == ticket:
                     owners[b], self.rows["limit"][d, b] = None, 0
+
+    def watch(self, ticket: int, see: Callable[[int, np.ndarray], object]) -> None:
+        """Shows what a request's samples are so far: `see(place, tokens)`, behind each chunk."""
+        self.watched[ticket] = see
+
+    def _show(self) -> None:
+        """Shows those who watch a request what it has been given."""
+        self.watched = {t: see for t, see in self.watched.items() if t in self.requests}
+        if not self.watched:
+            return
+        tokens = to_host(self.state["tokens"])
+        for d, owners in enumerate(self.owner):
+            for b, sample in enumerate(owners):
+                if sample is not None and sample.ticket in self.watched:
+                    see = self.watched[sample.ticket]
+                    see(sample.place, tokens[d, b, : self.length[d, b]].copy())
 
     @property
     def pending(self) -> int:
@@ -176,12 +199,20 @@ class Engine:
         meanwhile. Raises ValueError where logits were not finite.
         """
         while True:
-            complete = self._read() if self.running else []
-            if self.requests:
-                self._fill()
-                self._dispatch()
+            complete = self.step()
             if complete or not self.requests:
                 return complete
+
+    def step(self) -> list[tuple[int, list[Completion]]]:
+        """Waits for the chunk that runs, hands the device the next one; returns what is complete.
+
+        That may be nothing: `collect` for those who have something to do between two chunks.
+        """
+        complete = self._read() if self.running else []
+        if self.requests:
+            self._fill()
+            self._dispatch()
+        return complete
 
     def _read(self) -> list[tuple[int, list[Completion]]]:
         """Waits for the chunk that runs, and frees the rows that are done."""
@@ -189,6 +220,7 @@ class Engine:
         read = {name: to_host(self.state[name]) for name in ("done", "length", "steps")}
         self.length = read["length"].copy()
         self.counts.decoded += int(read["steps"].sum()) * self.groups * self.fold
+        self._show()
         ended = [
             (d, b)
             for d, owners in enumerate(self.owner)
@@ -259,7 +291,12 @@ class Engine:
             request = self.requests[sample.ticket]
             limit = NO_LIMIT if request.limits is None else request.limits[sample.place]
             name = request.samples[sample.place]
-            self.rows["keys"][d, b] = sample_key(self.seed, request.item_id, name)
+            seed = self.seed if request.seed is None else request.seed
+            self.rows["keys"][d, b] = sample_key(seed, request.item_id, name)
+            if self.drawing.temperatures:
+                own = request.temperature
+                own = self.drawing.scfg.temperature if own is None else own
+                self.rows["temperature"][d, b] = own
             self.rows["prompt_length"][d, b] = len(self.front_ids) + len(prompt.ids)
             self.rows["limit"][d, b] = min(limit, self.drawing.scfg.max_new_tokens)
             self.rows["begun"][d, b] = request.begun
@@ -351,7 +388,7 @@ class Engine:
                 self.owner[d][new], self.reads[d][g] = owner[d][was], reads[d][g_old]
                 self.rows["entry"][d, g] = rows["entry"][d, g_old]
                 self.length[d, new] = length[d, was]
-                for name in ("keys", "prompt_length", "limit", "begun"):
+                for name in {"keys", "prompt_length", "limit", "begun", "temperature"} & rows.keys():
                     self.rows[name][d, new] = rows[name][d, was]
         self.state = self.programs.take(self.state, self.programs.place(index))
 

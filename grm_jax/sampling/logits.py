@@ -67,7 +67,7 @@ def choose_tokens(
     logits_BV: jax.Array,
     keys_B2: jax.Array,
     step: jax.Array | int,
-    temperature: float,
+    temperature: jax.Array | float,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
@@ -78,15 +78,19 @@ def choose_tokens(
       keys_B2: uint32 raw threefry key of each row; the draw uses fold_in(key, step), so it depends
         on nothing else.
       step: int32, scalar or per row: index of the token within the completion.
-      temperature: 0 is greedy (keys unused).
+      temperature: 0 is greedy (keys unused). An array has one for each row.
       top_k: 0 is off.
       top_p: 1.0 is off. Both: top-k first, then the nucleus of what is left.
 
     Returns:
       token_B int32 and logp_B float32 (see the module docstring).
     """
-    scaled_BV = logits_BV / temperature if temperature > 0 else logits_BV
-    if temperature == 0:
+    of_rows = isinstance(temperature, jax.Array)
+    if of_rows:
+        scaled_BV = logits_BV / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+    else:
+        scaled_BV = logits_BV / temperature if temperature > 0 else logits_BV
+    if not of_rows and temperature == 0:
         token_B = jnp.argmax(scaled_BV, axis=-1)
     else:
         kept_BV = keep_top_k(scaled_BV, top_k) if top_k > 0 else scaled_BV
@@ -97,5 +101,7 @@ def choose_tokens(
             keys_B, steps_B
         )
         token_B = inverse_cdf(jax.nn.softmax(kept_BV, axis=-1), uniform_B)
+    if of_rows:
+        token_B = jnp.where(temperature > 0, token_B, jnp.argmax(scaled_BV, axis=-1))
     chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(scaled_BV, axis=-1)

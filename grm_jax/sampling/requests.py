@@ -19,6 +19,8 @@ class Request:
     turn: those of a lower one begin first.
     begun: so many tokens of the completion stand at the end of the prompt already: the next one is
         drawn as number `begun`, so that it is the one which an uninterrupted completion would have.
+    seed: of its own, in place of the engine's.
+    temperature: of its own, where the rows of the engine have theirs (`Drawing`); 0 is greedy.
     """
 
     prompt_ids: Sequence[int]
@@ -28,6 +30,8 @@ class Request:
     front: int = 0
     turn: int = 0
     begun: int = 0
+    seed: int | None = None
+    temperature: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -285,3 +285,36 @@ def test_rows_of_a_group(params):
         *((1, 16), (4, 4), (8, 2), (8, 2))
     ]
     assert rows_of([4] * 5, 16) == (16, 1)
+
+
+def test_requests_with_temperatures_and_seeds_of_their_own(params):
+    """As in a server, where `step` gives the host a turn between any two chunks; a request that is
+    watched is seen to grow, and what was cancelled leaves nothing behind.
+    """
+    settings = [(0.0, 0), (0.8, 5), (0.8, 6), (1.7, 0)]
+    plain = [dataclasses.replace(request, limits=None) for request in asked()]
+    own = [
+        dataclasses.replace(request, temperature=temperature, seed=seed)
+        for request, (temperature, seed) in zip(plain, settings * 3)
+    ]
+    expected = {}
+    for request, alone in zip(own, plain):
+        scfg = dataclasses.replace(SETTINGS, temperature=request.temperature)
+        twin = generate(make_sampler(CFG, scfg), params, [alone], request.seed, BUCKETS, 3)
+        expected |= {(c.item_id, c.sample): c for _, drawn_ in twin for c in drawn_}
+    drawing = Drawing(CFG, SETTINGS, chunk=2, temperatures=True)
+    engine = batch_engine(drawing, params, own, 3, BUCKETS, 8)
+    tickets = [engine.submit(request) for request in own]
+    gone = engine.submit(Request([9] * 12, "gone", (0, 1), temperature=1.0))
+    seen, found, steps = [], {}, 0
+    engine.watch(tickets[1], lambda place, tokens: seen.append((place, tokens)))
+    engine.cancel(gone)
+    while engine.pending:
+        complete, steps = engine.step(), steps + 1
+        found |= {(c.item_id, c.sample): c for _, drawn_ in complete for c in drawn_}
+    assert_same(found, expected)
+    assert steps > 3 and len({len(tokens) for place, tokens in seen if place == 0}) > 1
+    for place, tokens in seen:
+        whole = found[own[1].item_id, place].token_ids
+        np.testing.assert_array_equal(tokens, whole[: len(tokens)])
+    assert (9,) * 12 not in engine.known and len(engine.known) <= engine.entries
