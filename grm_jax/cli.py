@@ -1,4 +1,4 @@
-"""The command `grm`: judge a file of records, or rank their responses.
+"""The command `grm`: judge a file of records, rank their responses, or serve a judge.
 
 What it needs of JAX is imported behind the parsing of its arguments, so that --help is there at
 once.
@@ -74,12 +74,35 @@ Writes each record with its responses, best first (best of n), and its "rewards"
 "metadata" gets "grm": the order, the scores and the margin. A record of which every judgment failed
 comes out as it was, with the reason under "grm".
 """
+SERVE = """\
+Serves a judge over HTTP: POST /v1/judge, and the doors of OpenAI, OpenRLHF, vLLM and NeMo Gym
+(docs/serving.md). It listens on this machine alone, unless --host says otherwise. The log is JSON
+lines on stderr. SIGHUP reads the weights anew, and no request is lost; SIGTERM or Ctrl-C answers
+what is under way, and ends.
+"""
 EXAMPLES = """\
 examples:
   grm judge records.jsonl --out verdicts.jsonl
   grm judge records.jsonl --model runs/tiny --k 16 --judgments | head -1
   cat records.jsonl | grm rank - --top 1 > best.jsonl
+  grm serve --model runs/tiny --port 8000
 """
+# settings of the server (`serving.settings.Serving`) that are flags as they are
+SERVING = (
+    ("deadline_s", float, "longest that a request may take, in seconds (default: 300)"),
+    ("queue", int, "samples that may be asked for at once, of all clients (default: 4096)"),
+    ("samples", int, "samples of one request, at most (default: 128)"),
+    ("responses", int, "responses of one request, at most (default: 64)"),
+    ("body_bytes", int, "of one request, at most (default: 4 MiB)"),
+    ("slow_s", float, "what waits longer is said in the log (default: 5)"),
+    ("grace_s", float, "that requests have to end in at SIGTERM (default: 30)"),
+    ("scalar", str, "number of a response in a list: mean, share, wins or rank (default: mean)"),
+    ("window_s", float, "samples of one prompt are collected for so long (default: 0.2)"),
+    ("members", int, "samples that are judged together, at most (default: 64)"),
+    ("group_s", float, "longest that samples wait for an announced group (default: 10)"),
+    ("remembered", int, "replies that are kept for idempotency keys (default: 4096)"),
+    ("cache", str, "SQLite file of verdicts (default: none)"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     closed = {"stdin": sys.stdin is None, "stdout": sys.stdout is None}
     open_streams()
     args = _parser().parse_args(argv)
+    if args.command == "serve":
+        return _serve(args)
     if closed["stdin"] and args.file == "-" or closed["stdout"] and args.out == "-":
         stream, way = ("stdin", "name a file of records, or give some through a pipe")
         if not (closed["stdin"] and args.file == "-"):
@@ -148,13 +173,34 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="keep the N best responses of each record",
             )
+    _add_serve(
+        commands.add_parser(
+            "serve",
+            help="a judge over HTTP",
+            description=SERVE,
+            epilog=EXAMPLES,
+            formatter_class=how,
+        )
+    )
     return parser
 
 
-def _add_arguments(command: argparse.ArgumentParser) -> None:
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", default="", help="of the model, for clients (default: --model)")
+    command.add_argument("--host", default="127.0.0.1", help="to listen on (default: 127.0.0.1)")
+    command.add_argument("--port", type=int, default=8000, help="0 is a free one (default: 8000)")
     command.add_argument(
-        "file", metavar="FILE", help="JSON lines, also gzipped, whatever the name; or - for stdin"
+        "--api-key-env",
+        default="GRM_API_KEY",
+        metavar="NAME",
+        help="variable with the key that requests have to bear (default: GRM_API_KEY)",
     )
+    _add_model(command)
+    for field, kind, help in SERVING:
+        command.add_argument(f"--{field.replace('_', '-')}", type=kind, help=help)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default="tiny",
@@ -174,27 +220,11 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="with the records it fixes the verdicts (default: 0)"
     )
-    command.add_argument(
-        "--out",
-        default="-",
-        metavar="FILE",
-        help="where the results go; a file that is there is continued (default: -, stdout)",
-    )
-    command.add_argument(
-        "--rubric",
-        metavar="FILE",
-        help='a JSON list of criteria, [{"name": TEXT, "weight": NUMBER, "description": TEXT}, '
-        "...], for the records that have no rubric of their own",
-    )
     meta = command.add_mutually_exclusive_group()
     meta.add_argument(
         "--meta", metavar="FOLDER", help="the Meta RM (default: the one beside the model)"
     )
     meta.add_argument("--no-meta", action="store_true", help="vote without the Meta RM")
-    command.add_argument(
-        "--k-meta", type=_positive, metavar="N", help="judgments that the Meta RM keeps"
-    )
-    command.add_argument("--temperature", type=float, metavar="T", help="of the samples")
     command.add_argument("--rows", type=_positive, metavar="N", help="completions at once, at most")
     unsaid = command.add_argument_group("for a model folder without grm.json")
     unsaid.add_argument("--kind", help="pointwise_grm, llm_judge, bradley_terry, ...")
@@ -209,6 +239,29 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     unsaid.add_argument("--answer", help="what the box holds: scores, ten or index")
     unsaid.add_argument("--prompt", type=_positive, metavar="N", help="longest prompt, in tokens")
     unsaid.add_argument("--completion", type=_positive, metavar="N", help="longest judgment")
+
+
+def _add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", metavar="FILE", help="JSON lines, also gzipped, whatever the name; or - for stdin"
+    )
+    _add_model(command)
+    command.add_argument(
+        "--out",
+        default="-",
+        metavar="FILE",
+        help="where the results go; a file that is there is continued (default: -, stdout)",
+    )
+    command.add_argument(
+        "--rubric",
+        metavar="FILE",
+        help='a JSON list of criteria, [{"name": TEXT, "weight": NUMBER, "description": TEXT}, '
+        "...], for the records that have no rubric of their own",
+    )
+    command.add_argument(
+        "--k-meta", type=_positive, metavar="N", help="judgments that the Meta RM keeps"
+    )
+    command.add_argument("--temperature", type=float, metavar="T", help="of the samples")
 
 
 def _run(args: argparse.Namespace, stop: _Stop) -> int:
@@ -250,16 +303,7 @@ def _held(out: pathlib.Path | None) -> Iterator[None]:
 def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> int:
     rubric = None if args.rubric is None else _rubric(pathlib.Path(args.rubric))
     stop.waiting = True  # there is nothing to save
-    judge = load(
-        args.model,
-        meta=False if args.no_meta else args.meta,
-        kind=args.kind,
-        templates=dict(args.template) or None,
-        answer=args.answer,
-        prompt=args.prompt,
-        completion=args.completion,
-        rows=args.rows,
-    )
+    judge = _load(args)
     stop.waiting = False
     how = {"k": args.k, "seed": args.seed, "temperature": args.temperature, "k_meta": args.k_meta}
     asked = judge.asked(**how)
@@ -306,6 +350,45 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
         _say(f"error: not one record has a verdict, so nothing was judged{commonest}")
         return FAILED_LINES
     return FAILED_LINES if reader.bad else 0
+
+
+def _load(args: argparse.Namespace) -> Judge:
+    return load(
+        args.model,
+        meta=False if args.no_meta else args.meta,
+        kind=args.kind,
+        templates=dict(args.template) or None,
+        answer=args.answer,
+        prompt=args.prompt,
+        completion=args.completion,
+        rows=args.rows,
+    )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    try:
+        from grm_jax.serving.run import serve
+        from grm_jax.serving.settings import Serving
+    except ModuleNotFoundError as error:
+        _say(f"error: {error}; the server needs pip install 'grm_jax[serve]'")
+        return CANNOT
+    fields = [field for field, *_ in SERVING]
+    said = {field: getattr(args, field) for field in fields if getattr(args, field) is not None}
+    try:
+        settings = Serving(
+            name=args.name or args.model.rstrip("/").rpartition("/")[2],
+            host=args.host,
+            port=args.port,
+            api_key=os.environ.get(args.api_key_env, ""),
+            k=args.k,
+            seed=args.seed,
+            **said,
+        )
+        serve(lambda: _load(args), settings)
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        return CANNOT
+    return 0
 
 
 def _summary(written: int, found: int, failures: int, seconds: float) -> str:

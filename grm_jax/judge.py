@@ -424,8 +424,9 @@ class Judge:
         temperature: float | None = None,
         k_meta: int | None = None,
     ) -> dict[str, Any]:
-        """Checks the arguments of a call, and says what they come to: samples, seed, temperature,
-        k_meta, until, and the samples of a round.
+        """Checks the arguments of a call, and says what they come to.
+
+        These are samples, seed, temperature, k_meta, until, and step, the samples of a round.
         """
         if isinstance(k, str) and k != "auto":
             raise ValueError(f'k: expected a positive integer or "auto", got {k!r}')

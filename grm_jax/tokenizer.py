@@ -133,6 +133,17 @@ class Tokenizer:
             *self.encode("model\n"),
         ]
 
+    def chat_to_answer(self, turns: Turns) -> list[int]:
+        """Writes (role, text) turns up to where the model begins to write.
+
+        Of one user's turn it is `chat_prompt`. Raises ValueError where the folder's template does.
+        """
+        if self.write_chat is not None:
+            return self.write_chat(turns, True)
+        if self.start_of_turn_id is None or self.end_of_turn_id is None:
+            return self.chat_prompt("\n".join(text for _, text in turns))
+        return [*self.chat(turns), self.start_of_turn_id, *self.encode("model\n")]
+
     def chat_completion(self, text: str) -> list[int]:
         """Writes the model's turn as trained and sampled: the text as given, then what ends it.
 

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "grm_jax"
 # A room imports from lower floors alone; rooms of one floor do not know each other.
 FLOORS = (
-    ("naming", "json_files", "signals"),
+    ("naming", "json_files", "signals", "adapters"),
     ("last_line",),
     ("settings", "compile_cache", "locks"),
     ("judgment", "losses", "models", "chat"),
@@ -25,6 +25,7 @@ FLOORS = (
     ("evaluation",),
     ("report", "planning"),
     ("judge",),
+    ("serving",),
     ("cli",),
     ("__main__",),
 )

@@ -191,6 +191,16 @@ def test_exchange_is_prompt_plus_completion(gemma, mistral, small):
         assert tokenizer.chat_completion(answer)[-1] in tokenizer.stop_ids
 
 
+def test_a_chat_up_to_the_answer_begins_as_the_whole_chat(gemma, mistral, small):
+    for tokenizer in (gemma, mistral, small):
+        assert tokenizer.chat_to_answer([("user", "Hi")]) == tokenizer.chat_prompt("Hi")
+        turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Yes?"), ("user", "2+2")]
+        asked = tokenizer.chat_to_answer(turns)
+        whole = tokenizer.chat([*turns, ("assistant", "4")])
+        assert whole[: len(asked)] == asked or tokenizer.start_of_turn_id is None
+        assert asked.count(tokenizer.bos_id) == 1 and "Be brief." in tokenizer.decode(asked)
+
+
 def test_mistral_has_no_turns_and_one_leading_space(mistral, data_dir):
     raw = sentencepiece.SentencePieceProcessor(
         model_file=str(data_dir / "mistral_tokenizer" / "tokenizer.model.v1")

@@ -388,7 +388,13 @@ class Engine:
                 self.owner[d][new], self.reads[d][g] = owner[d][was], reads[d][g_old]
                 self.rows["entry"][d, g] = rows["entry"][d, g_old]
                 self.length[d, new] = length[d, was]
-                for name in {"keys", "prompt_length", "limit", "begun", "temperature"} & rows.keys():
+                for name in {
+                    "keys",
+                    "prompt_length",
+                    "limit",
+                    "begun",
+                    "temperature",
+                } & rows.keys():
                     self.rows[name][d, new] = rows[name][d, was]
         self.state = self.programs.take(self.state, self.programs.place(index))
 

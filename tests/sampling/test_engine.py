@@ -291,7 +291,8 @@ def test_requests_with_temperatures_and_seeds_of_their_own(params):
     """As in a server, where `step` gives the host a turn between any two chunks; a request that is
     watched is seen to grow, and what was cancelled leaves nothing behind.
     """
-    settings = [(0.0, 0), (0.8, 5), (0.8, 6), (1.7, 0)]
+    # of seed 5 one draw falls on the border of two tokens, where the last bits decide
+    settings = [(0.0, 0), (0.8, 4), (0.8, 6), (1.7, 0)]
     plain = [dataclasses.replace(request, limits=None) for request in asked()]
     own = [
         dataclasses.replace(request, temperature=temperature, seed=seed)

@@ -1,0 +1,138 @@
+"""Asks a reward server from a trainer's process: httpx, retries, and nothing of JAX.
+
+One call asks for a group: the responses to one conversation, which are judged together. A response
+that could not be scored is None; why, is in the reply.
+"""
+
+import asyncio
+import functools
+import os
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+AGAIN = (408, 429, 502, 503, 504)
+LONGEST_S = 30.0
+
+
+class Unanswered(RuntimeError):
+    """Says that the server gave no answer, and what it said instead."""
+
+
+def address(base_url: str | None = None) -> str:
+    """Returns where the server is: as given, else GRM_SERVER, else this machine's port 8000."""
+    return (base_url or os.environ.get("GRM_SERVER") or "http://127.0.0.1:8000").rstrip("/")
+
+
+def _headers() -> dict[str, str]:
+    key = os.environ.get("GRM_API_KEY")
+    # the same for all tries, so that what was drawn once is not drawn again
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
+    return headers | ({"Authorization": f"Bearer {key}"} if key else {})
+
+
+@functools.cache
+def _client(timeout_s: float) -> httpx.Client:
+    return httpx.Client(timeout=timeout_s)
+
+
+def _answer(reply: httpx.Response) -> dict[str, Any] | None:
+    """The reply's JSON; None where it may be asked for again."""
+    if reply.status_code in AGAIN:
+        return None
+    if reply.status_code != 200:
+        raise Unanswered(f"{reply.url}: status {reply.status_code}: {reply.text[:500]}")
+    return reply.json()
+
+
+def _pause(tries: int, reply: httpx.Response | None) -> float:
+    stated = reply.headers.get("Retry-After", "") if reply is not None else ""
+    wait = float(stated) if stated.isdigit() else min(LONGEST_S, 0.5 * 2**tries)
+    return wait * (1 + random.random() / 4)
+
+
+def ask(
+    path: str,
+    body: Mapping[str, Any],
+    base_url: str | None = None,
+    timeout_s: float = 300.0,
+    tries: int = 5,
+) -> dict[str, Any]:
+    """Posts a body, and returns the answer's JSON. Waits where the server says so.
+
+    Raises Unanswered after `tries`, and at once for what another try cannot help.
+    """
+    said, headers = "", _headers()
+    for attempt in range(tries):
+        reply = None
+        try:
+            reply = _client(timeout_s).post(address(base_url) + path, json=body, headers=headers)
+            if (answer := _answer(reply)) is not None:
+                return answer
+            said = f"status {reply.status_code}: {reply.text[:500]}"
+        except httpx.TransportError as error:
+            said = repr(error)
+        if attempt < tries - 1:
+            time.sleep(_pause(attempt, reply))
+    raise Unanswered(f"{address(base_url)}{path}: {tries} tries; the last: {said}")
+
+
+async def ask_async(
+    path: str,
+    body: Mapping[str, Any],
+    base_url: str | None = None,
+    timeout_s: float = 300.0,
+    tries: int = 5,
+) -> dict[str, Any]:
+    """Does what `ask` does, beside other coroutines."""
+    said, headers = "", _headers()
+    async with httpx.AsyncClient(timeout=timeout_s) as client:
+        for attempt in range(tries):
+            reply = None
+            try:
+                reply = await client.post(address(base_url) + path, json=body, headers=headers)
+                if (answer := _answer(reply)) is not None:
+                    return answer
+                said = f"status {reply.status_code}: {reply.text[:500]}"
+            except httpx.TransportError as error:
+                said = repr(error)
+            if attempt < tries - 1:
+                await asyncio.sleep(_pause(attempt, reply))
+    raise Unanswered(f"{address(base_url)}{path}: {tries} tries; the last: {said}")
+
+
+def text_of(completion: Any) -> str:
+    """Returns the text of a completion: a text, or messages of which the last one's is taken."""
+    if isinstance(completion, str):
+        return completion
+    return str(completion[-1]["content"])
+
+
+def turns_of(prompt: Any) -> list[dict[str, str]]:
+    """Returns a prompt as turns: a text is the user's."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+
+
+def grouped(prompts: Sequence[Any]) -> list[list[int]]:
+    """Returns the indices of equal prompts, group by group, in the order of their first ones."""
+    groups: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(repr(turns_of(prompt)), []).append(i)
+    return list(groups.values())
+
+
+def group_body(
+    prompts: Sequence[Any], completions: Sequence[Any], members: Sequence[int], asked: Mapping
+) -> dict[str, Any]:
+    """Returns the body that asks /compare for the completions of one prompt."""
+    return {
+        "conversation_history": turns_of(prompts[members[0]]),
+        "response_objs": [text_of(completions[i]) for i in members],
+        **asked,
+    }

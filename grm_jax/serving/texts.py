@@ -1,0 +1,92 @@
+"""Reads what clients write: messages of OpenAI's clients, and chats that came as one text."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from grm_jax.judgment.records import ROLES
+from grm_jax.serving.service import WRONG, Refused
+
+# (what opens a turn, with its role where the text says it; what ends one)
+FORMATS = (
+    (re.compile(r"<start_of_turn>(?P<role>\w+)\n"), "<end_of_turn>"),
+    (re.compile(r"<\|im_start\|>(?P<role>\w+)\n"), "<|im_end|>"),
+    (re.compile(r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n\n"), "<|eot_id|>"),
+    (re.compile("<｜(?P<role>User|Assistant)｜>"), "<｜end▁of▁sentence｜>"),
+)
+ROLE_OF = {"model": "assistant", "User": "user", "Assistant": "assistant"}
+ENDS = re.compile(
+    r"(?:\s*(?:<end_of_turn>|<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>|<eos>"
+    r"|<｜end▁of▁sentence｜>|<pad>))+\s*\Z"
+)
+
+
+def turns_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Returns the turns of OpenAI's messages. Raises Refused, naming what is no text of a turn."""
+    turns = []
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        role = "system" if role == "developer" else role
+        if role not in ROLES:
+            raise Refused(422, WRONG, f"messages[{i}].role: expected one of {', '.join(ROLES)}")
+        if isinstance(content, list):
+            parts = [p.get("text") if isinstance(p, dict) else None for p in content]
+            content = None if None in parts else "".join(map(str, parts))
+        if not isinstance(content, str):
+            raise Refused(422, WRONG, f"messages[{i}].content: expected a text, or parts of text")
+        turns.append({"role": role, "content": content})
+    return turns
+
+
+def read_chat(text: str) -> list[dict[str, str]]:
+    """Reads the turns of a chat that was written as one text; one that is none is a user's turn.
+
+    A text cannot say which of its marks are the chat's own and which were typed by somebody:
+    clients that can send turns, or prompt and response apart, should.
+    """
+    for opening, ending in FORMATS:
+        found = list(opening.finditer(text))
+        if not found:
+            continue
+        turns = []
+        for mark, following in zip(found, [*found[1:], None], strict=True):
+            content = text[mark.end() : following.start() if following else len(text)]
+            role = ROLE_OF.get(mark["role"], mark["role"])
+            if role not in ROLES:
+                raise Refused(422, WRONG, f"a chat with a turn of {role!r}")
+            content = without_end(content).removesuffix(ending)
+            turns.append({"role": role, "content": content.strip("\n")})
+        return turns
+    return [{"role": "user", "content": text}]
+
+
+def without_end(text: str) -> str:
+    """Returns a text without the marks that end it."""
+    return ENDS.sub("", text)
+
+
+def conversation_and_response(
+    query: str, prompt: str | None = None
+) -> tuple[list[dict[str, str]], str]:
+    """Splits a prompt with its response. Raises Refused where it cannot be told what is what.
+
+    prompt: with which the query begins; all that follows is the response, whatever it contains.
+    """
+    if prompt is not None:
+        if not query.startswith(prompt):
+            raise Refused(422, WRONG, "query: expected a text that begins with its prompt")
+        turns = read_chat(prompt)
+        if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+            turns.pop()  # the turn that the response fills
+        response = without_end(query[len(prompt) :])
+    else:
+        turns = read_chat(query)
+        if turns[-1]["role"] != "assistant" or len(turns) < 2:
+            raise Refused(
+                422,
+                WRONG,
+                "query: expected a chat that ends with the assistant's turn, or the prompt apart, "
+                "in prompts",
+            )
+        response = turns.pop()["content"]
+    return turns, response

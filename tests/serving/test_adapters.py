@@ -1,0 +1,107 @@
+"""Adapters against a server: what a trainer gets for a group, for a failure, of a busy server."""
+
+import asyncio
+import math
+
+import httpx
+import pytest
+
+from grm_jax.adapters import client, nemo, openrlhf, trl, tunix, verl
+from tests.serving.conftest import RIGHT, TASK, WRONG
+from tests.serving.test_rewards import CHAT, THIRD, numbers
+
+SORT = [{"role": "user", "content": "Sort the list: 1.owl 2.bee"}]
+SORTED = ["1.bee 2.owl", "1.owl 2.bee"]
+PROMPTS = [TASK, SORT, TASK, SORT, TASK]
+COMPLETIONS = [RIGHT, SORTED[0], [{"role": "assistant", "content": WRONG}], SORTED[1], THIRD]
+
+
+@pytest.fixture(autouse=True)
+def server(served, monkeypatch):
+    monkeypatch.setenv("GRM_SERVER", str(served.base_url))
+
+
+def sorting(tiny, name):
+    verdict = tiny(SORT, sorted(SORTED), k=4)
+    values = client_values(verdict, name)
+    return [values[sorted(SORTED).index(text)] for text in SORTED]
+
+
+def client_values(verdict, name):
+    from grm_jax.serving.scalars import scalars
+
+    return scalars(verdict, name, 2)[0]
+
+
+def test_trl_and_tunix_get_a_number_for_each_completion(tiny):
+    reversing = numbers(tiny, [RIGHT, WRONG, THIRD], "wins", k=4)
+    others = sorting(tiny, "wins")
+    expected = [reversing[0], others[0], reversing[1], others[1], reversing[2]]
+    asked = {"k": 4, "scalar": "wins"}
+    given = {"prompts": PROMPTS, "completions": COMPLETIONS, "trainer_state": None}
+    assert trl.grm_reward(**asked)(**given) == expected
+    assert asyncio.run(trl.grm_reward_async(**asked)(**given)) == expected
+    assert tunix.grm_reward(**asked)(PROMPTS, COMPLETIONS, answer=[]) == expected
+
+
+def test_a_failure_is_what_each_trainer_calls_none(tiny):
+    prompts, completions = [TASK] * 2, [RIGHT, WRONG * 40]
+    assert trl.grm_reward()(prompts, completions) == [None, None]
+    assert asyncio.run(trl.grm_reward_async()(prompts, completions)) == [None, None]
+    assert all(map(math.isnan, tunix.grm_reward()(prompts, completions)))
+    rewards, valid = nemo.group_rewards(TASK, completions)
+    assert valid == [False, False] and all(map(math.isnan, rewards))
+    with pytest.raises(client.Unanswered, match="no score: too_long"):
+        asyncio.run(verl.compute_score("", WRONG * 40, "", {"prompt": TASK, "n": 1}))
+    with pytest.raises(client.Unanswered, match="2 of 2 without a score.*too_long"):
+        openrlhf.reward_func([CHAT + text for text in completions], [CHAT] * 2)
+    assert nemo.group_rewards(TASK, [RIGHT, WRONG], k=4)[0] == numbers(tiny, [RIGHT, WRONG], k=4)
+
+
+def test_verl_s_samples_find_their_group(tiny):
+    responses = [RIGHT, WRONG, THIRD]
+
+    async def all_of_them():
+        info = {"prompt": SORT and TASK, "uid": "verl", "n": 3}
+        return await asyncio.gather(
+            *(verl.compute_score("world", text, "", info, k=4) for text in responses)
+        )
+
+    found = asyncio.run(all_of_them())
+    assert [one["score"] for one in found] == numbers(tiny, responses, k=4)
+    assert [one["grm_members"] for one in found] == [3, 3, 3]
+    with pytest.raises(ValueError, match="extra_info: expected the prompt"):
+        asyncio.run(verl.compute_score("world", RIGHT, "", {}))
+
+
+@pytest.mark.torch
+def test_openrlhf_gets_tensors(tiny):
+    import torch
+
+    queries = [CHAT + text + "<end_of_turn>" for text in (RIGHT, WRONG)]
+    found = openrlhf.reward_func(queries, [CHAT] * 2, ["", ""])
+    expected = torch.tensor(numbers(tiny, [RIGHT, WRONG]))
+    assert torch.equal(found["rewards"], expected)
+    assert torch.allclose(found["scores"], (expected - 1) / 9)
+
+
+def test_a_busy_server_is_asked_again_and_a_wrong_question_is_not(monkeypatch):
+    seen, pauses = [], []
+    answers = [httpx.Response(429, headers={"Retry-After": "3"}), httpx.Response(503)]
+
+    def handle(request):
+        seen.append(request.headers["Idempotency-Key"])
+        return answers.pop(0) if answers else httpx.Response(200, json={"rewards": [1.0]})
+
+    monkeypatch.setattr(client, "_client", lambda s: httpx.Client(
+        transport=httpx.MockTransport(handle)))  # fmt: skip
+    monkeypatch.setattr(client.time, "sleep", pauses.append)
+    assert client.ask("/compare", {}) == {"rewards": [1.0]}
+    assert len(seen) == 3 and len(set(seen)) == 1
+    assert 3 <= pauses[0] <= 3.75 and 1 <= pauses[1] <= 1.25
+    answers[:] = [httpx.Response(422, text="wrong")]
+    with pytest.raises(client.Unanswered, match="status 422: wrong"):
+        client.ask("/compare", {})
+    answers[:] = [httpx.Response(503, text="loading")] * 9
+    with pytest.raises(client.Unanswered, match="5 tries; the last: status 503: loading"):
+        client.ask("/compare", {})

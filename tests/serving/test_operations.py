@@ -1,0 +1,114 @@
+"""What keeps a server in operation: metrics, idempotency keys, the cache of verdicts."""
+
+import concurrent.futures
+import json
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from grm_jax.serving.cache import Cache
+from tests.serving.conftest import RIGHT, TASK, WRONG, body, running
+from tests.serving.test_core import assert_same, eventually, held, idle
+
+
+def metrics(served):
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(served.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_what_was_done(served):
+    idle(served)
+    before = metrics(served)
+    replies = [served.post("/v1/judge", json=body(k=4, seed=i)).json() for i in range(2)]
+    served.post("/v1/judge", json=body(responses=[RIGHT, WRONG * 40], k=3))
+    served.post("/v1/judge", json=body(k=1000))
+    served.get(f"/{'x' * 50}")
+    idle(served)
+    after = metrics(served)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["grm_samples_total",] == 2 * 4 + 3
+    written = sum(reply["usage"]["completion_tokens"] for reply in replies)
+    assert grown["grm_tokens_decoded_total",] == written
+    assert grown["grm_failures_total", ("name", "too_long")] == 3
+    assert grown["grm_refused_total", ("reason", "invalid_request_error")] == 1
+    path = ("path", "/v1/judge")
+    assert grown["grm_requests_total", path, ("status", "200")] == 3
+    assert grown["grm_requests_total", path, ("status", "422")] == 1
+    assert grown["grm_requests_total", ("path", "other"), ("status", "404")] == 1
+    assert grown["grm_request_seconds_count", path] == 4
+    assert after["grm_ready",] == 1 and after["grm_samples_asked",] == 0
+    assert after["grm_rows",] >= 1 and after["grm_rows_used",] == 0
+    weights = served.get("/readyz").json()["weights"]
+    assert after["grm_weights", ("model", "grm"), ("weights", weights)] == 1
+    with held(served) as release, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(served.post, "/v1/judge", json=body(k=4))
+        eventually(lambda: metrics(served)["grm_samples_asked",] == 4)
+        release()
+        assert asked.result().status_code == 200
+
+
+def test_a_key_is_answered_once_whoever_leaves(served):
+    drawn, key = served.service.drawn, {"Idempotency-Key": "one"}
+    with held(served) as release, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with pytest.raises(httpx.ReadTimeout):
+            first = pool.submit(served.post, "/v1/judge", json=body(k=4), headers=key, timeout=1)
+            eventually(lambda: served.service.asked == 4)
+            second = pool.submit(served.post, "/v1/judge", json=body(k=4), headers=key)
+            eventually(lambda: served.server.config.app.known["one"].waiting == 2)
+            first.result()  # leaves; the other waits for the same work
+        assert served.service.asked == 4
+        release()
+    again = served.post("/v1/judge", json=body(k=4), headers=key)
+    assert second.result().content == again.content and again.status_code == 200
+    assert served.service.drawn == drawn + 4
+    other = served.post("/v1/judge", json=body(k=5), headers=key)
+    assert other.status_code == 422 and other.json()["error"]["type"] == "idempotency_key"
+    idle(served)
+
+
+def test_all_who_wait_for_a_key_leave_and_a_refusal_is_not_kept(served, monkeypatch):
+    key = {"Idempotency-Key": "two"}
+    with held(served), pytest.raises(httpx.ReadTimeout):
+        served.post("/v1/judge", json=body(k=4), headers=key, timeout=0.5)
+    eventually(lambda: "two" not in served.server.config.app.known)
+    idle(served)
+    with monkeypatch.context() as patch:
+        patch.setattr(served.service, "state", "stopping")
+        assert served.post("/v1/judge", json=body(k=2), headers=key).status_code == 503
+    assert served.post("/v1/judge", json=body(k=2), headers=key).status_code == 200
+    gate = served.server.config.app
+    monkeypatch.setattr(gate, "most", 2)
+    for name in "abc":
+        served.post("/v1/judge", json=body(k=1000), headers={"Idempotency-Key": name})
+    assert len(gate.known) == 2 and "a" not in gate.known
+
+
+def test_a_verdict_is_drawn_once_even_by_a_server_that_was_killed(tmp_path, tiny):
+    """What the file holds outlives the process: nothing of it is in memory alone."""
+    path = str(tmp_path / "verdicts.db")
+    with running(cache=path) as client:
+        first = client.post("/v1/judge", json=body(k=4)).json()
+        late = client.post("/v1/judge", json=body(k=4, seed=1, deadline_s=1e-9)).json()
+        assert late["failures"] == {"deadline": 4} and not late["cached"]
+        other = client.post("/v1/judge", json=body(k=4, seed=1)).json()
+        assert not other["cached"] and other["valid"]  # what a deadline cut off is not kept
+        # as another process would, without a word to this one
+        with running(cache=path) as second:
+            again = second.post("/v1/judge", json=body(k=4)).json()
+            assert again["cached"] and second.service.drawn == 0
+            assert_same(json.loads(json.dumps(again)), tiny(TASK, [RIGHT, WRONG], k=4))
+            assert {**again, "cached": False, "loaded": first["loaded"]} == first
+            client.service.cache.file.execute("DROP TABLE verdicts")
+            reply = second.post("/v1/judge", json=body(k=4, seed=2))
+            assert reply.status_code == 200 and second.service.cache.errors == 2
+
+
+def test_a_file_that_is_no_cache_is_said_at_the_start(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but long enough to be looked at as one" * 20)
+    with pytest.raises(ValueError, match="notes.txt.*not a cache"):
+        Cache(str(path))

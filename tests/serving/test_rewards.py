@@ -1,0 +1,190 @@
+"""The doors of trainers: the shapes that their clients read, and groups that are collected."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import time
+
+import httpx
+import pytest
+
+from grm_jax.serving.scalars import scalars
+from tests.serving.conftest import RIGHT, TASK, WRONG
+from tests.serving.test_core import eventually, held, idle
+
+CHAT = f"<bos><start_of_turn>user\n{TASK}<end_of_turn>\n<start_of_turn>model\n"
+THIRD = "1.fox 2.hen 3.ant"
+TURNS = [{"role": "user", "content": TASK}]
+
+
+def numbers(tiny, responses, name="mean", **arguments):
+    """By the library: responses in their own order."""
+    ordered = sorted(responses)
+    verdict = tiny(TASK, ordered, **{"k": 8} | arguments)
+    values, failure = scalars(verdict, name, len(ordered))
+    assert failure is None
+    return [values[ordered.index(response)] for response in responses]
+
+
+@contextlib.contextmanager
+def settings(served, monkeypatch, **changes):
+    with monkeypatch.context() as patch:
+        patch.setattr(served.service, "settings",
+                      dataclasses.replace(served.service.settings, **changes))  # fmt: skip
+        yield
+
+
+def test_openrlhf_sends_queries_of_a_batch(served, tiny):
+    responses = [RIGHT, WRONG, THIRD]
+    other = "Sort the list: 1.owl 2.bee"
+    queries = [CHAT + response + "<end_of_turn>\n" for response in responses]
+    prompts = [CHAT] * 3 + [other]
+    reply = served.post(
+        "/get_reward",
+        json={"query": [*queries, other + "1.bee 2.owl"], "prompts": prompts, "labels": [""] * 4},
+    ).json()
+    expected = numbers(tiny, responses)
+    assert reply["rewards"][:3] == expected and reply["failures"][:3] == [None] * 3
+    assert reply["scores"][:3] == pytest.approx([(value - 1) / 9 for value in expected])
+    single = tiny(other, ["1.bee 2.owl"], k=8)
+    assert reply["rewards"][3] == single.scores[0] / sum(j.kept for j in single.judgments)
+    assert reply["extra_logs"]["grm_members"] == [3, 3, 3, 1]
+    assert reply["weights"] == tiny.asked()["model"]
+    without = served.post("/get_reward", json={"query": queries}).json()
+    assert without["rewards"] == expected
+    for wrong in ({"query": []}, {"query": ["a"]}, {"query": ["a"], "prompts": ["b"]}, {}):
+        assert served.post("/get_reward", json=wrong).status_code == 422
+
+
+@pytest.mark.parametrize("name", ["mean", "share", "wins", "rank"])
+def test_samples_that_come_one_at_a_time_are_judged_together(served, tiny, name):
+    """Whatever their order, each gets its own number of the one verdict of the list."""
+    responses = [RIGHT, WRONG, THIRD, RIGHT + " 4.owl"]
+    expected, drawn = numbers(tiny, responses, name), served.service.drawn
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        fields = {"scalar": name, "group": f"{name} {order}", "group_size": 4}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            asked = {}
+            for i in order:
+                query = {"query": [CHAT + responses[i]], "prompts": [CHAT]}
+                asked[i] = pool.submit(served.post, "/get_reward", json=query | fields)
+        for i, one in asked.items():
+            assert one.result().json()["rewards"] == [pytest.approx(expected[i])]
+    assert served.service.drawn - drawn == 2 * 8  # k for each list, not for each sample
+
+
+def test_a_group_without_a_size_is_judged_once_its_window_ends(served, tiny, monkeypatch):
+    with settings(served, monkeypatch, window_s=1.0):
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            asked = [
+                pool.submit(
+                    served.post,
+                    "/classify",
+                    json={"model": "grm", "input": CHAT + text, "use_activation": False},
+                )
+                for text in (RIGHT, WRONG, THIRD)
+            ]
+    replies = [one.result().json()["data"][0] for one in asked]
+    # on a machine that is busy elsewhere one may come when the window has closed
+    if {reply["members"] for reply in replies} == {3}:
+        expected = numbers(tiny, [RIGHT, WRONG, THIRD])
+        assert [reply["probs"][-1] for reply in replies] == expected
+    assert {reply["failure"] for reply in replies} == {None}
+    idle(served)
+
+
+def test_vllm_s_shapes(served, tiny):
+    ask = {"messages": [*TURNS, {"role": "assistant", "content": RIGHT}], "group_size": 1}
+    raw = served.post("/classify", json=ask | {"use_activation": False}).json()
+    single = tiny(TASK, [RIGHT], k=8)
+    value = single.scores[0] / sum(j.kept for j in single.judgments)
+    assert raw["object"] == "list" and raw["model"] == "grm"
+    assert raw["data"] == [
+        {"index": 0, "label": None, "probs": [value], "num_classes": 1, "failure": None,
+         "members": 1}
+    ]  # fmt: skip
+    texts = [CHAT + RIGHT, CHAT + WRONG]
+    both = served.post("/v1/classify", json={"input": texts}).json()
+    expected = [(value - 1) / 9 for value in numbers(tiny, [RIGHT, WRONG])]
+    assert [one["probs"][0] for one in both["data"]] == pytest.approx(expected)
+    assert served.post("/classify", json=ask | {"model": "other"}).status_code == 404
+    assert served.post("/classify", json={"input": "no chat"}).status_code == 422
+    assert served.post("/classify", json={}).status_code == 422
+
+
+def test_nemo_gym_compares(served, tiny):
+    def response(text):
+        thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}
+        part = {"type": "output_text", "text": text, "annotations": []}
+        return {"output": [thought, {"type": "message", "role": "assistant", "content": [part]}]}
+
+    responses = [WRONG, RIGHT, THIRD]
+    ask = {"conversation_history": TURNS, "response_objs": [response(text) for text in responses]}
+    reply = served.post("/compare", json=ask | {"principle": None}).json()
+    assert reply["rewards"] == numbers(tiny, responses) and reply["failures"] == [None] * 3
+    kept = {one["judge_idx"] for one in reply["comparison_results"]}
+    assert len(reply["comparison_results"]) == 3 * len(kept) and len(kept) >= 1
+    for one in reply["comparison_results"]:
+        first, second = one["score_1"], one["score_2"]
+        assert one["ranking"] == (3.5 if first == second else 1 if first > second else 6)
+    one = served.post("/compare", json=ask | {"response_objs": [response(RIGHT)]}).json()
+    assert len(one["rewards"]) == 1 and one["comparison_results"] is None
+    for wrong in ({"response_objs": []}, {"response_objs": [{"output": []}]}):
+        assert served.post("/compare", json=ask | wrong).status_code == 422
+
+
+def test_a_failure_is_null_and_has_a_name(served):
+    long = RIGHT * 60
+    reply = served.post("/get_reward", json={"query": [CHAT + long, CHAT + RIGHT]}).json()
+    assert reply["rewards"] == reply["scores"] == [None, None]
+    assert reply["failures"] == ["too_long"] * 2
+    with held(served):
+        ask = {"query": [CHAT + RIGHT], "deadline_s": 0.2, "group_size": 1}
+        late = served.post("/get_reward", json=ask).json()
+    assert late["rewards"] == [None] and late["failures"] == ["deadline"]
+    idle(served)
+
+
+def test_a_missing_member_holds_nobody_for_long(served, tiny, monkeypatch):
+    """The two that are there are judged together when the group has waited; the last one comes too
+    late, is alone, and gets no number of another scale.
+    """
+    fields = {"group": "missing", "group_size": 3, "prompts": [CHAT]}
+    with settings(served, monkeypatch, group_s=1.0):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            asked = [
+                pool.submit(served.post, "/get_reward", json=fields | {"query": [CHAT + text]})
+                for text in (RIGHT, WRONG)
+            ]
+        replies = [one.result().json() for one in asked]
+        if [reply["extra_logs"]["grm_members"] for reply in replies] == [[2], [2]]:
+            assert [r["rewards"][0] for r in replies] == numbers(tiny, [RIGHT, WRONG])
+        late = served.post("/get_reward", json=fields | {"query": [CHAT + THIRD]}).json()
+    assert late["rewards"] == [None] and late["failures"] == ["alone"]
+
+
+def test_a_member_that_leaves_does_not_count(served, tiny, monkeypatch):
+    fields = {"group": "leaves", "group_size": 3, "prompts": [CHAT]}
+    groups = served.service
+    with settings(served, monkeypatch, group_s=2.0), pytest.raises(httpx.ReadTimeout):
+        served.post("/get_reward", json=fields | {"query": [CHAT + THIRD]}, timeout=0.3)
+    eventually(lambda: not groups.waits)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        asked = [
+            pool.submit(served.post, "/get_reward", json=fields | {"query": [CHAT + text]})
+            for text in (RIGHT, WRONG, THIRD)
+        ]
+    rewards = [one.result().json()["rewards"][0] for one in asked]
+    assert rewards == numbers(tiny, [RIGHT, WRONG, THIRD])
+
+
+def test_each_member_is_answered_by_its_own_deadline(served):
+    fields = {"group": "deadlines", "group_size": 2, "prompts": [CHAT]}
+    began = time.monotonic()
+    reply = served.post(
+        "/get_reward", json=fields | {"query": [CHAT + RIGHT], "deadline_s": 0.3}
+    ).json()
+    assert reply["rewards"] == [None] and reply["failures"] == ["deadline"]
+    assert time.monotonic() - began < served.service.settings.group_s
+    too_many = fields | {"query": [CHAT + RIGHT], "group_size": 65}
+    assert served.post("/get_reward", json=too_many).status_code == 422
