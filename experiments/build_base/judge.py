@@ -16,7 +16,6 @@ from absl import flags
 from experiments import config_flags
 from grm_jax.checkpoint.tokenizer_files import TOKENIZER_FILES
 from grm_jax.json_files import read_object
-from grm_jax.judgment.prompts import load_template
 from grm_jax.judgment.voting import default_k_meta
 from grm_jax.reward_models.description import Description, model_folder, write_description
 
@@ -57,7 +56,7 @@ def main(_):
     workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
     results = read_object(workdir / "results.json")
     config = results["config"]
-    templates = {role: load_template(config["templates"][role]) for role in config["templates"]}
+    templates = config_flags.load_templates(config)
     how = {
         "lengths": {name: config["lengths"][name] for name in ("prompt", "completion")},
         "temperature": config["eval"]["temperature"],

@@ -54,7 +54,7 @@ def load(tmp_path):
             config.update_from_flattened_dict(sources | ({"kind": kind} if kind else {}) | fields)
         config = config_flags.finish(config)
         tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
-        templates = {name: load_template(path) for name, path in config.templates.items()}
+        templates = config_flags.load_templates(config)
         prompter = Prompter(tokenizer, templates["pointwise"], templates["single"], config.answer)
         lengths = config_flags.section(config, "lengths")
         load.config, load.prompter, load.meta = config, prompter, templates["meta"]

@@ -14,9 +14,8 @@ import time
 
 import pytest
 
-from experiments import sweep
+from experiments import config_flags, sweep
 from experiments.stages import inputs
-from grm_jax.judgment.prompts import load_template
 from grm_jax.reward_models.description import TINY_BASE
 from tests.experiments import micro, run_process
 
@@ -263,7 +262,7 @@ def test_a_finished_run_is_started_again_where_a_file_that_it_read_is_another(
                 "templates.pointwise": str(tmp_path / "mine.jinja"),
             }
         )
-    templates = {name: load_template(one) for name, one in config.templates.items()}
+    templates = config_flags.load_templates(config)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "results.json").write_text("{}")
