@@ -334,7 +334,7 @@ def _pointwise(spec, asking) -> _Kind:
         **({} if parsing == "strict" else {"parsing": parsing}),
         **({} if budget is None else {"thinking_budget": budget}),
         "templates": _digests(pointwise=pointwise, single=single)
-        | ({} if rubric is None else _digests(rubric=rubric)),
+        | ({} if rubric in (None, load_template("rubric")) else _digests(rubric=rubric)),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
         "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
@@ -558,7 +558,8 @@ def _remote(spec, asking) -> _Kind:
         if field.name not in (*NOT_ANSWERS, *IF_GIVEN)
     }
     stated |= {name: arguments[name] for name in IF_GIVEN if arguments.get(name)}
-    identity = {"kind": "remote", "templates": _digests(**templates), **stated}
+    named = {role: t for role, t in templates.items() if t != load_template("rubric")}
+    identity = {"kind": "remote", "templates": _digests(**named), **stated}
     remote_judge(**arguments)  # says what cannot work; nothing is asked
     fewest = 2 if answer in CHOICES else 1
     about = {field: value for field, value in arguments.items() if field != "name"}
