@@ -5,7 +5,7 @@ follows from positions: key s is visible to query t iff 0 <= pos_s <= pos_t, and
 pos_t - pos_s < window in local layers; in rows of several sequences also from `Packed`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 # Keys that b rows hold in common; b divides the batch. k_bSKH, v_bSKH, pos_bS, or laid out for
 # products that read them again and again (`lay`): keys_bKHS, values_bKSH, pos_bS. In int8 each has
 # float32 scales beside it (`quantize`): k_scale_bSK, v_scale_bSK, keys_scale_bKS, values_scale_bKS
+# rows of the batch may read it in any order: row_bf says which (empty places repeat one), place_B
+# where each is among these b * f
 Segment = dict[str, jax.Array]
 
 QUERIES = 256  # of a block of `attend_after`
@@ -169,6 +171,14 @@ def _scale(segment: Segment, laid: str, name: str) -> jax.Array | None:
     return jnp.swapaxes(segment[f"{name}_scale"], 1, 2) if f"{name}_scale" in segment else None
 
 
+def _seating(segment: Segment, rows: int) -> tuple[int, Callable, Callable]:
+    """How many rows read each of a segment, rows -> places in which they lie together, and back."""
+    if "row" not in segment:
+        return rows // segment["pos"].shape[0], lambda x_B: x_B, lambda x_B: x_B
+    row_bf, place_B = segment["row"], segment["place"]
+    return row_bf.shape[1], lambda x_B: x_B[row_bf.reshape(-1)], lambda x_X: x_X[place_B]
+
+
 @jax.named_scope("attention")
 def attend(
     q_BTNH: jax.Array,
@@ -184,7 +194,8 @@ def attend(
     i // fold of the segment, without copying it (the fold is moved into the query axis). One in
     int8 (`quantize`) is read as it is: its scales go to the logits and the probabilities. The
     softcap is elementwise, so joining the logits of all segments before one softmax is exact. A
-    query that sees no key gets the mean of all values (padding).
+    query that sees no key gets the mean of all values (padding). With "row" and "place" rows read a
+    segment in any order, as many of each of its b as there are.
 
     packed: trees of the rows, where the only segment is the rows' own keys.
     """
@@ -194,8 +205,8 @@ def attend(
     logits, sizes = [], []
     for segment in segments:
         b, S = segment["pos"].shape
-        fold = B // b
-        q_bXKGH = q_BTNH.reshape(b, fold * T, K, N // K, H)
+        fold, seat, unseat = _seating(segment, B)
+        q_bXKGH = seat(q_BTNH).reshape(b, fold * T, K, N // K, H)
         if "keys" in segment:
             logits_bKGXS = jnp.einsum(
                 "bkgxh,bkhs->bkgxs",
@@ -207,26 +218,23 @@ def attend(
             logits_bKGXS = _query_key(q_bXKGH, segment["k"])
         if (scale_bKS := _scale(segment, "keys", "k")) is not None:
             logits_bKGXS *= scale_bKS[:, :, None, None]
-        pos_bX, key_b1S = pos_BT.reshape(b, fold * T), segment["pos"][:, None, :]
+        pos_bX, key_b1S = seat(pos_BT).reshape(b, fold * T), segment["pos"][:, None, :]
         visible_bXS = (key_b1S >= 0) & (key_b1S <= pos_bX[..., None])
         if window is not None:
             visible_bXS &= pos_bX[..., None] - key_b1S < window
         if packed is not None:
             visible_bXS &= _same_tree(packed)
         logits_bKGXS = jnp.where(visible_bXS[:, None, None], softcap(logits_bKGXS, cap), -1e30)
-        logits.append(
-            logits_bKGXS.reshape(b, K, N // K, fold, T, S)
-            .transpose(0, 3, 1, 2, 4, 5)
-            .reshape(B, K, N // K, T, S)
-        )
+        logits_bfKGTS = logits_bKGXS.reshape(b, K, N // K, fold, T, S).transpose(0, 3, 1, 2, 4, 5)
+        logits.append(unseat(logits_bfKGTS.reshape(b * fold, K, N // K, T, S)))
         sizes.append(S)
     probs_BKGTS = jax.nn.softmax(jnp.concatenate(logits, -1), axis=-1).astype(q_BTNH.dtype)
     out_BTNH, start = jnp.zeros((), q_BTNH.dtype), 0
     for segment, S in zip(segments, sizes):
         b = segment["pos"].shape[0]
-        fold = B // b
+        fold, seat, unseat = _seating(segment, B)
         part = (
-            probs_BKGTS[..., start : start + S]
+            seat(probs_BKGTS[..., start : start + S])
             .reshape(b, fold, K, N // K, T, S)
             .transpose(0, 2, 3, 1, 4, 5)
         )
@@ -239,7 +247,7 @@ def attend(
             mixed_bXKGH = mixed_bKGXH.transpose(0, 3, 1, 2, 4)
         else:
             mixed_bXKGH = _mix_values(part_bKGXS, segment["v"])
-        out_BTNH += mixed_bXKGH.reshape(B, T, N, H)
+        out_BTNH += unseat(mixed_bXKGH.reshape(b * fold, T, N, H))
         start += S
     return out_BTNH
 

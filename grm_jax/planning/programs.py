@@ -43,7 +43,7 @@ from grm_jax.sampling.chunks import (
     state_shardings,
     weight_shardings,
 )
-from grm_jax.sampling.engine import Shape, prefill_rows, shape_of
+from grm_jax.sampling.engine import Shape, places, prefill_rows, shape_of
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.training.loop import make_step
@@ -542,7 +542,7 @@ def _sampler_program(name, job, mesh) -> Program:
     mode = "shard_map" if sampler == "pmap" else sampler
     programs = Programs(Drawing(cfg, scfg, mode, mesh, job.sampling.chunk))
     D, T, C = programs.parts, job.lengths.buckets[-1], job.lengths.completion
-    groups, fold, entries = engine_shape(job, D, judging)
+    groups, fold, entries, shared = engine_shape(job, D, judging)
     split = jax.eval_shape(lambda p: split_weights(p, cfg), params)
     weights = placed(split, weight_shardings(cfg, sampler, mesh, params))
 
@@ -575,6 +575,10 @@ def _sampler_program(name, job, mesh) -> Program:
     rows |= {"entry": host(jnp.int32, groups), "keys": host(jnp.uint32, B, 2)}
     rows |= {"fresh": host(jnp.bool_, B), "waits": host(jnp.bool_, groups)}
     rows["enough"] = host(jnp.int32)
+    if shared > 1:
+        g = places(groups, shared)
+        rows |= {"entry": host(jnp.int32, g), "row": host(jnp.int32, g, shared)}
+        rows["place"] = host(jnp.int32, groups)
     cache = {"pool": pool, "suffix": state["suffix"]}
     other = {name: x for name, x in state.items() if name != "suffix"}
     return Program(

@@ -241,17 +241,18 @@ def decode_chunk(
 
     rows: what the host says of them. entry [D, g] of each group of rows; keys [D, B, 2],
         prompt_length, limit, begun (tokens of the completion that the prompt ends in), fresh
-        (begins now) [D, B]; temperature [D, B], where each row has its own; waits bool [D, g],
+        (begins now) [D, B]; temperature [D, B], where each row has its own; waits bool [D, groups],
         whether more samples of a group's prompt wait; enough [D]: ends once so many rows that
-        somebody waits for are free.
+        somebody waits for are free. row [D, g, f], place [D, B]: who reads which entry, in any
+        order (`attend`); without them the rows of a group lie side by side.
     width: positions of the longest prompt that is read, behind the front.
     together: axes of an enclosing `jax.shard_map` whose devices all go on until the last is done.
 
     Returns the state; its "steps" are those that each share has taken.
     """
     D, g = rows["entry"].shape
-    B = rows["fresh"].shape[1]
-    fold = B // g
+    B, groups = rows["fresh"].shape[1], rows["waits"].shape[1]
+    fold = B // groups
 
     def flat(x_DB):
         return x_DB.reshape(D * B, *x_DB.shape[2:])
@@ -283,12 +284,21 @@ def decode_chunk(
         got = jnp.moveaxis(_of_each(one, D)(pool[name][kind], rows["entry"]), 0, 1)
         return got.reshape(got.shape[0], D * g, *got.shape[3:])
 
+    seating = {}
+    if "row" in rows:
+        share_D, f = jnp.arange(D), rows["row"].shape[2]
+        row_Dgf = rows["row"] + share_D[:, None, None] * B
+        place_DB = rows["place"] + share_D[:, None] * g * f
+        seating = {"row": row_Dgf.reshape(D * g, f), "place": place_DB.reshape(D * B)}
     kinds = [kind for kind in pool["layer_0"] if kind != "pos"]
     pos = {name: gather(name, "pos") for name in cfg.stacks}
     if cfg.scan_layers:
         laid = {
             name: {kind: of_entries(name, kind) for kind in kinds}
-            | {"pos": jnp.broadcast_to(pos[name], (L, *pos[name].shape))}
+            | {
+                kind: jnp.broadcast_to(x, (L, *x.shape))
+                for kind, x in ({"pos": pos[name]} | seating).items()
+            }
             for name, (_, L) in cfg.stacks.items()
         }
         prefix_of = split_blocks(laid, cfg)
@@ -296,7 +306,9 @@ def decode_chunk(
         blocks = jax.lax.optimization_barrier(
             [
                 {
-                    name: {kind: gather(name, kind, block) for kind in kinds} | {"pos": pos[name]}
+                    name: {kind: gather(name, kind, block) for kind in kinds}
+                    | {"pos": pos[name]}
+                    | seating
                     for name, (_, L) in cfg.stacks.items()
                     if block < L
                 }
@@ -317,13 +329,13 @@ def decode_chunk(
         shared = front_of()
         return {name: (shared[name], own[name]) for name in cfg.stacks}
 
-    prompt_hidden_BD = jnp.repeat(
-        _of_each(lambda hidden, entry: hidden[entry], D)(pool["hidden"], rows["entry"]).reshape(
-            D * g, -1
-        ),
-        fold,
-        axis=0,
-    )
+    prompt_hidden_BD = _of_each(lambda hidden, entry: hidden[entry], D)(
+        pool["hidden"], rows["entry"]
+    ).reshape(D * g, -1)
+    if seating:
+        prompt_hidden_BD = prompt_hidden_BD[seating["place"] // seating["row"].shape[1]]
+    else:
+        prompt_hidden_BD = jnp.repeat(prompt_hidden_BD, fold, axis=0)
     keys_B2, prompt_B, limit_B, begun_B = (
         flat(rows[name]) for name in ("keys", "prompt_length", "limit", "begun")
     )
@@ -351,8 +363,8 @@ def decode_chunk(
 
     def goes_on(carry):
         done_DB = carry["done"].reshape(D, B)
-        ended_Dgf = (done_DB & ~free_DB).reshape(D, g, fold)
-        whole_Dg = done_DB.reshape(D, g, fold).all(-1) & ended_Dgf.any(-1)
+        ended_Dgf = (done_DB & ~free_DB).reshape(D, groups, fold)
+        whole_Dg = done_DB.reshape(D, groups, fold).all(-1) & ended_Dgf.any(-1)
         freed_D = jnp.where(rows["waits"], ended_Dgf.sum(-1), whole_Dg * fold).sum(-1)
         more = (~done_DB).any() & (freed_D < rows["enough"]).any()
         if together:

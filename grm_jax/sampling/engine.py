@@ -3,6 +3,8 @@
 The engine decodes `rows` at a time, in chunks of steps. Between two chunks the rows that are done
 leave, the next samples take their places, and prompts that wait are prefilled. Rows lie in groups
 of `fold`; the rows of a group read one prompt, and take further samples of it as long as any wait.
+On the CPU a group is one row: rows of a prompt read it together wherever they lie (`shared`), and
+none waits for another. Once nothing waits, the rows alive move together into ever fewer.
 A prompt is prefilled once, whichever requests and samples it carries; the front of a template, with
 which all prompts of a queue begin, once for all of them. What has been read lies in a pool of
 prompts, of which the one that was used longest ago makes room first.
@@ -32,7 +34,7 @@ from grm_jax.sampling.sampler import sample_key
 __all__ = ["Counts", "Drawing", "Engine", "batch_engine", "draw"]
 
 PREFILL = 512  # tokens, about, that a call of a device's prefill computes
-FEWEST = 8  # rows that the last ones alive go on in
+FEWEST = 8  # rows that the last ones alive go on in, at least
 SMALL, LARGE = 256, 4  # completions of SMALL tokens or more begin in a cache of a LARGE-th of them
 
 
@@ -71,9 +73,11 @@ class Engine:
 
     buckets: widths that prompts, behind the front, are padded to; each compiles once.
     groups, fold: rows of each share of the devices: groups that read one prompt, rows of a group.
-    entries: prompts in each share's pool, at least `groups`.
+    entries: prompts in each share's pool; 0: as many as groups. Fewer leave rows empty.
     front: token ids that the prompt of every request begins with; computed once, here.
     whole: whether completions have all their room from the start, and do not grow into it.
+    shared: rows that at most read a prompt in one product where it has groups of one row: they then
+        lie in any order, and none waits for another.
     """
 
     def __init__(
@@ -87,10 +91,11 @@ class Engine:
         entries: int = 0,
         front: Sequence[int] = (),
         whole: bool = False,
+        shared: int = 1,
     ):
         self.drawing, self.seed, self.buckets = drawing, seed, sorted(buckets)
-        self.groups = self.all_groups = groups
-        self.fold, self.entries = fold, max(entries, groups)
+        self.shapes, self.entries = shapes_of(groups, fold), entries or groups
+        self.shared = shared if fold == 1 else 1
         self.programs = make_programs(drawing)
         self.parts = self.programs.parts
         self.weights = self.programs.weights(params)
@@ -114,11 +119,11 @@ class Engine:
         self.queue: dict[tuple[int, ...], _Prompt] = {}  # those upon which samples wait
         self.known: dict[tuple[int, ...], _Prompt] = {}  # those and the ones in a pool
         self.used = [collections.OrderedDict[int, _Prompt]() for _ in range(self.parts)]
-        self._clear(groups)
+        self._clear(groups, fold)
 
-    def _clear(self, groups: int) -> None:
-        D, B = self.parts, groups * self.fold
-        self.groups = groups
+    def _clear(self, groups: int, fold: int) -> None:
+        D, B = self.parts, groups * fold
+        self.groups, self.fold = groups, fold
         self.owner: list[list[_Sample | None]] = [[None] * B for _ in range(D)]
         self.reads: list[list[_Prompt | None]] = [[None] * groups for _ in range(D)]
         self.rows = {
@@ -259,16 +264,12 @@ class Engine:
         for g in range(self.groups):
             for d in range(self.parts):
                 prompt = self.reads[d][g]
-                if prompt is not None:
-                    self._seat(d, g, prompt)
+                if prompt is not None and not self._seat(d, g, prompt):
+                    self.reads[d][g] = None
         for g in range(self.groups):
             for d in range(self.parts):
-                at = range(g * self.fold, (g + 1) * self.fold)
-                if any(self.owner[d][b] is not None for b in at):
-                    continue
-                self.reads[d][g] = None
-                prompt = self._next(d)
-                if prompt is None:
+                prompt = self._next(d) if self.reads[d][g] is None else None
+                if prompt is None or not self._fits(d, prompt):
                     continue
                 self.reads[d][g] = prompt
                 if d not in prompt.entries:
@@ -282,9 +283,13 @@ class Engine:
             for g, prompt in enumerate(self.reads[d]):
                 self.rows["waits"][d, g] = prompt is not None and bool(prompt.waiting)
 
-    def _seat(self, d: int, g: int, prompt: _Prompt) -> None:
-        """Gives the free rows of a group to samples of the prompt that it reads."""
-        for b in range(g * self.fold, (g + 1) * self.fold):
+    def _seat(self, d: int, g: int, prompt: _Prompt) -> bool:
+        """Gives the free rows of a group to samples of the prompt that it reads.
+
+        Returns whether it has any.
+        """
+        at = range(g * self.fold, (g + 1) * self.fold)
+        for b in at:
             if self.owner[d][b] is not None or not prompt.waiting:
                 continue
             sample = self.owner[d][b] = prompt.waiting.popleft()
@@ -303,6 +308,7 @@ class Engine:
             self.rows["fresh"][d, b], self.length[d, b] = True, 0
         if not prompt.waiting:
             self.queue.pop(prompt.ids, None)
+        return any(self.owner[d][b] is not None for b in at)
 
     def _next(self, d: int) -> _Prompt | None:
         """Chooses what a free group reads: the first prompt that waits and is in its pool already
@@ -312,6 +318,24 @@ class Engine:
             if d in prompt.entries or not prompt.entries:
                 return prompt
         return next(iter(self.queue.values()), None)
+
+    def _fits(self, d: int, prompt: _Prompt) -> bool:
+        """Whether one more group may read this prompt."""
+        reads = [(p, g) for g, p in enumerate(self.reads[d]) if p is not None] + [(prompt, -1)]
+        if len({p for p, _ in reads}) > self.entries:
+            return False
+        return not self._shares() or self._holds(self.shapes[0], reads)
+
+    def _shares(self) -> bool:
+        """Whether rows read prompts in any order now: all of them, and not the last ones alive."""
+        return self.shared > 1 and self.groups == self.shapes[0][0]
+
+    def _holds(self, shape: tuple[int, int], reads: Iterable[tuple[_Prompt | None, int]]) -> bool:
+        """Whether a shape has room for rows that read these prompts: (prompt, row)."""
+        groups, fold = shape
+        if self.shared > 1 and shape == self.shapes[0]:
+            groups, fold = places(groups, self.shared), self.shared
+        return len(_grouped(reads, fold)) <= groups
 
     def _admit(self, d: int, prompt: _Prompt) -> None:
         """Finds an entry of a share's pool: a free one, else that used longest ago."""
@@ -336,7 +360,7 @@ class Engine:
             shares_of[d].append((entry, prompt))
             self.counts.needed_prefill += len(prompt.ids)
         for width, asked in sorted(by_width.items()):
-            p = prefill_rows(width, self.all_groups)
+            p = prefill_rows(width, self.shapes[0][0])
             for start in range(0, max(map(len, asked)), p):
                 prompts = np.zeros((self.parts, p, width), np.int32)
                 lengths = np.zeros((self.parts, p), np.int32)
@@ -357,37 +381,34 @@ class Engine:
         return next(width for width in self.buckets if width >= length)
 
     def _resize(self) -> None:
-        """Goes on in a quarter of the rows once no more are alive and nothing waits; goes back to
-        all of them where something does.
+        """Goes on in half of the rows, or in half of these, once what is alive fits there and
+        nothing waits (`shapes_of`); goes back to all of them where something does.
         """
         alive = [
-            [
-                g
-                for g in range(self.groups)
-                if any(s is not None for s in owners[g * self.fold : (g + 1) * self.fold])
-            ]
-            for owners in self.owner
+            [(self.reads[d][b // self.fold], b) for b, s in enumerate(owners) if s is not None]
+            for d, owners in enumerate(self.owner)
         ]
-        few = max(1, self.all_groups // 4)
-        if self.queue:
-            groups = self.all_groups
-        elif few * self.fold >= FEWEST and max(map(len, alive)) <= few:
-            groups = few
-        else:
+        now = self.groups, self.fold
+        shapes = self.shapes[:1] if self.queue else self.shapes[::-1]
+        holding = (
+            shape
+            for shape in shapes
+            if shape == now or all(self._holds(shape, reads) for reads in alive)
+        )
+        shape = next(holding, now)
+        if shape == now:
             return
-        if groups == self.groups:
-            return
-        old = (self.owner, self.reads, self.rows, self.length)
-        owner, reads, rows, length = old
-        self._clear(groups)
-        index = np.full((self.parts, groups * self.fold), -1, np.int32)
+        groups, fold = shape
+        owner, rows, length = self.owner, self.rows, self.length
+        self._clear(groups, fold)
+        index = np.full((self.parts, groups * fold), -1, np.int32)
         for d in range(self.parts):
-            for g, g_old in enumerate(alive[d]):
-                new, was = (slice(i * self.fold, (i + 1) * self.fold) for i in (g, g_old))
-                index[d, new] = np.arange(was.start, was.stop)
-                self.owner[d][new], self.reads[d][g] = owner[d][was], reads[d][g_old]
-                self.rows["entry"][d, g] = rows["entry"][d, g_old]
-                self.length[d, new] = length[d, was]
+            for g, (prompt, members) in enumerate(_grouped(alive[d], fold)):
+                self.reads[d][g], self.rows["entry"][d, g] = prompt, prompt.entries[d]
+                new = slice(g * fold, g * fold + len(members))
+                index[d, new] = members
+                self.owner[d][new] = [owner[d][b] for b in members]
+                self.length[d, new] = length[d, members]
                 for name in {
                     "keys",
                     "prompt_length",
@@ -395,7 +416,7 @@ class Engine:
                     "begun",
                     "temperature",
                 } & rows.keys():
-                    self.rows[name][d, new] = rows[name][d, was]
+                    self.rows[name][d, new] = rows[name][d, members]
         self.state = self.programs.take(self.state, self.programs.place(index))
 
     def _dispatch(self) -> None:
@@ -406,19 +427,79 @@ class Engine:
         if self.slots < min(longest, C):
             self.slots = C
             self.state = self.programs.grow(C)(self.state)
-        waits = bool(self.queue)
-        # with several shares, one that ended early would wait for the others
-        enough = max(1, self.groups * self.fold // 8) if waits and self.parts == 1 else NO_LIMIT
+        B = self.groups * self.fold
+        fewer = max((g * f for g, f in self.shapes if g * f < B), default=0)
+        enough = NO_LIMIT
+        if self.parts > 1:
+            pass  # one share that ended early would wait for the others
+        elif self.queue:
+            enough = max(1, B // 8)
+        elif 0 < fewer < alive.sum():
+            enough = int(alive.sum()) - fewer
+            self.rows["waits"][:] = True  # for each row, not for each group
         self.rows["enough"][:] = enough
         width = max(len(p.ids) for reads in self.reads for p in reads if p is not None)
+        rows = {name: x.copy() for name, x in self.rows.items()}
         self.state = self.programs.chunk(self._width(width))(
             self.weights,
             self.front,
             self.pool,
             self.state,
-            self.programs.place({name: x.copy() for name, x in self.rows.items()}),
+            self.programs.place(rows | (self._seating() if self._shares() else {})),
         )
         self.running = True
+
+    def _seating(self) -> dict[str, np.ndarray]:
+        """Says who reads which prompt where rows lie in any order: see `chunks.decode_chunk`."""
+        D, f, g = self.parts, self.shared, places(self.groups, self.shared)
+        said = {
+            "entry": np.zeros((D, g), np.int32),
+            "row": np.zeros((D, g, f), np.int32),
+            "place": np.zeros((D, self.groups), np.int32),
+        }
+        for d, owners in enumerate(self.owner):
+            reads = [(self.reads[d][b], b) for b, s in enumerate(owners) if s is not None]
+            for i, (prompt, members) in enumerate(_grouped(reads, f)):
+                said["entry"][d, i] = prompt.entries[d]
+                said["row"][d, i, : len(members)] = members
+                said["place"][d, members] = i * f + np.arange(len(members))
+        return said
+
+
+def places(rows: int, shared: int) -> int:
+    """Counts the groups of `shared` places in which rows read prompts: twice as many as rows fill.
+
+    So prompts of which few rows are left have room beside others.
+    """
+    return max(1, min(rows, 2 * rows // shared))
+
+
+def _grouped(rows: Iterable[tuple[_Prompt | None, int]], fold: int) -> list[tuple]:
+    """Puts rows that read one prompt together, `fold` of them at most: [(prompt, rows)]."""
+    by_prompt: dict = {}
+    for prompt, row in rows:
+        by_prompt.setdefault(prompt, []).append(row)
+    return [
+        (prompt, members[i : i + fold])
+        for prompt, members in by_prompt.items()
+        for i in range(0, len(members), fold)
+    ]
+
+
+def shapes_of(groups: int, fold: int, platform: str | None = None) -> list[tuple[int, int]]:
+    """Lists the groups, and rows of a group, that an engine decodes in: all rows, and ever fewer.
+
+    On the CPU half of the last, elsewhere, where more rows cost little and a program minutes, a
+    quarter of all: rows of each group as long as it has several, that prompts lie in the cache no
+    more often than at first; then groups.
+    """
+    platform, shapes = platform or jax.default_backend(), [(groups, fold)]
+    halvings = 1 if platform == "cpu" else 2
+    while groups * fold >= FEWEST << halvings and (halvings == 1 or len(shapes) == 1):
+        for _ in range(halvings):
+            groups, fold = (groups, fold // 2) if fold > 1 else (groups // 2, 1)
+        shapes.append((groups, fold))
+    return shapes
 
 
 def entry_bytes(cfg: ModelConfig, width: int, kv_cache_dtype: str = "auto") -> int:
@@ -427,25 +508,22 @@ def entry_bytes(cfg: ModelConfig, width: int, kv_cache_dtype: str = "auto") -> i
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pool))
 
 
-def fold_of(
-    samples_per_prompt: float, rows: int, platform: str | None = None, even: int = 1
-) -> int:
-    """Chooses the rows of a group from the mean number of samples that a prompt has.
+def fold_of(samples_per_prompt: float, rows: int, platform: str, even: int = 1) -> tuple[int, int]:
+    """Chooses the rows of a group, and how many share a prompt where these are one.
 
-    Rows of a group read their prompt in one product, and wait for each other once no sample of it
-    is left. On the CPU few of them gain less by that than they wait, unless all samples have a row
-    from the start: groups are then `even`, as many rows as divide the samples of every prompt.
-    Elsewhere memory is dear, and a prompt lies in the cache as few times as groups allow. platform:
-    None for the one at hand.
+    From the mean number of samples that a prompt has. Rows of a group read their prompt in one
+    product, and wait for each other once no sample of it is left. On the CPU memory is cheap, and
+    rows read a prompt in any order (`Engine`, shared), unless all samples have a row from the
+    start: groups are then `even`, as many rows as divide the samples of every prompt. Elsewhere
+    memory is dear, and a prompt lies in the cache as few times as groups allow.
     """
-    if (platform or jax.default_backend()) == "cpu":
-        most = max(even, 8 if samples_per_prompt >= 12 else 2 if samples_per_prompt >= 6 else 1)
-    else:
-        most = min(samples_per_prompt, 8)
-    fold = 1
-    while 2 * fold <= min(most, rows):
-        fold *= 2
-    return fold
+    fold = _power_to(min(even if platform == "cpu" else min(samples_per_prompt, 8), rows))
+    shared = _power_to(min(samples_per_prompt, 8, rows))
+    return fold, shared if platform == "cpu" and fold == 1 and shared > 2 else 1
+
+
+def _power_to(most: float) -> int:
+    return 1 << max(0, int(most).bit_length() - 1)
 
 
 def draw(
@@ -504,8 +582,10 @@ def batch_engine(
     widths = [bucket for bucket in sorted(buckets) if bucket <= width]
     parts = make_programs(drawing).parts
     total, divisor = sum(samples.values()), math.gcd(*samples.values())
-    shape = shape_of(drawing, parts, len(samples), total, divisor, rows, width)
-    return Engine(drawing, params, seed, widths, *shape, front)
+    groups, fold, entries, shared = shape_of(
+        drawing, parts, len(samples), total, divisor, rows, width
+    )
+    return Engine(drawing, params, seed, widths, groups, fold, entries, front, shared=shared)
 
 
 class Shape(NamedTuple):
@@ -514,6 +594,7 @@ class Shape(NamedTuple):
     groups: int
     fold: int
     entries: int
+    shared: int
 
 
 def shape_of(
@@ -531,16 +612,18 @@ def shape_of(
     divisor: divides the number of samples of every prompt.
     """
     even = divisor & -divisor if samples <= rows else 1
-    fold = fold_of(samples / prompts, -(-rows // parts), platform, even)
+    platform = platform or jax.default_backend()
+    fold, shared = fold_of(samples / prompts, -(-rows // parts), platform, even)
     # as many rows as samples, to a power of two: calls that ask for as many share their programs
     asked = -(-samples // parts)
     groups = max(1, min(-(-rows // parts), 1 << (asked - 1).bit_length()) // fold)
-    entries = groups
+    entries = min(groups, prompts)
     if drawing.cache_bytes:
         one = entry_bytes(drawing.cfg, width, drawing.scfg.kv_cache_dtype)
         entries = max(1, drawing.cache_bytes // one)
-        groups, entries = min(groups, entries), min(entries, max(groups, prompts))
-    return Shape(groups, fold, entries)
+        groups = min(groups, entries) if shared == 1 else groups
+        entries = min(entries, max(groups, prompts))
+    return Shape(groups, fold, entries, min(shared, groups))
 
 
 def prefill_rows(width: int, groups: int) -> int:

@@ -8,6 +8,7 @@ weights are changed. Every other thread puts what it wants into an inbox, and is
 import collections
 import dataclasses
 import logging
+import math
 import queue
 import threading
 import time
@@ -93,7 +94,10 @@ class Lane:
         parts = make_programs(drawing).parts
         shape = shape_of(drawing, parts, rows, rows, 1, rows, widths[-1])
         self.counted = (0, 0)
-        return Engine(drawing, policy.params, 0, widths, *shape, whole=True)
+        groups, fold, entries, shared = shape
+        return Engine(
+            drawing, policy.params, 0, widths, groups, fold, entries, whole=True, shared=shared
+        )
 
     def widths(self) -> tuple[int, ...]:
         """Returns what judgments are padded to for the Meta RM."""
@@ -275,7 +279,7 @@ class Worker:
                 lane.counted = now
         self.stats = Stats(
             sum(s is not None for e in engines for owners in e.owner for s in owners),
-            sum(e.parts * e.all_groups * e.fold for e in engines),
+            sum(e.parts * math.prod(e.shapes[0]) for e in engines),
             sum(len(p.waiting) for e in engines for p in e.queue.values()),
             decoded,
             prefilled,

@@ -11,7 +11,15 @@ import pytest
 from grm_jax.models import init_params
 from grm_jax.parallel.mesh import make_mesh, param_shardings
 from grm_jax.sampling import engine as engine_module
-from grm_jax.sampling.engine import Drawing, Engine, batch_engine, entry_bytes, fold_of
+from grm_jax.sampling.engine import (
+    Drawing,
+    Engine,
+    batch_engine,
+    entry_bytes,
+    fold_of,
+    places,
+    shapes_of,
+)
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig
@@ -112,6 +120,71 @@ def test_eight_devices_give_the_tokens_of_one(params, expected, mode, mesh_shape
     assert_same(drawn(drawing, placed, asked(FRONT), rows=16), expected)
 
 
+def finished(engine, requests):
+    """What is drawn, and the shapes that the engine went through: groups, fold, slots."""
+    for request in requests:
+        engine.submit(request)
+    found, seen, dispatch = {}, set(), engine._dispatch
+
+    def watched():
+        dispatch()
+        seen.add((engine.groups, engine.fold, engine.slots))
+
+    engine._dispatch = watched
+    while engine.pending:
+        for _, completions in engine.collect():
+            found |= {(c.item_id, c.sample): c for c in completions}
+    return found, seen
+
+
+@pytest.mark.parametrize(
+    "mode, mesh_shape, scan_layers, shared",
+    [
+        ("jit", None, False, 4),
+        ("jit", None, True, 3),
+        ("pmap", None, False, 3),
+        ("shard_map", (1, 4, 2), False, 3),
+        ("jit", (2, 2, 2), False, 4),
+    ],
+)
+def test_rows_that_read_a_prompt_in_any_order(
+    params, expected, mode, mesh_shape, scan_layers, shared
+):
+    """Beside rows of other prompts; one that finds no place there waits."""
+    mesh = make_mesh(*mesh_shape) if mesh_shape else None
+    placed = params if mesh is None else jax.device_put(params, param_shardings(mesh, params))
+    cfg = dataclasses.replace(CFG, scan_layers=scan_layers)
+    front = asked()[0].prompt_ids[:FRONT]
+    drawing = Drawing(cfg, SETTINGS, mode, mesh, chunk=2)
+    engine = Engine(drawing, placed, 0, (24,), 6, 1, 6, front, shared=shared)
+    assert engine._shares() and places(6, shared) < 6
+    assert_same(finished(engine, asked(FRONT))[0], expected)
+
+
+def test_rows_that_move_compile_nothing_new(params, monkeypatch):
+    """Other lengths, in another order, once a queue has gone through all shapes."""
+    monkeypatch.setattr(engine_module, "FEWEST", 4)
+    settings = dataclasses.replace(SETTINGS, stop_ids=())
+    rng, compiled = np.random.default_rng(3), []
+    prompts = rng.integers(8, 62, (5, 7)).tolist()
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name)
+    )
+    for queue in range(2):
+        requests = [
+            Request(ids, f"{i}", (0, 1, 2, 3, 4), tuple(rng.integers(1, 14, 5).tolist()))
+            for i, ids in enumerate(rng.permutation(prompts).tolist())
+        ]
+        compiled.clear()
+        engine = batch_engine(Drawing(CFG, settings, chunk=1), params, requests, 0, BUCKETS, 16)
+        found, seen = finished(engine, requests)
+        assert [len(found[r.item_id, j].token_ids) for r in requests for j in r.samples] == [
+            limit for r in requests for limit in r.limits
+        ]
+        assert engine.shared == 4 and seen == {(16, 1, 13), (8, 1, 13), (4, 1, 13)}
+        assert any("backend_compile" in name for name in compiled) == (queue == 0), compiled
+
+
 INT8 = dataclasses.replace(SETTINGS, kv_cache_dtype="int8")
 
 
@@ -133,6 +206,7 @@ def expected_int8(params, expected):
         (5, 3, FRONT, False, "jit", None),
         (32, 1, FRONT, True, "jit", None),
         (16, 5, FRONT, False, "shard_map", (1, 4, 2)),
+        (16, 5, FRONT, False, "pmap", None),
     ],
 )
 def test_a_cache_in_int8_draws_what_the_batch_sampler_draws_with_it(
@@ -196,12 +270,7 @@ def test_a_prompt_is_computed_once_and_again_once_it_was_evicted(params, expecte
     whole, rest = (sum(len(ids) - n for ids in different) for n in (0, FRONT))
     for begin, needed in (((), whole), (front, FRONT + rest)):
         engine = Engine(Drawing(CFG, SETTINGS), params, 0, BUCKETS, 2, 2, 2, begin)
-        found = {}
-        for request in requests:
-            engine.submit(request)
-        while engine.pending:
-            for _, completions in engine.collect():
-                found |= {(c.item_id, c.sample): c for c in completions}
+        found, _ = finished(engine, requests)
         assert_same(found, expected)
         assert engine.counts.needed_prefill == needed < engine.counts.prefilled
         assert engine.counts.needed_decode == sum(len(c.token_ids) for c in found.values())
@@ -214,26 +283,36 @@ def test_a_prompt_is_computed_once_and_again_once_it_was_evicted(params, expecte
         assert needed < engine.counts.needed_prefill <= needed + again
 
 
-def test_long_completions_and_the_tail_in_fewer_rows(params, monkeypatch):
-    """A cache that grows from a quarter, and a quarter of the rows for the last that are alive."""
+@pytest.mark.parametrize(
+    "prompts, samples, sizes",
+    [
+        (20, 1, {(16, 1, 64), (8, 1, 256), (4, 1, 256)}),
+        (3, 7, {(2, 8, 64), (2, 4, 256), (2, 2, 256)}),
+    ],
+)
+def test_long_completions_and_the_tail_in_fewer_rows(params, monkeypatch, prompts, samples, sizes):
+    """A cache that grows from a quarter, and ever fewer rows for the last that are alive: of each
+    prompt, or of fewer prompts.
+    """
     monkeypatch.setattr(engine_module, "FEWEST", 4)
     settings = SamplingConfig(max_new_tokens=256, temperature=0.8)
     rng = np.random.default_rng(1)
+    limits = iter([*rng.integers(1, 60, 18), 256, 200, 33])
     requests = [
-        Request(rng.integers(8, 62, 7).tolist(), f"{i}", (0,), (int(limit),))
-        for i, limit in enumerate([*rng.integers(1, 60, 18), 256, 200])
+        Request(
+            rng.integers(8, 62, 7).tolist(),
+            f"{i}",
+            tuple(range(samples)),
+            tuple(int(next(limits)) for _ in range(samples)),
+        )
+        for i in range(prompts)
     ]
     slow = drawn(make_sampler(CFG, settings), params, requests, rows=20)
-    engine = batch_engine(Drawing(CFG, settings), params, requests, 0, BUCKETS, 16)
-    for request in requests:
-        engine.submit(request)
-    found, sizes = {}, set()
-    while engine.pending:
-        for _, completions in engine.collect():
-            found |= {(c.item_id, c.sample): c for c in completions}
-        sizes.add((engine.groups, engine.slots))
+    groups, fold, _ = max(sizes, key=lambda size: size[0] * size[1])
+    engine = Engine(Drawing(CFG, settings), params, 0, (10,), groups, fold)
+    found, seen = finished(engine, requests)
     assert_same(found, slow)
-    assert sizes >= {(16, 64), (4, 256)}
+    assert seen >= sizes
 
 
 @pytest.mark.parametrize("mesh_shape", [None, (2, 4, 1)])
@@ -272,19 +351,27 @@ def test_requests_that_do_not_fit_are_named(params):
 
 
 def test_rows_of_a_group(params):
-    assert [fold_of(k, 64) for k in (1, 4, 6.5, 16, 32)] == [1, 1, 2, 8, 8]
-    assert fold_of(32, 3) == 2
+    assert [fold_of(k, 64, "cpu") for k in (1, 2, 4, 6.5, 32)] == [
+        *((1, 1), (1, 1), (1, 4), (1, 4), (1, 8))
+    ]
+    assert [fold_of(k, 64, "tpu") for k in (1, 4, 6.5, 32)] == [(1, 1), (4, 1), (4, 1), (8, 1)]
+    assert fold_of(32, 3, "tpu") == (2, 1) and fold_of(6, 64, "cpu", even=2) == (2, 1)
 
     def rows_of(samples, rows):
         requests = [Request([9, 8, 7 + i], f"{i}", tuple(range(k))) for i, k in enumerate(samples)]
         engine = batch_engine(Drawing(CFG, SETTINGS), params, requests, 0, BUCKETS, rows)
-        return engine.groups, engine.fold
+        return engine.groups, engine.fold, engine.shared
 
     # nothing waits: all samples of a prompt together, and no group has a row without a sample
     assert [rows_of(k, 16) for k in ([16], [4] * 4, [6, 6], [7, 8])] == [
-        *((1, 16), (4, 4), (8, 2), (8, 2))
+        *((1, 16, 1), (4, 4, 1), (8, 2, 1), (16, 1, 4))
     ]
-    assert rows_of([4] * 5, 16) == (16, 1)
+    assert rows_of([4] * 5, 16) == (16, 1, 4)
+    assert shapes_of(4, 8) == [(4, 8), (4, 4), (4, 2)]
+    assert shapes_of(12, 2) == [(12, 2), (12, 1)]
+    assert shapes_of(16, 8, "tpu") == [(16, 8), (16, 2)]
+    assert shapes_of(32, 1, "tpu") == [(32, 1), (8, 1)] and shapes_of(16, 1, "tpu") == [(16, 1)]
+    assert shapes_of(4, 1) == [(4, 1)]
 
 
 def test_requests_with_temperatures_and_seeds_of_their_own(params):
