@@ -213,7 +213,7 @@ def compare(
 
     ids: whose logits are compared. prompt, written: what was gone on from, and how.
     """
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -240,7 +240,7 @@ def compare(
 
 def logits_of(model: Any, ids: Sequence[int]) -> np.ndarray:
     """Computes the logits [T, V] of a torch model of transformers, float32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     with torch.no_grad():
         return model(torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()

@@ -19,7 +19,7 @@ def reward_func(
     Raises Unanswered where a response could not be scored: a reward of this trainer has no word for
     it, and a number would be a lie.
     """
-    import torch  # OpenRLHF has it
+    import torch  # pyright: ignore[reportMissingImports] (OpenRLHF has it)
 
     body = {"query": list(queries), "prompts": list(prompts), "labels": list(labels or [])}
     reply = ask("/get_reward", body)
