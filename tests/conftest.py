@@ -28,9 +28,27 @@ os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 REPO = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(REPO / ".cache/hypothesis"))
 
+import gc  # noqa: E402
 import importlib.util  # noqa: E402
+import sys  # noqa: E402
 
 import pytest  # noqa: E402
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 25_000  # a file of tests adds up to 15,000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Lets compiled programs go behind a file, once there are many.
+
+    Each maps some memory, of which Linux gives a process 65,530 pieces: behind them LLVM ends the
+    process with a segmentation fault.
+    """
+    yield
+    if "jax" in sys.modules and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.hookimpl(tryfirst=True)
