@@ -174,4 +174,9 @@ def _write_rows(path: pathlib.Path, rows: Iterable[Mapping]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    from experiments import ending
+    from grm_jax import signals
+
+    ending.install()
+    with signals.ending():
+        app.run(main)

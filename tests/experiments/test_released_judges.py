@@ -35,7 +35,7 @@ def test_the_preset_says_what_is_missing_before_anything_is_computed(config, mon
     released.mesh.update(replica=1, fsdp=8, tensor=1)
     with pytest.raises(ValueError, match="no file templates/deepseek_grm/"):
         evaluation.systems(released)
-    released.templates.update(config.templates)
+    released.templates.update(config.templates.to_dict())
     with pytest.raises(
         (ValueError, FileNotFoundError), match="models/deepseek_grm/grm.: no such folder"
     ):

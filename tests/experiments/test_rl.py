@@ -35,7 +35,7 @@ def test_a_prompt_is_rendered_once_a_step_and_a_judgment_graded_once(monkeypatch
     )  # what `Prompter.ids` tokenizes
     monkeypatch.setattr(grm, "is_correct", counted(graded, grm.is_correct))
     records = [record("a", (9, 2)), record("b", (3, 1, 8)), record("c", (1,))]
-    settings = types.SimpleNamespace(group_size=4, temperature=1.0)
+    settings = types.SimpleNamespace(group_size=4, temperature=1.0, consistency=None)
     run = types.SimpleNamespace(
         config=types.SimpleNamespace(rl=settings, seed=0),
         prompter=PROMPTER,

@@ -402,10 +402,8 @@ def test_settings_that_cannot_work_are_refused(server, monkeypatch):
         with pytest.raises(ValueError, match="base_url") as caught:
             model(server, base_url=url)
         assert "secret" not in str(caught.value)
-    with pytest.raises(
-        ValueError, match="answer: expected one of scores, ten, index, got 'letter'"
-    ):
-        model(server, answer="letter")
+    with pytest.raises(ValueError, match="answer: expected one of .*, index, .* got 'words'"):
+        model(server, answer="words")
     with pytest.raises(ValueError, match="concurrency: expected a positive integer, got 0"):
         model(server, concurrency=0)
     for value in ("", "two\nlines", "caf\u00e9"):
