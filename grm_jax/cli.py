@@ -31,6 +31,7 @@ from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
 from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.reward_models.description import ROLES
 from grm_jax.reward_models.packaged import PACKAGED
+from grm_jax.serving.settings import SCALARS, Serving
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 
@@ -88,21 +89,21 @@ examples:
   grm serve --model runs/tiny --port 8000
 """
 # settings of the server (`serving.settings.Serving`) that are flags as they are
-SERVING = (
-    ("deadline_s", float, "longest that a request may take, in seconds (default: 300)"),
-    ("queue", int, "samples that may be asked for at once, of all clients (default: 4096)"),
-    ("samples", int, "samples of one request, at most (default: 128)"),
-    ("responses", int, "responses of one request, at most (default: 64)"),
-    ("body_bytes", int, "of one request, at most (default: 4 MiB)"),
-    ("slow_s", float, "what waits longer is said in the log (default: 5)"),
-    ("grace_s", float, "that requests have to end in at SIGTERM (default: 30)"),
-    ("scalar", str, "number of a response in a list: mean, share, wins or rank (default: mean)"),
-    ("window_s", float, "samples of one prompt are collected for so long (default: 0.2)"),
-    ("members", int, "samples that are judged together, at most (default: 64)"),
-    ("group_s", float, "longest that samples wait for an announced group (default: 10)"),
-    ("remembered", int, "replies that are kept for idempotency keys (default: 4096)"),
-    ("cache", str, "SQLite file of verdicts (default: none)"),
-)
+SERVING = {
+    "deadline_s": "longest that a request may take, in seconds",
+    "queue": "samples that may be asked for at once, of all clients",
+    "samples": "samples of one request, at most",
+    "responses": "responses of one request, at most",
+    "body_bytes": "bytes of one request, at most",
+    "slow_s": "what waits longer is said in the log, in seconds",
+    "grace_s": "that requests have to end in at SIGTERM, in seconds",
+    "scalar": f"number of a response in a list: {', '.join(SCALARS)}",
+    "window_s": "samples of one prompt are collected for so long, in seconds",
+    "members": "samples that are judged together, at most",
+    "group_s": "longest that samples wait for an announced group, in seconds",
+    "remembered": "replies that are kept for idempotency keys",
+    "cache": "SQLite file of verdicts",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,8 +188,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", default="", help="of the model, for clients (default: --model)")
-    command.add_argument("--host", default="127.0.0.1", help="to listen on (default: 127.0.0.1)")
-    command.add_argument("--port", type=int, default=8000, help="0 is a free one (default: 8000)")
+    command.add_argument("--host", default=Serving.host, help="to listen on (default: %(default)s)")
+    command.add_argument(
+        "--port", type=int, default=Serving.port, help="0 is a free one (default: %(default)s)"
+    )
     command.add_argument(
         "--api-key-env",
         default="GRM_API_KEY",
@@ -196,8 +199,14 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="variable with the key that requests have to bear (default: GRM_API_KEY)",
     )
     _add_model(command)
-    for field, kind, help in SERVING:
-        command.add_argument(f"--{field.replace('_', '-')}", type=kind, help=help)
+    for field, help in SERVING.items():
+        default = getattr(Serving, field)
+        command.add_argument(
+            f"--{field.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            help=f"{help} (default: {default or 'none'})",
+        )
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -368,12 +377,9 @@ def _load(args: argparse.Namespace) -> Judge:
 def _serve(args: argparse.Namespace) -> int:
     try:
         from grm_jax.serving.run import serve
-        from grm_jax.serving.settings import Serving
     except ModuleNotFoundError as error:
         _say(f"error: {error}; the server needs pip install 'grm_jax[serve]'")
         return CANNOT
-    fields = [field for field, *_ in SERVING]
-    said = {field: getattr(args, field) for field in fields if getattr(args, field) is not None}
     try:
         settings = Serving(
             name=args.name or args.model.rstrip("/").rpartition("/")[2],
@@ -382,7 +388,7 @@ def _serve(args: argparse.Namespace) -> int:
             api_key=os.environ.get(args.api_key_env, ""),
             k=args.k,
             seed=args.seed,
-            **said,
+            **{field: getattr(args, field) for field in SERVING},
         )
         serve(lambda: _load(args), settings)
     except (ValueError, OSError) as error:

@@ -367,16 +367,9 @@ class Judge:
         "model" is a digest of all that the model's text depends on: weights, tokenizer, templates,
         lengths. Two calls that are equal in all fields give the same verdict.
         """
-        how = self.how(k, seed, temperature, k_meta)
         identity = json.dumps(self.system.identity, sort_keys=True).encode()
-        until = how["until"]
-        return {
-            "model": hashlib.sha256(identity).hexdigest()[:16],
-            "k": len(how["samples"]) if until is None else str(until),
-            "seed": seed,
-            "temperature": how["temperature"],
-            "k_meta": how["k_meta"],
-        }
+        model = hashlib.sha256(identity).hexdigest()[:16]
+        return depends_on(model, self.how(k, seed, temperature, k_meta))
 
     def checked(self, record: Record, where: str) -> Record:
         """Returns the record, unless this model cannot judge by its rubric.
@@ -671,6 +664,21 @@ def _mesh(folder: pathlib.Path | None) -> Mesh:
     if sum(path.stat().st_size for path in files) < SMALL_BYTES:
         return make_mesh(replica=-1, fsdp=1)
     return make_mesh()
+
+
+def depends_on(model: str, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a verdict depends on beside its record, as plain JSON.
+
+    model: digest of the model. how: of `Judge.how`.
+    """
+    until = how["until"]
+    return {
+        "model": model,
+        "k": len(how["samples"]) if until is None else str(until),
+        "seed": how["seed"],
+        "temperature": how["temperature"],
+        "k_meta": how["k_meta"],
+    }
 
 
 def verdict_of(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int) -> Verdict:

@@ -7,7 +7,7 @@ TRL leaves a sample that has no reward out of its group's baseline.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from grm_jax.adapters.client import ask, ask_async, group_body, grouped
@@ -19,12 +19,9 @@ def grm_reward(base_url: str | None = None, **asked: Any) -> Callable[..., Rewar
     """Makes a reward function. asked: k, seed, scalar, deadline_s, ... of the server."""
 
     def grm(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
-        rewards: Rewards = [None] * len(completions)
-        for members in grouped(prompts):
-            reply = ask("/compare", group_body(prompts, completions, members, asked), base_url)
-            for i, reward in zip(members, reply["rewards"], strict=True):
-                rewards[i] = reward
-        return rewards
+        groups = grouped(prompts)
+        bodies = [group_body(prompts, completions, members, asked) for members in groups]
+        return _placed(len(completions), groups, [ask("/compare", b, base_url) for b in bodies])
 
     return grm
 
@@ -35,13 +32,20 @@ def grm_reward_async(
     """Makes an asynchronous reward function, which asks for all groups of a batch at once."""
 
     async def grm(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
-        rewards: Rewards = [None] * len(completions)
         groups = grouped(prompts)
         bodies = [group_body(prompts, completions, members, asked) for members in groups]
         replies = await asyncio.gather(*(ask_async("/compare", b, base_url) for b in bodies))
-        for members, reply in zip(groups, replies, strict=True):
-            for i, reward in zip(members, reply["rewards"], strict=True):
-                rewards[i] = reward
-        return rewards
+        return _placed(len(completions), groups, replies)
 
     return grm
+
+
+def _placed(
+    count: int, groups: Sequence[Sequence[int]], replies: Sequence[Mapping[str, Any]]
+) -> Rewards:
+    """The rewards of all groups, each at the place of its completion."""
+    rewards: Rewards = [None] * count
+    for members, reply in zip(groups, replies, strict=True):
+        for i, reward in zip(members, reply["rewards"], strict=True):
+            rewards[i] = reward
+    return rewards

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grm_jax.judge import Judge, Verdict, as_record, verdict_of
+from grm_jax.judge import Judge, Verdict, as_record, depends_on, verdict_of
 from grm_jax.judgment.anytime import kept_so_far
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, drawn_judgment
@@ -327,7 +327,7 @@ class Service:
             raise Refused(422, WRONG, str(error)) from None
         key, found = "", None
         if self.cache is not None:
-            key = key_of(record, _asked(lane, how))
+            key = key_of(record, depends_on(lane.digest, how))
             found = await self.cache.get(key)
         if found is not None:
             return Judged(found[0], lane, found[1], found[2], cached=True)
@@ -488,18 +488,6 @@ def record_of(fields: dict[str, Any]) -> Record:
         return as_record(fields, "body")
     except ValueError as error:
         raise Refused(422, WRONG, str(error)) from None
-
-
-def _asked(lane: Lane, how: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a verdict depends on beside its record, as plain JSON."""
-    until = how["until"]
-    return {
-        "model": lane.digest,
-        "k": len(how["samples"]) if until is None else str(until),
-        "seed": how["seed"],
-        "temperature": how["temperature"],
-        "k_meta": how["k_meta"],
-    }
 
 
 def _prompts(lane: Lane, asks: Sequence[Ask]) -> list[list[int] | None]:
