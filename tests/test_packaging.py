@@ -127,7 +127,7 @@ def test_torch_is_never_required(distributions):
         metadata = email.message_from_bytes(archive.read(name))
     required = {Requirement(line).name for line in metadata.get_all("Requires-Dist")}
     assert "jax" in required and "torch" not in required
-    extras = {"gpu", "tpu", "wandb", "serve", "gguf", "demo", "test", "dev"}
+    extras = {"gpu", "tpu", "wandb", "serve", "gguf", "demo", "test", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
 
 

@@ -1,0 +1,82 @@
+"""Hooks of mkdocs.yml: pages of the repository's root, and files that pages link to, in the site.
+
+README.md is the first page. A link to a file outside docs/ leads to a page with the text of that
+file, so that the site needs no server that shows the repository.
+"""
+
+import pathlib
+import posixpath
+import re
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+ROOT_PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
+LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")  # of this repository: no scheme, and a path
+LEXERS = {".py": "python", ".jinja": "jinja", ".json": "json", ".sh": "bash", ".toml": "toml"}
+
+
+def place(path: str) -> str:
+    """Returns where a file of the repository stands in the site."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return ROOT_PAGES.get(path) or f"source/{path.removesuffix('.md')}.md"
+
+
+def links(text: str, path: str) -> dict[str, str]:
+    """Returns {link: file of the repository} of the links in the text of the file `path`."""
+    targets = {
+        link: posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+        for link in LINK.findall(text)
+    }
+    return {link: target for link, target in targets.items() if (REPO / target).is_file()}
+
+
+def moved(text: str, path: str) -> str:
+    """Returns the text of the file `path` with its links as they are in the site."""
+    start = posixpath.dirname(place(path)) or "."
+    new = {link: posixpath.relpath(place(to), start) for link, to in links(text, path).items()}
+    return LINK.sub(lambda match: new.get(match[0], match[0]), text)
+
+
+def shown(path: str) -> str:
+    """Returns the page that shows a file."""
+    text = (REPO / path).read_text(encoding="utf-8")
+    if path in ROOT_PAGES:
+        return moved(text, path)
+    head = "---\nsearch:\n  exclude: true\n---\n"
+    if path.endswith(".md"):
+        return head + moved(text, path)
+    lexer = LEXERS.get(pathlib.PurePath(path).suffix, "text")
+    return f"{head}# {path}\n\n`````{lexer}\n{text.rstrip()}\n`````\n"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages of the root, and those of the files that are linked to."""
+    waiting = [f"docs/{file.src_uri}" for file in files.documentation_pages()] + list(ROOT_PAGES)
+    known = set(waiting)
+    while waiting:
+        path = waiting.pop()
+        if not path.startswith("docs/"):
+            inside = path in ROOT_PAGES
+            level = InclusionLevel.INCLUDED if inside else InclusionLevel.NOT_IN_NAV
+            page = File.generated(config, place(path), content=shown(path), inclusion=level)
+            files.append(page)
+        if path.endswith(".md"):
+            text = (REPO / path).read_text(encoding="utf-8")
+            new = {to for to in links(text, path).values() if not to.startswith("docs/")} - known
+            waiting += sorted(new)
+            known |= new
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Rewrites links that lead out of docs/."""
+    path = f"docs/{page.file.src_uri}"
+    return moved(markdown, path) if (REPO / path).is_file() else markdown
