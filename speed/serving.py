@@ -1,141 +1,339 @@
 """Asks a reward server for more than it can give, and checks every answer.
 
-    grm serve --port 8000 &
-    .venv/bin/python -m speed.serving --url=http://127.0.0.1:8000 --pid=$! --seconds=600
+    python -m speed.serving [--minutes=10] [--times=4] [--queue=512]
 
-First its capacity: lists a second of clients that ask again at once. Then `times` as many arrive,
-as they come (Poisson), each waiting as long as a 429 says, `tries` times. Prints one JSON line for
-whole lists (/v1/judge), and one for samples that come apart and are collected (/get_reward).
+Starts `grm serve --model tiny` with nothing compiled, and once more; then asks the second one about
+records of the checkable world, first as lists (/v1/judge), then response by response (/get_reward,
+collected). `minutes` of too much are shared by the two. The clients do as the adapters: keys for
+idempotency, waits as long as Retry-After says and up to a quarter longer, `tries` in all. Prints a
+line of JSON for each case:
 
-lost: no answer. wrong: not what the same question got before. refused: 429 to the last. seconds: of
-those that were answered, from the first try on. megabytes: of the server, once a second.
+    first_verdict_s     from the start of the process; ready_s, its part up to /readyz
+    capacity_per_s      lists a second, of `clients` that ask again at once
+    alone, busy, over   p50, p95, p99 in seconds of one client, of these, and of `times` as many
+                        lists as the capacity, which arrive as they come (Poisson)
+    sent                lists of the last, by what came of them: answered; partly (some samples were
+                        refused, the others judged without them); refused, 429 to the last; wrong:
+                        not what the library says of the same record; lost: no answer
+    doubled             lists that were drawn more often than they were answered
+    again               answers to calls that had been told to come back; early, of 429: without a
+                        time to come back at
+    megabytes           of the server, mean of the first and of the last third, and the most
+    client_cpu          cores that this script took beside the server
 """
 
 import argparse
 import asyncio
 import collections
+import contextlib
+import itertools
 import json
+import os
 import pathlib
 import random
+import re
+import subprocess
+import sys
+import tempfile
 import time
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import httpx
 
-TASK = "Reverse the list: 1.fox 2.ant 3.hen"
-RESPONSES = ["1.hen 2.ant 3.fox", "1.hen 2.fox 3.ant", "1.fox 2.ant 3.hen", "1.ant 2.hen 3.fox"]
-SEEDS, K, CLIENTS = 50, 4, 32
+import grm_jax
+from grm_jax.data.world import make_records
+from grm_jax.serving.scalars import scalars
+
+RECORDS, K, POOLS = 64, 4, 16
+CALL_S = 300  # that a call may take until its answer is lost
 
 
-def asks(collected: bool, seed: int, group: str) -> list[tuple[str, dict]]:
-    """Returns the (path, body) of each call that one list needs."""
-    if not collected:
-        body = {"conversation": TASK, "responses": RESPONSES, "k": K, "seed": seed}
-        return [("/v1/judge", body | {"judgments": False})]
-    about = {"k": K, "seed": seed, "group": group, "group_size": len(RESPONSES), "prompts": [TASK]}
-    return [("/get_reward", about | {"query": [TASK + response]}) for response in RESPONSES]
+class Outcome(NamedTuple):
+    """What came of one list. calls: (replies, whether any was told to come back), of each part."""
+
+    kind: str
+    seconds: float
+    record: int
+    replies: Sequence[dict | None] = ()
 
 
-def answer_of(reply: dict):
-    """What a reply says, without what differs from one to the next."""
-    return reply["scores"] if "best" in reply else (reply["rewards"], reply["failures"])
+class Library:
+    """Says what is right, of all responses to a record and of some of them."""
 
-
-async def call(client, path, body, tries, counts):
-    """One call, again as often as it is told to come back; None where it is refused to the last."""
-    for _ in range(tries):
-        reply = await client.post(path, json=body)
-        counts[reply.status_code] += 1
-        if reply.status_code != 429:
-            return reply.json() if reply.status_code == 200 else None
-        await asyncio.sleep(float(reply.headers["Retry-After"]) * random.uniform(1, 1.2))
-    return None
-
-
-async def measure(client, collected: bool, args, memory: list[float]) -> dict:
-    """Measures one way of asking."""
-    expected, capacity, counts = {}, 0, collections.Counter()
-    for seed in range(SEEDS):
-        calls = asks(collected, seed, f"first {seed}")
-        replies = await asyncio.gather(*(call(client, *one, 100, counts) for one in calls))
-        expected[seed] = [answer_of(reply) for reply in replies]
-
-    async def one(number: int, tries: int, found: list):
-        seed, began = number % SEEDS, time.monotonic()
-        group = f"{time.monotonic_ns()} {number}"
-        try:
-            replies = await asyncio.gather(
-                *(call(client, *ask, tries, counts) for ask in asks(collected, seed, group))
+    def __init__(self) -> None:
+        self.judge = grm_jax.load("tiny")
+        # in the order of their texts, in which a group stands whoever came first
+        self.records = [
+            {
+                "conversation": [{"role": turn.role, "content": turn.content} for turn in of],
+                "responses": sorted(responses),
+            }
+            for of, responses in (
+                (record.conversation, record.responses)
+                for record in make_records("test", RECORDS, 1)
             )
-        except httpx.HTTPError as error:
-            found.append(("lost", repr(error)))
-            return
-        if None in replies:
-            found.append(("refused", None))
-        elif [answer_of(reply) for reply in replies] != expected[seed]:
-            # a list of which a member was refused is judged without it, and says so
-            found.append(("wrong", replies))
+        ]
+        self.verdicts = list(self.judge.many(self.records, k=K, progress=False))
+        self.known: dict[tuple, list | None] = {}
+
+    def is_right(self, record: int, reply: dict[str, Any]) -> bool:
+        """Whether /v1/judge said of a record what the library does, text for text."""
+        verdict = self.verdicts[record]
+        said = [(j["text"], j["scores"], j["failure"], j["kept"]) for j in reply["judgments"]]
+        texts = [
+            (j.text, None if j.scores is None else list(j.scores), j.failure, j.kept)
+            for j in verdict.judgments
+        ]
+        scores = None if verdict.scores is None else list(verdict.scores)
+        return (reply["scores"], reply["best"], said) == (scores, verdict.best, texts)
+
+    def numbers(self, record: int, members: tuple[int, ...]) -> list[float] | None:
+        """Returns the number of each of these responses, judged together."""
+        if (record, members) not in self.known:
+            asked = self.records[record]
+            responses = [asked["responses"][i] for i in members]
+            verdict = self.verdicts[record]
+            if len(responses) < len(asked["responses"]):
+                verdict = self.judge(asked["conversation"], responses, k=K)
+            self.known[record, members] = scalars(verdict, "mean", len(responses))[0]
+        return self.known[record, members]
+
+    def may_be(self, record: int, response: int, reply: dict[str, Any]) -> bool:
+        """Whether /get_reward said what a group of as many members, with this one, gives."""
+        value, size = reply["rewards"][0], int(reply["extra_logs"]["grm_members"][0])
+        n = len(self.records[record]["responses"])
+        groups = [g for g in itertools.combinations(range(n), size) if response in g]
+        if reply["failures"][0] == "alone" or size == 1:
+            return value is None
+        found = [(g, self.numbers(record, g)) for g in groups]
+        return any(value == (None if x is None else x[g.index(response)]) for g, x in found)
+
+
+class Load:
+    """Asks one server in one way, and keeps what came of it."""
+
+    def __init__(self, url: str, library: Library, collected: bool, tries: int):
+        self.library, self.collected, self.tries = library, collected, tries
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # a pool looks through all its connections at each call
+        self.pools = [
+            httpx.AsyncClient(base_url=url, timeout=CALL_S, limits=limits) for _ in range(POOLS)
+        ]
+        self.statuses: collections.Counter[int] = collections.Counter()
+        self.again = self.early = 0
+        self.stop = False  # nobody comes back any more
+
+    async def call(self, pool: int, path: str, body: dict) -> dict | None:
+        """One call, again as it is told; None where it is refused to the last."""
+        headers = {"Idempotency-Key": uuid.uuid4().hex}
+        for attempt in range(self.tries):
+            reply = await self.pools[pool].post(path, json=body, headers=headers)
+            self.statuses[reply.status_code] += 1
+            if reply.status_code != 429:
+                reply.raise_for_status()
+                self.again += attempt > 0
+                return reply.json()
+            told = reply.headers.get("Retry-After", "")
+            self.early += not told.isdigit()
+            if self.stop or attempt == self.tries - 1:
+                return None
+            await asyncio.sleep(float(told or 1) * random.uniform(1, 1.25))
+            if self.stop:
+                return None
+        return None
+
+    async def one(self, number: int) -> Outcome:
+        """Asks for one list."""
+        index, began = number % RECORDS, time.monotonic()
+        record, about = self.library.records[index], {"k": K}
+        if self.collected:
+            size = len(record["responses"])
+            text = record["conversation"][0]["content"]
+            about |= {"group": f"{number} {began}", "group_size": size, "prompts": [text]}
+            calls = [
+                self.call(number % POOLS, "/get_reward", about | {"query": [text + response]})
+                for response in record["responses"]
+            ]
         else:
-            found.append(("answered", time.monotonic() - began))
+            calls = [self.call(number % POOLS, "/v1/judge", record | about)]
+        try:
+            replies = await asyncio.gather(*calls)
+        except httpx.HTTPStatusError as error:
+            print(error.response.status_code, error.response.text[:300], file=sys.stderr)
+            return Outcome("wrong", time.monotonic() - began, index)
+        except (httpx.HTTPError, OSError) as error:
+            print(repr(error), file=sys.stderr)
+            return Outcome("lost", time.monotonic() - began, index)
+        kind = "refused" if replies == [None] * len(replies) else "answered"
+        return Outcome(kind, time.monotonic() - began, index, replies)
 
-    async def again(client_number: int, end: float, found: list):
-        number = client_number
-        while time.monotonic() < end:
-            await one(number, 100, found)
-            number += CLIENTS
+    def checked(self, outcome: Outcome) -> str:
+        """Says what came of a list, of which every answer is looked at."""
+        if outcome.kind != "answered":
+            return outcome.kind
+        if not self.collected:
+            right = self.library.is_right(outcome.record, outcome.replies[0] or {})
+            return "answered" if right else "wrong"
+        there = [(i, reply) for i, reply in enumerate(outcome.replies) if reply is not None]
+        if not all(self.library.may_be(outcome.record, i, reply) for i, reply in there):
+            return "wrong"
+        size = len(outcome.replies)
+        whole = [int(reply["extra_logs"]["grm_members"][0]) for _, reply in there] == [size] * size
+        return "answered" if whole else "partly"
 
-    found: list = []
+    def verdicts(self, outcomes: Sequence[Outcome]) -> float:
+        """Counts the verdicts that were needed for these answers."""
+        replies = [r for outcome in outcomes for r in outcome.replies if r is not None]
+        if not self.collected:
+            return len(replies)
+        judged = [r for r in replies if r["failures"][0] != "alone"]
+        return round(sum(1 / r["extra_logs"]["grm_members"][0] for r in judged), 6)
+
+    async def again_and_again(self, clients: int, seconds: float, first: int) -> list[Outcome]:
+        """Lets clients ask again as soon as they are answered."""
+        end, found = time.monotonic() + seconds, []
+
+        async def client(number: int) -> None:
+            while time.monotonic() < end:
+                found.append(await self.one(number))
+                number += clients
+
+        await asyncio.gather(*(client(first + i) for i in range(clients)))
+        return found
+
+    async def arriving(self, per_s: float, seconds: float) -> list[Outcome]:
+        """Lets lists arrive, whatever becomes of those before."""
+        began, tasks = time.monotonic(), []
+        due = began
+        while (due := due + random.expovariate(per_s)) < began + seconds:
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            tasks.append(asyncio.create_task(self.one(len(tasks))))
+        self.stop = True
+        return await asyncio.gather(*tasks)
+
+    async def drawn(self) -> float:
+        """Samples that the server has drawn so far."""
+        text = (await self.pools[0].get("/metrics")).text
+        (value,) = re.findall(r"^grm_samples_total (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+
+def percentiles(outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+    """Returns p50, p95 and p99 of the seconds of those that were answered."""
+    seconds = sorted(outcome.seconds for outcome in outcomes if outcome.kind == "answered")
+    if not seconds:
+        return None
+    return {f"p{p}": round(seconds[(len(seconds) - 1) * p // 100], 3) for p in (50, 95, 99)}
+
+
+def megabytes(pid: int) -> float:
+    """Reads what a process holds in memory."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    (size,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(size) / 1024
+
+
+async def measure(url: str, pid: int, library: Library, collected: bool, args) -> dict[str, Any]:
+    """Measures one way of asking."""
+    load, memory = Load(url, library, collected, args.tries), []
+    alone = await load.again_and_again(1, args.warm_s / 3, 0)
     began = time.monotonic()
-    end = began + args.warm_s
-    await asyncio.gather(*(again(i, end, found) for i in range(CLIENTS)))
-    capacity = len(found) / (time.monotonic() - began)
-    found, counts, tasks = [], collections.Counter(), []
-    memory.clear()
-    began = time.monotonic()
-    while time.monotonic() - began < args.seconds:
-        tasks.append(asyncio.create_task(one(len(tasks), args.tries, found)))
-        await asyncio.sleep(random.expovariate(args.times * capacity))
-    sent = len(tasks) / (time.monotonic() - began)
-    await asyncio.gather(*tasks)
-    seconds = sorted(x for kind, x in found if kind == "answered") or [float("nan")]
-    kinds = collections.Counter(kind for kind, _ in found)
+    busy = await load.again_and_again(args.clients, args.warm_s, len(alone))
+    capacity = len(busy) / (time.monotonic() - began)
+    drawn, cpu = await load.drawn(), time.process_time()
+    load.statuses.clear()
+
+    async def watch() -> None:
+        while True:
+            memory.append(megabytes(pid))
+            await asyncio.sleep(1)
+
+    watching, began = asyncio.create_task(watch()), time.monotonic()
+    over = await load.arriving(args.times * capacity, args.minutes * 60 / 2)
+    took, cpu = time.monotonic() - began, time.process_time() - cpu
+    watching.cancel()
+    drawn = await load.drawn() - drawn
+    third = max(1, len(memory) // 3)
+    thirds = (memory[:third], memory[-third:])
+    kinds = collections.Counter(load.checked(outcome) for outcome in over)
+    calm = collections.Counter(load.checked(outcome) for outcome in (*alone, *busy))
     return {
+        "case": "serving",
         "collected": collected,
+        "clients": args.clients,
+        "k": K,
+        "queue": args.queue,
         "capacity_per_s": round(capacity, 2),
-        "sent_per_s": round(sent, 2),
-        "lists": len(tasks),
-        **{kind: kinds[kind] for kind in ("answered", "refused", "wrong", "lost")},
-        "doubled": len(found) - len(tasks),
-        "statuses": dict(counts),
-        **{f"p{p}_s": round(seconds[(len(seconds) - 1) * p // 100], 3) for p in (50, 95, 99)},
-        "megabytes": [round(x) for x in (memory[0], max(memory), memory[-1])] if memory else None,
+        "times": args.times,
+        "seconds": round(took, 1),
+        "before": dict(calm),
+        "sent": dict(kinds),
+        "doubled": round(drawn / K - load.verdicts(over), 3),
+        "again": load.again,
+        "early": load.early,
+        "statuses": dict(load.statuses),
+        "alone": percentiles(alone),
+        "busy": percentiles(busy),
+        "over": percentiles(over),
+        "megabytes": [round(sum(of) / len(of)) for of in thirds] + [round(max(memory))],
+        "client_cpu": round(cpu / took, 2),
     }
 
 
-async def main(args) -> None:
-    memory: list[float] = []
+@contextlib.contextmanager
+def serving(args, compiled: str) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Starts a server; gives its address, its process id, and the seconds that its start took."""
+    command = [sys.executable, "-m", "grm_jax", "serve", "--port=0", f"--queue={args.queue}"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stderr=log, env=environment)
+        try:
+            while not (first := _first_line(log)):
+                assert process.poll() is None and time.monotonic() < began + 600, "it did not start"
+                time.sleep(0.02)
+            url, took = json.loads(first)["url"], {}
+            with httpx.Client(base_url=url, timeout=CALL_S) as client:
+                while client.get("/readyz").status_code != 200:
+                    assert process.poll() is None and time.monotonic() < began + 600
+                    time.sleep(0.02)
+                took["ready_s"] = round(time.monotonic() - began, 2)
+                body = {"conversation": "Reverse: 1.fox 2.ant", "responses": ["1.ant 2.fox", "1"]}
+                client.post("/v1/judge", json=body | {"k": K}).raise_for_status()
+                took["first_verdict_s"] = round(time.monotonic() - began, 2)
+            yield url, process.pid, took
+            assert process.poll() is None, f"it ended with status {process.returncode}"
+        finally:
+            process.terminate()
+            process.wait(60)
 
-    async def watch():
-        while True:
-            status = pathlib.Path(f"/proc/{args.pid}/status").read_text(encoding="utf-8")
-            (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
-            memory.append(int(line.split()[1]) / 1024)
-            await asyncio.sleep(1)
 
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=args.url, timeout=600, limits=limits) as client:
-        watching = asyncio.create_task(watch()) if args.pid else None
-        for collected in (False, True):
-            print(json.dumps(await measure(client, collected, args, memory)), flush=True)
-        if watching is not None:
-            watching.cancel()
+def _first_line(log) -> str:
+    """The first line of a log that another process writes; "" until it is whole."""
+    text = os.pread(log.fileno(), 10_000, 0).decode()
+    return text.partition("\n")[0] if "\n" in text else ""
+
+
+def main(args) -> None:
+    library = Library()
+    with tempfile.TemporaryDirectory() as compiled:
+        with serving(args, compiled) as (_, _, took):
+            print(json.dumps({"case": "start", "compiled_before": False} | took), flush=True)
+        with serving(args, compiled) as (url, pid, took):
+            print(json.dumps({"case": "start", "compiled_before": True} | took), flush=True)
+            for collected in (False, True):
+                line = asyncio.run(measure(url, pid, library, collected, args))
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--pid", type=int, help="of the server, to see its memory")
-    parser.add_argument("--seconds", type=float, default=600, help="of too much")
-    parser.add_argument("--warm-s", type=float, default=20, help="of measuring the capacity")
+    parser = argparse.ArgumentParser("speed.serving")
+    parser.add_argument("--minutes", type=float, default=10, help="of too much, in all")
+    parser.add_argument("--warm-s", type=float, default=15, help="of measuring the capacity")
     parser.add_argument("--times", type=float, default=4, help="the capacity")
+    parser.add_argument("--clients", type=int, default=32, help="that ask to measure it")
+    parser.add_argument("--queue", type=int, default=512, help="samples, of the server")
     parser.add_argument("--tries", type=int, default=3)
-    asyncio.run(main(parser.parse_args()))
+    main(parser.parse_args())
