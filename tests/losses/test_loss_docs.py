@@ -1,4 +1,4 @@
-"""Every Python snippet of docs/losses.md runs, in order, and its table of losses is complete."""
+"""Every Python snippet of docs/losses.md runs, in order, and its tables of losses are complete."""
 
 import pathlib
 import re
@@ -16,6 +16,7 @@ def test_snippet_runs(index):
     exec(compile(SNIPPETS[index], f"{GUIDE.name} snippet {index}", "exec"), {})
 
 
-def test_the_table_of_losses_is_complete():
-    section = GUIDE.read_text().split("## The losses\n")[1].split("\n## ")[0]
+@pytest.mark.parametrize("title", ["The losses", "Loss by loss"])
+def test_the_tables_of_losses_are_complete(title):
+    section = GUIDE.read_text().split(f"## {title}\n")[1].split("\n## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == list(LOSSES)
