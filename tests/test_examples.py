@@ -12,12 +12,12 @@ from tests.experiments.run_process import ENVIRONMENT
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((REPO / "examples").glob("*.py"))
-SLOW = {"better_policy.py", "serve_and_ask.py", "train_on_my_data.py"}  # processes of their own
+SLOW = {"best_of_n.py", "better_policy.py", "serve_and_ask.py", "train_on_my_data.py"}
 SMALL = {  # what is put in place of what, so that a test takes seconds
     "best_of_n.py": {"ITEMS = 40": "ITEMS = 8"},
     "train_on_my_data.py": {
         "ITEMS, RFT_STEPS, RL_STEPS, BATCH = 200, 60, 20, 32": (
-            "ITEMS, RFT_STEPS, RL_STEPS, BATCH = 16, 3, 2, 8"
+            "ITEMS, RFT_STEPS, RL_STEPS, BATCH = 16, 5, 5, 8"
         )
     },
 }
