@@ -57,6 +57,24 @@ def shown(path: str) -> str:
     return f"{head}# {path}\n\n`````{lexer}\n{text.rstrip()}\n`````\n"
 
 
+def api_pages() -> dict[str, str]:
+    """Returns {place: text} of the reference: a page a room, and one for modules without a room."""
+    package = REPO / "grm_jax"
+    rooms: dict[str, list[str]] = {"grm_jax": []}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        room = parts[0] if len(parts) > 1 else "grm_jax"
+        if parts[-1] != "__main__":
+            name = ".".join(("grm_jax", *parts)).removesuffix(".__init__")
+            rooms.setdefault(room, []).append(name)
+    rooms["grm_jax"].sort(key=lambda name: name not in ("grm_jax", "grm_jax.judge"))
+    return {
+        f"api/{room}.md": f"# {room}\n\n" + "".join(f"::: {name}\n\n" for name in names)
+        for room, names in rooms.items()
+        if room != "assets"
+    }
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages of the root, and those of the files that are linked to."""
     waiting = [f"docs/{file.src_uri}" for file in files.documentation_pages()] + list(ROOT_PAGES)
@@ -73,6 +91,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             new = {to for to in links(text, path).values() if not to.startswith("docs/")} - known
             waiting += sorted(new)
             known |= new
+    for name, text in api_pages().items():
+        files.append(File.generated(config, name, content=text))
     return files
 
 
