@@ -16,8 +16,8 @@ CODE = re.compile(r"(`[^`]*`)")
 def escaped(line: str) -> str:
     """Escapes what Markdown would take for something else, outside backticks."""
     parts = CODE.split(line)
-    parts[::2] = [re.sub(r"([<*\[\]_])", r"\\\1", part) for part in parts[::2]]
-    return "".join(parts)
+    parts[::2] = [re.sub(r"([*\[\]_])", r"\\\1", part) for part in parts[::2]]
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
 def paragraph(text: str) -> str:

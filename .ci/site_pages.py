@@ -96,7 +96,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def with_bars(markdown: str) -> str:
+    """Writes | in the code of tables without the escape that GitHub needs there."""
+    return re.sub(
+        r"^\|.*",
+        lambda row: re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0]),
+        markdown,
+        flags=re.MULTILINE,
+    )
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrites links that lead out of docs/."""
+    """Rewrites links that lead out of docs/, and what GitHub's tables need alone."""
     path = f"docs/{page.file.src_uri}"
-    return moved(markdown, path) if (REPO / path).is_file() else markdown
+    return with_bars(moved(markdown, path) if (REPO / path).is_file() else markdown)
