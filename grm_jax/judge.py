@@ -249,8 +249,8 @@ def load(
         lengths=Lengths(
             prompt,
             completion,
-            _powers(NARROWEST, prompt),
-            _powers(NARROWEST, prompt + completion)[:-1],
+            powers(NARROWEST, prompt),
+            powers(NARROWEST, prompt + completion)[:-1],
         ),
         sampling=Sampling(rows=rows, sampler="jit" if mesh.size == 1 else "shard_map", **drawing),
         templates={role: load_template(role) for role in ROLES},
@@ -265,7 +265,7 @@ def load(
         k_meta=said.k_meta if k_meta is None else _count("k_meta", k_meta),
         guided=bool(spec.get("meta")),
         rows=rows,
-        sequences=_powers(NARROWEST_SEQUENCE, prompt + completion)[:-1],
+        sequences=powers(NARROWEST_SEQUENCE, prompt + completion)[:-1],
     )
 
 
@@ -767,8 +767,8 @@ def _content_id(record: Record) -> str:
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _powers(first: int, last: int) -> tuple[int, ...]:
-    """The powers of two from `first` that are less than `last`, and `last`."""
+def powers(first: int, last: int) -> tuple[int, ...]:
+    """Returns the powers of two from `first` that are less than `last`, and `last`."""
     powers = (first << i for i in itertools.count())
     return (*itertools.takewhile(lambda width: width < last, powers), last)
 

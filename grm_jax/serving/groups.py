@@ -10,10 +10,16 @@ those of one conversation and, where a caller names one, of one key. A group is 
 Whoever comes later begins another group. All members get the scores of one verdict, in which they
 stand in an order of their own, so that it does not depend on who came first. Each of them is
 answered by its own deadline, and the group is judged by the earliest of these.
+
+A group is taken as a whole, or refused as a whole: its first member takes room in the queue for its
+judgments. Where there is none, all of them are told to come back at one time, that they come
+together again.
 """
 
 import asyncio
+import contextlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -35,8 +41,16 @@ class Scored(NamedTuple):
 
 
 class _Group:
-    def __init__(self, name: tuple[str, str], conversation: Any, how: dict, scalar: str):
+    def __init__(
+        self,
+        name: tuple[str, str],
+        conversation: Any,
+        how: dict,
+        scalar: str,
+        room: contextlib.ExitStack,
+    ):
         self.name, self.conversation, self.how, self.scalar = name, conversation, how, scalar
+        self.room = room  # in the queue, until it is closed
         self.members: list[tuple[str, float, asyncio.Future[Scored]]] = []
         self.size: int | None = None
         self.began = time.monotonic()
@@ -52,7 +66,9 @@ class Groups:
 
     def __init__(self, service: Service):
         self.service = service
-        self.open: dict[tuple[str, ...], _Group] = {}
+        self.open: dict[tuple[str, str], _Group] = {}
+        # those that were told to come back, and when, by `time.monotonic`
+        self.refused: dict[tuple[str, str], float] = {}
 
     async def score_list(
         self,
@@ -61,12 +77,16 @@ class Groups:
         how: dict[str, Any],
         until: float,
         scalar: str,
+        admitted: bool = False,
     ) -> list[Scored]:
-        """Scores the responses to a conversation that are all there."""
+        """Scores the responses to a conversation that are all there.
+
+        admitted: whether there is room for them in the queue already.
+        """
         order = sorted(range(len(responses)), key=lambda i: responses[i])
         texts = [responses[i] for i in order]
         record = record_of({"conversation": conversation, "responses": texts})
-        judged = await self.service.judge(record, how, until)
+        judged = await self.service.judge(record, how, until, admitted)
         values, failure = scalars(judged.verdict, scalar, len(texts))
         place = {i: at for at, i in enumerate(order)}
         return [
@@ -94,17 +114,14 @@ class Groups:
         most = min(settings.members, settings.responses)
         if size is not None and not 1 <= size <= most:
             raise Refused(422, "group_size", f"a group of {size}; expected 1 to {most} members")
-        if self.service.held >= settings.queue:
-            raise Refused(
-                429, "queue_full", f"{self.service.held} samples wait for their groups", 1
-            )
         # what is wrong with it is said to whoever sent it, and not to its group
         record_of({"conversation": conversation, "responses": [response]})
         asked = {name: str(how[name]) for name in sorted(how)}
         name = (key, json.dumps([conversation, asked, scalar]))
         group = self.open.get(name)
         if group is None:
-            group = self.open[name] = _Group(name, conversation, how, scalar)
+            group = _Group(name, conversation, how, scalar, self._room(name, how))
+            self.open[name] = group
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         group.members.append((response, until, future))
         group.size = size if group.size is None else min(group.size, size or group.size)
@@ -121,6 +138,26 @@ class Groups:
             future.cancel()
             if not group.alive():
                 self._forget(group)
+
+    def _room(self, name: tuple[str, str], how: dict[str, Any]) -> contextlib.ExitStack:
+        """Takes room in the queue for a group. Raises Refused where there is none."""
+        now, room = time.monotonic(), contextlib.ExitStack()
+        while self.refused and (oldest := next(iter(self.refused.items())))[1] <= now:
+            del self.refused[oldest[0]]
+        again = self.refused.get(name, now)
+        if again <= now:
+            self.refused.pop(name, None)
+            try:
+                room.enter_context(self.service.admitted(len(how["samples"])))
+                return room
+            except Refused as error:
+                if error.status != 429:
+                    raise
+                # clients that come up to a quarter late shall find each other
+                longest = 2 * self.service.settings.group_s
+                again = self.refused[name] = now + min(error.retry_after or 1, longest)
+        message = "the queue is full; all samples of this group are to come back at one time"
+        raise Refused(429, "queue_full", message, math.ceil(again - now))
 
     def _arm(self, group: _Group, most: int) -> None:
         """Judges a group that is full, else sets the time at which it is judged as it is."""
@@ -141,6 +178,7 @@ class Groups:
 
     def _forget(self, group: _Group) -> None:
         """Gives up a group for which nobody waits any more."""
+        group.room.close()
         if group.timer is not None:
             group.timer.cancel()
         if self.open.get(group.name) is group:
@@ -164,12 +202,15 @@ class Groups:
                     group.how,
                     min(until for _, until, _ in members),
                     group.scalar,
+                    admitted=True,
                 )
         except Exception as error:
             for _, _, future in members:
                 if not future.done():
                     future.set_exception(error)
             return
+        finally:
+            group.room.close()
         for (_, _, future), value in zip(members, scored, strict=True):
             if not future.done():
                 future.set_result(value)

@@ -304,11 +304,14 @@ class Service:
             raise Refused(422, WRONG, problem)
         return how
 
-    async def judge(self, record: Record, how: dict[str, Any], until: float) -> Judged:
+    async def judge(
+        self, record: Record, how: dict[str, Any], until: float, admitted: bool = False
+    ) -> Judged:
         """Judges a record.
 
         how: of `Judge.how`. until: of `until`. Judgments that are not there by then have failed,
-        and the verdict is that of the others.
+        and the verdict is that of the others. admitted: whether whoever asks has taken room for
+        them (`admitted`).
 
         Raises Refused for what this model cannot judge, and where too much is asked for; and
         EngineError where the device failed.
@@ -332,7 +335,8 @@ class Service:
         if found is not None:
             return Judged(found[0], lane, found[1], found[2], cached=True)
         judge = self._by_records if lane.policy is None else self._by_samples
-        with self.admitted(samples), self.waiting(f"{samples} judgments of {n} responses"):
+        room = contextlib.nullcontext() if admitted else self.admitted(samples)
+        with room, self.waiting(f"{samples} judgments of {n} responses"):
             judged = await judge(lane, record, how, until)
         for judgment in judged.verdict.judgments:
             if judgment.failure is not None:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from grm_jax.judge import Judge
+from grm_jax.judge import Judge, powers
 from grm_jax.judgment.records import Record, Turn
 from grm_jax.reward_models.load import Policy
 from grm_jax.reward_models.protocol import new_judgment
@@ -26,7 +27,9 @@ from grm_jax.sampling.engine import Counts, Engine, shape_of
 from grm_jax.sampling.requests import Completion, Request
 
 log = logging.getLogger(__name__)
-RATED = 8  # judgments that the Meta RM reads at once
+# judgments that the Meta RM reads at once; a CPU takes as long for each of many as for one
+RATED_CPU, RATED = 2, 8
+NARROWEST_RATED = 128  # tokens; judgments are padded to the powers of two from here
 
 
 class EngineError(Exception):
@@ -102,7 +105,12 @@ class Lane:
     def widths(self) -> tuple[int, ...]:
         """Returns what judgments are padded to for the Meta RM."""
         assert self.policy is not None
-        return (*self.judge.sequences, self.policy.longest)
+        return powers(NARROWEST_RATED, self.policy.longest)
+
+    @property
+    def rated(self) -> int:
+        """Judgments that the Meta RM reads at once."""
+        return RATED_CPU if jax.default_backend() == "cpu" else RATED
 
     @property
     def busy(self) -> bool:
@@ -151,21 +159,22 @@ class Lane:
             draw.done(completions)
 
     def rate(self) -> None:
-        """Puts the Meta RM's logit into judgments that wait for it, RATED at a time."""
-        while self.ratings:
-            asked = [self.ratings.popleft() for _ in range(min(RATED, len(self.ratings)))]
-            assert self.policy is not None and self.policy.rate is not None
-            # records of two clients may have one id
-            rows = [row | {"id": str(i)} for i, (row, _, _) in enumerate(asked)]
-            records = {str(i): record for i, (_, record, _) in enumerate(asked)}
-            try:
-                self.policy.rate(rows, records, self.widths(), RATED)
-                results: list[Any] = [row | {"id": asked[int(row["id"])][0]["id"]} for row in rows]
-            except Exception as error:
-                log.exception("the Meta RM failed on %d judgments", len(asked))
-                results = [EngineError(str(error) or type(error).__name__)] * len(asked)
-            for (_, _, done), result in zip(asked, results, strict=True):
-                done(result)
+        """Puts the Meta RM's logit into the judgments that wait for it."""
+        if not self.ratings:
+            return
+        asked, self.ratings = self.ratings, collections.deque()
+        assert self.policy is not None and self.policy.rate is not None
+        # records of two clients may have one id
+        rows = [row | {"id": str(i)} for i, (row, _, _) in enumerate(asked)]
+        records = {str(i): record for i, (_, record, _) in enumerate(asked)}
+        try:
+            self.policy.rate(rows, records, self.widths(), self.rated)
+            results: list[Any] = [row | {"id": asked[int(row["id"])][0]["id"]} for row in rows]
+        except Exception as error:
+            log.exception("the Meta RM failed on %d judgments", len(asked))
+            results = [EngineError(str(error) or type(error).__name__)] * len(asked)
+        for (_, _, done), result in zip(asked, results, strict=True):
+            done(result)
 
     def judge_records(self) -> None:
         """Asks a model that has no engine about the records that wait and are asked alike."""
@@ -313,5 +322,5 @@ def warm(lane: Lane) -> None:
         record = Record("warm", (Turn("user", "a"),), ("a", "b"))
         for width in lane.widths():
             row = new_judgment(record, 0, (0, 1), 1.0, (1, 2), text="a", correct=None)
-            lane.policy.rate([row], {"warm": record}, (width,), RATED)
+            lane.policy.rate([row], {"warm": record}, (width,), lane.rated)
     engine.counts = Counts()

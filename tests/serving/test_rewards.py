@@ -4,12 +4,16 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import time
+import types
 
 import httpx
 import pytest
 
+from grm_jax.serving import groups
 from grm_jax.serving.scalars import scalars
-from tests.serving.conftest import RIGHT, TASK, WRONG
+from grm_jax.serving.service import Refused
+from grm_jax.serving.settings import Serving
+from tests.serving.conftest import RIGHT, TASK, WRONG, body
 from tests.serving.test_core import eventually, held, idle
 
 CHAT = f"<bos><start_of_turn>user\n{TASK}<end_of_turn>\n<start_of_turn>model\n"
@@ -188,3 +192,62 @@ def test_each_member_is_answered_by_its_own_deadline(served):
     assert time.monotonic() - began < served.service.settings.group_s
     too_many = fields | {"query": [CHAT + RIGHT], "group_size": 65}
     assert served.post("/get_reward", json=too_many).status_code == 422
+
+
+def test_a_group_is_taken_or_refused_as_a_whole(served, tiny, monkeypatch):
+    """Whoever belongs to a group that was taken finds room, however full the queue is; one that was
+    refused makes a group again.
+    """
+    responses = [RIGHT, WRONG, THIRD]
+
+    def post(name, text):
+        fields = {"group": name, "group_size": 3, "prompts": [CHAT], "k": 2}
+        return served.post("/get_reward", json=fields | {"query": [CHAT + text]})
+
+    few = settings(served, monkeypatch, queue=10, samples=10)
+    with few, held(served) as release, concurrent.futures.ThreadPoolExecutor(7) as pool:
+        taken = [pool.submit(post, "taken", RIGHT)]
+        eventually(lambda: served.service.asked == 2)
+        full = pool.submit(served.post, "/v1/judge", json=body(k=8))
+        eventually(lambda: served.service.asked == 10)
+        refused = [post("refused", text) for text in responses]
+        assert [reply.status_code for reply in refused] == [429] * 3
+        taken += [pool.submit(post, "taken", text) for text in responses[1:]]
+        eventually(lambda: served.service.held == 3)
+        release()
+        assert full.result().status_code == 200
+        eventually(lambda: served.service.asked == 0)
+        time.sleep(max(int(reply.headers["Retry-After"]) for reply in refused))
+        again = [pool.submit(post, "refused", text) for text in responses]
+        for asked in (taken, again):
+            replies = [one.result().json() for one in asked]
+            assert [reply["rewards"][0] for reply in replies] == numbers(tiny, responses, k=2)
+    idle(served)
+
+
+def test_all_of_a_refused_group_are_told_one_time(monkeypatch):
+    clock, full = [100.0], True
+
+    @contextlib.contextmanager
+    def admitted(samples):
+        if full:
+            raise Refused(429, "queue_full", "", 60)
+        yield
+
+    service = types.SimpleNamespace(admitted=admitted, settings=Serving(group_s=7.0))
+    monkeypatch.setattr(groups, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    collecting = groups.Groups(service)
+
+    def told(name):
+        with pytest.raises(Refused) as caught:
+            collecting._room((name, ""), {"samples": (0,)})
+        return caught.value.retry_after
+
+    # twice the time that a group waits for its members, however long the queue is
+    assert told("a") == 14
+    clock[0], full = 104.5, False
+    assert told("a") == 10  # there is room by now, and the others were told to come later
+    collecting._room(("b", ""), {"samples": (0,)}).close()
+    clock[0] = 114.0
+    collecting._room(("a", ""), {"samples": (0,)}).close()
+    assert not collecting.refused
