@@ -15,6 +15,7 @@ EXAMPLES = sorted((REPO / "examples").glob("*.py"))
 SLOW = {"best_of_n.py", "better_policy.py", "serve_and_ask.py", "train_on_my_data.py"}
 SMALL = {  # what is put in place of what, so that a test takes seconds
     "best_of_n.py": {"ITEMS = 40": "ITEMS = 8"},
+    "better_policy.py": {"= 60, 30, 16, 48, 8, 4": "= 5, 2, 2, 4, 4, 2", "(2, 4, N)": "(2, N)"},
     "train_on_my_data.py": {
         "ITEMS, RFT_STEPS, RL_STEPS, BATCH = 200, 60, 20, 32": (
             "ITEMS, RFT_STEPS, RL_STEPS, BATCH = 16, 5, 5, 8"

@@ -121,7 +121,8 @@ def dress(rng: random.Random, items: tasks.Items, thanks: bool, distractors: str
             return Response(items, thanks, filler, certain, bold)
 
 
-def _wrong_response(rng: random.Random, query: tasks.Query, distractors: str) -> Response:
+def wrong_response(rng: random.Random, query: tasks.Query, distractors: str) -> Response:
+    """Writes a response as a hasty writer does; now and then it is right after all."""
     impolite = query.thanks and rng.random() < 0.35  # right but for the second wish
     items = tasks.right_items(rng, query) if impolite else tasks.wrong_items(rng, query)
     thanks = query.thanks and not impolite and rng.random() < 0.8
@@ -145,7 +146,7 @@ def draw_item(
             dress(rng, tasks.right_items(rng, query), query.thanks, "none" if hard else "free")
         ]
         while len(responses) < n or n == 1:
-            candidate = _wrong_response(rng, query, "some" if hard else "free")
+            candidate = wrong_response(rng, query, "some" if hard else "free")
             if is_right(query, candidate) or candidate.text in {r.text for r in responses}:
                 continue
             if n == 1:

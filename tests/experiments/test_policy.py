@@ -1,0 +1,118 @@
+"""A policy that gets better: exact best of n, rewards with gaps, chances of scalar scores; a whole
+seed at micro sizes, stopped and taken up again (slow).
+"""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from experiments.policy import best_of_n, judges, loop, plot
+from experiments.policy import writer as writing
+from grm_jax.data.world.writing import gold, make_queries
+from grm_jax.training.settings import RlConfig
+
+
+def test_best_of_n_is_the_mean_over_all_subsets():
+    rng = np.random.default_rng(0)
+    scores_PN = rng.integers(0, 4, (5, 6)).astype(float)  # ties
+    scores_PN[0, :2] = np.nan
+    values_PN = rng.random((5, 6))
+    for n in (1, 2, 4, 6):
+        slow = []
+        for scores_N, values_N in zip(np.nan_to_num(scores_PN, nan=-9), values_PN):
+            of_subsets = []
+            for subset in map(list, itertools.combinations(range(6), n)):
+                top = scores_N[subset] == scores_N[subset].max()
+                of_subsets.append(values_N[subset][top].mean())
+            slow.append(np.mean(of_subsets))
+        np.testing.assert_allclose(best_of_n.chosen_means(scores_PN, values_PN, n), slow)
+    with pytest.raises(ValueError, match="n: expected 1 to the 6"):
+        best_of_n.chosen_means(scores_PN, values_PN, 7)
+
+
+def test_a_response_without_reward_has_no_advantage():
+    rewards = [1.0, np.nan, 0.0, 0.5, np.nan, np.nan]
+    np.testing.assert_allclose(loop.without_gaps(rewards, 3), [1, 0.5, 0, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(loop.without_gaps([np.nan, np.nan], 2), [0, 0])
+
+
+def test_chances_are_those_of_the_responses_that_they_were_fitted_on():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(3, 20, 4000)
+    right = rng.random(4000) < 1 / (1 + np.exp(-(scores - 3) / 10))
+    fitted = judges.chances(scores, right)(scores)
+    assert abs(fitted.mean() - right.mean()) < 0.01
+    upper = scores > 10
+    assert abs(fitted[upper].mean() - right[upper].mean()) < 0.03
+
+
+def test_errors_are_of_the_mean_over_seeds():
+    mean, error = plot.mean_and_error([[1.0, 2.0], [3.0, 2.0]])
+    assert mean.tolist() == [2, 2] and error.tolist() == [1, 0]
+    assert plot.mean_and_error([[1.0]])[1].tolist() == [0]
+    assert plot.smooth([0, 3, 6, 9], 3).tolist() == [1.5, 3, 6, 7.5]
+
+
+RL = RlConfig(
+    learning_rate=1e-3,
+    batch_size=8,
+    micro_batch=8,
+    steps=2,
+    group_size=4,
+    beta=0.02,
+    old_logp="sampler",
+)
+
+
+@pytest.mark.slow
+def test_rl_learns_what_is_rewarded_and_goes_on_where_it_was_stopped(tmp_path):
+    writer = writing.make_writer()
+    start = writing.fine_tune(writer, tmp_path, 0, 30, 2000, 0.5)
+    rl = dataclasses.replace(RL, batch_size=64, micro_batch=64, steps=12)
+
+    def bold(prompts, texts, seed):
+        return [float("**" in text) for text in texts]
+
+    def rows(folder):
+        lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    tuned = loop.tune(writer, start, bold, rl, tmp_path / "whole", 0, every=6)
+    whole = rows(tmp_path / "whole")
+    assert whole[-1]["bold"] > whole[0]["bold"] + 0.3 and whole[-1]["kl"] > 0.1
+
+    def stopped(prompts, texts, seed):
+        if seed == 8:
+            raise KeyboardInterrupt
+        return bold(prompts, texts, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.tune(writer, start, stopped, rl, tmp_path / "twice", 0, every=6)
+    again = loop.tune(writer, start, bold, rl, tmp_path / "twice", 0, every=6)
+    assert rows(tmp_path / "twice") == whole
+    for a, b in zip(jax_leaves(tuned), jax_leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def jax_leaves(params):
+    import jax
+
+    return [np.asarray(x) for x in jax.tree.leaves(params)]
+
+
+def test_a_step_of_rl_with_a_function_as_reward(tmp_path):
+    writer = writing.make_writer()
+    start = writing.load(writer, writing.base_folder())
+    queries = {query.text: query for query in make_queries(2, 0)}
+
+    def reward(prompts, texts, seed):
+        assert seed == 0 and set(prompts) == set(queries) and len(texts) == 8
+        return [gold(queries[prompt], text) for prompt, text in zip(prompts, texts)]
+
+    rl = dataclasses.replace(RL, steps=1)
+    loop.tune(writer, start, reward, rl, tmp_path, 0)
+    (row,) = map(json.loads, (tmp_path / "steps.jsonl").read_text(encoding="utf-8").splitlines())
+    assert row["reward"] == row["gold"] > 0 and abs(row["kl"]) < 1e-4 and row["missing"] == 0
