@@ -96,17 +96,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def with_bars(markdown: str) -> str:
-    """Writes | in the code of tables without the escape that GitHub needs there."""
+def in_cell(code: re.Match) -> str:
+    """Returns code of a table without the escape that GitHub needs; what is long may be broken."""
+    text = code[0].replace("\\|", "|")
+    return text + ("{.long}" if max(map(len, text.split())) > 40 else "")
+
+
+def with_cells(markdown: str) -> str:
+    """Rewrites the code in rows of tables."""
     return re.sub(
-        r"^\|.*",
-        lambda row: re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0]),
-        markdown,
-        flags=re.MULTILINE,
+        r"^\|.*", lambda row: re.sub(r"`[^`]+`", in_cell, row[0]), markdown, flags=re.MULTILINE
     )
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrites links that lead out of docs/, and what GitHub's tables need alone."""
     path = f"docs/{page.file.src_uri}"
-    return with_bars(moved(markdown, path) if (REPO / path).is_file() else markdown)
+    return with_cells(moved(markdown, path) if (REPO / path).is_file() else markdown)

@@ -1,0 +1,69 @@
+"""The hooks of mkdocs.yml: links out of docs/, code in tables, docstrings as Markdown."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[1]
+pytest.importorskip("mkdocs", reason="requirements-dev.txt has it")
+pytest.importorskip("griffe", reason="requirements-dev.txt has it")
+
+
+def hook(name: str):
+    spec = importlib.util.spec_from_file_location(name, REPO / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+site_pages, site_docstrings = hook("site_pages"), hook("site_docstrings")
+
+
+def test_links_lead_to_where_a_file_is_in_the_site():
+    text = "[a](docs/judge.md#adapters) [b](LICENSE) [c](https://x.org) [d](#here) f[x](y, 4)"
+    moved = "[a](judge.md#adapters) [b](source/LICENSE.md) [c](https://x.org) [d](#here) f[x](y, 4)"
+    assert site_pages.moved(text, "README.md") == moved
+    text = "[a](../../README.md) [b](../judge.md) [c](../../grm_jax/judge.py)"
+    moved = "[a](../index.md) [b](../judge.md) [c](../source/grm_jax/judge.py.md)"
+    assert site_pages.moved(text, "docs/first_hour/pod.md") == moved
+    assert "def load(" in site_pages.shown("grm_jax/judge.py")
+
+
+def test_code_in_tables_needs_no_escape_and_may_break_where_it_is_long():
+    assert site_pages.with_cells(r"| `a\|b` | c\|d |") == r"| `a|b` | c\|d |"
+    assert site_pages.with_cells(r"no table: `a\|b`") == r"no table: `a\|b`"
+    name = "tests/x.py::test_" + "a" * 40
+    assert site_pages.with_cells(f"| `{name}` |") == f"| `{name}`{{.long}} |"
+
+
+def test_the_reference_has_every_module():
+    named = re.findall(r"^::: (\S+)", "".join(site_pages.api_pages().values()), re.MULTILINE)
+    there = {
+        ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+        for path in (REPO / "grm_jax").rglob("*.py")
+    }
+    assert sorted(named) == sorted(there - {"grm_jax.__main__"})
+
+
+def test_a_docstring_keeps_its_lists_its_code_and_its_signs():
+    text = """Reads <a> of `<b>`.
+
+    x, y: of *all* [B, C],
+        and more.
+    z: last.
+    Then a line.
+
+        a = <code>
+
+    Raises ValueError.
+    """
+    assert site_docstrings.markdown(text.replace("\n    ", "\n")) == (
+        "Reads &lt;a> of `<b>`.\n\n"
+        "- `x, y`: of \\*all\\* \\[B, C\\], and more.\n"
+        "- `z`: last.\n\n"
+        "Then a line.\n\n"
+        "    a = <code>\n\n"
+        "Raises ValueError."
+    )
