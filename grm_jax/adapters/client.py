@@ -10,7 +10,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -55,6 +55,28 @@ def _pause(tries: int, reply: httpx.Response | None) -> float:
     return wait * (1 + random.random() / 4)
 
 
+async def _asked(
+    url: str,
+    tries: int,
+    post: Callable[[str, Mapping[str, str]], Awaitable[httpx.Response]],
+    sleep: Callable[[float], Awaitable[None]],
+) -> dict[str, Any]:
+    """Posts until there is an answer, `tries` times at most."""
+    said, headers = "", _headers()
+    for attempt in range(tries):
+        reply = None
+        try:
+            reply = await post(url, headers)
+            if (answer := _answer(reply)) is not None:
+                return answer
+            said = f"status {reply.status_code}: {reply.text[:500]}"
+        except httpx.TransportError as error:
+            said = repr(error)
+        if attempt < tries - 1:
+            await sleep(_pause(attempt, reply))
+    raise Unanswered(f"{url}: {tries} tries; the last: {said}")
+
+
 def ask(
     path: str,
     body: Mapping[str, Any],
@@ -66,19 +88,18 @@ def ask(
 
     Raises Unanswered after `tries`, and at once for what another try cannot help.
     """
-    said, headers = "", _headers()
-    for attempt in range(tries):
-        reply = None
-        try:
-            reply = _client(timeout_s).post(address(base_url) + path, json=body, headers=headers)
-            if (answer := _answer(reply)) is not None:
-                return answer
-            said = f"status {reply.status_code}: {reply.text[:500]}"
-        except httpx.TransportError as error:
-            said = repr(error)
-        if attempt < tries - 1:
-            time.sleep(_pause(attempt, reply))
-    raise Unanswered(f"{address(base_url)}{path}: {tries} tries; the last: {said}")
+
+    async def post(url: str, headers: Mapping[str, str]) -> httpx.Response:
+        return _client(timeout_s).post(url, json=body, headers=headers)
+
+    async def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+
+    try:  # nothing that it awaits suspends it, so that it needs no event loop
+        _asked(address(base_url) + path, tries, post, sleep).send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("what a blocking call awaits must not suspend it")
 
 
 async def ask_async(
@@ -89,20 +110,12 @@ async def ask_async(
     tries: int = 5,
 ) -> dict[str, Any]:
     """Does what `ask` does, beside other coroutines."""
-    said, headers = "", _headers()
     async with httpx.AsyncClient(timeout=timeout_s) as client:
-        for attempt in range(tries):
-            reply = None
-            try:
-                reply = await client.post(address(base_url) + path, json=body, headers=headers)
-                if (answer := _answer(reply)) is not None:
-                    return answer
-                said = f"status {reply.status_code}: {reply.text[:500]}"
-            except httpx.TransportError as error:
-                said = repr(error)
-            if attempt < tries - 1:
-                await asyncio.sleep(_pause(attempt, reply))
-    raise Unanswered(f"{address(base_url)}{path}: {tries} tries; the last: {said}")
+
+        async def post(url: str, headers: Mapping[str, str]) -> httpx.Response:
+            return await client.post(url, json=body, headers=headers)
+
+        return await _asked(address(base_url) + path, tries, post, asyncio.sleep)
 
 
 def text_of(completion: Any) -> str:

@@ -4,7 +4,7 @@
     reward.custom_reward_function.name=compute_score
 
 The prompt is read from `extra_info`: "prompt" (a text or messages), else "question". "uid", where a
-dataset has one, and "n", the samples of a prompt, name the group and its size.
+dataset has one, names the group. Its size is "n" there or, for all datasets, of `reward_kwargs`.
 """
 
 from typing import Any
@@ -21,8 +21,9 @@ async def compute_score(
 ) -> dict[str, Any]:
     """Returns verl's {"score": ...} of one sample.
 
-    asked: base_url, and k, seed, scalar, ... of the server, as reward_kwargs of the config. Raises
-    Unanswered, with the reason, for a sample that could not be scored: verl has no word for it.
+    asked: base_url, n (samples of a prompt), and k, seed, scalar, ... of the server, as
+    reward_kwargs of the config. Raises Unanswered, with the reason, for a sample that could not be
+    scored: verl has no word for it.
     """
     info = extra_info or {}
     prompt = info.get("prompt", info.get("question"))
@@ -32,8 +33,8 @@ async def compute_score(
     body = {name: asked[name] for name in ours if name in asked}
     messages = [*turns_of(prompt), {"role": "assistant", "content": solution_str}]
     body |= {"messages": messages, "use_activation": False, "group": str(info.get("uid", ""))}
-    if info.get("n"):
-        body["group_size"] = int(info["n"])
+    if size := info.get("n", asked.get("n")):
+        body["group_size"] = int(size)
     reply = await ask_async("/classify", body, asked.get("base_url"))
     found = reply["data"][-1]
     if found["probs"][-1] is None:

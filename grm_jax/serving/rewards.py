@@ -7,12 +7,13 @@ null, and "failures" says why: a client that can do nothing with null fails, as 
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from grm_jax.judgment.rules import score_range
 from grm_jax.serving.groups import Groups, Scored
@@ -39,6 +40,12 @@ class How(BaseModel):
     scalar: Literal["mean", "share", "wins", "rank"] | None = None
     group: str = ""
     group_size: int | None = None
+
+
+class Address(How):
+    """How a door is asked by its address, by clients whose body cannot say: ?k=8&scalar=wins."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class RewardBody(How):
@@ -103,7 +110,8 @@ def make_router(service: Service) -> APIRouter:
         return results
 
     @router.post("/get_reward")
-    async def get_reward(body: RewardBody) -> JSONResponse:
+    async def get_reward(body: RewardBody, request: Request) -> JSONResponse:
+        body = body.model_copy(update=of_address(request.query_params, body.model_fields_set))
         queries = [body.query] if isinstance(body.query, str) else body.query
         prompts = body.prompts or [None] * len(queries)
         if not queries or len(prompts) != len(queries):
@@ -196,6 +204,19 @@ def make_router(service: Service) -> APIRouter:
         )
 
     return router
+
+
+def of_address(query: Mapping[str, str], said: set[str]) -> dict[str, Any]:
+    """Reads what an address says of how it is asked, and its body (`said`) does not.
+
+    Raises RequestValidationError, as for a body, for what is unknown or wrong.
+    """
+    try:
+        fields = Address.model_validate_strings(dict(query)).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problems = [problem | {"loc": ("query", *problem["loc"])} for problem in error.errors()]
+        raise RequestValidationError(problems) from None
+    return {name: value for name, value in fields.items() if name not in said}
 
 
 def unit(one: Scored) -> float | None:

@@ -15,7 +15,7 @@ make_env() { # make_env NAME: does nothing where the environment was made from t
   if grep -q '^torch==' "$lock"; then # with what its build for this machine needs
     "$env/bin/pip" install --quiet --disable-pip-version-check -c "$lock" "$(grep '^torch==' "$lock")"
   fi
-  "$env/bin/pip" install --quiet --disable-pip-version-check --no-deps -r "$lock"
+  "$env/bin/pip" install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r "$lock"
   cp "$lock" "$env/lock.txt"
 }
 

@@ -1,12 +1,13 @@
 """Adapters against a server: what a trainer gets for a group, for a failure, of a busy server."""
 
 import asyncio
+import json
 import math
 
 import httpx
 import pytest
 
-from grm_jax.adapters import client, nemo, openrlhf, trl, tunix, verl
+from grm_jax.adapters import client, nemo, openrlhf, rewardbench, trl, tunix, verl
 from tests.serving.conftest import RIGHT, TASK, WRONG
 from tests.serving.test_rewards import CHAT, THIRD, numbers
 
@@ -41,7 +42,12 @@ def test_trl_and_tunix_get_a_number_for_each_completion(tiny):
     given = {"prompts": PROMPTS, "completions": COMPLETIONS, "trainer_state": None}
     assert trl.grm_reward(**asked)(**given) == expected
     assert asyncio.run(trl.grm_reward_async(**asked)(**given)) == expected
-    assert tunix.grm_reward(**asked)(PROMPTS, COMPLETIONS, answer=[]) == expected
+    # Tunix' prompts are texts of a chat
+    sort = f"<|im_start|>user\n{SORT[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
+    prompts = [CHAT if prompt == TASK else sort for prompt in PROMPTS]
+    completions = [client.text_of(completion) for completion in COMPLETIONS]
+    assert tunix.grm_reward(**asked)(prompts, completions, answer=[]) == expected
+    assert tunix.grm_reward(**asked)([TASK] * 3, [RIGHT, WRONG, THIRD]) == reversing
 
 
 def test_a_failure_is_what_each_trainer_calls_none(tiny):
@@ -61,15 +67,20 @@ def test_a_failure_is_what_each_trainer_calls_none(tiny):
 def test_verl_s_samples_find_their_group(tiny):
     responses = [RIGHT, WRONG, THIRD]
 
-    async def all_of_them():
-        info = {"prompt": SORT and TASK, "uid": "verl", "n": 3}
-        return await asyncio.gather(
-            *(verl.compute_score("world", text, "", info, k=4) for text in responses)
-        )
+    async def all_of_them(info, **asked):
+        # the last comes when a group without a size would have been judged
+        late = [asyncio.sleep(0), asyncio.sleep(0), asyncio.sleep(0.6)]
 
-    found = asyncio.run(all_of_them())
-    assert [one["score"] for one in found] == numbers(tiny, responses, k=4)
-    assert [one["grm_members"] for one in found] == [3, 3, 3]
+        async def score(text, late):
+            await late
+            return await verl.compute_score("world", text, "", info, k=4, **asked)
+
+        return await asyncio.gather(*map(score, responses, late))
+
+    for info, asked in (({"uid": "verl", "n": 3}, {}), ({}, {"n": 3}), ({"n": 3}, {"n": 2})):
+        found = asyncio.run(all_of_them(info | {"prompt": TASK}, **asked))
+        assert [one["score"] for one in found] == numbers(tiny, responses, k=4)
+        assert [one["grm_members"] for one in found] == [3, 3, 3]
     with pytest.raises(ValueError, match="extra_info: expected the prompt"):
         asyncio.run(verl.compute_score("world", RIGHT, "", {}))
 
@@ -83,25 +94,68 @@ def test_openrlhf_gets_tensors(tiny):
     expected = torch.tensor(numbers(tiny, [RIGHT, WRONG]))
     assert torch.equal(found["rewards"], expected)
     assert torch.allclose(found["scores"], (expected - 1) / 9)
+    found = openrlhf.grm_reward(k=4, seed=3, scalar="wins")(queries, [CHAT] * 2)
+    expected = numbers(tiny, [RIGHT, WRONG], "wins", k=4, seed=3)
+    assert torch.equal(found["rewards"], torch.tensor(expected))
+
+
+def test_rewardbench_gets_a_letter_whatever_the_places(tiny):
+    def chat(text, *turns):
+        return [{"role": "user", "content": TASK}, *turns, {"role": "assistant", "content": text}]
+
+    pair = rewardbench.grm_judge(k=4, seed=3)
+    winner, request, judgment = pair(TASK, chat(RIGHT), chat(WRONG), "any")
+    assert (winner, request) == ("A", TASK)
+    verdict = tiny(TASK, sorted([RIGHT, WRONG]), k=4, seed=3)
+    assert json.loads(judgment)["scores"] == list(verdict.scores)
+    assert pair(TASK, chat(WRONG), chat(RIGHT), "any")[0] == "B"
+    failed = pair(TASK, chat(RIGHT), chat(WRONG * 40), "any", model_modifier=None)
+    assert failed[0] == "error" and json.loads(failed[2])["failure"] == "too_long"
+    longer = chat(WRONG, {"role": "assistant", "content": "?"}, {"role": "user", "content": "!"})
+    with pytest.raises(ValueError, match="answers to different conversations"):
+        pair(TASK, chat(RIGHT), longer, "any", multi_turn=True)
 
 
 def test_a_busy_server_is_asked_again_and_a_wrong_question_is_not(monkeypatch):
-    seen, pauses = [], []
-    answers = [httpx.Response(429, headers={"Retry-After": "3"}), httpx.Response(503)]
+    seen, pauses, answers = [], [], []
 
     def handle(request):
         seen.append(request.headers["Idempotency-Key"])
         return answers.pop(0) if answers else httpx.Response(200, json={"rewards": [1.0]})
 
-    monkeypatch.setattr(client, "_client", lambda s: httpx.Client(
-        transport=httpx.MockTransport(handle)))  # fmt: skip
+    async def pause(seconds):
+        pauses.append(seconds)
+
+    def beside_others(path, body):
+        return asyncio.run(client.ask_async(path, body))
+
+    transport, asynchronous = httpx.MockTransport(handle), httpx.AsyncClient
+    monkeypatch.setattr(client, "_client", lambda s: httpx.Client(transport=transport))
+    monkeypatch.setattr(
+        client.httpx, "AsyncClient", lambda timeout: asynchronous(transport=transport)
+    )
     monkeypatch.setattr(client.time, "sleep", pauses.append)
-    assert client.ask("/compare", {}) == {"rewards": [1.0]}
-    assert len(seen) == 3 and len(set(seen)) == 1
-    assert 3 <= pauses[0] <= 3.75 and 1 <= pauses[1] <= 1.25
-    answers[:] = [httpx.Response(422, text="wrong")]
-    with pytest.raises(client.Unanswered, match="status 422: wrong"):
-        client.ask("/compare", {})
-    answers[:] = [httpx.Response(503, text="loading")] * 9
-    with pytest.raises(client.Unanswered, match="5 tries; the last: status 503: loading"):
-        client.ask("/compare", {})
+    monkeypatch.setattr(client.asyncio, "sleep", pause)
+    for ask in (client.ask, beside_others):
+        seen.clear(), pauses.clear()
+        answers[:] = [httpx.Response(429, headers={"Retry-After": "3"}), httpx.Response(503)]
+        assert ask("/compare", {}) == {"rewards": [1.0]}
+        assert len(seen) == 3 and len(set(seen)) == 1
+        assert 3 <= pauses[0] <= 3.75 and 1 <= pauses[1] <= 1.25
+        answers[:] = [httpx.Response(422, text="wrong")]
+        with pytest.raises(client.Unanswered, match="status 422: wrong"):
+            ask("/compare", {})
+        answers[:] = [httpx.Response(503, text="loading")] * 9
+        with pytest.raises(client.Unanswered, match="5 tries; the last: status 503: loading"):
+            ask("/compare", {})
+
+
+def test_a_blocking_call_needs_no_loop_and_bears_one(served):
+    async def within():
+        return client.ask("/compare", body)
+
+    body = {"conversation_history": SORT, "response_objs": SORTED, "k": 2}
+    assert asyncio.run(within())["rewards"] == client.ask("/compare", body)["rewards"]
+    nobody = "http://127.0.0.1:9"
+    with pytest.raises(client.Unanswered, match="1 tries; the last: ConnectError"):
+        client.ask("/compare", body, nobody, tries=1)

@@ -60,6 +60,32 @@ def test_openrlhf_sends_queries_of_a_batch(served, tiny):
         assert served.post("/get_reward", json=wrong).status_code == 422
 
 
+def test_what_a_body_cannot_say_the_address_says(served, tiny):
+    responses = [RIGHT, WRONG, THIRD]
+    body = {"query": [CHAT + text for text in responses], "prompts": [CHAT] * 3}
+    found = served.post("/get_reward?k=4&scalar=wins&seed=3&temperature=0.7", json=body).json()
+    assert found["rewards"] == numbers(tiny, responses, "wins", k=4, seed=3, temperature=0.7)
+    # what the body says it says itself
+    found = served.post("/get_reward?k=4&scalar=wins", json=body | {"k": 2}).json()
+    assert found["rewards"] == numbers(tiny, responses, "wins", k=2)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        late = [0.0, 0.0, 0.6]  # later than a group without a size is judged
+
+        def one(text, late_s):
+            time.sleep(late_s)
+            alone = {"query": [CHAT + text], "prompts": [CHAT], "labels": [""]}
+            return served.post("/get_reward?group_size=3", json=alone).json()
+
+        found = list(pool.map(one, responses, late))
+    assert [reply["rewards"][0] for reply in found] == numbers(tiny, responses)
+    for wrong in ("k=none", "k=0", "scalar=best", "group_siz=3", "seed=x", "group_size=65"):
+        reply = served.post(
+            f"/get_reward?{wrong}", json=body | {"query": [CHAT], "prompts": [CHAT]}
+        )
+        assert reply.status_code == 422, wrong
+    assert "group_siz" in served.post("/get_reward?group_siz=3", json=body).text
+
+
 @pytest.mark.parametrize("name", ["mean", "share", "wins", "rank"])
 def test_samples_that_come_one_at_a_time_are_judged_together(served, tiny, name):
     """Whatever their order, each gets its own number of the one verdict of the list."""
