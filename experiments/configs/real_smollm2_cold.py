@@ -6,7 +6,7 @@ so it is first fine-tuned on a few that are written by rule, of records whose go
 (`experiments/build_real/records.py`), beside instruction data. Its own judgments of 64 training
 records are drawn to say how many can be parsed; none is trained on.
 
-Hardware: 2 CPU cores.
+Hardware: as real_smollm2.py.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@
 What the runs of `real_smollm2.py` and its neighbors have made, on text that none of them saw: the
 base, the cold start, RFT, the GRM with its Meta RM, Bradley-Terry, length and chance.
 
-Hardware: 2 CPU cores.
+Hardware: as real_smollm2.py.
 Result: docs/real_text.md.
 """
 
@@ -13,7 +13,7 @@ import ml_collections
 from experiments.configs import evaluate, real_smollm2_cold
 from experiments.configs import real_smollm2 as real
 
-CACHE = 2**30  # of prompts on each device: one of 2,048 tokens takes 94 MB
+CACHE = 2**33  # of prompts on each device: one of 2,048 tokens takes 94 MB
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -39,7 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
     for field in ("ks", "temperature", "swap", "samples_per_order"):
         config.eval[field] = trained.eval[field]
-    config.model.update(dtype="float32", scan_layers=trained.model.scan_layers)
+    for field in ("dtype", "scan_layers", "attention"):
+        config.model[field] = trained.model[field]
     for section in ("mesh", "lengths", "sampling"):
         config[section] = trained[section]
     config.lengths.update(prompt=real.TEST_PROMPT, buckets=real.TEST_BUCKETS)

@@ -4,7 +4,7 @@
 A Bradley-Terry head on SmolLM2-135M-Instruct, from the records of `real_smollm2.py` and with its
 adapters: what a scalar model of the same size makes of the same pairs.
 
-Hardware: 2 CPU cores.
+Hardware: as real_smollm2.py.
 """
 
 import ml_collections
