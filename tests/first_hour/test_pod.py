@@ -76,6 +76,7 @@ def folder(tmp_path):
     return commands.clone(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_page_on_a_run_of_a_minute(folder):
     (folder / "small.py").write_text(SMALL)
     results = follow_page(folder, {RUN: "small.py --workdir=runs/pod"})

@@ -57,6 +57,7 @@ def check_run(folder, system, stages):
 
 
 @pytest.mark.torch
+@pytest.mark.slow
 def test_the_page_with_small_settings(folder):
     pytest.importorskip("torch")
     text = "".join(block.text for block in commands.read("preferences"))

@@ -58,6 +58,7 @@ def lengths(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_step(environment, lengths):
     """Packed; padded, the same batch is counted to need the same."""
     tasks = ("rft", "rl", "bradley_terry", "meta")
