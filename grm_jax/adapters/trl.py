@@ -8,6 +8,7 @@ TRL leaves a sample that has no reward out of its group's baseline.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grm_jax.adapters.client import ask, ask_async, group_body, grouped
@@ -16,12 +17,17 @@ Rewards = list[float | None]
 
 
 def grm_reward(base_url: str | None = None, **asked: Any) -> Callable[..., Rewards]:
-    """Makes a reward function. asked: k, seed, scalar, deadline_s, ... of the server."""
+    """Makes a reward function, which asks for all groups of a batch at once.
+
+    asked: k, seed, scalar, deadline_s, ... of the server.
+    """
 
     def grm(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
         groups = grouped(prompts)
         bodies = [group_body(prompts, completions, members, asked) for members in groups]
-        return _placed(len(completions), groups, [ask("/compare", b, base_url) for b in bodies])
+        with ThreadPoolExecutor(max(1, len(bodies))) as pool:
+            replies = list(pool.map(lambda body: ask("/compare", body, base_url), bodies))
+        return _placed(len(completions), groups, replies)
 
     return grm
 
@@ -29,7 +35,7 @@ def grm_reward(base_url: str | None = None, **asked: Any) -> Callable[..., Rewar
 def grm_reward_async(
     base_url: str | None = None, **asked: Any
 ) -> Callable[..., Coroutine[Any, Any, Rewards]]:
-    """Makes an asynchronous reward function, which asks for all groups of a batch at once."""
+    """Makes an asynchronous reward function, that leaves its loop to others while it waits."""
 
     async def grm(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Rewards:
         groups = grouped(prompts)

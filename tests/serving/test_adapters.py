@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 
 import httpx
 import pytest
@@ -48,6 +49,24 @@ def test_trl_and_tunix_get_a_number_for_each_completion(tiny):
     completions = [client.text_of(completion) for completion in COMPLETIONS]
     assert tunix.grm_reward(**asked)(prompts, completions, answer=[]) == expected
     assert tunix.grm_reward(**asked)([TASK] * 3, [RIGHT, WRONG, THIRD]) == reversing
+
+
+def test_trl_s_groups_are_asked_for_at_once(monkeypatch):
+    both_are_there = threading.Barrier(2, timeout=60)
+
+    def ask(path, body, base_url):
+        both_are_there.wait()
+        return {"rewards": [float(text[0]) for text in body["response_objs"]]}
+
+    async def ask_async(path, body, base_url):
+        return await asyncio.to_thread(ask, path, body, base_url)
+
+    monkeypatch.setattr(trl, "ask", ask)
+    monkeypatch.setattr(trl, "ask_async", ask_async)
+    prompts, completions = ["a", "b", "a"], ["1", "2", "3"]
+    assert trl.grm_reward()(prompts, completions) == [1.0, 2.0, 3.0]
+    assert asyncio.run(trl.grm_reward_async()(prompts, completions)) == [1.0, 2.0, 3.0]
+    assert trl.grm_reward()([], []) == []
 
 
 def test_a_failure_is_what_each_trainer_calls_none(tiny):
