@@ -26,7 +26,7 @@ def margin(judgment, record):
 
 def main():
     judge = grm_jax.load("tiny", meta=False)
-    records = make_records("test", 8, seed=3)
+    records = make_records("test", 4, seed=3)
     rewards = []
     for record, verdict in zip(records, judge.many(records, k=4, progress=False), strict=True):
         for drawn in verdict.judgments:

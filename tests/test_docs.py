@@ -6,9 +6,11 @@ Links and anchors are checked by `mkdocs build --strict`, commands by experiment
 import pathlib
 import re
 
+import jax
 import pytest
 
 import grm_jax
+from grm_jax.parallel.mesh import make_mesh
 from tests.evaluation import fabricated
 from tests.reward_models.released import released_folders, released_templates
 
@@ -52,7 +54,7 @@ def test_snippets_run(page, tmp_path, monkeypatch, loaded):
     for snippet in snippets(page):
         exec(compile(snippet, f"docs/{page}", "exec"), names)
     if page == "evaluation.md":
-        made = fabricated.evaluation(tmp_path, items=7, samples=8)
+        made = fabricated.evaluation(tmp_path, items=2, samples=8)
         results = names["figures"](*made, tmp_path)
         assert results["rows"] and (tmp_path / "report.html").is_file()
     if "get_config" in names:
@@ -78,7 +80,8 @@ def loaded(tmp_path_factory):
                 arguments | {"meta": str(meta), "templates": templates} | lengths,
             )
         if (name, *arguments) not in models:
-            models[(name, *arguments)] = load(name, **arguments)
+            mesh = make_mesh(devices=jax.devices()[:1])
+            models[(name, *arguments)] = load(name, **arguments, mesh=mesh)
         return models[(name, *arguments)]
 
     return of_the_reader
