@@ -18,6 +18,8 @@ PROMPTS = ["Reverse the list: 1.fox 2.ant 3.hen", "Sort the list: " + "1.owl 2.b
 
 def main(model: str) -> None:
     at_once = grm_reward_async(k=4, seed=3, scalar="mean")
+    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    columns = {"prompt": chats, "answer": ["", ""]}
     at_once.__name__ = "grm_async"  # TRL keeps its figures by this name
     with tempfile.TemporaryDirectory() as folder:
         settings = GRPOConfig(
@@ -36,14 +38,14 @@ def main(model: str) -> None:
             model=model,
             reward_funcs=[grm_reward(k=4, seed=3, scalar="wins"), at_once],
             args=settings,
-            train_dataset=Dataset.from_dict({"prompt": PROMPTS, "answer": ["", ""]}),
+            train_dataset=Dataset.from_dict(columns),
         )
         trainer.train()
         said = trainer.state.log_history[0]
     held = trainer._logs
     found = {
-        "prompts": list(held["prompt"]),
-        "completions": list(held["completion"]),
+        "prompts": [prompt[-1]["content"] for prompt in held["prompt"]],
+        "completions": [completion[-1]["content"] for completion in held["completion"]],
         "rewards": {name: list(values) for name, values in held["rewards"].items()},
         "advantages": list(held["advantages"]),
         "logged": {name: value for name, value in said.items() if name.startswith("reward")},
