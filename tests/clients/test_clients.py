@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -25,28 +26,26 @@ NAME = "gpt-4o-2024-08-06"  # RewardBench asks for a model of its list alone
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     """A client of `grm serve --model tiny`, which is started once."""
     command = [sys.executable, "-m", "grm_jax", "serve", "--model=tiny", "--port=0"]
     command += [f"--name={NAME}"]
-    environment = os.environ | {"XLA_FLAGS": ""}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    log = tmp_path_factory.mktemp("server") / "log.jsonl"
+    with log.open("w") as file:
+        environment = os.environ | {"XLA_FLAGS": ""}
+        process = subprocess.Popen(command, stderr=file, env=environment, cwd=REPO)
     try:
-        for line in process.stderr:
-            said = json.loads(line)
-            if said["event"] == "listening":
-                url = said["url"]
-            if said["event"] == "ready":
-                break
-        # what it says of requests has to be read by somebody, or it waits
-        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-        with httpx.Client(base_url=url, timeout=600) as client:
+        said = {}
+        while "ready" not in said:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+            whole = log.read_text().split("\n")[:-1]
+            said = {line["event"]: line for line in map(json.loads, whole)}
+        with httpx.Client(base_url=said["listening"]["url"], timeout=600) as client:
             yield client
     finally:
         process.terminate()
         process.wait(60)
-        drain.wait(60)
-        process.stderr.close()
 
 
 @pytest.fixture
@@ -59,16 +58,16 @@ def program(server, tmp_path):
 
 def run(server, folder, client, *arguments):
     """What the program of a client prints, by the Python of its environment."""
-    python = ENVS / client / "bin/python"
-    if not python.exists():
-        pytest.skip(f"no environment: bash tests/clients/make_envs.sh {client}")
+    lock, made = HERE / f"{client}.txt", ENVS / client / "lock.txt"
+    if not made.exists() or made.read_text() != lock.read_text():
+        pytest.skip(f"no environment of this lock: bash tests/clients/make_envs.sh {client}")
     environment = os.environ | {
         "XLA_FLAGS": "",
         "GRM_SERVER": str(server.base_url).rstrip("/"),
         "PYTHONPATH": str(REPO),
         "HF_HUB_OFFLINE": "1",
     }
-    command = [python, HERE / f"run_{client}.py", *map(str, arguments)]
+    command = [ENVS / client / "bin/python", HERE / f"run_{client}.py", *map(str, arguments)]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=folder, timeout=900
     )
