@@ -2,7 +2,7 @@
 
 This file is a preset of `experiments.spct_rl`, with the command behind it. The pairs are of the
 checkable world here; put the name of your file in PAIRS and a base of yours in `config.model.path`
-(docs/train.md). 3 minutes on 2 cores; a second call goes on where the first was stopped.
+(docs/train.md). Some minutes on 2 cores; a second call goes on where the first was stopped.
 """
 
 import json
