@@ -17,14 +17,17 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from grm_jax import __version__
+from grm_jax.json_files import cut
 from grm_jax.serving import openai, rewards
 from grm_jax.serving.gate import Gate, error_body
 from grm_jax.serving.logs import say
 from grm_jax.serving.metrics import Metrics
 from grm_jax.serving.replies import verdict_of_reply, weights_of
 from grm_jax.serving.service import WRONG, Refused, Service, record_of
+from grm_jax.serving.texts import StrictRoute
 from grm_jax.serving.worker import EngineError
 
+LONGEST = 600  # characters of a message
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -60,6 +63,7 @@ def make_app(service: Service) -> Gate:
 
     app = FastAPI(title="grm_jax", version=__version__, lifespan=lifespan)
     app.state.service = service
+    app.router.route_class = StrictRoute
     _errors(app)
 
     @app.get("/healthz")
@@ -115,7 +119,7 @@ def _errors(app: FastAPI) -> None:
 
     def reply(status: int, reason: str, message: str, retry: int | None = None) -> JSONResponse:
         headers = None if retry is None else {"Retry-After": str(max(1, math.ceil(retry)))}
-        safe = message.encode("utf-8", "backslashreplace").decode()
+        safe = cut(message, LONGEST).encode("utf-8", "backslashreplace").decode()
         return JSONResponse(error_body(reason, safe), status, headers)
 
     @app.exception_handler(Refused)
@@ -130,10 +134,16 @@ def _errors(app: FastAPI) -> None:
             f"{'.'.join(map(str, problem['loc'][1:])) or 'body'}: {problem['msg']}"
             for problem in error.errors()[:8]
         ]
+        if isinstance(error.body, bytes):  # it was not read
+            problems = [
+                "body: expected a JSON object, and the header Content-Type: application/json"
+            ]
         return reply(422, WRONG, "; ".join(problems))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ValueError):  # of `texts.StrictRoute`
+            return reply(error.status_code, WRONG, str(error.__cause__))
         return reply(error.status_code, WRONG, str(error.detail))
 
     @app.exception_handler(EngineError)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from grm_jax.serving.scalars import ALONE, scalars
-from grm_jax.serving.service import DEADLINE, Judged, Refused, Service, record_of
+from grm_jax.serving.service import DEADLINE, WRONG, Judged, Refused, Service, record_of
 
 SLACK_S = 0.5  # that a member waits for the verdict of its group behind its deadline
 
@@ -113,7 +113,7 @@ class Groups:
         settings = self.service.settings
         most = min(settings.members, settings.responses)
         if size is not None and not 1 <= size <= most:
-            raise Refused(422, "group_size", f"a group of {size}; expected 1 to {most} members")
+            raise Refused(422, WRONG, f"group_size: expected 1 to {most}")
         # what is wrong with it is said to whoever sent it, and not to its group
         record_of({"conversation": conversation, "responses": [response]})
         asked = {name: str(how[name]) for name in sorted(how)}

@@ -23,7 +23,7 @@ from grm_jax.sampling.requests import Completion, Request
 from grm_jax.serving.gate import error_body
 from grm_jax.serving.replies import usage_of
 from grm_jax.serving.service import DEADLINE, WRONG, Refused, Service
-from grm_jax.serving.texts import turns_of
+from grm_jax.serving.texts import StrictRoute, turns_of
 from grm_jax.serving.worker import EngineError, Lane
 
 MOST_STOPS = 16
@@ -104,7 +104,7 @@ class Piece(NamedTuple):
 
 def make_router(service: Service) -> APIRouter:
     """Makes OpenAI's doors, on a service."""
-    router = APIRouter()
+    router = APIRouter(route_class=StrictRoute)
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:

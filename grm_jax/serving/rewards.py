@@ -20,7 +20,7 @@ from grm_jax.serving.groups import Groups, Scored
 from grm_jax.serving.replies import usage_of, weights_of
 from grm_jax.serving.scalars import kept_scores, mean, wins
 from grm_jax.serving.service import WRONG, Refused, Service
-from grm_jax.serving.texts import conversation_and_response, turns_of
+from grm_jax.serving.texts import StrictRoute, conversation_and_response, turns_of
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -75,7 +75,7 @@ class CompareBody(How):
 
 def make_router(service: Service) -> APIRouter:
     """Makes the doors of trainers, on a service."""
-    router, groups = APIRouter(), Groups(service)
+    router, groups = APIRouter(route_class=StrictRoute), Groups(service)
 
     def asked(body: How) -> dict[str, Any]:
         return {
@@ -115,7 +115,9 @@ def make_router(service: Service) -> APIRouter:
         queries = [body.query] if isinstance(body.query, str) else body.query
         prompts = body.prompts or [None] * len(queries)
         if not queries or len(prompts) != len(queries):
-            problem = f"prompts: expected one for each of {len(queries)} queries (1 or more)"
+            problem = (
+                f"query, prompts: expected as many (1 or more), got {len(queries)}, {len(prompts)}"
+            )
             raise Refused(422, WRONG, problem)
         pairs = [conversation_and_response(q, p) for q, p in zip(queries, prompts, strict=True)]
         found = await scored(pairs, body)
@@ -146,7 +148,7 @@ def make_router(service: Service) -> APIRouter:
             pairs = [(turns[:-1], turns[-1]["content"])]
         else:
             texts = [body.input] if isinstance(body.input, str) else body.input or []
-            pairs = [conversation_and_response(text) for text in texts]
+            pairs = [conversation_and_response(text, field="input") for text in texts]
         found = await scored(pairs, body)
         # vLLM's default puts what a model says into [0, 1]
         values = [one.value if body.use_activation is False else unit(one) for one in found]
@@ -182,7 +184,7 @@ def make_router(service: Service) -> APIRouter:
         if body.principle:
             problem = "principle: this model takes none; expected it to be left out"
             raise Refused(422, WRONG, problem)
-        conversation = turns_of(body.conversation_history)
+        conversation = turns_of(body.conversation_history, "conversation_history")
         responses = [text_of(response, i) for i, response in enumerate(body.response_objs)]
         if not responses:
             raise Refused(422, WRONG, "response_objs: expected one or more")

@@ -319,7 +319,9 @@ class Service:
         n, samples = len(record.responses), len(how["samples"])
         if n > self.settings.responses:
             most = self.settings.responses
-            raise Refused(422, "too_many_responses", f"{n} responses; expected at most {most}")
+            raise Refused(
+                422, "too_many_responses", f"responses: {n} responses; expected at most {most}"
+            )
         lane = self._ready()
         if not lane.judge.accepts(n):
             kind = lane.judge.system.kind

@@ -1,9 +1,13 @@
 """Reads what clients write: messages of OpenAI's clients, and chats that came as one text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from grm_jax.json_files import decode, shown
 from grm_jax.judgment.records import ROLES
 from grm_jax.serving.service import WRONG, Refused
 
@@ -21,24 +25,42 @@ ENDS = re.compile(
 )
 
 
-def turns_of(messages: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+class _Body(Request):
+    async def json(self) -> Any:
+        return decode(await self.body(), "body")
+
+
+class StrictRoute(APIRoute):
+    """Reads bodies as the library reads files: strictly, and an error names its place."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """Returns what answers a request."""
+        handle = super().get_route_handler()
+
+        async def read(request: Request) -> Response:
+            return await handle(_Body(request.scope, request.receive))
+
+        return read
+
+
+def turns_of(messages: Sequence[dict[str, Any]], field: str = "messages") -> list[dict[str, str]]:
     """Returns the turns of OpenAI's messages. Raises Refused, naming what is no text of a turn."""
     turns = []
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         role = "system" if role == "developer" else role
         if role not in ROLES:
-            raise Refused(422, WRONG, f"messages[{i}].role: expected one of {', '.join(ROLES)}")
+            raise Refused(422, WRONG, f"{field}[{i}].role: expected one of {', '.join(ROLES)}")
         if isinstance(content, list):
             parts = [p.get("text") if isinstance(p, dict) else None for p in content]
             content = None if None in parts else "".join(map(str, parts))
         if not isinstance(content, str):
-            raise Refused(422, WRONG, f"messages[{i}].content: expected a text, or parts of text")
+            raise Refused(422, WRONG, f"{field}[{i}].content: expected a text, or parts of text")
         turns.append({"role": role, "content": content})
     return turns
 
 
-def read_chat(text: str) -> list[dict[str, str]]:
+def read_chat(text: str, field: str = "query") -> list[dict[str, str]]:
     """Reads the turns of a chat that was written as one text; one that is none is a user's turn.
 
     A text cannot say which of its marks are the chat's own and which were typed by somebody:
@@ -53,7 +75,7 @@ def read_chat(text: str) -> list[dict[str, str]]:
             content = text[mark.end() : following.start() if following else len(text)]
             role = ROLE_OF.get(mark["role"], mark["role"])
             if role not in ROLES:
-                raise Refused(422, WRONG, f"a chat with a turn of {role!r}")
+                raise Refused(422, WRONG, f"{field}: a chat with a turn of {shown(role)}")
             content = without_end(content).removesuffix(ending)
             turns.append({"role": role, "content": content.strip("\n")})
         return turns
@@ -66,7 +88,7 @@ def without_end(text: str) -> str:
 
 
 def conversation_and_response(
-    query: str, prompt: str | None = None
+    query: str, prompt: str | None = None, field: str = "query"
 ) -> tuple[list[dict[str, str]], str]:
     """Splits a prompt with its response. Raises Refused where it cannot be told what is what.
 
@@ -74,19 +96,19 @@ def conversation_and_response(
     """
     if prompt is not None:
         if not query.startswith(prompt):
-            raise Refused(422, WRONG, "query: expected a text that begins with its prompt")
-        turns = read_chat(prompt)
+            raise Refused(422, WRONG, "query: expected a text that begins with that of prompts")
+        turns = read_chat(prompt, "prompts")
         if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
             turns.pop()  # the turn that the response fills
         response = without_end(query[len(prompt) :])
     else:
-        turns = read_chat(query)
+        turns = read_chat(query, field)
         if turns[-1]["role"] != "assistant" or len(turns) < 2:
             raise Refused(
                 422,
                 WRONG,
-                "query: expected a chat that ends with the assistant's turn, or the prompt apart, "
-                "in prompts",
+                f"{field}: expected a chat that ends with the assistant's turn, or the prompt "
+                "apart: in prompts (/get_reward), or as messages (/classify)",
             )
         response = turns.pop()["content"]
     return turns, response
