@@ -123,7 +123,7 @@ class Load:
         ]
         self.statuses: collections.Counter[int] = collections.Counter()
         self.again = self.early = 0
-        self.stop = False  # nobody comes back any more
+        self.over = asyncio.Event()  # nobody comes back any more
 
     async def call(self, pool: int, path: str, body: dict) -> dict | None:
         """One call, again as it is told; None where it is refused to the last."""
@@ -137,10 +137,11 @@ class Load:
                 return reply.json()
             told = reply.headers.get("Retry-After", "")
             self.early += not told.isdigit()
-            if self.stop or attempt == self.tries - 1:
+            if self.over.is_set() or attempt == self.tries - 1:
                 return None
-            await asyncio.sleep(float(told or 1) * random.uniform(1, 1.25))
-            if self.stop:
+            with contextlib.suppress(TimeoutError):
+                wait = float(told or 1) * random.uniform(1, 1.25)
+                await asyncio.wait_for(self.over.wait(), wait)
                 return None
         return None
 
@@ -210,7 +211,7 @@ class Load:
         while (due := due + random.expovariate(per_s)) < began + seconds:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             tasks.append(asyncio.create_task(self.one(len(tasks))))
-        self.stop = True
+        self.over.set()
         return await asyncio.gather(*tasks)
 
     async def drawn(self) -> float:
