@@ -27,11 +27,12 @@ from grm_jax import __version__, locks, signals
 from grm_jax.json_files import decode, opened
 from grm_jax.judge import Judge, Verdict, as_record, load
 from grm_jax.judgment.anytime import AUTO
-from grm_jax.judgment.records import Record, record_from_dict, record_to_dict
+from grm_jax.judgment.parsing import ANSWERS
+from grm_jax.judgment.records import Record, record_from_dict, record_to_dict, rubric_of
 from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.reward_models.description import ROLES
 from grm_jax.reward_models.packaged import PACKAGED
-from grm_jax.serving.settings import SCALARS, Serving
+from grm_jax.serving import flags
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 
@@ -75,12 +76,6 @@ Writes each record with its responses, best first (best of n), and its "rewards"
 "metadata" gets "grm": the order, the scores and the margin. A record of which every judgment failed
 comes out as it was, with the reason under "grm".
 """
-SERVE = """\
-Serves a judge over HTTP: POST /v1/judge, and the doors of OpenAI, OpenRLHF, vLLM and NeMo Gym
-(docs/serving.md). It listens on this machine alone, unless --host says otherwise. The log is JSON
-lines on stderr. SIGHUP reads the weights anew, and no request is lost; SIGTERM or Ctrl-C answers
-what is under way, and ends.
-"""
 EXAMPLES = """\
 examples:
   grm judge records.jsonl --out verdicts.jsonl
@@ -88,22 +83,6 @@ examples:
   cat records.jsonl | grm rank - --top 1 > best.jsonl
   grm serve --model runs/tiny --port 8000
 """
-# settings of the server (`serving.settings.Serving`) that are flags as they are
-SERVING = {
-    "deadline_s": "longest that a request may take, in seconds",
-    "queue": "samples that may be asked for at once, of all clients",
-    "samples": "samples of one request, at most",
-    "responses": "responses of one request, at most",
-    "body_bytes": "bytes of one request, at most",
-    "slow_s": "what waits longer is said in the log, in seconds",
-    "grace_s": "that requests have to end in at SIGTERM, in seconds",
-    "scalar": f"number of a response in a list: {', '.join(SCALARS)}",
-    "window_s": "samples of one prompt are collected for so long, in seconds",
-    "members": "samples that are judged together, at most",
-    "group_s": "longest that samples wait for an announced group, in seconds",
-    "remembered": "replies that are kept for idempotency keys",
-    "cache": "SQLite file of verdicts",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,39 +153,16 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="N",
                 help="keep the N best responses of each record",
             )
-    _add_serve(
-        commands.add_parser(
-            "serve",
-            help="a judge over HTTP",
-            description=SERVE,
-            epilog=EXAMPLES,
-            formatter_class=how,
-        )
+    serve = commands.add_parser(
+        "serve",
+        help="a judge over HTTP",
+        description=flags.ABOUT,
+        epilog=EXAMPLES,
+        formatter_class=how,
     )
+    _add_model(serve)
+    flags.add(serve)
     return parser
-
-
-def _add_serve(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--name", default="", help="of the model, for clients (default: --model)")
-    command.add_argument("--host", default=Serving.host, help="to listen on (default: %(default)s)")
-    command.add_argument(
-        "--port", type=int, default=Serving.port, help="0 is a free one (default: %(default)s)"
-    )
-    command.add_argument(
-        "--api-key-env",
-        default="GRM_API_KEY",
-        metavar="NAME",
-        help="variable with the key that requests have to bear (default: GRM_API_KEY)",
-    )
-    _add_model(command)
-    for field, help in SERVING.items():
-        default = getattr(Serving, field)
-        command.add_argument(
-            f"--{field.replace('_', '-')}",
-            type=type(default),
-            default=default,
-            help=f"{help} (default: {default or 'none'})",
-        )
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -245,7 +201,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         type=_template,
         help=f"a built-in template or a Jinja file; ROLE is one of {', '.join(ROLES)}",
     )
-    unsaid.add_argument("--answer", help="what the box holds: scores, ten or index")
+    unsaid.add_argument("--answer", help=f"what the box holds: {', '.join(ANSWERS)}")
     unsaid.add_argument("--prompt", type=_positive, metavar="N", help="longest prompt, in tokens")
     unsaid.add_argument("--completion", type=_positive, metavar="N", help="longest judgment")
 
@@ -381,16 +337,7 @@ def _serve(args: argparse.Namespace) -> int:
         _say(f"error: {error}; the server needs pip install 'grm_jax[serve]'")
         return CANNOT
     try:
-        settings = Serving(
-            name=args.name or args.model.rstrip("/").rpartition("/")[2],
-            host=args.host,
-            port=args.port,
-            api_key=os.environ.get(args.api_key_env, ""),
-            k=args.k,
-            seed=args.seed,
-            **{field: getattr(args, field) for field in SERVING},
-        )
-        serve(lambda: _load(args), settings)
+        serve(lambda: _load(args), flags.settings_of(args))
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
         return CANNOT
@@ -677,7 +624,7 @@ def _rubric(path: pathlib.Path) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"--rubric: {path}: no such file")
     rubric = decode(path.read_bytes(), str(path))
-    as_record({"conversation": "-", "responses": ["-"], "rubric": rubric}, str(path))
+    rubric_of(rubric, str(path))
     return rubric
 
 

@@ -519,6 +519,7 @@ def test_records_are_judged_by_their_rubric_or_by_that_of_the_command(grm, tmp_p
     _, ranked, _ = grm("rank", file, "--k", 2, "--rubric", rubric)
     assert ranked[0]["metadata"]["grm"]["criteria"] == {"truth": [8, 16], "brevity": [20, 4]}
     assert ranked[0]["rubric"][1] == {"name": "brevity", "weight": 3}
-    rubric.write_text("[]")
-    status, _, said = grm("judge", file, "--rubric", rubric)
-    assert status == 2 and f'error: {rubric}: field "rubric": expected a non-empty list' in said
+    for empty in ("[]", "null"):
+        rubric.write_text(empty)
+        status, _, said = grm("judge", file, "--rubric", rubric)
+        assert status == 2 and f'error: {rubric}: field "rubric": expected a non-empty list' in said

@@ -121,7 +121,7 @@ def record_from_dict(d: Any, where: str) -> Record:
         domain=_text(d, "domain", where) if "domain" in d else "",
         reference=_text(d, "reference", where) if d.get("reference") is not None else None,
         metadata=metadata,
-        rubric=_rubric(d["rubric"], where) if d.get("rubric") is not None else (),
+        rubric=rubric_of(d["rubric"], where) if d.get("rubric") is not None else (),
     )
 
 
@@ -322,7 +322,11 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
     return floats
 
 
-def _rubric(rubric: Any, where: str) -> tuple[Criterion, ...]:
+def rubric_of(rubric: Any, where: str) -> tuple[Criterion, ...]:
+    """Returns the criteria of a list of objects, as a record has it.
+
+    Raises ValueError, which `where` opens, with the field.
+    """
     if not isinstance(rubric, list) or not rubric:
         raise ValueError(
             f'{where}: field "rubric": expected a non-empty list of criteria, got {shown(rubric)}'
