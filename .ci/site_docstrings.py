@@ -10,6 +10,7 @@ import textwrap
 from griffe import Extension
 
 ITEM = re.compile(r"([A-Za-z_][\w.*/{}<>-]*(?:, [A-Za-z_][\w.*/{}<>-]*)*): (.*)")
+HEADING = re.compile(r"[A-Z]\w*:")  # "Args:", its lines indented
 CODE = re.compile(r"(`[^`]*`)")
 
 
@@ -25,27 +26,32 @@ def paragraph(text: str) -> str:
     lines = text.splitlines()
     if all(line.startswith("    ") for line in lines):
         return text
-    blocks: list[list[str]] = []
-    for line in lines:
-        item = ITEM.fullmatch(line)
-        if item:
+    blocks: list[list[str]] = []  # lines that belong together; an item's begin with "- "
+    for i, line in enumerate(lines):
+        item, following = ITEM.fullmatch(line), "".join(lines[i + 1 : i + 2])
+        if HEADING.fullmatch(line) and following.startswith(" "):
+            before, below = "\n".join(lines[:i]), "\n".join(lines[i + 1 :])
+            parts = [paragraph(before)] if before else []
+            return "\n\n".join([*parts, f"**{line}**", paragraph(textwrap.dedent(below))])
+        ends = line.endswith(".") or following[:1] in ("", " ") or ITEM.fullmatch(following)
+        if item and ends:
             blocks.append([f"- `{item[1]}`: {escaped(item[2])}"])
         elif blocks and (line.startswith(" ") or not blocks[-1][0].startswith("- ")):
             blocks[-1].append(escaped(line.strip()))
         else:
             blocks.append([escaped(line.strip())])
-    out = ""
+    out, was_item = "", False
     for block in blocks:
-        text = " ".join(block)
-        in_list = text.startswith("- ") and "\n- " in f"\n{out}".rpartition("\n\n")[2]
-        out += ("" if not out else "\n" if in_list else "\n\n") + text
+        is_item = block[0].startswith("- ")
+        out += ("\n" if was_item and is_item else "\n\n" if out else "") + " ".join(block)
+        was_item = is_item
     return out
 
 
 def markdown(docstring: str) -> str:
-    """Makes Markdown of a docstring."""
-    paragraphs = re.split(r"\n\s*\n", textwrap.dedent(docstring).strip("\n"))
-    return "\n\n".join(map(paragraph, paragraphs))
+    """Makes Markdown of a docstring, whose first paragraph is a sentence."""
+    first, *rest = re.split(r"\n\s*\n", textwrap.dedent(docstring).strip("\n"))
+    return "\n\n".join([escaped(" ".join(first.split())), *map(paragraph, rest)])
 
 
 class Plain(Extension):

@@ -57,6 +57,12 @@ def shown(path: str) -> str:
     return f"{head}# {path}\n\n`````{lexer}\n{text.rstrip()}\n`````\n"
 
 
+def reference(module: str) -> str:
+    """Returns the lines of a module; what the front door names stands where it is defined."""
+    bare = "    options:\n      members: false\n" if module == "grm_jax" else ""
+    return f"::: {module}\n{bare}\n"
+
+
 def api_pages() -> dict[str, str]:
     """Returns {place: text} of the reference: a page a room, and one for modules without a room."""
     package = REPO / "grm_jax"
@@ -69,7 +75,7 @@ def api_pages() -> dict[str, str]:
             rooms.setdefault(room, []).append(name)
     rooms["grm_jax"].sort(key=lambda name: name not in ("grm_jax", "grm_jax.judge"))
     return {
-        f"api/{room}.md": f"# {room}\n\n" + "".join(f"::: {name}\n\n" for name in names)
+        f"api/{room}.md": f"# {room}\n\n" + "".join(map(reference, names))
         for room, names in rooms.items()
         if room != "assets"
     }

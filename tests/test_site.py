@@ -53,7 +53,15 @@ def test_a_docstring_keeps_its_lists_its_code_and_its_signs():
     x, y: of *all* [B, C],
         and more.
     z: last.
-    Then a line.
+    Then a line. w: no item, as its
+    sentence goes on.
+
+    kind: also none, with
+    this line.
+    Args:
+      one: first.
+      two: second,
+        and more.
 
         a = <code>
 
@@ -63,7 +71,11 @@ def test_a_docstring_keeps_its_lists_its_code_and_its_signs():
         "Reads &lt;a> of `<b>`.\n\n"
         "- `x, y`: of \\*all\\* \\[B, C\\], and more.\n"
         "- `z`: last.\n\n"
-        "Then a line.\n\n"
+        "Then a line. w: no item, as its sentence goes on.\n\n"
+        "kind: also none, with this line.\n\n"
+        "**Args:**\n\n"
+        "- `one`: first.\n"
+        "- `two`: second, and more.\n\n"
         "    a = <code>\n\n"
         "Raises ValueError."
     )
