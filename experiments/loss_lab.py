@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from grm_jax.losses import LOSSES, LossConfig, LossInputs
-from grm_jax.report.plots import COLORS, INK, STYLE, looks
+from grm_jax.report.plots import COLORS, INK, STYLE
 from grm_jax.training.metrics import read_metrics
 
 ADVANTAGES = {2.0: COLORS[0], 1.0: "#90b4d8", -1.0: "#e0a98f", -2.0: COLORS[1]}
@@ -37,6 +37,16 @@ CURVES = {
     "completions/mean_length": "Tokens of a judgment",
 }
 LAST = 4  # batches of rollouts that a figure of the table is the mean of
+COLUMNS = {  # metric: (its column, scale)
+    "reward/mean": ("reward", 1),
+    "kl": ("KL", 1),
+    "entropy": ("entropy", 1),
+    "completions/mean_length": ("tokens", 1),
+    "clip_ratio/region": ("clipped, %", 100),
+}
+WAYS = {"greedy": "greedy, %", "vote": "sampled, %"}
+DIGITS = {"reward": 3, "KL": 4, "entropy": 3, "tokens": 1, "clipped, %": 2}
+DIGITS |= dict.fromkeys(WAYS.values(), 1)
 
 
 def push(name: str, ratios: np.ndarray, advantage: float) -> np.ndarray:
@@ -139,34 +149,42 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), error
 
 
-def at_the_end(run: Mapping, metric: str) -> float:
-    return statistics.fmean(row[metric] for row in run["rl"][-LAST:])
-
-
-def table(found: Mapping[str, Sequence[Mapping]]) -> str:
-    """Returns a line for each loss: means over seeds, each with its standard error over seeds."""
-    columns = {
-        "reward/mean": ("reward", 2),
-        "kl": ("KL", 3),
-        "entropy": ("entropy", 3),
-        "completions/mean_length": ("tokens", 1),
-        "clip_ratio/region": ("clipped, %", 2),
-        "ratio_max": ("largest ratio", 1),
+def figures(run: Mapping) -> dict[str, float]:
+    """Returns the columns of a run: means of the last batches, and the accuracies behind them."""
+    last = run["rl"][-LAST:]
+    found = {
+        title: scale * statistics.fmean(row[metric] for row in last)
+        for metric, (title, scale) in COLUMNS.items()
+        if metric in last[0]
     }
-    titles = ["loss", "seeds", *(title for title, _ in columns.values()), "greedy, %", "sampled, %"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name, seeds in found.items():
-        cells = [f"`{name}`", str(len(seeds))]
-        for metric, (title, digits) in columns.items():
-            if metric not in seeds[0]["rl"][-1]:
-                cells.append("")
+    return found | {title: 100 * run["ways"][way]["value"] for way, title in WAYS.items()}
+
+
+def table(found: Mapping[str, Sequence[Mapping]], against: str | None = None) -> str:
+    """Returns a line for each loss: means over seeds, each with its standard error over seeds.
+
+    against: of the differences to this loss at the same seed, where both have a run of it.
+    """
+    titles = [title for title, _ in COLUMNS.values()] + list(WAYS.values())
+    lines = ["| " + " | ".join(["loss", "seeds", *titles]) + " |", "|---" * (2 + len(titles)) + "|"]
+    base = {run["seed"]: figures(run) for run in found.get(against or "", ())}
+    for name, runs_of in found.items():
+        by_seed = {run["seed"]: figures(run) for run in runs_of}
+        if against is not None:
+            if name == against:
                 continue
-            scale = 100 if title.endswith("%") else 1
-            mean, error = mean_and_error([scale * at_the_end(run, metric) for run in seeds])
-            cells.append(f"{mean:.{digits}f} ± {error:.{digits}f}")
-        for way in ("greedy", "vote"):
-            mean, error = mean_and_error([100 * run["ways"][way]["value"] for run in seeds])
-            cells.append(f"{mean:.1f} ± {error:.1f}")
+            by_seed = {
+                seed: {t: x - base[seed][t] for t, x in of.items() if t in base[seed]}
+                for seed, of in by_seed.items()
+                if seed in base
+            }
+        cells = [f"`{name}`", str(len(by_seed))]
+        for title in titles:
+            values = [of[title] for of in by_seed.values() if title in of]
+            mean, error = mean_and_error(values) if values else (math.nan, math.nan)
+            digits = DIGITS[title]
+            sign = "+" if against is not None else ""
+            cells.append(f"{mean:{sign}.{digits}f} ± {error:.{digits}f}" if values else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -175,16 +193,18 @@ def curves(found: Mapping[str, Sequence[Mapping]]) -> Figure:
     """Draws reward, KL, entropy and length against batches of rollouts, means over seeds."""
     figure = Figure(figsize=(6.2, 5.4), layout="constrained", facecolor="white")
     panels = figure.subplots(2, 2).ravel()
-    styles = looks(found)
+    colors = dict(zip(LOSSES, (*COLORS[:6], *COLORS[8:])))
     for axes, (metric, title) in zip(panels, CURVES.items()):
         for name, seeds in found.items():
             of_seeds = [[row[metric] for row in run["rl"]] for run in seeds]
             mean = np.mean(of_seeds, axis=0)
             smooth = [mean[max(0, i - LAST + 1) : i + 1].mean() for i in range(len(mean))]
-            axes.plot(range(1, len(mean) + 1), smooth, color=styles[name][0], label=name)
+            axes.plot(range(1, len(mean) + 1), smooth, color=colors[name], label=name)
         axes.set_title(title)
+        axes.set_xticks((1, *range(LAST, len(mean) + 1, LAST)))
+    for axes in panels[2:]:
+        axes.set_xlabel("batches of rollouts")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.supxlabel("batches of rollouts", fontsize=9)
     return figure
 
 
@@ -202,7 +222,7 @@ def main(arguments: Sequence[str]) -> None:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "losses", "axes.facecolor": "white"}):
         if options.sweep:
             found = runs(pathlib.Path(options.sweep))
-            print(table(found))
+            print(table(found), table(found, "grpo"), sep="\n\n")
             save(curves(found), options.out)
         else:
             save(gradients(), options.out)

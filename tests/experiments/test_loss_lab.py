@@ -61,10 +61,14 @@ def sweep(tmp_path):
 
 
 def test_the_table_has_means_over_seeds_with_their_errors(sweep):
-    lines = loss_lab.table(loss_lab.runs(sweep)).splitlines()
-    assert lines[2].startswith("| `grpo` | 2 | 4.00 ± 0.50 | 4.000 ± 0.500 |")
-    assert lines[3].startswith("| `rloo` | 2 | 5.00 ± 0.50 |") and "|  |" in lines[3]
-    assert lines[2].endswith("| 50.00 ± 0.00 | 1.0 ± 0.0 | 55.0 ± 5.0 | 55.0 ± 5.0 |")
+    """And the differences at the same seed, which have none here."""
+    found = loss_lab.runs(sweep)
+    lines = loss_lab.table(found).splitlines()
+    assert lines[2].startswith("| `grpo` | 2 | 4.000 ± 0.500 | 4.0000 ± 0.5000 |")
+    assert lines[2].endswith("| 50.00 ± 0.00 | 55.0 ± 5.0 | 55.0 ± 5.0 |")
+    assert lines[3].startswith("| `rloo` | 2 | 5.000 ± 0.500 |") and "|  |" in lines[3]
+    (line,) = loss_lab.table(found, "grpo").splitlines()[2:]
+    assert line.startswith("| `rloo` | 2 | +1.000 ± 0.000 |") and line.endswith("| +0.0 ± 0.0 |")
 
 
 def test_the_curves_are_drawn(sweep):
