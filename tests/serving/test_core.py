@@ -27,7 +27,7 @@ from grm_jax.reward_models.description import ASSETS
 from grm_jax.sampling.requests import Completion
 from grm_jax.serving.settings import Serving
 from grm_jax.settings import SettingsError
-from tests.serving.conftest import RIGHT, TASK, WRONG, body, running
+from tests.serving.conftest import RIGHT, TASK, WRONG, body, load_tiny, running
 
 
 def plain(value):
@@ -98,6 +98,27 @@ def test_a_verdict_is_that_of_the_library_token_for_token(served, tiny):
         assert_same(reply, tiny(TASK, responses, k=6))
         assert reply["weights"] == tiny.asked()["model"]
     assert reply["scores"] is reply["best"] is None and reply["failures"] == {"too_long": 6}
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_auto_stops_where_the_library_stops(served, tiny, guided, monkeypatch):
+    """With the Meta RM and without it; and no more is drawn than the verdict says."""
+    lane, judge = served.service.lane, tiny
+    if not guided:
+        judge = load_tiny(meta=False)
+        monkeypatch.setattr(lane, "judge", judge)
+        monkeypatch.setattr(lane, "policy", lane.policy._replace(rate=None))
+    idle(served)
+    drawn, k = served.service.drawn, []
+    for seed, responses in enumerate(([RIGHT, WRONG], [WRONG, "1.fox", RIGHT])):
+        reply = served.post("/v1/judge", json=body(responses=responses, k="auto", seed=seed)).json()
+        assert_same(reply, judge(TASK, responses, k="auto", seed=seed))
+        k.append(reply["k"])
+    assert served.service.drawn - drawn == sum(k) and min(k) < 32
+    fields = {"query": [f"{TASK}{RIGHT}"], "prompts": [TASK], "group_size": 1, "k": "auto"}
+    (value,) = served.post("/get_reward", json=fields).json()["rewards"]
+    single = judge(TASK, [RIGHT], k="auto")
+    assert value == pytest.approx(single.scores[0] / sum(j.kept for j in single.judgments))
 
 
 def test_fifty_clients_at_once_get_what_each_would_get_alone(served, tiny):
