@@ -27,16 +27,16 @@ AGAIN = (408, 429)  # a reply that says "again" is not kept, and neither is an e
 
 @dataclasses.dataclass(eq=False)
 class Remembered:
-    """A request of an idempotency key: what it asked, the work on it, and who waits for that."""
+    """A request of an idempotency key: what it asked, the work on it, and who waits for that.
+
+    bytes: of its reply, once that is there.
+    """
 
     digest: str
     work: asyncio.Future
     messages: list[Message]
     waiting: int = 0
-
-    def size(self) -> int:
-        """Counts the bytes of the reply."""
-        return sum(len(message.get("body", b"")) for message in self.messages)
+    bytes: int = 0
 
 
 class Gate:
@@ -59,6 +59,7 @@ class Gate:
         self.app, self.key, self.body_bytes = app, key, body_bytes
         self.most, self.saw, self.replayed = remembered, saw, replayed
         self.known: collections.OrderedDict[str, Remembered] = collections.OrderedDict()
+        self.bytes = 0  # of all replies that are kept
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         """Handles one request."""
@@ -162,14 +163,15 @@ class Gate:
             status = messages[0]["status"]
             if status >= 500 or status in AGAIN:
                 self._forget(name, kept)
-            while self.known and (
-                len(self.known) > self.most
-                or sum(one.size() for one in self.known.values()) > REMEMBERED_BYTES
-            ):
+                return
+            if self.known.get(name) is kept:
+                kept.bytes = sum(len(message.get("body", b"")) for message in messages)
+                self.bytes += kept.bytes
+            while len(self.known) > self.most or self.bytes > REMEMBERED_BYTES:
                 oldest = next((n for n, one in self.known.items() if one.work.done()), None)
                 if oldest is None:
                     break
-                del self.known[oldest]
+                self._forget(oldest, self.known[oldest])
 
         kept = Remembered(digest, asyncio.ensure_future(work()), messages)
         return kept
@@ -177,6 +179,7 @@ class Gate:
     def _forget(self, name: str, kept: Remembered) -> None:
         if self.known.get(name) is kept:
             del self.known[name]
+            self.bytes -= kept.bytes
 
     async def _run(self, scope: dict, body: bytes, receive: Callable, send: Callable) -> bool:
         """Runs the application, until it has answered or the client is gone."""

@@ -84,7 +84,12 @@ def test_all_who_wait_for_a_key_leave_and_a_refusal_is_not_kept(served, monkeypa
     monkeypatch.setattr(gate, "most", 2)
     for name in "abc":
         served.post("/v1/judge", json=body(k=1000), headers={"Idempotency-Key": name})
+    eventually(lambda: all(one.work.done() for one in gate.known.values()))
     assert len(gate.known) == 2 and "a" not in gate.known
+    assert gate.bytes == sum(one.bytes for one in gate.known.values()) > 0
+    monkeypatch.setattr("grm_jax.serving.gate.REMEMBERED_BYTES", gate.bytes // 2)
+    served.post("/v1/judge", json=body(k=1000), headers={"Idempotency-Key": "d"})
+    assert set(gate.known) == {"d"} and gate.bytes == gate.known["d"].bytes
 
 
 def test_a_verdict_is_drawn_once_even_by_a_server_that_was_killed(tmp_path, tiny):
