@@ -8,8 +8,9 @@ Bradley-Terry model as the judge, on the checkable world, where the gold is comp
     <workdir>/seed_<s>/sft/            the policy before, a Hugging Face folder
     <workdir>/seed_<s>/best_of_n.json  gold and score of the best of n, by judge
     <workdir>/seed_<s>/before.json     gold, and the score of every judge, on queries held out
-    <workdir>/seed_<s>/rl_<judge>/     the policy after, steps.jsonl, after.json
-    <out>.json, <out>.svg              all figures of all seeds, and their plot
+    <workdir>/seed_<s>/rl_<judge>/     the policy after, steps.jsonl, after.json; rl_trl is TRL's
+                                       (with_trl.py), and measured by the next run of this
+    <out>.json, <out>.svg              all figures of all seeds, and their plot; prints tables
 
 Run it again to go on where it was.
 """
@@ -60,9 +61,22 @@ class Sizes:
     tested: int = 64
 
 
+# of a step, in the figures of all seeds
+KEPT = ("step", "gold", "reward", "missing", "kl", "tokens", "unread")
+
+
+def rounded(value):
+    """The same with four decimals: the standard error of a share over seeds has two."""
+    if isinstance(value, dict):
+        return {name: rounded(x) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(x) for x in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def write_json(path: pathlib.Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
 
 
 def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes: Sizes) -> None:
@@ -161,6 +175,11 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
         writing.save(writer, place / "model", tuned)
         write_json(place / "after.json", measured(tuned))
 
+    # (c) RL by TRL, where experiments.policy.with_trl has left it
+    place = folder / "rl_trl"
+    if (place / "model" / "config.json").is_file() and not (place / "after.json").is_file():
+        write_json(place / "after.json", measured(writing.load(writer, place / "model")))
+
 
 def read_json(path: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
@@ -173,7 +192,7 @@ def gathered(workdir: pathlib.Path, seeds: Sequence[int], sizes: Sizes) -> dict:
         folder, arms = workdir / f"seed_{seed}", {}
         for path in sorted(folder.glob("rl_*/after.json")):
             lines = (path.parent / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-            steps = [json.loads(line) for line in lines]
+            steps = [{x: json.loads(line).get(x) for x in KEPT} for line in lines]
             arms[path.parent.name.removeprefix("rl_")] = {"steps": steps, "after": read_json(path)}
         best, before = (read_json(folder / f"{name}.json") for name in ("best_of_n", "before"))
         found["seeds"][str(seed)] = {"best_of_n": best, "before": before, "rl": arms}
@@ -190,10 +209,11 @@ def main(_):
     found = gathered(workdir, seeds, sizes)
     out = pathlib.Path(OUT.value or workdir / "policy")
     from experiments.policy.plot import draw_plot
+    from experiments.policy.tables import make_tables
 
-    write_json(out.with_suffix(".json"), found)
+    write_json(out.with_suffix(".json"), rounded(found))
     draw_plot(found, out.with_suffix(".svg"))
-    print(out.with_suffix(".svg"), flush=True)
+    print(f"{make_tables(found)}\n{out.with_suffix('.svg')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Draws what became of a policy: gold against score, by best of n and step by step of RL."""
 
+import io
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -9,14 +11,15 @@ from matplotlib.figure import Figure
 
 from grm_jax.report.plots import COLORS, STYLE
 
-NAMES = {
-    "base": "sloppy base as GRM",
+NAMES = {  # in the order of panels and rows
     "grm": "GRM",
     "grm_meta": "GRM + Meta RM",
-    "bt": "Bradley-Terry",
-    "bt_9000": "Bradley-Terry, 10 x data",
     "trl": "GRM, by TRL",
+    "base": "sloppy base as GRM",
+    "bt": "Bradley-Terry",
+    "bt_9000": "Bradley-Terry, 10x data",
 }
+COLUMNS = 3
 WINDOW = 5  # steps that a curve is averaged over
 
 
@@ -35,42 +38,58 @@ def smooth(x_T: Sequence[float], window: int = WINDOW) -> np.ndarray:
     return np.array([x_T[max(0, t - half) : t + half + 1].mean() for t in range(len(x_T))])
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Known names first, in the order of NAMES, then the others."""
+    known = list(NAMES)
+    return sorted(set(names), key=lambda x: (known.index(x) if x in known else len(known), x))
+
+
+def arms_of(seeds: Sequence[Mapping]) -> list[str]:
+    """RL runs that any seed has."""
+    return in_order(arm for seed in seeds for arm in seed["rl"])
+
+
 def draw_plot(found: Mapping, path: pathlib.Path) -> None:
-    """Above: gold (solid) and score (dashed) of the best of n, by judge; below: of each RL run,
-    step by step, with the gap between them shaded.
+    """A panel for the best of n by each judge, then one for each RL run, step by step: gold (solid)
+    and score (dashed), the gap between them shaded; dotted, the best of n by the gold itself.
     """
     seeds = list(found["seeds"].values())
-    judges = list(seeds[0]["best_of_n"]["judges"])
-    arms = [arm for arm in seeds[0]["rl"] if all(arm in seed["rl"] for seed in seeds)]
-    columns = max(len(judges), len(arms), 1)
-    with matplotlib.rc_context(STYLE | {"figure.facecolor": "white"}):
-        figure = Figure(figsize=(2.9 * columns, 5.6), layout="constrained")
-        axes = figure.subplots(2, columns, sharey=True, squeeze=False)
-        best = [seed["best_of_n"] for seed in seeds]
-        ns = best[0]["ns"]
-        for ax, judge in zip(axes[0], judges):
-            of_judge = [one["judges"][judge] for one in best]
+    best = [seed["best_of_n"] for seed in seeds]
+    judges, arms = in_order(best[0]["judges"]), arms_of(seeds)
+    rows = -(-(len(judges) + len(arms)) // COLUMNS)
+    with matplotlib.rc_context(STYLE | {"figure.facecolor": "white", "svg.hashsalt": "policy"}):
+        figure = Figure(figsize=(9, 2.3 * rows + 0.3), layout="constrained")
+        grid = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False)
+        axes = list(grid.flat)
+        for ax, judge in zip(axes, judges):
+            ns, of_judge = best[0]["ns"], [one["judges"][judge] for one in best]
+            oracle, _ = mean_and_error([one["oracle"] for one in best])
+            ax.plot(ns, oracle, ":", color="#718096", label="best by gold")
             _pair(ax, ns, [x["gold"] for x in of_judge], [x["score"] for x in of_judge])
-            ax.plot(ns, mean_and_error([one["oracle"] for one in best])[0], ":", color="#718096")
             ax.set_xscale("log", base=2)
             ax.set_xticks(ns, [str(n) for n in ns])
             ax.set(title=f"Best of n: {NAMES.get(judge, judge)}", xlabel="n")
-        for ax, arm in zip(axes[1], arms):
-            steps = [seed["rl"][arm]["steps"] for seed in seeds]
+        for ax, arm in zip(axes[len(judges) :], arms):
+            steps = [seed["rl"][arm]["steps"] for seed in seeds if arm in seed["rl"]]
             gold, score = (
                 [smooth([row[name] for row in rows]) for rows in steps]
                 for name in ("gold", "reward")
             )
             _pair(ax, [row["step"] for row in steps[0]], gold, score)
-            ax.set(title=f"RL: {NAMES.get(arm, arm)}", xlabel="step")
-        for ax in [*axes[0][len(judges) :], *axes[1][len(arms) :]]:
+            few = "" if len(steps) == len(seeds) else f" (seeds: {len(steps)})"
+            ax.set(title=f"RL: {NAMES.get(arm, arm)}{few}", xlabel="step")
+        for ax in axes[len(judges) + len(arms) :]:
             ax.remove()
-        for row in axes:
-            row[0].set_ylabel("share of right responses")
-            row[0].set_ylim(0, 1.03)
-        axes[0][0].legend(loc="lower right")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        for row in grid:
+            row[0].set(ylabel="share right", ylim=(0, 1.03))
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper right", ncols=3)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    # two decimals of a point are enough
+    short = re.sub(r"(\.\d\d)\d+", r"\1", text.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(re.sub(r"^ +| +$", "", short, flags=re.MULTILINE), encoding="utf-8")
 
 
 def _pair(ax, x, gold_SX: list, score_SX: list) -> None:

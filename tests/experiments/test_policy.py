@@ -1,5 +1,5 @@
-"""A policy that gets better: exact best of n, rewards with gaps, chances of scalar scores; a whole
-seed at micro sizes, stopped and taken up again (slow).
+"""A policy that gets better: exact best of n, rewards with gaps, chances of scalar scores, figures;
+a step of RL, and RL that is stopped and taken up again (slow).
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.policy import best_of_n, judges, loop, plot
+from experiments.policy import best_of_n, judges, loop, plot, tables
 from experiments.policy import writer as writing
 from grm_jax.data.world.writing import gold, make_queries
 from grm_jax.training.settings import RlConfig
@@ -54,6 +54,28 @@ def test_errors_are_of_the_mean_over_seeds():
     assert mean.tolist() == [2, 2] and error.tolist() == [1, 0]
     assert plot.mean_and_error([[1.0]])[1].tolist() == [0]
     assert plot.smooth([0, 3, 6, 9], 3).tolist() == [1.5, 3, 6, 7.5]
+
+
+def of_seed(gold):
+    row = {"gold": gold, "reward": 0.5, "kl": 2.0}
+    before, after = ({"gold": g, "grm": 0.75, "tokens": 6.0} for g in (0.5, gold))
+    best = {"gold": [0.5, gold], "score": [0.5, 0.75]}
+    return {
+        "best_of_n": {"ns": [1, 2], "oracle": [0.5, 1.0], "judges": {"grm": best}},
+        "before": before,
+        "rl": {"trl": {"steps": [{"step": i} | row for i in range(4)], "after": after}},
+    }
+
+
+def test_figures_of_seeds_become_tables_and_a_plot(tmp_path):
+    found = {"seeds": {"0": of_seed(0.6), "1": of_seed(0.8)}}
+    text = tables.make_tables(found)
+    assert "| GRM | gold | 50.0 ± 0.0 | 70.0 ± 10.0 |" in text
+    after = "50.0 ± 0.0 | 70.0 ± 10.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 25.0 ± 0.0 | 5.0 ± 10.0"
+    assert f"| GRM, by TRL | 2 | {after} | 2.00 | 6.0 → 6.0 |" in text
+    plot.draw_plot(found, tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert "Best of n: GRM" in drawn and "RL: GRM, by TRL" in drawn
 
 
 RL = RlConfig(
