@@ -104,7 +104,7 @@ def test_rl_learns_what_is_rewarded_and_goes_on_where_it_was_stopped(tmp_path):
 
     tuned = loop.tune(writer, start, bold, rl, tmp_path / "whole", 0, every=6)
     whole = rows(tmp_path / "whole")
-    assert whole[-1]["bold"] > whole[0]["bold"] + 0.3 and whole[-1]["kl"] > 0.1
+    assert whole[-1]["reward"] > whole[0]["reward"] + 0.3 and whole[-1]["kl"] > 0.1
 
     def stopped(prompts, texts, seed):
         if seed == 8:
