@@ -229,4 +229,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from experiments import ending
+    from grm_jax import signals
+
+    ending.install()
+    with signals.ending():
+        main(sys.argv[1:])

@@ -102,4 +102,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from experiments import ending
+    from grm_jax import signals
+
+    ending.install()
+    with signals.ending():
+        main()

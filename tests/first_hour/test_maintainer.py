@@ -33,6 +33,7 @@ def files(folder: pathlib.Path) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_page(folder):
     for tool in ("ruff", "pyright", "build"):
         pytest.importorskip(tool, reason="requirements-dev.txt and requirements-test.txt have it")
