@@ -205,10 +205,12 @@ class Load:
         return found
 
     async def arriving(self, per_s: float, seconds: float) -> list[Outcome]:
-        """Lets lists arrive, whatever becomes of those before."""
+        """Lets lists arrive, whatever becomes of those before. A machine too slow to send them all
+        in time sends fewer.
+        """
         began, tasks = time.monotonic(), []
-        due = began
-        while (due := due + random.expovariate(per_s)) < began + seconds:
+        due, end = began, began + seconds
+        while (due := due + random.expovariate(per_s)) < end and time.monotonic() < end:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             tasks.append(asyncio.create_task(self.one(len(tasks))))
         self.over.set()
