@@ -769,8 +769,8 @@ def _content_id(record: Record) -> str:
 
 def powers(first: int, last: int) -> tuple[int, ...]:
     """Returns the powers of two from `first` that are less than `last`, and `last`."""
-    powers = (first << i for i in itertools.count())
-    return (*itertools.takewhile(lambda width: width < last, powers), last)
+    widths = (first << i for i in itertools.count())
+    return (*itertools.takewhile(lambda width: width < last, widths), last)
 
 
 def _count(name: str, value: Any) -> int:

@@ -74,16 +74,12 @@ def rounded(value):
     return round(value, 4) if isinstance(value, float) else value
 
 
-def write_json(path: pathlib.Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
-
-
 def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes: Sizes) -> None:
     """Everything of one seed that is not there yet. scalars: {name: folder}."""
     from experiments.policy import best_of_n, judges, loop
     from experiments.policy import writer as writing
     from grm_jax.data.world.writing import gold, make_queries
+    from grm_jax.evaluation.store import write_json
     from grm_jax.training.settings import RlConfig
 
     writer, folder = writing.make_writer(), workdir / f"seed_{seed}"
@@ -211,7 +207,8 @@ def main(_):
     from experiments.policy.plot import draw_plot
     from experiments.policy.tables import make_tables
 
-    write_json(out.with_suffix(".json"), rounded(found))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(rounded(found)) + "\n", encoding="utf-8")
     draw_plot(found, out.with_suffix(".svg"))
     print(f"{make_tables(found)}\n{out.with_suffix('.svg')}", flush=True)
 

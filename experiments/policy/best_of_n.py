@@ -3,7 +3,7 @@ prompt.
 """
 
 from collections.abc import Sequence
-from math import comb, log
+from math import comb
 
 import numpy as np
 
@@ -31,8 +31,3 @@ def chosen_means(
             total, below = total + chance * values_N[equal_N].mean(), up_to
         means.append(total)
     return np.array(means)
-
-
-def divergence(n: int) -> float:
-    """Nats that best of n is away from the policy it draws from: log n - (n - 1) / n, at most."""
-    return log(n) - (n - 1) / n
