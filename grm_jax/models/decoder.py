@@ -12,6 +12,7 @@ Layers behind the last whole block are a shorter block of their own, "rest", wit
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from flax import linen as nn
 
 from grm_jax.models.attention import LAID, Packed, attend, attend_after, quantize, softcap
 from grm_jax.models.config import LOCAL, ModelConfig, RopeScaling
+from grm_jax.models.linear import Weight, as_matrix, matmul
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
 
@@ -83,29 +85,10 @@ def _norm(cfg: ModelConfig, name: str) -> RMSNorm:
     return RMSNorm(cfg.norm_eps, cfg.family.unit_offset, name=name)
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, w_DF: jax.Array) -> jax.Array:
-    """Multiplies x [..., D] by w_DF, with the gradient of w_DF taken as x^T dy.
-
-    JAX derives (dy^T x)^T: XLA on the CPU writes out dy^T, the wider of the two, and the result's
-    transpose. Accelerators choose their own layouts, and the product is the same there.
-    """
-    return x @ w_DF
-
-
-def _matmul_gradients(saved, d_out):
-    x, w_DF = saved
-    rows = tuple(range(x.ndim - 1))
-    return d_out @ w_DF.T, jax.lax.dot_general(x, d_out, ((rows, rows), ((), ())))
-
-
-matmul.defvjp(lambda x, w_DF: (x @ w_DF, (x, w_DF)), _matmul_gradients)
-
-
-def _linear(module: nn.Module, name: str, shape: tuple[int, ...], fan_in: int, dtype) -> jax.Array:
-    return module.param(name, nn.initializers.normal(fan_in**-0.5), shape, jnp.float32).astype(
-        dtype
-    )
+def _linear(module: nn.Module, name: str, shape: tuple[int, ...], inputs: int, dtype) -> Weight:
+    """The weight [in..., out...] of a linear map as a matrix; it has `inputs` input axes."""
+    initial = nn.initializers.normal(math.prod(shape[:inputs]) ** -0.5)
+    return as_matrix(module.param(name, initial, shape, jnp.float32), inputs, dtype)
 
 
 class Attention(nn.Module):
@@ -121,8 +104,7 @@ class Attention(nn.Module):
         local = self.layer_type == LOCAL
 
         def heads(name, n):
-            w_DnH = _linear(self, name, (D, n, H), D, dtype)
-            x_BTF = matmul(x_BTD, w_DnH.reshape(D, n * H))
+            x_BTF = matmul(x_BTD, _linear(self, name, (D, n, H), 1, dtype))
             if cfg.family.qkv_bias:
                 bias_F = self.param(f"{name}_bias", nn.initializers.zeros, (n * H,), jnp.float32)
                 x_BTF += bias_F.astype(dtype)
@@ -168,8 +150,8 @@ class Attention(nn.Module):
             else:
                 segments = shared + segments
                 out_BTNH = attend(q_BTNH, pos_BT, segments, window, cfg.attn_softcap)
-        o_NHD = _linear(self, "o", (N, H, D), N * H, dtype)
-        out_BTD = matmul(out_BTNH.reshape(*x_BTD.shape[:2], N * H), o_NHD.reshape(N * H, D))
+        o_FD = _linear(self, "o", (N, H, D), 2, dtype)
+        out_BTD = matmul(out_BTNH.reshape(*x_BTD.shape[:2], N * H), o_FD)
         return out_BTD, own, suffix
 
 
@@ -187,10 +169,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         D, F, dtype = self.cfg.d_model, self.cfg.d_ff, x_BTD.dtype
-        gate_BTF = matmul(x_BTD, _linear(self, "gate", (D, F), D, dtype))
-        up_BTF = matmul(x_BTD, _linear(self, "up", (D, F), D, dtype))
+        gate_BTF = matmul(x_BTD, _linear(self, "gate", (D, F), 1, dtype))
+        up_BTF = matmul(x_BTD, _linear(self, "up", (D, F), 1, dtype))
         hidden_BTF = _ACTIVATIONS[self.cfg.family.activation](gate_BTF) * up_BTF
-        return matmul(hidden_BTF, _linear(self, "down", (F, D), F, dtype))
+        return matmul(hidden_BTF, _linear(self, "down", (F, D), 1, dtype))
 
 
 class Block(nn.Module):

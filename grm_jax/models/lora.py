@@ -1,9 +1,10 @@
 """Adapts frozen weights by LoRA (arXiv 2106.09685), W + (alpha / rank) A B, on parameter trees.
 
-The model knows nothing of it: `merge` gives ordinary parameters, inside a jitted step as well as
-for export. A train state holds the adapters alone; the frozen weights are an argument of the step,
-so gradients, optimizer moments and checkpoints have the adapters' size and the reference policy is
-the frozen weights themselves.
+`merge` gives ordinary parameters, for sampling and export. `adapt` gives a step the same numbers
+and keeps the adapters beside them, whose gradient then takes no product of the weights' size
+(`grm_jax.models.linear`). A train state holds the adapters alone; the frozen weights are an
+argument of the step, so gradients, optimizer moments and checkpoints have the adapters' size and
+the reference policy is the frozen weights themselves.
 
     params    {"blocks": {"layer_0_attn": {"q": W}}}
     adapters  {"blocks": {"layer_0_attn": {"q": {"lora_a": A, "lora_b": B}}}}
@@ -13,13 +14,14 @@ the frozen weights themselves.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from grm_jax.models.config import ModelConfig
+from grm_jax.models.linear import Adapted
 from grm_jax.models.table import (
     CAUSAL_LM,
     abstract_params,
@@ -92,16 +94,35 @@ def merge(params: dict, adapters: dict, scale: float) -> dict:
 
     What the adapters' tree holds beside adapters (a head) takes the parameter's place.
     """
+    return _with(params, adapters, lambda weight, a, b: _merged(weight, a, b, scale))
+
+
+def adapt(params: dict, adapters: dict, scale: float) -> dict:
+    """Adds adapters as `merge` does; the gradient by them is that of `merge`, by another road.
+
+    The parameters themselves get none.
+    """
+
+    def adapted(weight, a, b):
+        merged = jax.lax.stop_gradient(_merged(weight, a, b, scale))
+        return Adapted(merged, a, b, scale)
+
+    return _with(params, adapters, adapted)
+
+
+def _with(params: dict, adapters: dict, added: Callable) -> dict:
+    """The parameters with `added(weight, a, b)` in the place of each weight with an adapter."""
     flat, low = flatten(params), flatten(adapters)
     flat |= {path: leaf for path, leaf in low.items() if not path.endswith((A, B))}
     for path in {path.rsplit("/", 1)[0] for path in low if path.endswith(A)}:
-        weight, a, b = flat[path], low[f"{path}/{A}"], low[f"{path}/{B}"]
-        blocks, rank = a.shape[0], a.shape[-1]
-        product = a.reshape(blocks, -1, rank) @ b.reshape(blocks, rank, -1)
-        flat[path] = (weight.astype(jnp.float32) + scale * product.reshape(weight.shape)).astype(
-            weight.dtype
-        )
+        flat[path] = added(flat[path], low[f"{path}/{A}"], low[f"{path}/{B}"])
     return unflatten(flat)
+
+
+def _merged(weight: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    blocks, rank = a.shape[0], a.shape[-1]
+    product = (a.reshape(blocks, -1, rank) @ b.reshape(blocks, rank, -1)).reshape(weight.shape)
+    return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
 
 
 def stack(adapters: Sequence[tuple[dict, LoraConfig]]) -> tuple[dict, LoraConfig]:

@@ -37,7 +37,7 @@ from grm_jax.losses.supervised import bce, cross_entropy
 from grm_jax.models.attention import Packed
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.heads import packed_scalar_logits, scalar_logits
-from grm_jax.models.lora import merge
+from grm_jax.models.lora import adapt
 from grm_jax.models.placement import gather_width
 from grm_jax.training.logprobs import token_logprobs
 from grm_jax.training.state import TrainState
@@ -112,7 +112,7 @@ def make_train_step(
 
 def adapted(loss_fn: LossFn, scale: float) -> LossFn:
     """Makes the loss a function of LoRA adapters, to the step's `frozen` (models/lora.py)."""
-    return lambda adapters, batch: loss_fn(merge(batch["frozen"], adapters, scale), batch)
+    return lambda adapters, batch: loss_fn(adapt(batch["frozen"], adapters, scale), batch)
 
 
 def _parts(batch, micro_batches):

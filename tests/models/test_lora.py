@@ -2,7 +2,9 @@
 and peft reads what we write.
 """
 
+import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
 from grm_jax.models import Decoder, ModelConfig, init_params, lm_logits
 from grm_jax.models.config import alternating
-from grm_jax.models.lora import LoraConfig, adapted_paths, init_adapters, merge, stack
+from grm_jax.models.lora import LoraConfig, adapt, adapted_paths, init_adapters, merge, stack
 from grm_jax.parallel.mesh import batch_sharding, make_mesh, param_shardings
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import adapted, make_train_step, rft_loss
@@ -111,6 +113,42 @@ def test_stacked_adapters_are_those_merged_one_after_the_other(params):
     )
     with pytest.raises(ValueError, match="adapters of different targets"):
         stack([(first, LORA), (second, LoraConfig(2, targets=("q",)))])
+
+
+@pytest.mark.parametrize(
+    "dtype, remat, scan, tolerance",
+    [
+        ("float32", "none", True, 1e-5),
+        ("float32", "full", False, 1e-5),
+        ("bfloat16", "none", True, 0.03),
+    ],
+)
+def test_adapting_is_merging_with_its_gradient(dtype, remat, scan, tolerance):
+    """And no gradient of it needs a product of a weight's size, or writes one."""
+    cfg = dataclasses.replace(CFG, dtype=dtype, remat=remat, scan_layers=scan)
+    params = init_params(cfg, jax.random.key(0))
+    adapters, data = random_adapters(LoraConfig(3, 6.0)), batch()
+
+    def loss(add):
+        return lambda low: rft_loss(cfg)(add(params, low, LORA.scale), data)[0]
+
+    (value, grads), (wanted, by_chain_rule) = (
+        jax.value_and_grad(loss(add))(adapters) for add in (adapt, merge)
+    )
+    assert value == wanted
+
+    def assert_near(one, other):
+        np.testing.assert_allclose(one, other, atol=tolerance * np.abs(other).max())
+
+    jax.tree.map(assert_near, grads, by_chain_rule)
+    if scan:  # of 2 blocks, [16, 32] weights: none has a gradient
+        text = jax.jit(jax.grad(loss(adapt))).lower(adapters).as_text()
+        assert "dot_general" in text
+        sizes = re.findall(r"dot_general.*-> tensor<(\d+(?:x\d+)*)x", text)
+        assert "16x32" not in sizes and "32x16" not in sizes
+        text = jax.jit(jax.grad(loss(merge))).lower(adapters).as_text()
+        sizes = re.findall(r"dot_general.*-> tensor<(\d+(?:x\d+)*)x", text)
+        assert "16x32" in sizes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,94 @@
+"""Multiplies by the weights of linear maps: plain ones, and frozen ones with an adapter."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["merged", "a", "b"], meta_fields=["scale"]
+)
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """Holds a frozen weight and its LoRA adapter, which alone gets a gradient.
+
+    merged [..., in..., out...]: W + scale A B, in the weight's dtype: what is multiplied by.
+    a [..., in..., r], b [..., r, out...]: A and B, float32.
+    """
+
+    merged: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+
+Weight = jax.Array | Adapted
+
+
+def as_matrix(weight: Weight, inputs: int, dtype: jnp.dtype) -> Weight:
+    """Returns [in..., out...] as [D, F] in `dtype`; the first `inputs` axes are the inputs'."""
+    if isinstance(weight, Adapted):
+        rank = weight.a.shape[-1]
+        return Adapted(
+            as_matrix(weight.merged, inputs, dtype),
+            weight.a.reshape(-1, rank),
+            weight.b.reshape(rank, -1),
+            weight.scale,
+        )
+    return weight.astype(dtype).reshape(math.prod(weight.shape[:inputs]), -1)
+
+
+def matmul(x: jax.Array, w_DF: Weight) -> jax.Array:
+    """Multiplies x [..., D] by a weight; the gradient of an adapter takes no product of W's size.
+
+    With dW = x^T dy it is dA = scale x^T (dy B^T) and dB = scale (x A)^T dy.
+    """
+    if isinstance(w_DF, Adapted):
+        return _adapted(x, w_DF.merged, w_DF.a, w_DF.b, w_DF.scale)
+    return _plain(x, w_DF)
+
+
+@jax.custom_vjp
+def _plain(x, w_DF):
+    """The gradient of w_DF is taken as x^T dy.
+
+    JAX derives (dy^T x)^T: XLA on the CPU writes out dy^T, the wider of the two, and the result's
+    transpose. Accelerators choose their own layouts, and the product is the same there.
+    """
+    return x @ w_DF
+
+
+def _over_rows(x, y):
+    """x^T y, summed in float32, where both have the same leading axes."""
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _plain_gradients(saved, d_out):
+    x, w_DF = saved
+    rows = tuple(range(x.ndim - 1))
+    return d_out @ w_DF.T, jax.lax.dot_general(x, d_out, ((rows, rows), ((), ())))
+
+
+_plain.defvjp(lambda x, w_DF: (x @ w_DF, (x, w_DF)), _plain_gradients)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _adapted(x, merged_DF, a_Dr, b_rF, scale):
+    return x @ merged_DF
+
+
+def _adapted_gradients(scale, saved, d_out):
+    x, merged_DF, a_Dr, b_rF = saved
+    low_b, low_a = d_out @ b_rF.T.astype(d_out.dtype), x @ a_Dr.astype(x.dtype)
+    d_a, d_b = _over_rows(x, low_b), _over_rows(low_a, d_out)
+    return d_out @ merged_DF.T, None, scale * d_a, scale * d_b
+
+
+_adapted.defvjp(
+    lambda x, merged_DF, a_Dr, b_rF, scale: (x @ merged_DF, (x, merged_DF, a_Dr, b_rF)),
+    _adapted_gradients,
+)
