@@ -37,7 +37,9 @@ TEMPLATE = pathlib.Path(__file__).parent.parent / "configs" / "real_judge.jinja"
 SAMPLES = 4  # answers of a question
 EACH_TRAIN_TOPIC, EACH_TEST_TOPIC = 1, 2  # questions
 COLD_START_TOPICS = 34  # of the training topics: those of the judgments that are written by rule
-EACH_COLD_START, EACH_TRAIN, EACH_TEST = 11, 8, 2  # records of a question
+EACH_COLD_TOPIC = 5  # questions of a topic of the cold start
+EACH_TRAIN, EACH_TEST = 8, 2  # records of a question
+EACH_COLD_PAIR, EACH_COLD_FREE = 11, 22  # the same, of judgments: with one best response or any
 TRAIN_PAIRS = {"hh_rlhf": 100, "gsm8k": 80, "zeroeval": 40}
 TESTS = {
     "constraints": 200,
@@ -71,6 +73,7 @@ def main(_):
         return answers(model, asked, SAMPLES, _SEED.value, out / f"answers_{name}.jsonl")
 
     of_train = questions.questions(questions.TRAIN_TOPICS, EACH_TRAIN_TOPIC)
+    of_train |= questions.questions(questions.TRAIN_TOPICS[:COLD_START_TOPICS], EACH_COLD_TOPIC)
     of_test = questions.questions(questions.TEST_TOPICS, EACH_TEST_TOPIC)
     build(answered("train", of_train), answered("test", of_test), _data(), out, _SEED.value)
 
@@ -96,17 +99,23 @@ def build(
     """
     asked = questions.questions(questions.TRAIN_TOPICS, EACH_TRAIN_TOPIC)
     asked = {key: question for key, question in asked.items() if key in train_answers}
-    topics = dict.fromkeys(key.partition("/")[0] for key in asked)
-    cold_topics = set(
-        list(topics)[: COLD_START_TOPICS * len(topics) // len(questions.TRAIN_TOPICS)]
-    )
-    cold = {key: q for key, q in asked.items() if key.partition("/")[0] in cold_topics}
-    rest = {key: q for key, q in asked.items() if key not in cold}
+    topics = list(dict.fromkeys(key.partition("/")[0] for key in asked))
+    cold_topics = set(topics[: COLD_START_TOPICS * len(topics) // len(questions.TRAIN_TOPICS)])
+    cold = questions.questions(questions.TRAIN_TOPICS, EACH_COLD_TOPIC)
+    cold = {
+        key: question
+        for key, question in cold.items()
+        if key in train_answers and key.partition("/")[0] in cold_topics
+    }
+    rest = {key: q for key, q in asked.items() if key.partition("/")[0] not in cold_topics}
     of_test = questions.questions(questions.TEST_TOPICS, EACH_TEST_TOPIC)
     of_test = {key: question for key, question in of_test.items() if key in test_answers}
 
     # the cold start, and constraint records for training and testing
-    written = make_records("cold", cold, train_answers, TRAIN_KINDS, EACH_COLD_START, seed)
+    written = [
+        *make_records("cold", cold, train_answers, TRAIN_KINDS, EACH_COLD_PAIR, seed),
+        *make_records("any", cold, train_answers, TRAIN_KINDS, EACH_COLD_FREE, seed, False),
+    ]
     train = make_records("train", rest, train_answers, TRAIN_KINDS, EACH_TRAIN, seed)
     tests = {
         "constraints": make_records("test", of_test, test_answers, TRAIN_KINDS, EACH_TEST, seed),

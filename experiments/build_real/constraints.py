@@ -97,6 +97,13 @@ def _quote(text: str, word: str) -> str:
     return text[spans[max(0, at - 1)].start() : spans[min(len(spans) - 1, at + 1)].end()]
 
 
+def _found(text: str, word: str) -> str:
+    """What a judge finds of a word, whether it is to be used or not."""
+    if word not in words(text):
+        return f'"{word}" is missing'
+    return f'"{word}" is there, in "{_quote(text, word)}"'
+
+
 def _telling(texts: Sequence[str]) -> list[str]:
     """Words of four letters or more that some of the answers have and others do not."""
     sets = [set(words(text)) for text in texts]
@@ -119,17 +126,12 @@ def use_word(rng: random.Random, texts: Sequence[str]) -> Constraint | None:
         return None
     word = rng.choice(telling)
 
-    def say(text: str, met: bool) -> str:
-        if met:
-            return f'the word "{word}" is there, in "{_quote(text, word)}"'
-        return f'the word "{word}" is missing'
-
     return Constraint(
         "use_word",
         f'Use the word "{word}".',
         f'uses the word "{word}"',
         lambda text: word in words(text),
-        say,
+        lambda text, met: _found(text, word),
         _same,
         _same,
     )
@@ -140,17 +142,12 @@ def avoid_word(rng: random.Random, texts: Sequence[str]) -> Constraint | None:
         return None
     word = rng.choice(telling)
 
-    def say(text: str, met: bool) -> str:
-        if met:
-            return f'the word "{word}" is not in it'
-        return f'the forbidden word "{word}" is there, in "{_quote(text, word)}"'
-
     return Constraint(
         "avoid_word",
         f'Do not use the word "{word}".',
         f'avoids the word "{word}"',
         lambda text: word not in words(text),
-        say,
+        lambda text, met: _found(text, word),
         _same,
         _same,
     )
@@ -235,8 +232,8 @@ def numbered_list(rng: random.Random, texts: Sequence[str]) -> Constraint | None
         return text if rng.random() < 0.3 else listed(rng.choice(others))
 
     def say(text: str, met: bool) -> str:
-        count = len(_items(text))
-        return f"the list has {count} item{'s' * (count != 1)}" if count else "there is no list"
+        items = ", ".join(map(str, _items(text)))
+        return f"the list goes {items}" if items else "there is no list"
 
     return Constraint(
         "numbered_list",
@@ -293,8 +290,8 @@ def sentence_count(rng: random.Random, texts: Sequence[str]) -> Constraint:
     wanted = rng.randint(1, 3)
 
     def say(text: str, met: bool) -> str:
-        count = len(sentences(text))
-        return f"it has {NUMBERS[min(count, 6)]} sentence{'s' * (count != 1)}"
+        begins = [f'{i} "{part.split()[0]}"' for i, part in enumerate(sentences(text), 1)]
+        return f"{', '.join(begins)}: {NUMBERS[len(begins)]} sentence{'s' * (len(begins) != 1)}"
 
     return Constraint(
         "sentence_count",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.build_real.constraints import Constraint, Maker
 from grm_jax.judgment.records import Record, Turn
@@ -14,6 +14,9 @@ WORDS = ("use_word", "avoid_word")
 BESIDE_WORDS = ("first_word", "last_sentence", "capitals", "json_object")
 TWO, THREE_RESPONSES = 0.3, 0.15  # shares of the records
 TRIES = 30
+QUOTED = 3  # words at each end of a response
+
+Draw = Callable[[], tuple[str, int]]  # -> (response, how many constraints it meets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +34,13 @@ def make_records(
     kinds: Mapping[str, Maker],
     each: int,
     seed: int,
+    one_best: bool = True,
 ) -> list[Made]:
     """Makes `each` records of every question, each of another kind; what does not come out is left
     out. A reward is the number of constraints that a response meets.
+
+    one_best: two or three responses, of which one meets all constraints. Otherwise one or two, each
+    of which meets what a coin says: nothing is to be learned from the other one.
     """
     made, names = [], sorted(kinds)
     for number, (key, question) in enumerate(asked.items()):
@@ -42,7 +49,7 @@ def make_records(
         for i in range(each):
             rng = random.Random(f"{name} {seed} {key} {i}")
             kind = names[(number * each + i) % len(names)]
-            record = _make(f"{name}/{key}/{i}", question, texts, kinds, kind, rng)
+            record = _make(f"{name}/{key}/{i}", question, texts, kinds, kind, rng, one_best)
             if record is not None:
                 made.append(record)
     return made
@@ -55,6 +62,7 @@ def _make(
     kinds: Mapping[str, Maker],
     kind: str,
     rng: random.Random,
+    one_best: bool,
 ) -> Made | None:
     chosen = [kind]
     if kind in BESIDE_WORDS and set(WORDS) <= kinds.keys() and rng.random() < TWO:
@@ -62,24 +70,17 @@ def _make(
     constraints = [kinds[name](rng, texts) for name in chosen]
     if None in constraints:
         return None
-    wanted = 3 if rng.random() < THREE_RESPONSES else 2
-    best, others = None, {}
-    for _ in range(TRIES):
+
+    def drawn() -> tuple[str, int]:
         text = rng.choice(texts)
         kept = [rng.random() < 0.5 for _ in constraints]
         for constraint, repaired in zip(constraints, kept):
             text = constraint.repair(text) if repaired else constraint.break_(text)
-        met = sum(constraint.check(text) for constraint in constraints)
-        if met == len(constraints) and best is None:
-            best = text
-        elif met < len(constraints) and text.strip() and len(others) < wanted - 1:
-            others[text] = met
-        if best is not None and len(others) == wanted - 1:
-            break
-    else:
+        return text, sum(constraint.check(text) for constraint in constraints)
+
+    draw = _one_best if one_best else _any
+    if (responses := draw(drawn, len(constraints), rng)) is None:
         return None
-    responses = [(best, len(constraints)), *others.items()]
-    rng.shuffle(responses)
     record = Record(
         id=record_id,
         conversation=(Turn("user", " ".join([question, *(c.ask for c in constraints)])),),
@@ -91,10 +92,41 @@ def _make(
     return Made(record, tuple(constraints))
 
 
+def _one_best(drawn: Draw, every: int, rng: random.Random) -> list[tuple[str, int]] | None:
+    """Draws responses of which exactly one meets every constraint."""
+    wanted = 3 if rng.random() < THREE_RESPONSES else 2
+    best, others = None, {}
+    for _ in range(TRIES):
+        text, met = drawn()
+        if met == every and best is None:
+            best = text
+        elif met < every and text.strip() and len(others) < wanted - 1:
+            others[text] = met
+        if best is not None and len(others) == wanted - 1:
+            responses = [(best, every), *others.items()]
+            rng.shuffle(responses)
+            return responses
+    return None
+
+
+def _any(drawn: Draw, every: int, rng: random.Random) -> list[tuple[str, int]] | None:
+    """Draws one or two responses, whatever each of them meets."""
+    wanted, found = rng.randint(1, 2), {}
+    for _ in range(TRIES):
+        text, met = drawn()
+        if text.strip():
+            found[text] = met
+        if len(found) == wanted:
+            return list(found.items())
+    return None
+
+
 def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> str:
     r"""Writes the judgment of a record whose gold is computed: what each check found, and scores.
 
-    In the form of the template: principles with weights, a line on each response, a box.
+    In the form of the template: principles with weights, a line on each response, a box. A line
+    quotes how the response begins and ends, then what was found, and only then says whether that
+    is right: a small model reads off what it has just written.
     """
     names = [constraint.name for constraint in made.constraints]
     weight = 80 // len(names)
@@ -106,9 +138,12 @@ def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> st
             right = constraint.check(text)
             said.append(f"{constraint.say(text, right)} ({'right' if right else 'wrong'})")
             met += right
-        lines.append(f"Response {number}: {'; '.join(said)}.")
-        low = {0: 1, len(names): 8}.get(met, 4)
-        scores.append(str(rng.randint(low, low + 2)))
+        lines.append(f"Response {number}: {_ends(text)}, {'; '.join(said)}.")
+        if len(order) == 1:  # wrong or right
+            scores.append(str(int(met == len(names))))
+        else:
+            low = {0: 1, len(names): 8}.get(met, 4)
+            scores.append(str(rng.randint(low, low + 2)))
     return "\n".join(
         [
             f"Principles: {', '.join(principles)}",
@@ -117,3 +152,11 @@ def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> st
             f"Scores: \\boxed{{{', '.join(scores)}}}",
         ]
     )
+
+
+def _ends(text: str) -> str:
+    """The first and the last words of a text."""
+    parts = text.split()
+    if len(parts) <= 2 * QUOTED:
+        return f'"{" ".join(parts)}"'
+    return f'"{" ".join(parts[:QUOTED])}" to "{" ".join(parts[-QUOTED:])}"'

@@ -19,7 +19,7 @@ from experiments.configs import spct_gemma2_27b
 
 # The numbers to tune, together.
 RANK, ALPHA = 4, 8.0
-COLD_STEPS, COLD_RATE, COLD_BATCH = 120, 1e-3, 16
+COLD_STEPS, COLD_RATE, COLD_BATCH = 300, 1e-3, 16
 RFT_STEPS, RFT_RATE, RFT_BATCH = 80, 5e-4, 16
 RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 40, 2e-4, 0.02, 32
 META_STEPS, META_RATE, META_BATCH = 60, 5e-4, 16
@@ -29,7 +29,7 @@ GENERAL_FRACTION = 0.2
 TEMPERATURE = 1.0  # of RFT samples; of rollouts and evaluation below
 EVAL_TEMPERATURE, EVAL_KS = 0.8, (1, 8)
 # tokens; what is trained on is short, what is tested may be long
-PROMPT, COMPLETION, BUCKETS = 768, 128, (256, 512, 768)
+PROMPT, COMPLETION, BUCKETS = 768, 192, (256, 512, 768)
 TEST_PROMPT, TEST_BUCKETS = 2048, (256, 512, 1024, 2048)
 DATA, RUNS = "data/real", "runs/real"
 SHORT_TESTS = ("constraints", "new_kinds")  # of a run; real_smollm2_evaluate.py has all of them

@@ -2,7 +2,7 @@
     --workdir=runs/real/cold --stages=rft_sample,rft
 
 The cold start of `real_smollm2.py`: SmolLM2-135M-Instruct writes judgments that cannot be parsed,
-so it is first fine-tuned on a few that are written by rule, of records whose gold is computed
+so it is first fine-tuned on some that are written by rule, of records whose gold is computed
 (`experiments/build_real/records.py`), beside instruction data. Its own judgments of 64 training
 records are drawn to say how many can be parsed; none is trained on.
 
@@ -14,15 +14,20 @@ import ml_collections
 from experiments.configs import real_smollm2 as real
 
 BASE = "checkpoints/smollm2-135m-instruct"
+RANK, ALPHA = 8, 16.0  # it has more to learn than the stages behind it
+PROMPT = 448  # tokens: these are short
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = real.get_config()
     config.model.path = BASE
+    config.lora.update(rank=RANK, alpha=ALPHA)
+    config.lengths.update(prompt=PROMPT, buckets=(256, PROMPT))
+    config.packing.rows = (1.0,)
     config.data.train = ({"path": f"{real.DATA}/train.jsonl", "limit": 64, "shuffle_seed": 0},)
     config.data.general = (
         {"path": f"{real.DATA}/judgments.jsonl"},
-        {"path": f"{real.DATA}/general.jsonl", "limit": 80, "shuffle_seed": 0},
+        {"path": f"{real.DATA}/general.jsonl", "limit": 150, "shuffle_seed": 0},
     )
     config.rft.update(
         samples=1,

@@ -2,6 +2,7 @@
 same files every time. The answers are fabricated here; a real model draws them for the preset.
 """
 
+import collections
 import json
 import random
 import re
@@ -14,7 +15,6 @@ from experiments.build_real.constraints import FOREIGN, TEST_KINDS, TRAIN_KINDS
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.judgment.parsing import read_answer
 from grm_jax.judgment.records import Record, Turn, read_records
-from grm_jax.judgment.rules import is_correct
 
 NOUNS = """quiet river stone bright garden people morning silver music market happy small wonder
 story travel green winter little friend careful""".split()
@@ -156,19 +156,26 @@ def test_judgments_that_are_written_by_rule_are_right(built):
     written = rows(built / "judgments.jsonl")
     requests = {r.conversation[-1].content for r in read_records(built / "train.jsonl")}
     assert len(written) > 100
+    seen = collections.defaultdict(set)  # responses: how many of them are right
     for row in written:
         shown = re.findall(r"^\[Response \d\] ", row["prompt"], re.MULTILINE)
         request = re.search(r"^\[Request\] (.*)$", row["prompt"], re.MULTILINE)[1]
         read = read_answer(row["completion"], range(len(shown)))
         assert read["failure"] is None and read["principles"] and read["critique"]
         assert sum(weight for _, weight in read["principles"]) == pytest.approx(1)
-        # the highest score is that of the one response without a "wrong"
+        # the highest scores are those of the responses without a "wrong"
         lines = read["critique"].splitlines()
-        gold = [float("(wrong)" not in line) for line in lines]
-        assert len(lines) == len(shown) and is_correct(read["scores"], gold)
+        gold = ["(wrong)" not in line for line in lines]
+        assert len(lines) == len(shown)
+        if len(shown) == 1:
+            assert read["scores"] == [int(gold[0])]
+        else:
+            assert gold == [score >= 8 for score in read["scores"]]
+        seen[len(shown)] |= {sum(gold)}
         # and its topic is none of the records that are sampled
         topic = next(t for t in questions.TRAIN_TOPICS if f" {t}" in request)
         assert not any(f" {topic}" in other.split(".")[0].split("?")[0] for other in requests)
+    assert seen == {1: {0, 1}, 2: {0, 1, 2}, 3: {1}}
 
 
 def prompts(records):
