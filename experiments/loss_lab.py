@@ -10,7 +10,6 @@ second is of the work folders of a sweep over rl.loss and seed, and prints its t
 import argparse
 import collections
 import json
-import math
 import pathlib
 import statistics
 import sys
@@ -22,6 +21,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.policy.plot import mean_and_error
 from grm_jax.losses import LOSSES, LossConfig, LossInputs
 from grm_jax.report.plots import COLORS, INK, STYLE
 from grm_jax.training.metrics import read_metrics
@@ -142,13 +142,6 @@ def runs(folder: pathlib.Path) -> dict[str, list[dict]]:
     return {name: found[name] for name in LOSSES if name in found}
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean over seeds and its standard error, nan with one seed."""
-    many = len(values) > 1
-    error = statistics.stdev(values) / math.sqrt(len(values)) if many else math.nan
-    return statistics.fmean(values), error
-
-
 def figures(run: Mapping) -> dict[str, float]:
     """Returns the columns of a run: means of the last batches, and the accuracies behind them."""
     last = run["rl"][-LAST:]
@@ -181,10 +174,12 @@ def table(found: Mapping[str, Sequence[Mapping]], against: str | None = None) ->
         cells = [f"`{name}`", str(len(by_seed))]
         for title in titles:
             values = [of[title] for of in by_seed.values() if title in of]
-            mean, error = mean_and_error(values) if values else (math.nan, math.nan)
-            digits = DIGITS[title]
-            sign = "+" if against is not None else ""
-            cells.append(f"{mean:{sign}.{digits}f} ± {error:.{digits}f}" if values else "")
+            digits, sign = DIGITS[title], "+" if against is not None else ""
+            if values:
+                mean, error = mean_and_error(values)
+                cells.append(f"{mean:{sign}.{digits}f} ± {error:.{digits}f}")
+            else:
+                cells.append("")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from grm_jax.json_files import read_object, shown
 from grm_jax.judgment.anytime import ROUND, Anytime, decided, kept_so_far
+from grm_jax.judgment.parsing import principles_part
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Criterion, Record, Turn, record_from_dict, record_to_dict
 from grm_jax.judgment.voting import default_k_meta, pick_winner, select_by_meta, vote
@@ -300,6 +301,7 @@ class Judge:
         k_meta: int | None = None,
         reference: str | None = None,
         rubric: Sequence[Criterion | Mapping[str, Any]] | None = None,
+        principles: str | None = None,
     ) -> Verdict:
         """Judges the responses to a conversation.
 
@@ -316,6 +318,7 @@ class Judge:
           reference: a correct answer, for templates that show one.
           rubric: criteria to judge by, `Criterion`s or dicts of {"name", "weight", "description"}.
             Each gets a score for each response, and the weights make the total.
+          principles: what every judgment begins with, as `principles` has written it before.
 
         Raises ValueError, naming the argument and what was expected.
         """
@@ -324,10 +327,30 @@ class Judge:
             fields["reference"] = reference
         if rubric is not None:
             fields["rubric"] = rubric
+        if principles is not None:
+            fields["principles"] = principles
         record = self.checked(as_record(fields, "judge"), "judge")
         how = self.how(k, seed, temperature, k_meta)
         (verdict,) = self._block([record], self._is_small([record], how), **how)
         return verdict
+
+    def principles(
+        self,
+        conversation: str | Sequence[Turn | Mapping[str, str]],
+        responses: Sequence[str],
+        *,
+        reference: str | None = None,
+    ) -> str:
+        """Writes principles for a query, to be kept and given to calls on the same query.
+
+        They are those of one greedy judgment of these responses. Raises ValueError as a call does,
+        and where the model has written none.
+        """
+        verdict = self(conversation, responses, temperature=0.0, reference=reference)
+        if not (principles := principles_part(verdict.judgments[0].text)):
+            text = shown(verdict.judgments[0].text)
+            raise ValueError(f"principles: the model wrote none, but {text}")
+        return principles
 
     def many(
         self,
@@ -372,17 +395,16 @@ class Judge:
         return depends_on(model, self.how(k, seed, temperature, k_meta))
 
     def checked(self, record: Record, where: str) -> Record:
-        """Returns the record, unless this model cannot judge by its rubric.
+        """Returns the record, unless this model cannot judge by its rubric or principles.
 
         Raises ValueError, which `where` opens, with the field: a model that judges by none, or a
-        rubric that makes a prompt too long.
+        rubric or principles that make a prompt too long.
         """
-        if record.rubric:
-            refuses = self.system.refuses
-            kind = self.system.kind
-            why = f"a {kind} judges by none" if refuses is None else refuses(record)
+        if record.rubric or record.principles:
+            field, refuses = "rubric" if record.rubric else "principles", self.system.refuses
+            why = f"a {self.system.kind} judges by none" if refuses is None else refuses(record)
             if why is not None:
-                raise ValueError(f'{where} (id {record.id!r}): field "rubric": {why}')
+                raise ValueError(f'{where} (id {record.id!r}): field "{field}": {why}')
         return record
 
     def accepts(self, n: int) -> bool:

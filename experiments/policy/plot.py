@@ -24,10 +24,10 @@ WINDOW = 5  # steps that a curve is averaged over
 
 
 def mean_and_error(values_SX: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds, and its standard error; 0 for a single seed."""
+    """Mean over seeds, and its standard error; nan for a single seed."""
     x_SX = np.asarray(values_SX, float)
     seeds = len(x_SX)
-    error = x_SX.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else 0 * x_SX[0]
+    error = x_SX.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.nan * x_SX[0]
     return x_SX.mean(axis=0), error
 
 

@@ -337,6 +337,12 @@ def _load_split(
         raise ValueError(
             f"data for {split!r}: record {missing!r} has no gold; expected rewards or best"
         )
+    given = next((record.id for record in read if record.principles), None)
+    if given is not None and split == "train":
+        raise ValueError(
+            f'data for {split!r}: record {given!r}: field "principles": expected none to train on, '
+            "as judgments are to write their own"
+        )
     alone = next((r.id for r in read if r.rubric and len(r.responses) == 1), None)
     if alone is not None and split == "train":
         raise ValueError(

@@ -419,6 +419,20 @@ def _principles_and_critique(text: str) -> tuple[tuple[tuple[str, float | None],
     return principles, "\n".join(critique).strip()
 
 
+def principles_part(text: str) -> str:
+    """Returns the beginning of a judgment that holds its principles, up to where it analyzes.
+
+    Without blanks at the end: tokens join a line's end with what follows. "" where no heading of an
+    analysis follows one of criteria.
+    """
+    lines = text.split("\n")
+    kinds = [{kind for kind, _ in _heading(line)} for line in lines]
+    criteria = next((i for i, kind in enumerate(kinds) if CRITERIA_HEADINGS in kind), len(lines))
+    rest = range(criteria + 1, len(lines))
+    analysis = next((i for i in rest if ANALYSIS_HEADINGS in kinds[i]), 0)
+    return "\n".join(lines[:analysis]).rstrip()
+
+
 def _heading(line: str) -> list[tuple[tuple[str, ...], str]]:
     """[(kind, rest of the line)] when the line is a heading, else []. A heading ends in a colon or
     stands alone.

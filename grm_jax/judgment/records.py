@@ -10,7 +10,8 @@ One JSON object a line:
                                   rewards); neither for inference
      "rubric": [{"name": str, "weight": number, "description": str}, ...],
                                   criteria to judge by (`Criterion`)
-     "domain": str, "reference": str, "metadata": object}     these and the rubric are optional
+     "principles": str,           what every judgment begins with, written before
+     "domain": str, "reference": str, "metadata": object}     all from the rubric on is optional
 
 With n >= 2 exactly one reward is the largest (Eq 10 of arXiv 2504.02495 needs a single best
 response); with n = 1 the reward is 0 or 1 (wrong or right). A field that is missing, misspelt or of
@@ -40,6 +41,7 @@ FIELDS = (
     "rewards",
     "best",
     "rubric",
+    "principles",
     "domain",
     "reference",
     "metadata",
@@ -75,6 +77,7 @@ class Record:
     """Holds one item to judge: a conversation, n responses, and gold rewards where known.
 
     rubric: the criteria to judge by, and by nothing else; () leaves them to the judge.
+    principles: text with which every judgment begins, as a judge wrote it before; "" for none.
     """
 
     id: str
@@ -85,6 +88,7 @@ class Record:
     reference: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     rubric: tuple[Criterion, ...] = ()
+    principles: str = ""
 
 
 def record_from_dict(d: Any, where: str) -> Record:
@@ -122,6 +126,7 @@ def record_from_dict(d: Any, where: str) -> Record:
         reference=_text(d, "reference", where) if d.get("reference") is not None else None,
         metadata=metadata,
         rubric=rubric_of(d["rubric"], where) if d.get("rubric") is not None else (),
+        principles=_principles(d, where) if d.get("principles") is not None else "",
     )
 
 
@@ -145,6 +150,8 @@ def record_to_dict(record: Record) -> dict[str, Any]:
             | ({"description": criterion.description} if criterion.description else {})
             for criterion in record.rubric
         ]
+    if record.principles:
+        d["principles"] = record.principles
     if record.domain:
         d["domain"] = record.domain
     if record.reference is not None:
@@ -320,6 +327,24 @@ def _rewards(d: dict, n: int, where: str) -> tuple[float, ...] | None:
             f'{where}: field "rewards": expected exactly one largest value, got {shown(rewards)}'
         )
     return floats
+
+
+def _principles(d: dict, where: str) -> str:
+    """Text with which judgments begin, without the blanks at its end, which a judge writes itself:
+    neither blank, nor one with scores, nor beside a rubric.
+    """
+    principles = _text(d, "principles", where)
+    if not principles.strip() or "\\boxed" in principles:
+        raise ValueError(
+            f'{where}: field "principles": expected the beginning of a judgment, without scores, '
+            f"got {shown(principles)}"
+        )
+    if d.get("rubric") is not None:
+        raise ValueError(
+            f'{where}: field "principles": expected none beside a rubric, which says what to judge '
+            "by"
+        )
+    return principles.rstrip()
 
 
 def rubric_of(rubric: Any, where: str) -> tuple[Criterion, ...]:

@@ -30,15 +30,15 @@ Weight = jax.Array | Adapted
 
 def as_matrix(weight: Weight, inputs: int, dtype: jnp.dtype) -> Weight:
     """Returns [in..., out...] as [D, F] in `dtype`; the first `inputs` axes are the inputs'."""
-    if isinstance(weight, Adapted):
-        rank = weight.a.shape[-1]
-        return Adapted(
-            as_matrix(weight.merged, inputs, dtype),
-            weight.a.reshape(-1, rank),
-            weight.b.reshape(rank, -1),
-            weight.scale,
-        )
-    return weight.astype(dtype).reshape(math.prod(weight.shape[:inputs]), -1)
+
+    def matrix(w: jax.Array) -> jax.Array:
+        return w.astype(dtype).reshape(math.prod(w.shape[:inputs]), -1)
+
+    if not isinstance(weight, Adapted):
+        return matrix(weight)
+    rank = weight.a.shape[-1]
+    a_Dr, b_rF = weight.a.reshape(-1, rank), weight.b.reshape(rank, -1)
+    return Adapted(matrix(weight.merged), a_Dr, b_rF, weight.scale)
 
 
 def matmul(x: jax.Array, w_DF: Weight) -> jax.Array:

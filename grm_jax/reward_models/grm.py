@@ -24,6 +24,7 @@ from grm_jax.sampling.rollout import Completion, Request
 from grm_jax.tokenizer import Tokenizer
 
 NO_RUBRIC = "this model was given no template for it (templates.rubric), so it judges by none"
+NO_PRINCIPLES = "this model does not go on from principles: a pointwise_grm that answers by scores"
 FRONT_STEP = 64  # tokens: a front is a multiple, so that a word more or less compiles nothing anew
 
 
@@ -59,9 +60,16 @@ class Prompter:
     def ids(self, record: Record, order: Sequence[int], hint: bool = False) -> list[int]:
         """Returns the token ids of the prompt, up to where the model begins to write.
 
-        Raises ValueError for one response where the answer names one of several, and for a rubric
-        where there is no template that shows one.
+        It goes on from the principles of a record that has some.
+
+        Raises ValueError for one response where the answer names one of several, for a rubric where
+        there is no template that shows one, and for principles that cannot be gone on from.
         """
+        if record.principles:
+            if not self.goes_on:
+                raise ValueError(f'record {record.id!r}: field "principles": {NO_PRINCIPLES}')
+            plain = dataclasses.replace(record, principles="")
+            return [*self.ids(plain, order, hint), *self.tokenizer.encode(record.principles)]
         if record.rubric:
             if self.rubric is None:
                 raise ValueError(f'record {record.id!r}: field "rubric": {NO_RUBRIC}')
@@ -78,6 +86,11 @@ class Prompter:
             else self.pointwise
         )
         return self.tokenizer.chat_prompt(render_prompt(template, record, order, hint))
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a judgment can begin with principles that were written before."""
+        return self.answer not in CHOICES and self.tokenizer.thinking is None
 
     def front_of(self, prompt_ids: Sequence[int], n: int) -> int:
         """Counts the tokens with which a prompt of n responses begins whatever the record.
@@ -151,14 +164,15 @@ def drawn_judgment(
 ) -> dict:
     """Makes one judgment as it is stored, from a completion.
 
-    It holds the raw text, what was parsed from it, and whether it is correct (Eq 10). `scores` are
+    It holds the raw text, what was parsed from it, and whether it is correct (Eq 10). The text
+    begins with the record's principles, which are none of its tokens. `scores` are
     in the record's order, or None with the reason in `failure` (`read_answer`). Whether a single
     response's score from 1 to 10 is correct cannot be said. Where the chat template marks thinking,
     "thinking_tokens" counts what the text begins with of it, and "thinking_cut" says whether a
     budget closed it.
     """
     record, thought = ask.record, thought_of(tokenizer, completion.token_ids)
-    text = tokenizer.decode(completion.token_ids)
+    text = record.principles + tokenizer.decode(completion.token_ids)
     thinking, cut = tokenizer.thinking, not completion.finished
     opened = thinking.opens if thinking is not None and thinking.opened else ""
     if record.rubric:

@@ -16,8 +16,9 @@ pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, 
     ReaLMistake; "parsing": "released" reads scores as the code on the card of DeepSeek-GRM does,
     and keeps the strict reading beside it; "thinking_budget": tokens after which a thinking that
     has not ended is closed (llm_judge and token_prob have it too); "rubric": False leaves the
-    rubrics of records out of sight; "hint": True tells it the best response, as half of rejective
-    sampling does.
+    rubrics of records out of sight; "principles": "once" lets all samples of a record go on from
+    the principles of its greedy judgment; "hint": True tells it the best response, as half of
+    rejective sampling does.
 llm_judge, token_prob: "answer" may be "letter": [[A]], <answer>A</answer> or a letter in a box, as
     public pairwise judges write it.
 scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
@@ -55,10 +56,10 @@ from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import baselines, description, pair_rm, remote_config
 from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
-from grm_jax.reward_models.grm import NO_RUBRIC, Prompter
+from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC, Prompter
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer, of_size
-from grm_jax.reward_models.pointwise import pointwise_grm
+from grm_jax.reward_models.pointwise import pointwise_grm, with_principles_once
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import Estimate, estimate, remote_judge
 from grm_jax.reward_models.remote_config import RemoteConfig
@@ -126,8 +127,8 @@ class System(NamedTuple):
     span: n -> the largest difference of two scores in a judgment of n responses, None where it has
         no bound; None for a model of whose scores nothing is known, and for a kind of
         one's own, which says it once it is loaded.
-    refuses: why it cannot judge by the rubric of a record, or None where it can; None for a model
-        that judges by none.
+    refuses: why it cannot judge by the rubric of a record, or go on from its principles, or None
+        where it can; None for a model that does neither.
     policy: loads the weights of a pointwise_grm for who draws its judgments himself; None for other
         kinds, and for models with a thinking budget.
     """
@@ -315,6 +316,7 @@ class _Folder(NamedTuple):
         return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
 
 
+UNSEEN = 'the spec of this model says "rubric": False, so it sees none'
 POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that write text
 
 
@@ -323,7 +325,7 @@ def _pointwise(spec, asking) -> _Kind:
     answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
     parsing, budget = _parsing(spec, answer), _thinking_budget(spec, asking, folder)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
-    rubric = _rubric_template(spec, asking, answer, folder)
+    rubric, once = _rubric_template(spec, asking, answer, folder), _once(spec, answer, folder)
     meta: tuple[_Folder, Template] | None = None
     if spec.get("meta"):
         rater = _folder(spec, "meta", asking, ("meta_rm",), ("meta",))
@@ -339,6 +341,7 @@ def _pointwise(spec, asking) -> _Kind:
         "samples_per_order": asking.samples_per_order,
         "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
         **({} if spec.get("rubric", True) else {"rubric": False}),
+        **({} if once is None else {"principles": once}),
         **folder.identity,
         **_asked(asking),
     }
@@ -377,17 +380,19 @@ def _pointwise(spec, asking) -> _Kind:
             )
             if not spec.get("rubric", True):
                 model = _without_rubrics(model)
+            if once is not None:
+                model = with_principles_once(model)
             return model if loaded.rate is None else _guided(model, loaded.rate, batches)
 
         return build
 
     fewest = 2 if answer in CHOICES else 1
     span = functools.partial(score_span, answer=answer)
-    refuses = None
-    if spec.get("rubric", True):
-        refuses = functools.partial(_refuses, prompter_of, rubric, asking.lengths.prompt)
-    # a thinking budget draws in two turns, and without rubrics records change: both know the model
-    plain = budget is None and spec.get("rubric", True)
+    sees = spec.get("rubric", True)
+    refuses = functools.partial(_refuses, prompter_of, rubric, sees, asking.lengths.prompt)
+    # a thinking budget draws in two turns, as do principles that are written once, and without
+    # rubrics records change: these know the model
+    plain = budget is None and sees and once is None
     return _Kind(
         identity,
         loader,
@@ -400,17 +405,37 @@ def _pointwise(spec, asking) -> _Kind:
 
 
 def _refuses(
-    prompter_of: Callable[[], Prompter], rubric: Template | None, limit: int, record: Record
+    prompter_of: Callable[[], Prompter],
+    rubric: Template | None,
+    sees_rubrics: bool,
+    limit: int,
+    record: Record,
 ) -> str | None:
-    """Says why a policy cannot judge by the rubric of a record; None where it can."""
-    if rubric is None:
+    """Says why a policy cannot judge by the rubric of a record, or go on from its principles; None
+    where it can.
+    """
+    if record.rubric and not sees_rubrics:
+        return UNSEEN
+    if record.rubric and rubric is None:
         return NO_RUBRIC
     n, prompter = len(record.responses), prompter_of()
-    plain = dataclasses.replace(record, rubric=())
+    if record.principles and not prompter.goes_on:
+        return NO_PRINCIPLES
+    plain = dataclasses.replace(record, rubric=(), principles="")
     tokens = len(prompter.ids(record, range(n)))
     if tokens <= limit or len(prompter.ids(plain, range(n))) > limit:  # too long without it
         return None
     return f"the prompt has {tokens} tokens with it; expected at most {limit}"
+
+
+def _once(spec: Mapping, answer: str, folder: _Folder) -> str | None:
+    """The field "principles": "once", or None where each judgment writes its own."""
+    once = spec.get("principles")
+    if once not in (None, "once"):
+        raise ValueError(f'field "principles": expected "once" or none, got {once!r}')
+    if once and (answer in CHOICES or folder.tokenizer().thinking is not None):
+        raise ValueError(f'field "principles": {NO_PRINCIPLES}')
+    return once
 
 
 def _without_rubrics(model: RewardModel) -> RewardModel:
@@ -572,7 +597,9 @@ def _remote(spec, asking) -> _Kind:
         estimate=lambda records, samples: estimate(records, samples, **about),
         ready=lambda: remote_config.headers_of(remote_config.read_config(of_requests)),
         span=functools.partial(score_span, answer=answer),
-        refuses=lambda record: NO_RUBRIC if rubric is None else None,
+        refuses=lambda record: (
+            NO_PRINCIPLES if record.principles else NO_RUBRIC if rubric is None else None
+        ),
     )
 
 
@@ -654,7 +681,16 @@ NOT_ANSWERS = (
 IF_GIVEN = ("system_prompt", "extra_body", "extra_headers", "parsing")
 FIELDS = {  # kind: (optional, required), beside name and kind
     "pointwise_grm": (
-        ("meta", "templates", "answer", "parsing", "thinking_budget", "hint", "rubric"),
+        (
+            "meta",
+            "templates",
+            "answer",
+            "parsing",
+            "thinking_budget",
+            "hint",
+            "rubric",
+            "principles",
+        ),
         ("path",),
     ),
     "llm_judge": (("templates", "answer", "thinking_budget"), ("path",)),

@@ -4,9 +4,11 @@ One generation scores all n responses, n = 1, 2 or many. Guided by a Meta RM it 
 `meta_rm.add_logits` puts a logit beside each of its judgments, and the vote keeps the k_meta best.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from grm_jax.judgment.parsing import principles_part
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, Prompter, judge, with_prompts
 from grm_jax.reward_models.protocol import TOO_LONG, RewardModel, new_judgment, shown_order
@@ -85,3 +87,38 @@ def pointwise_grm(
             yield [one.judgment for one in drawn if one.judgment["sample"] in samples]
 
     return RewardModel(name, judge_records, sampled=True, accepts=lambda n: n >= 1)
+
+
+def with_principles_once(model: RewardModel) -> RewardModel:
+    """Makes a model whose samples of a record all go on from the principles of its greedy judgment.
+
+    These are written once a record and kept while the model is loaded; where the greedy judgment
+    has none, its samples write their own. Greedy judgments, and records with principles or a
+    rubric, are judged as by `model`. No sample counts the tokens of the greedy judgment.
+    """
+    written: dict[tuple, str] = {}
+
+    def key(record: Record) -> tuple:
+        return record.id, record.conversation, record.responses, record.reference
+
+    def judge_records(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
+        if temperature > 0:
+            own = [record for record in records if not (record.principles or record.rubric)]
+            of_id = {record.id: key(record) for record in own}
+            missing = [record for record in own if of_id[record.id] not in written]
+            for judgments in model.judge(missing) if missing else ():
+                written.update({of_id[j["id"]]: principles_part(j["text"]) for j in judgments})
+            records = [
+                dataclasses.replace(record, principles=written[of_id[record.id]])
+                if record.id in of_id
+                else record
+                for record in records
+            ]
+        yield from model.judge(records, samples, temperature, swapped)
+
+    return model._replace(judge=judge_records)

@@ -40,6 +40,7 @@ class JudgeBody(BaseModel):
     id: str | None = None
     reference: str | None = None
     rubric: list[dict[str, Any]] | None = None
+    principles: str | None = None
     k: int | str | None = None
     seed: int | None = None
     temperature: float | None = None
@@ -78,7 +79,8 @@ def make_app(service: Service) -> Gate:
 
     @app.post("/v1/judge")
     async def judge(body: JudgeBody) -> JSONResponse:
-        fields = body.model_dump(include={"conversation", "responses", "id", "reference", "rubric"})
+        of_record = {"conversation", "responses", "id", "reference", "rubric", "principles"}
+        fields = body.model_dump(include=of_record)
         record = record_of({name: x for name, x in fields.items() if x is not None})
         how = service.how(body.k, body.seed, body.temperature, body.k_meta)
         judged = await service.judge(record, how, service.until(body.deadline_s))
