@@ -139,8 +139,9 @@ def train(run: Run) -> dict | None:
             )
             passes = (settings.old_logp == "trainer") + (reference is not None)
             completed = [len(rollout.completion_ids) for rollout in rollouts]
+            adapters = run.setup.lora.rank > 0
             work = rl_work(
-                run.model_cfg, lengths, completed, G, laid.positions, passes, updates
+                run.model_cfg, lengths, completed, G, laid.positions, passes, updates, adapters
             )._replace(
                 computed_tokens=laid.computed, needed_tokens=sum(lengths[::G]) + sum(completed)
             )

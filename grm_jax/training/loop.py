@@ -280,7 +280,8 @@ def fit(
                 pos, learned = [host[name] for name in positions], host["mask"]
                 learned, computed = learned if learned.ndim > 1 else None, sum(x.size for x in pos)
             logits = 0 if learned is None else int(learned.sum())
-            work = fit_work(setup.model_cfg, pos, logits)._replace(computed_tokens=computed)
+            work = fit_work(setup.model_cfg, pos, logits, setup.lora.rank > 0)
+            work = work._replace(computed_tokens=computed)
             batch = place_batch(setup.mesh, host, axis=1 if row_lengths else 0)
             # the update; the metrics that are written are those of the step before
             phases.begin("update")

@@ -72,11 +72,19 @@ def observed(
         yield phases, LateMetrics(Speed(phases, goodput, peak).row), goodput
 
 
-def fit_work(cfg: ModelConfig, positions: list[np.ndarray], logits: int) -> Work:
+def trained_passes(adapters: bool) -> float:
+    """Says how many forward passes a training one takes: frozen weights have no gradient."""
+    return 2.0 if adapters else 3.0
+
+
+def fit_work(
+    cfg: ModelConfig, positions: list[np.ndarray], logits: int, adapters: bool = False
+) -> Work:
     """Counts the work of an update on rows with these positions, of which -1 is padding."""
     needed = sum(int((pos >= 0).sum()) for pos in positions)
-    flops = 3.0 * sum(token_flops(cfg, pos) for pos in positions)
-    flops += 6.0 * cfg.d_model * cfg.vocab_size * logits
+    forward = sum(token_flops(cfg, pos) for pos in positions)
+    forward += 2.0 * cfg.d_model * cfg.vocab_size * logits
+    flops = trained_passes(adapters) * forward
     return Work(needed, sum(pos.size for pos in positions), flops, flops)
 
 
@@ -88,6 +96,7 @@ def rl_work(
     positions: np.ndarray,
     passes: int,
     updates: int,
+    adapters: bool = False,
 ) -> Work:
     """Counts the work of an RL step on B rollouts in groups, each of which shares its prompt.
 
@@ -102,7 +111,7 @@ def rl_work(
     )
     head = 2.0 * cfg.d_model * cfg.vocab_size * completed
     forward = token_flops(cfg, positions) + head
-    update = 3.0 * forward * updates
+    update = trained_passes(adapters) * forward * updates
     needed = int((positions >= 0).sum())
     return Work(needed, positions.size, rollout + head + passes * forward + update, update)
 

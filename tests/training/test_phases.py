@@ -160,6 +160,10 @@ def test_work_of_a_step():
     fit = fit_work(CFG, [pos, pos[:, :3]], logits=3)
     assert (fit.needed_tokens, fit.computed_tokens) == (10, 11)
     assert fit.flops == 3 * (forward_flops(CFG, 7, logits=3) + forward_flops(CFG, 3))
+    # frozen weights have no gradient
+    assert fit_work(CFG, [pos, pos[:, :3]], 3, adapters=True).flops == fit.flops * 2 / 3
+    adapted = rl_work(CFG, [5, 5], [2, 4], 2, pos, passes=1, updates=2, adapters=True)
+    assert adapted.update_flops == 4 * forward and adapted.flops == rollout + 5 * forward
 
 
 def test_chips_by_what_jax_calls_them():
