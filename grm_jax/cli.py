@@ -50,6 +50,8 @@ FILE has one JSON object a line, or is - for what comes through a pipe:
 and further fields of a record ("rewards", "reference", "domain", "metadata") may be there, as may
 "rubric": [{"name": "brevity", "weight": 2, "description": TEXT}, ...]. A record with one is judged
 by these criteria alone; each gets a score for each response, and the weights make the total.
+"principles": TEXT is what the judgments of a record begin with, written before; not beside a
+rubric.
 """
 OUTPUT = """\
 Results are JSON lines, in the order of the records. A line that cannot be read is an error on

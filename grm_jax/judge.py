@@ -344,12 +344,15 @@ class Judge:
         """Writes principles for a query, to be kept and given to calls on the same query.
 
         They are those of one greedy judgment of these responses. Raises ValueError as a call does,
-        and where the model has written none.
+        for a model that could not go on from them, and where it has written none.
         """
+        fields = {"conversation": conversation, "responses": responses, "reference": reference}
+        self.checked(as_record(fields | {"principles": "Principles:"}, "principles"), "principles")
         verdict = self(conversation, responses, temperature=0.0, reference=reference)
-        if not (principles := principles_part(verdict.judgments[0].text)):
-            text = shown(verdict.judgments[0].text)
-            raise ValueError(f"principles: the model wrote none, but {text}")
+        (judgment,) = verdict.judgments
+        if not (principles := principles_part(judgment.text)):
+            said = shown(judgment.text) if judgment.text else judgment.failure
+            raise ValueError(f"principles: the model wrote none, but {said}")
         return principles
 
     def many(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from grm_jax.report.plots import COLORS, STYLE
 
@@ -23,8 +24,8 @@ COLUMNS = 3
 WINDOW = 5  # steps that a curve is averaged over
 
 
-def mean_and_error(values_SX: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds, and its standard error; nan for a single seed."""
+def mean_and_error(values_SX: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean over seeds, and its standard error; nan for a single seed."""
     x_SX = np.asarray(values_SX, float)
     seeds = len(x_SX)
     error = x_SX.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else np.nan * x_SX[0]

@@ -24,7 +24,7 @@ from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.report.headline import markdown
 from grm_jax.report.report import write_report
-from grm_jax.reward_models.grm import NO_RUBRIC
+from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC
 from grm_jax.reward_models.load import Asking, System, describe
 from grm_jax.reward_models.remote import Estimate, total_estimate
 
@@ -46,7 +46,7 @@ def evaluate(
 
     about: "timings_s", "notes", "funnel" and "inputs" of a run that trained.
     """
-    refuse_rubrics(systems, benchmarks)
+    refuse_unseen(systems, benchmarks)
     if any(system.estimate is not None for system in systems):
         planned = plan(systems, benchmarks, workdir / "judgments", settings)
         say_plan(planned, everything=False)
@@ -84,19 +84,24 @@ def evaluate(
     return results
 
 
-def refuse_rubrics(systems: Sequence[System], benchmarks: Sequence[Benchmark]) -> None:
-    """ValueError where a system that could judge by a rubric has no template for one, and a record
-    names one. A prompt that is too long is a failure of its record.
+def refuse_unseen(systems: Sequence[System], benchmarks: Sequence[Benchmark]) -> None:
+    """ValueError where a system that writes judgments has no template for a record's rubric, or
+    cannot go on from a record's principles. A prompt that is too long is a failure of its record;
+    models that write none see neither.
     """
-    for benchmark in benchmarks:
-        asked = next((record for record in benchmark.records if record.rubric), None)
-        for one in systems if asked is not None else ():
-            if one.refuses is not None and one.refuses(asked) == NO_RUBRIC:
-                raise ValueError(
-                    f"system {one.name!r}, benchmark {benchmark.name!r}, record {asked.id!r}: "
-                    f'field "rubric": {NO_RUBRIC}; name one, or leave rubrics out of its sight '
-                    'with "rubric": False'
-                )
+    rubric = f'{NO_RUBRIC}; name one, or leave rubrics out of its sight with "rubric": False'
+    for field, why, said in (
+        ("rubric", NO_RUBRIC, rubric),
+        ("principles", NO_PRINCIPLES, NO_PRINCIPLES),
+    ):
+        for benchmark in benchmarks:
+            asked = next((record for record in benchmark.records if getattr(record, field)), None)
+            for one in systems if asked is not None else ():
+                if one.refuses is not None and one.refuses(asked) == why:
+                    raise ValueError(
+                        f"system {one.name!r}, benchmark {benchmark.name!r}, record {asked.id!r}: "
+                        f'field "{field}": {said}'
+                    )
 
 
 def say_plan(planned: Sequence[Planned], everything: bool) -> None:

@@ -423,14 +423,15 @@ def principles_part(text: str) -> str:
     """Returns the beginning of a judgment that holds its principles, up to where it analyzes.
 
     Without blanks at the end: tokens join a line's end with what follows. "" where no heading of an
-    analysis follows one of criteria.
+    analysis follows one of criteria, or scores stand before it.
     """
     lines = text.split("\n")
     kinds = [{kind for kind, _ in _heading(line)} for line in lines]
     criteria = next((i for i, kind in enumerate(kinds) if CRITERIA_HEADINGS in kind), len(lines))
     rest = range(criteria + 1, len(lines))
     analysis = next((i for i in rest if ANALYSIS_HEADINGS in kinds[i]), 0)
-    return "\n".join(lines[:analysis]).rstrip()
+    part = "\n".join(lines[:analysis]).rstrip()
+    return "" if BOX in part else part
 
 
 def _heading(line: str) -> list[tuple[tuple[str, ...], str]]:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from grm_jax.data.packing import SLOT_TOKENS
 from grm_jax.models.config import PUBLISHED, PUBLISHED_STOP_IDS, ModelConfig
-from grm_jax.models.flops import forward_flops
+from grm_jax.models.flops import ADAPTED, FORWARD, TRAINED, Passes, forward_flops
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, start_adapters
 from grm_jax.models.placement import DATA_AXES
@@ -247,7 +247,7 @@ def _train_step(stage, job, mesh) -> Program:
         mesh,
         {"params": (state.params, frozen), "optimizer": state.opt_state, "batch": batch},
         resident,
-        3 * _forward(job, stage),
+        _forward(job, stage, ADAPTED if job.lora.rank else TRAINED),
         tokens,
     )
 
@@ -262,14 +262,14 @@ def _load(job, stage, text, rows) -> Load:
     return fit_load(text, settings.batch_size, general, layout)
 
 
-def _forward(job, stage) -> float:
-    """Model FLOPs of a forward pass over the widest batch of a stage, packed or not."""
+def _forward(job, stage, passes: Passes = FORWARD) -> float:
+    """Model FLOPs of these passes over the widest batch of a stage, packed or not."""
     cfg, B, T = job.model_cfg, getattr(job, stage).batch_size, job.width
     if stage != "rl" or not job.row_lengths:
-        return B * forward_flops(cfg, T, logits=0 if stage == "meta" else T)
+        return B * forward_flops(cfg, T, logits=0 if stage == "meta" else T, passes=passes)
     prompt, G = job.lengths.prompt, job.rl.group_size  # a prompt once a group
-    rest = forward_flops(cfg, T, start=prompt, logits=T - prompt)
-    return B // G * forward_flops(cfg, prompt) + B * rest
+    rest = forward_flops(cfg, T, start=prompt, logits=T - prompt, passes=passes)
+    return B // G * forward_flops(cfg, prompt, passes=passes) + B * rest
 
 
 def _logprobs(job, mesh) -> Program:

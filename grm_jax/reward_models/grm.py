@@ -24,7 +24,10 @@ from grm_jax.sampling.rollout import Completion, Request
 from grm_jax.tokenizer import Tokenizer
 
 NO_RUBRIC = "this model was given no template for it (templates.rubric), so it judges by none"
-NO_PRINCIPLES = "this model does not go on from principles: a pointwise_grm that answers by scores"
+NO_PRINCIPLES = (
+    "this model does not go on from principles; expected a pointwise_grm that answers by scores, "
+    "whose chat template marks no thinking"
+)
 FRONT_STEP = 64  # tokens: a front is a multiple, so that a word more or less compiles nothing anew
 
 

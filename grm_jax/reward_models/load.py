@@ -130,7 +130,7 @@ class System(NamedTuple):
     refuses: why it cannot judge by the rubric of a record, or go on from its principles, or None
         where it can; None for a model that does neither.
     policy: loads the weights of a pointwise_grm for who draws its judgments himself; None for other
-        kinds, and for models with a thinking budget.
+        kinds, and for models with a thinking budget, principles written once or rubrics unseen.
     """
 
     name: str
@@ -378,10 +378,16 @@ def _pointwise(spec, asking) -> _Kind:
                 per_order=asking.samples_per_order,
                 hinted=hint,
             )
+            if once is not None:
+                longest = max(batches.buckets)
+
+                def fits(record: Record) -> bool:
+                    n = len(record.responses)
+                    return len(loaded.prompter.ids(record, range(n), hint)) <= longest
+
+                model = with_principles_once(model, fits, batches.rows)
             if not spec.get("rubric", True):
                 model = _without_rubrics(model)
-            if once is not None:
-                model = with_principles_once(model)
             return model if loaded.rate is None else _guided(model, loaded.rate, batches)
 
         return build
@@ -481,7 +487,16 @@ def _judge(spec, asking) -> _Kind:
 
     view = by_probability if spec["kind"] == "token_prob" else None
     # a response scores the pairs that it won, or their probabilities
-    return _Kind(identity, loader, lambda n: n >= 2, sampled=True, view=view, span=lambda n: n - 1)
+    none = f"a {spec['kind']} judges by none"
+    return _Kind(
+        identity,
+        loader,
+        lambda n: n >= 2,
+        sampled=True,
+        view=view,
+        span=lambda n: n - 1,
+        refuses=lambda record: NO_PRINCIPLES if record.principles else none,
+    )
 
 
 def _scalar(spec, asking) -> _Kind:

@@ -89,12 +89,15 @@ def pointwise_grm(
     return RewardModel(name, judge_records, sampled=True, accepts=lambda n: n >= 1)
 
 
-def with_principles_once(model: RewardModel) -> RewardModel:
+def with_principles_once(
+    model: RewardModel, fits: Callable[[Record], bool], size: int
+) -> RewardModel:
     """Makes a model whose samples of a record all go on from the principles of its greedy judgment.
 
-    These are written once a record and kept while the model is loaded; where the greedy judgment
-    has none, its samples write their own. Greedy judgments, and records with principles or a
-    rubric, are judged as by `model`. No sample counts the tokens of the greedy judgment.
+    These are written once a record and kept with the model that is made. Where the greedy judgment
+    has none, or none with which the prompt `fits`, its samples write their own. Greedy judgments,
+    and records with principles or a rubric, are judged as by `model`, `size` records at a time. No
+    sample counts the tokens of the greedy judgment.
     """
     written: dict[tuple, str] = {}
 
@@ -107,18 +110,24 @@ def with_principles_once(model: RewardModel) -> RewardModel:
         temperature: float = 0.0,
         swapped: bool = False,
     ) -> Iterator[list[dict]]:
-        if temperature > 0:
-            own = [record for record in records if not (record.principles or record.rubric)]
-            of_id = {record.id: key(record) for record in own}
-            missing = [record for record in own if of_id[record.id] not in written]
+        if temperature == 0:
+            yield from model.judge(records, samples, temperature, swapped)
+            return
+        for start in range(0, len(records), size):
+            some = records[start : start + size]
+            own = {r.id: r for r in some if not (r.principles or r.rubric)}
+            missing = [record for record in own.values() if key(record) not in written]
             for judgments in model.judge(missing) if missing else ():
-                written.update({of_id[j["id"]]: principles_part(j["text"]) for j in judgments})
-            records = [
-                dataclasses.replace(record, principles=written[of_id[record.id]])
-                if record.id in of_id
+                for one in judgments:
+                    record, part = own[one["id"]], principles_part(one["text"])
+                    given = dataclasses.replace(record, principles=part)
+                    written[key(record)] = part if fits(given) else ""
+            given = [
+                dataclasses.replace(record, principles=written[key(record)])
+                if record.id in own
                 else record
-                for record in records
+                for record in some
             ]
-        yield from model.judge(records, samples, temperature, swapped)
+            yield from model.judge(given, samples, temperature, swapped)
 
     return model._replace(judge=judge_records)

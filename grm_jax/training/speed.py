@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grm_jax.models.config import ModelConfig
-from grm_jax.models.flops import forward_flops, token_flops
+from grm_jax.models.flops import ADAPTED, TRAINED, forward_flops, token_flops
 from grm_jax.parallel import processes
 from grm_jax.parallel.hardware import GIB, memory_in_use, peak_flops
 from grm_jax.sampling.engine import Counts
@@ -72,19 +72,14 @@ def observed(
         yield phases, LateMetrics(Speed(phases, goodput, peak).row), goodput
 
 
-def trained_passes(adapters: bool) -> float:
-    """Says how many forward passes a training one takes: frozen weights have no gradient."""
-    return 2.0 if adapters else 3.0
-
-
 def fit_work(
     cfg: ModelConfig, positions: list[np.ndarray], logits: int, adapters: bool = False
 ) -> Work:
     """Counts the work of an update on rows with these positions, of which -1 is padding."""
     needed = sum(int((pos >= 0).sum()) for pos in positions)
-    forward = sum(token_flops(cfg, pos) for pos in positions)
-    forward += 2.0 * cfg.d_model * cfg.vocab_size * logits
-    flops = trained_passes(adapters) * forward
+    passes = ADAPTED if adapters else TRAINED
+    flops = sum(token_flops(cfg, pos, passes=passes) for pos in positions)
+    flops += passes.weights * 2.0 * cfg.d_model * cfg.vocab_size * logits
     return Work(needed, sum(pos.size for pos in positions), flops, flops)
 
 
@@ -111,7 +106,9 @@ def rl_work(
     )
     head = 2.0 * cfg.d_model * cfg.vocab_size * completed
     forward = token_flops(cfg, positions) + head
-    update = trained_passes(adapters) * forward * updates
+    trained = ADAPTED if adapters else TRAINED
+    update = token_flops(cfg, positions, passes=trained) + trained.weights * head
+    update *= updates
     needed = int((positions >= 0).sum())
     return Work(needed, positions.size, rollout + head + passes * forward + update, update)
 

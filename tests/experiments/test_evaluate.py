@@ -1,5 +1,6 @@
 """The evaluator as a whole, with fabricated reward models: what it asks for, keeps, and says."""
 
+import dataclasses
 import html
 import json
 import pathlib
@@ -547,9 +548,22 @@ def test_records_with_a_rubric_are_refused_where_a_system_knows_none(config, tmp
     with pytest.raises(ValueError, match="system 'grm', benchmark 'rubric', record 'world/rubric"):
         evaluate(config, tmp_path / "run")
     blind = describe(spec | {"rubric": False}, evaluation.asking_of(config))
-    evaluation.refuse_rubrics([blind], evaluation.benchmarks(config, tmp_path / "records"))
+    evaluation.refuse_unseen([blind], evaluation.benchmarks(config, tmp_path / "records"))
     told = describe(spec | {"templates": {"rubric": "tiny_rubric"}}, evaluation.asking_of(config))
-    evaluation.refuse_rubrics([told], evaluation.benchmarks(config, tmp_path / "records"))
+    evaluation.refuse_unseen([told], evaluation.benchmarks(config, tmp_path / "records"))
     assert told.identity != blind.identity
     (asked,) = make_records("rubric", 1)
-    assert told.refuses(asked) is None and blind.refuses is None
+    assert told.refuses(asked) is None and "sees none" in blind.refuses(asked)
+
+
+def test_records_with_principles_are_refused_where_a_system_cannot_go_on(config, tmp_path):
+    (plain,) = make_records("test", 1)
+    given = dataclasses.replace(plain, principles="Specific Criteria: order 10")
+    write_records(tmp_path / "given.jsonl", [given])
+    config.benchmarks = ({"kind": "records", "path": str(tmp_path / "given.jsonl"), "name": "x"},)
+    spec = {"name": "judge", "kind": "llm_judge", "path": "tiny_base"}
+    config.systems = ({"name": "random", "kind": "random"}, spec)
+    with pytest.raises(
+        ValueError, match="'judge', benchmark 'x'.*field \"principles\": this model"
+    ):
+        evaluate(config, tmp_path / "run")

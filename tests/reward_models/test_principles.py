@@ -25,6 +25,7 @@ TASK, RESPONSES = "Reverse the list: 1.fox 2.ant 3.hen", ["1.hen 2.ant 3.fox", "
         (PART + REST, PART),
         ("So.\n## Principles\n- a: 3\n\n**Analysis**\nx", "So.\n## Principles\n- a: 3"),
         ("Analysis: 1.\nPrinciples: a (100%)\nCritique: x", "Analysis: 1.\nPrinciples: a (100%)"),
+        (r"Principles: \boxed{1}" + REST, ""),
         (PART, ""),  # it does not say where they end
         (REST, ""),
         ("", ""),
@@ -46,6 +47,10 @@ def model(answer=continuing, prompter=PROMPTER):
         "grm", lambda temperature: sampler, {}, prompter, seed=3, buckets=(512,), rows=4
     )
     return grm, sampler
+
+
+def once_of(grm, fits=lambda record: True):
+    return with_principles_once(grm, fits, size=2)
 
 
 def rows(grm, records, samples=(0, 1, 2), temperature=1.0):
@@ -77,7 +82,7 @@ def test_once_is_what_the_greedy_judgment_has_written():
         for one, text in zip(records, greedy)
     ]
     assert {one.principles for one in given} == {PART}
-    once = with_principles_once(plain)
+    once = once_of(plain)
 
     def by_key(rows):
         return {(row["id"], row["sample"]): row for row in rows}
@@ -85,12 +90,12 @@ def test_once_is_what_the_greedy_judgment_has_written():
     wanted = by_key(rows(plain, given))
     assert by_key(rows(once, records)) == wanted
     # a sample is a function of record and seed, whatever was asked before; greedy is as ever
-    fresh = with_principles_once(model()[0])
+    fresh = once_of(model()[0])
     assert by_key(rows(fresh, records[1:], (2,))) == {("b", 2): wanted["b", 2]}
     assert rows(once, records, (0,), 0.0) == rows(plain, records, (0,), 0.0)
     # the principles are there now: nothing greedy is drawn again
     grm, sampler = model()
-    once, calls = with_principles_once(grm), []
+    once, calls = once_of(grm), []
     for _ in range(2):
         before = sampler.calls
         rows(once, records)
@@ -103,9 +108,20 @@ def test_where_none_were_written_samples_write_their_own():
         return judgment((9, 2)).removeprefix(PART), True
 
     grm, _ = model(without)
-    assert rows(with_principles_once(grm), [record("a", (9, 2))]) == rows(
-        grm, [record("a", (9, 2))]
-    )
+    assert rows(once_of(grm), [record("a", (9, 2))]) == rows(grm, [record("a", (9, 2))])
+
+
+def test_where_they_do_not_fit_samples_write_their_own():
+    records = [record("a", (9, 2)), record("b", (9, 2), words=4), record("c", (9, 2), words=5)]
+    grm, _ = model()
+    fitting = rows(once_of(grm, lambda record: record.id != "b"), records)
+    plain, given = rows(grm, records), rows(once_of(grm), records)
+    wanted = {
+        True: {(r["id"], r["sample"]): r for r in plain},
+        False: {(r["id"], r["sample"]): r for r in given},
+    }
+    assert len(fitting) == 9
+    assert all(r == wanted[r["id"] == "b"][r["id"], r["sample"]] for r in fitting)
 
 
 def test_records_keep_them_and_say_what_is_wrong():
@@ -136,6 +152,11 @@ def test_who_cannot_go_on_says_so():
     length = grm_jax.load({"kind": "length"})
     with pytest.raises(ValueError, match='field "principles": a length judges by none'):
         length(TASK, RESPONSES, principles=PART)
+    with pytest.raises(
+        ValueError,
+        match='principles: field "principles": a length judges by none|principles .*judges by none',
+    ):
+        length.principles(TASK, RESPONSES)
     with pytest.raises(ValueError, match='field "principles": expected "once" or none, got True'):
         grm_jax.load({"kind": "pointwise_grm", "path": "tiny", "principles": True})
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grm_jax.models.config import ModelConfig, alternating
-from grm_jax.models.flops import forward_flops
+from grm_jax.models.flops import Passes, forward_flops
 from grm_jax.parallel.hardware import GPUS, TPUS, chip_of, peak_flops
 from grm_jax.sampling.engine import Counts
 from grm_jax.training import goodput as goodput_module
@@ -160,10 +160,13 @@ def test_work_of_a_step():
     fit = fit_work(CFG, [pos, pos[:, :3]], logits=3)
     assert (fit.needed_tokens, fit.computed_tokens) == (10, 11)
     assert fit.flops == 3 * (forward_flops(CFG, 7, logits=3) + forward_flops(CFG, 3))
-    # frozen weights have no gradient
-    assert fit_work(CFG, [pos, pos[:, :3]], 3, adapters=True).flops == fit.flops * 2 / 3
-    adapted = rl_work(CFG, [5, 5], [2, 4], 2, pos, passes=1, updates=2, adapters=True)
-    assert adapted.update_flops == 4 * forward and adapted.flops == rollout + 5 * forward
+    # frozen weights have no gradient; of a query and a key either has one
+    adapted = fit_work(CFG, [pos, pos[:, :3]], 3, adapters=True)
+    attention = [forward_flops(CFG, length, passes=Passes(0, 1)) for length in (7, 3)]
+    assert adapted.flops == pytest.approx((2 * fit.flops + sum(3 * x for x in attention)) / 3)
+    rl = rl_work(CFG, [5, 5], [2, 4], 2, pos, passes=1, updates=2, adapters=True)
+    assert rl.update_flops == pytest.approx(2 * (2 * forward + attention[0]))
+    assert rl.flops == rollout + forward + rl.update_flops
 
 
 def test_chips_by_what_jax_calls_them():
