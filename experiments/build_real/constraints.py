@@ -33,6 +33,8 @@ CLOSINGS = (
     "The end.",
     "Let me know if you need more.",
 )
+QUOTED = 3  # words at each end of a response
+MARKED = 5  # words between two marks of one that counts them
 KEYS = ("answer", "text", "reply", "summary", "result", "content")
 FOREIGN = {
     "Spanish": (
@@ -90,18 +92,33 @@ def _same(text: str) -> str:
     return text
 
 
-def _quote(text: str, word: str) -> str:
-    """Three words or fewer around the first place of a word in a text."""
-    spans = [m for m in WORD.finditer(text)]
-    at = next(i for i, m in enumerate(spans) if m.group().lower() == word)
-    return text[spans[max(0, at - 1)].start() : spans[min(len(spans) - 1, at + 1)].end()]
+def _read(text: str, words_sought: Sequence[str]) -> tuple[str, str]:
+    """A text as far as the first of these words, which ends it, and that word; "" for none."""
+    for match in WORD.finditer(text):
+        if match.group().lower() in words_sought:
+            return _flat(text[: match.end()]), match.group().lower()
+    return _flat(text), ""
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _ends(text: str) -> str:
+    """The first and the last words of a text."""
+    parts = text.split()
+    if len(parts) <= 2 * QUOTED:
+        return f'"{" ".join(parts)}"'
+    return f'"{" ".join(parts[:QUOTED])}" to "{" ".join(parts[-QUOTED:])}"'
 
 
 def _found(text: str, word: str) -> str:
-    """What a judge finds of a word, whether it is to be used or not."""
-    if word not in words(text):
-        return f'"{word}" is missing'
-    return f'"{word}" is there, in "{_quote(text, word)}"'
+    """What a judge finds of a word, whether it is to be used or not: it reads as far as the word.
+
+    Whether to read on is seen from what was just read.
+    """
+    read, found = _read(text, [word])
+    return f'"{read}" has "{word}"' if found else f'"{read}" ends without "{word}"'
 
 
 def _telling(texts: Sequence[str]) -> list[str]:
@@ -196,11 +213,7 @@ def capitals(rng: random.Random, texts: Sequence[str]) -> Constraint:
         return _join([first.upper(), *rest]) if rest and rng.random() < 0.4 else text
 
     def say(text: str, met: bool) -> str:
-        return (
-            "all letters are capitals"
-            if met
-            else f'there are small letters, as in "{_small(text)}"'
-        )
+        return f"{_ends(text)}: {'all letters are capitals' if met else 'there are small letters'}"
 
     return Constraint(
         "capitals",
@@ -211,10 +224,6 @@ def capitals(rng: random.Random, texts: Sequence[str]) -> Constraint:
         str.upper,
         broken,
     )
-
-
-def _small(text: str) -> str:
-    return next((m for m in WORD.findall(text) if m != m.upper()), "")
 
 
 def numbered_list(rng: random.Random, texts: Sequence[str]) -> Constraint | None:
@@ -232,8 +241,9 @@ def numbered_list(rng: random.Random, texts: Sequence[str]) -> Constraint | None
         return text if rng.random() < 0.3 else listed(rng.choice(others))
 
     def say(text: str, met: bool) -> str:
-        items = ", ".join(map(str, _items(text)))
-        return f"the list goes {items}" if items else "there is no list"
+        lines = [line for line in text.splitlines() if re.match(r"\d+\. ", line)]
+        begins = [f'"{_join(line.split()[:2])}"' for line in lines]
+        return f"the list goes {', '.join(begins)}" if begins else f"{_ends(text)} is no list"
 
     return Constraint(
         "numbered_list",
@@ -263,13 +273,11 @@ def json_object(rng: random.Random, texts: Sequence[str]) -> Constraint:
         return isinstance(value, dict) and list(value) == [key]
 
     def say(text: str, met: bool) -> str:
-        if met:
-            return f'it is JSON with the key "{key}"'
         if not text.startswith("{"):
-            return "it is plain text and no JSON"
+            return f"{_ends(text)} is no JSON"
         if not text.endswith("}"):
-            return "the JSON is not closed"
-        return f'the key is "{next(iter(json.loads(text)))}"'
+            return f"{_ends(text)} is not closed"
+        return f'{_ends(text)} has the key "{next(iter(json.loads(text)))}"'
 
     def broken(text: str) -> str:
         right = json.dumps({key: text}, ensure_ascii=False)
@@ -290,8 +298,9 @@ def sentence_count(rng: random.Random, texts: Sequence[str]) -> Constraint:
     wanted = rng.randint(1, 3)
 
     def say(text: str, met: bool) -> str:
-        begins = [f'{i} "{part.split()[0]}"' for i, part in enumerate(sentences(text), 1)]
-        return f"{', '.join(begins)}: {NUMBERS[len(begins)]} sentence{'s' * (len(begins) != 1)}"
+        parts = sentences(text)
+        read = _join([f"({i}) {part}" for i, part in enumerate(parts, 1)])
+        return f"{read} has {NUMBERS[len(parts)]} sentence{'s' * (len(parts) != 1)}"
 
     return Constraint(
         "sentence_count",
@@ -308,7 +317,11 @@ def most_words(rng: random.Random, texts: Sequence[str]) -> Constraint:
     wanted = rng.choice((10, 15, 20, 25))
 
     def say(text: str, met: bool) -> str:
-        return f"it has {len(text.split())} words"
+        parts = text.split()
+        marked = [
+            f"{part} /{i}" if i % MARKED == 0 else part for i, part in enumerate(parts[:wanted], 1)
+        ]
+        return f'"{_join(marked)}" {"goes on" if len(parts) > wanted else "ends in time"}'
 
     return Constraint(
         "most_words",
@@ -336,7 +349,7 @@ def language(rng: random.Random, texts: Sequence[str]) -> Constraint:
         f"Answer in {name}.",
         f"written in {name}",
         lambda text: spoken(text) == name,
-        lambda text, met: f"it is in {spoken(text)}",
+        lambda text, met: f"{_ends(text)} is in {spoken(text)}",
         lambda text: _join(rng.sample(FOREIGN[name], rng.randint(1, 2))),
         broken,
     )
@@ -362,8 +375,8 @@ def order(rng: random.Random, texts: Sequence[str]) -> Constraint | None:
     def say(text: str, met: bool) -> str:
         found = words(text)
         if missing := [w for w in (a, b) if w not in found]:
-            return f'the word "{missing[0]}" is missing'
-        return f'"{a if met else b}" comes first'
+            return f'"{_flat(text)}" ends without "{missing[0]}"'
+        return '"{}" comes to "{}" first'.format(*_read(text, (a, b)))
 
     return Constraint(
         "order",

@@ -14,7 +14,6 @@ WORDS = ("use_word", "avoid_word")
 BESIDE_WORDS = ("first_word", "last_sentence", "capitals", "json_object")
 TWO, THREE_RESPONSES = 0.3, 0.15  # shares of the records
 TRIES = 30
-QUOTED = 3  # words at each end of a response
 
 Draw = Callable[[], tuple[str, int]]  # -> (response, how many constraints it meets)
 
@@ -125,8 +124,8 @@ def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> st
     r"""Writes the judgment of a record whose gold is computed: what each check found, and scores.
 
     In the form of the template: principles with weights, a line on each response, a box. A line
-    quotes how the response begins and ends, then what was found, and only then says whether that
-    is right: a small model reads off what it has just written.
+    reads the response, as far as it must be read, then says what was found, and only then whether
+    that is right: a small model sees what it has just written.
     """
     names = [constraint.name for constraint in made.constraints]
     weight = 80 // len(names)
@@ -138,7 +137,7 @@ def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> st
             right = constraint.check(text)
             said.append(f"{constraint.say(text, right)} ({'right' if right else 'wrong'})")
             met += right
-        lines.append(f"Response {number}: {_ends(text)}, {'; '.join(said)}.")
+        lines.append(f"Response {number}: {'; '.join(said)}.")
         if len(order) == 1:  # wrong or right
             scores.append(str(int(met == len(names))))
         else:
@@ -152,11 +151,3 @@ def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> st
             f"Scores: \\boxed{{{', '.join(scores)}}}",
         ]
     )
-
-
-def _ends(text: str) -> str:
-    """The first and the last words of a text."""
-    parts = text.split()
-    if len(parts) <= 2 * QUOTED:
-        return f'"{" ".join(parts)}"'
-    return f'"{" ".join(parts[:QUOTED])}" to "{" ".join(parts[-QUOTED:])}"'

@@ -29,7 +29,7 @@ GENERAL_FRACTION = 0.2
 TEMPERATURE = 1.0  # of RFT samples; of rollouts and evaluation below
 EVAL_TEMPERATURE, EVAL_KS = 0.8, (1, 8)
 # tokens; what is trained on is short, what is tested may be long
-PROMPT, COMPLETION, BUCKETS = 768, 192, (256, 512, 768)
+PROMPT, COMPLETION, BUCKETS = 768, 256, (256, 512, 768)
 TEST_PROMPT, TEST_BUCKETS = 2048, (256, 512, 1024, 2048)
 DATA, RUNS = "data/real", "runs/real"
 SHORT_TESTS = ("constraints", "new_kinds")  # of a run; real_smollm2_evaluate.py has all of them
