@@ -108,8 +108,8 @@ def _ends(text: str) -> str:
     """The first and the last words of a text."""
     parts = text.split()
     if len(parts) <= 2 * QUOTED:
-        return f'"{" ".join(parts)}"'
-    return f'"{" ".join(parts[:QUOTED])}" to "{" ".join(parts[-QUOTED:])}"'
+        return " ".join(parts)
+    return f"{' '.join(parts[:QUOTED])} ... {' '.join(parts[-QUOTED:])}"
 
 
 def _found(text: str, word: str) -> str:
@@ -118,7 +118,7 @@ def _found(text: str, word: str) -> str:
     Whether to read on is seen from what was just read.
     """
     read, found = _read(text, [word])
-    return f'"{read}" has "{word}"' if found else f'"{read}" ends without "{word}"'
+    return f'{read} -> has "{word}"' if found else f'{read} -> ends without "{word}"'
 
 
 def _telling(texts: Sequence[str]) -> list[str]:
@@ -174,7 +174,8 @@ def first_word(rng: random.Random, texts: Sequence[str]) -> Constraint:
     word, other = rng.sample(OPENINGS, 2)
 
     def say(text: str, met: bool) -> str:
-        return f'it begins with "{(WORD.findall(text) or [""])[0]}"'
+        first = (WORD.findall(text) or [""])[0]
+        return f'{_join(text.split()[:QUOTED])} -> begins with "{first}"'
 
     return Constraint(
         "first_word",
@@ -191,7 +192,7 @@ def last_sentence(rng: random.Random, texts: Sequence[str]) -> Constraint:
     closing, other = rng.sample(CLOSINGS, 2)
 
     def say(text: str, met: bool) -> str:
-        return f'it ends with "{_join(text.split()[-4:])}"'
+        return f'{_flat(text)} -> ends with "{_join(text.split()[-4:])}"'
 
     def broken(text: str) -> str:
         return rng.choice((text, f"{text} {other}", f"{closing} {text}"))
@@ -213,7 +214,7 @@ def capitals(rng: random.Random, texts: Sequence[str]) -> Constraint:
         return _join([first.upper(), *rest]) if rest and rng.random() < 0.4 else text
 
     def say(text: str, met: bool) -> str:
-        return f"{_ends(text)}: {'all letters are capitals' if met else 'there are small letters'}"
+        return f"{_ends(text)} -> {'capitals only' if met else 'small letters'}"
 
     return Constraint(
         "capitals",
@@ -242,8 +243,10 @@ def numbered_list(rng: random.Random, texts: Sequence[str]) -> Constraint | None
 
     def say(text: str, met: bool) -> str:
         lines = [line for line in text.splitlines() if re.match(r"\d+\. ", line)]
-        begins = [f'"{_join(line.split()[:2])}"' for line in lines]
-        return f"the list goes {', '.join(begins)}" if begins else f"{_ends(text)} is no list"
+        if not lines:
+            return f"{_ends(text)} -> no list"
+        begins = [_join(line.split()[:2]) for line in lines]
+        return f"{' ... '.join(begins)} -> {len(lines)} item{'s' * (len(lines) != 1)}"
 
     return Constraint(
         "numbered_list",
@@ -274,10 +277,10 @@ def json_object(rng: random.Random, texts: Sequence[str]) -> Constraint:
 
     def say(text: str, met: bool) -> str:
         if not text.startswith("{"):
-            return f"{_ends(text)} is no JSON"
+            return f"{_ends(text)} -> no JSON"
         if not text.endswith("}"):
-            return f"{_ends(text)} is not closed"
-        return f'{_ends(text)} has the key "{next(iter(json.loads(text)))}"'
+            return f"{_ends(text)} -> not closed"
+        return f'{_ends(text)} -> has the key "{next(iter(json.loads(text)))}"'
 
     def broken(text: str) -> str:
         right = json.dumps({key: text}, ensure_ascii=False)
@@ -299,8 +302,8 @@ def sentence_count(rng: random.Random, texts: Sequence[str]) -> Constraint:
 
     def say(text: str, met: bool) -> str:
         parts = sentences(text)
-        read = _join([f"({i}) {part}" for i, part in enumerate(parts, 1)])
-        return f"{read} has {NUMBERS[len(parts)]} sentence{'s' * (len(parts) != 1)}"
+        read = _join([f"{part} /{i}" for i, part in enumerate(parts, 1)])
+        return f"{read} -> {NUMBERS[len(parts)]} sentence{'s' * (len(parts) != 1)}"
 
     return Constraint(
         "sentence_count",
@@ -321,7 +324,7 @@ def most_words(rng: random.Random, texts: Sequence[str]) -> Constraint:
         marked = [
             f"{part} /{i}" if i % MARKED == 0 else part for i, part in enumerate(parts[:wanted], 1)
         ]
-        return f'"{_join(marked)}" {"goes on" if len(parts) > wanted else "ends in time"}'
+        return f"{_join(marked)} -> {'goes on' if len(parts) > wanted else 'ends in time'}"
 
     return Constraint(
         "most_words",
@@ -349,7 +352,7 @@ def language(rng: random.Random, texts: Sequence[str]) -> Constraint:
         f"Answer in {name}.",
         f"written in {name}",
         lambda text: spoken(text) == name,
-        lambda text, met: f"{_ends(text)} is in {spoken(text)}",
+        lambda text, met: f"{_join(text.split()[: 2 * QUOTED])} -> {spoken(text)}",
         lambda text: _join(rng.sample(FOREIGN[name], rng.randint(1, 2))),
         broken,
     )
@@ -375,8 +378,8 @@ def order(rng: random.Random, texts: Sequence[str]) -> Constraint | None:
     def say(text: str, met: bool) -> str:
         found = words(text)
         if missing := [w for w in (a, b) if w not in found]:
-            return f'"{_flat(text)}" ends without "{missing[0]}"'
-        return '"{}" comes to "{}" first'.format(*_read(text, (a, b)))
+            return f'{_flat(text)} -> ends without "{missing[0]}"'
+        return '{} -> "{}" first'.format(*_read(text, (a, b)))
 
     return Constraint(
         "order",

@@ -123,21 +123,21 @@ def _any(drawn: Draw, every: int, rng: random.Random) -> list[tuple[str, int]] |
 def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> str:
     r"""Writes the judgment of a record whose gold is computed: what each check found, and scores.
 
-    In the form of the template: principles with weights, a line on each response, a box. A line
-    reads the response, as far as it must be read, then says what was found, and only then whether
-    that is right: a small model sees what it has just written.
+    In the form of the template: principles with weights, a line on each response and requirement, a
+    box. A line begins as the response does in the prompt, reads on as far as it must, says what was
+    found, and only then whether that is right: a small model copies before it decides.
     """
     names = [constraint.name for constraint in made.constraints]
     weight = 80 // len(names)
     principles = [f"{name} ({weight}%)" for name in names] + ["answers the request (20%)"]
     lines, scores = [], []
     for number, index in enumerate(order, 1):
-        text, said, met = made.record.responses[index], [], 0
+        text, met = made.record.responses[index], 0
         for constraint in made.constraints:
             right = constraint.check(text)
-            said.append(f"{constraint.say(text, right)} ({'right' if right else 'wrong'})")
+            said = f"{constraint.say(text, right)} ({'right' if right else 'wrong'})"
+            lines.append(f"[Response {number}] {said}")
             met += right
-        lines.append(f"Response {number}: {'; '.join(said)}.")
         if len(order) == 1:  # wrong or right
             scores.append(str(int(met == len(names))))
         else:

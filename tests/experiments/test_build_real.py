@@ -165,8 +165,14 @@ def test_judgments_that_are_written_by_rule_are_right(built):
         assert sum(weight for _, weight in read["principles"]) == pytest.approx(1)
         # the highest scores are those of the responses without a "wrong"
         lines = read["critique"].splitlines()
-        gold = ["(wrong)" not in line for line in lines]
-        assert len(lines) == len(shown)
+        asked = len(read["principles"]) - 1
+        places = [re.match(r"\[Response (\d)\] .* \((right|wrong)\)$", line) for line in lines]
+        assert [int(m[1]) for m in places] == [
+            i + 1 for i in range(len(shown)) for _ in range(asked)
+        ]
+        gold = [
+            all(m[2] == "right" for m in places if int(m[1]) == i + 1) for i in range(len(shown))
+        ]
         if len(shown) == 1:
             assert read["scores"] == [int(gold[0])]
         else:
