@@ -20,7 +20,8 @@ def test_all_presets_ask_alike():
     for other in (real_smollm2_cold, real_smollm2_reward_model, real_smollm2_evaluate):
         config = other.get_config()
         assert config.mesh == spct.mesh and config.lengths.completion == spct.lengths.completion
-        assert config.lengths.prompt >= spct.lengths.prompt
+        if other is not real_smollm2_cold:  # which has short texts of its own
+            assert config.lengths.prompt >= spct.lengths.prompt
         for role in ("pointwise", "single", "meta"):
             assert config.templates[role] == spct.templates[role]
     benchmarks = {spec["name"] for spec in real_smollm2_evaluate.get_config().benchmarks}

@@ -10,6 +10,7 @@ from experiments import config_flags
 from experiments.stages import rft, rl
 from grm_jax.judgment.rules import rule_reward
 from grm_jax.models.hf_config import load_config
+from grm_jax.models.lora import LoraConfig
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models import grm
 from grm_jax.sampling.settings import Lengths, Sampling
@@ -153,6 +154,7 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(
         every=9,
         sequence_buckets=(1024,),
         row_lengths=(1024, 2048) if packed else (),
+        lora=LoraConfig(rank=0),
         trace=None,
     )
     run = types.SimpleNamespace(
