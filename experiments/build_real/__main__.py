@@ -97,19 +97,18 @@ def build(
     """Writes all files. Answers: of the ids of `questions.questions` for the two lists of topics;
     ids that are not asked are left out.
     """
-    asked = questions.questions(questions.TRAIN_TOPICS, EACH_TRAIN_TOPIC)
-    asked = {key: question for key, question in asked.items() if key in train_answers}
+
+    def asked_of(topics: list[str], each: int, answers: Mapping) -> dict[str, str]:
+        every = questions.questions(topics, each)
+        return {key: question for key, question in every.items() if key in answers}
+
+    asked = asked_of(questions.TRAIN_TOPICS, EACH_TRAIN_TOPIC, train_answers)
     topics = list(dict.fromkeys(key.partition("/")[0] for key in asked))
     cold_topics = set(topics[: COLD_START_TOPICS * len(topics) // len(questions.TRAIN_TOPICS)])
-    cold = questions.questions(questions.TRAIN_TOPICS, EACH_COLD_TOPIC)
-    cold = {
-        key: question
-        for key, question in cold.items()
-        if key in train_answers and key.partition("/")[0] in cold_topics
-    }
+    cold = asked_of(questions.TRAIN_TOPICS, EACH_COLD_TOPIC, train_answers)
+    cold = {key: q for key, q in cold.items() if key.partition("/")[0] in cold_topics}
     rest = {key: q for key, q in asked.items() if key.partition("/")[0] not in cold_topics}
-    of_test = questions.questions(questions.TEST_TOPICS, EACH_TEST_TOPIC)
-    of_test = {key: question for key, question in of_test.items() if key in test_answers}
+    of_test = asked_of(questions.TEST_TOPICS, EACH_TEST_TOPIC, test_answers)
 
     # the cold start, and constraint records for training and testing
     written = [

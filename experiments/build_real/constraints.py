@@ -101,15 +101,15 @@ def _read(text: str, words_sought: Sequence[str]) -> tuple[str, str]:
 
 
 def _flat(text: str) -> str:
-    return " ".join(text.split())
+    return _join(text.split())
 
 
 def _ends(text: str) -> str:
     """The first and the last words of a text."""
     parts = text.split()
     if len(parts) <= 2 * QUOTED:
-        return " ".join(parts)
-    return f"{' '.join(parts[:QUOTED])} ... {' '.join(parts[-QUOTED:])}"
+        return _join(parts)
+    return f"{_join(parts[:QUOTED])} ... {_join(parts[-QUOTED:])}"
 
 
 def _found(text: str, word: str) -> str:
@@ -242,18 +242,18 @@ def numbered_list(rng: random.Random, texts: Sequence[str]) -> Constraint | None
         return text if rng.random() < 0.3 else listed(rng.choice(others))
 
     def say(text: str, met: bool) -> str:
-        lines = [line for line in text.splitlines() if re.match(r"\d+\. ", line)]
-        if not lines:
+        begins = [begin for _, begin in _items(text)]
+        if not begins:
             return f"{_ends(text)} -> no list"
-        begins = [_join(line.split()[:2]) for line in lines]
-        return f"{' ... '.join(begins)} -> {len(lines)} item{'s' * (len(lines) != 1)}"
+        return f"{' ... '.join(begins)} -> {len(begins)} item{'s' * (len(begins) != 1)}"
 
     return Constraint(
         "numbered_list",
         f"Answer with a numbered list of exactly {wanted} items.",
         f"a list of {wanted} items",
         lambda text: (
-            _items(text) == list(range(1, wanted + 1)) and len(text.splitlines()) == wanted
+            [number for number, _ in _items(text)] == list(range(1, wanted + 1))
+            and len(text.splitlines()) == wanted
         ),
         say,
         lambda text: listed(wanted),
@@ -261,8 +261,9 @@ def numbered_list(rng: random.Random, texts: Sequence[str]) -> Constraint | None
     )
 
 
-def _items(text: str) -> list[int]:
-    return [int(m.group(1)) for m in re.finditer(r"^(\d+)\. ", text, re.MULTILINE)]
+def _items(text: str) -> list[tuple[int, str]]:
+    """The lines with a number: it, and how the line begins, as "1. Cats"."""
+    return [(int(m[1]), m[0]) for m in re.finditer(r"^(\d+)\. \S*", text, re.MULTILINE)]
 
 
 def json_object(rng: random.Random, texts: Sequence[str]) -> Constraint:

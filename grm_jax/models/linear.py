@@ -61,16 +61,15 @@ def _plain(x, w_DF):
     return x @ w_DF
 
 
-def _over_rows(x, y):
-    """x^T y, summed in float32, where both have the same leading axes."""
+def _over_rows(x, y, dtype=None):
+    """x^T y over the leading axes, which are the same; in their own dtype or in `dtype`."""
     rows = tuple(range(x.ndim - 1))
-    return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), preferred_element_type=dtype)
 
 
 def _plain_gradients(saved, d_out):
     x, w_DF = saved
-    rows = tuple(range(x.ndim - 1))
-    return d_out @ w_DF.T, jax.lax.dot_general(x, d_out, ((rows, rows), ((), ())))
+    return d_out @ w_DF.T, _over_rows(x, d_out)
 
 
 _plain.defvjp(lambda x, w_DF: (x @ w_DF, (x, w_DF)), _plain_gradients)
@@ -84,7 +83,7 @@ def _adapted(x, merged_DF, a_Dr, b_rF, scale):
 def _adapted_gradients(scale, saved, d_out):
     x, merged_DF, a_Dr, b_rF = saved
     low_b, low_a = d_out @ b_rF.T.astype(d_out.dtype), x @ a_Dr.astype(x.dtype)
-    d_a, d_b = _over_rows(x, low_b), _over_rows(low_a, d_out)
+    d_a, d_b = (_over_rows(*pair, jnp.float32) for pair in ((x, low_b), (low_a, d_out)))
     return d_out @ merged_DF.T, None, scale * d_a, scale * d_b
 
 

@@ -147,12 +147,14 @@ def with_prompts(prompter: Prompter, asks: Iterable[Ask]) -> list[Ask]:
     ]
 
 
-def prompt_length(prompter: Prompter, record: Record) -> int:
+def prompt_length(prompter: Prompter, record: Record, hint: bool | None = None) -> int:
     """Counts the tokens of the prompt of a record.
 
-    The hint is counted in where there is gold, so that a record that fits fits in every stage.
+    hint: whether it is counted in; None: where there is gold, so that a record that fits fits in
+        every stage.
     """
-    return len(prompter.ids(record, range(len(record.responses)), hint=record.rewards is not None))
+    hint = record.rewards is not None if hint is None else hint
+    return len(prompter.ids(record, range(len(record.responses)), hint))
 
 
 def drawn_judgment(

@@ -56,7 +56,7 @@ from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import baselines, description, pair_rm, remote_config
 from grm_jax.reward_models import cloud as cloud_module
 from grm_jax.reward_models.description import Description, content_digest
-from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC, Prompter
+from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC, Prompter, prompt_length
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
 from grm_jax.reward_models.meta_rm import add_logits, make_scorer, of_size
 from grm_jax.reward_models.pointwise import pointwise_grm, with_principles_once
@@ -323,6 +323,7 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 def _pointwise(spec, asking) -> _Kind:
     folder = _folder(spec, "path", asking, POLICIES)
     answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
+    sees = spec.get("rubric", True)  # the rubrics of records
     parsing, budget = _parsing(spec, answer), _thinking_budget(spec, asking, folder)
     pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
     rubric, once = _rubric_template(spec, asking, answer, folder), _once(spec, answer, folder)
@@ -340,7 +341,7 @@ def _pointwise(spec, asking) -> _Kind:
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
         "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
-        **({} if spec.get("rubric", True) else {"rubric": False}),
+        **({} if sees else {"rubric": False}),
         **({} if once is None else {"principles": once}),
         **folder.identity,
         **_asked(asking),
@@ -382,11 +383,10 @@ def _pointwise(spec, asking) -> _Kind:
                 longest = max(batches.buckets)
 
                 def fits(record: Record) -> bool:
-                    n = len(record.responses)
-                    return len(loaded.prompter.ids(record, range(n), hint)) <= longest
+                    return prompt_length(loaded.prompter, record, hint) <= longest
 
                 model = with_principles_once(model, fits, batches.rows)
-            if not spec.get("rubric", True):
+            if not sees:
                 model = _without_rubrics(model)
             return model if loaded.rate is None else _guided(model, loaded.rate, batches)
 
@@ -394,7 +394,6 @@ def _pointwise(spec, asking) -> _Kind:
 
     fewest = 2 if answer in CHOICES else 1
     span = functools.partial(score_span, answer=answer)
-    sees = spec.get("rubric", True)
     refuses = functools.partial(_refuses, prompter_of, rubric, sees, asking.lengths.prompt)
     # a thinking budget draws in two turns, as do principles that are written once, and without
     # rubrics records change: these know the model
@@ -424,12 +423,12 @@ def _refuses(
         return UNSEEN
     if record.rubric and rubric is None:
         return NO_RUBRIC
-    n, prompter = len(record.responses), prompter_of()
+    prompter = prompter_of()
     if record.principles and not prompter.goes_on:
         return NO_PRINCIPLES
     plain = dataclasses.replace(record, rubric=(), principles="")
-    tokens = len(prompter.ids(record, range(n)))
-    if tokens <= limit or len(prompter.ids(plain, range(n))) > limit:  # too long without it
+    tokens = prompt_length(prompter, record, hint=False)
+    if tokens <= limit or prompt_length(prompter, plain, hint=False) > limit:  # too long without it
         return None
     return f"the prompt has {tokens} tokens with it; expected at most {limit}"
 
