@@ -56,6 +56,11 @@ again, its config and every bit of its weights.
 
 Made by `.venv/bin/python -m tests.models.family_table`. `tests/models/` holds each difference
 below 1e-4, by golden values on machines without torch too.
+
+Real models, over 145 tokens of English, logits up to 34: `max_abs` from the same model of
+transformers in float64 is 1.5e-04 for us, 5.8e-05 for transformers in float32 and 4.9e-05 with
+"sdpa" (SmolLM2-135M-Instruct), and 9.6e-05, 1.1e-04 and 1.1e-04 (Gemma-3-270m): as far as float32
+goes there, whoever computes. `.venv/bin/python -m tests.models.float64 FOLDER` says it of a folder.
 """
 SWITCHES = ("unit_offset", "scaled_embedding", "post_norms", "qk_norm", "qkv_bias")
 
