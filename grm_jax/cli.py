@@ -446,6 +446,11 @@ class _Reader:
                 try:
                     fields = decode(raw.rstrip(b"\r\n"), where)
                     if self.rubric is not None and isinstance(fields, dict):
+                        if fields.get("principles") is not None and "rubric" not in fields:
+                            raise ValueError(
+                                f'{where}: field "principles": it says what to judge by, and so '
+                                "does --rubric; expected one of the two"
+                            )
                         fields = {"rubric": self.rubric} | fields
                     record = self.judge.checked(as_record(fields, where), where)
                     named = isinstance(fields, dict) and "id" in fields

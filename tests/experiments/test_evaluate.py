@@ -556,6 +556,19 @@ def test_records_with_a_rubric_are_refused_where_a_system_knows_none(config, tmp
     assert told.refuses(asked) is None and "sees none" in blind.refuses(asked)
 
 
+def test_a_rubric_that_is_not_seen_leaves_principles_written_once(config):
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": "tiny", "rubric": False}
+    once = spec | {"principles": "once"}
+    (asked,) = make_records("rubric", 1)
+    texts = []
+    for told in (once, once, spec):
+        record = dataclasses.replace(asked, rubric=()) if len(texts) == 1 else asked
+        model = describe(told, evaluation.asking_of(config)).load(seed=3)
+        rows = [row for block in model.judge([record], (0, 1), 1.0) for row in block]
+        texts.append([row["text"] for row in rows])
+    assert texts[0] == texts[1] != texts[2]
+
+
 def test_records_with_principles_are_refused_where_a_system_cannot_go_on(config, tmp_path):
     (plain,) = make_records("test", 1)
     given = dataclasses.replace(plain, principles="Specific Criteria: order 10")
