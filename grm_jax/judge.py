@@ -42,7 +42,7 @@ from grm_jax.reward_models.description import (
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from grm_jax.reward_models.load import System
+    from grm_jax.reward_models.system import System
 
 log = logging.getLogger(__name__)
 # completions at once, at most. On CPU a larger batch wastes more on waiting for its longest row
@@ -186,7 +186,8 @@ def load(
     from grm_jax.compile_cache import enable_compile_cache
     from grm_jax.models.config import Numerics
     from grm_jax.models.hf_config import load_config
-    from grm_jax.reward_models.load import Asking, describe
+    from grm_jax.reward_models.load import describe
+    from grm_jax.reward_models.system import Asking
     from grm_jax.sampling.settings import Lengths, Sampling
 
     enable_compile_cache()
@@ -274,9 +275,9 @@ def load(
 class Judge:
     """A reward model that is asked about one conversation at a time, or about many.
 
-    system: what it is (`reward_models.load.System`). temperature: of its samples. k_meta: judgments
-    that its Meta RM keeps; None for half. guided: whether it has one. rows: completions at once.
-    sequences: widths of judgments for the Meta RM in small calls.
+    system: what it is (`reward_models.system.System`). temperature: of its samples. k_meta:
+    judgments that its Meta RM keeps; None for half. guided: whether it has one. rows: completions
+    at once. sequences: widths of judgments for the Meta RM in small calls.
     """
 
     system: System

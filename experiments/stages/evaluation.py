@@ -25,8 +25,9 @@ from grm_jax.parallel.mesh import make_mesh
 from grm_jax.report.headline import markdown
 from grm_jax.report.report import write_report
 from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC
-from grm_jax.reward_models.load import Asking, System, describe
+from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.remote import Estimate, total_estimate
+from grm_jax.reward_models.system import Asking, System
 
 SCHEMA = 2
 REQUEST_FAILED = "request_failed"

@@ -18,7 +18,7 @@ from grm_jax.losses import ADVANTAGES, LossConfig, objective_mask
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
 from grm_jax.progress import progress
-from grm_jax.reward_models.load import samplers
+from grm_jax.reward_models.system import samplers
 from grm_jax.training.loop import Trained, begin, finish, leave, observe, save_state
 from grm_jax.training.metrics import MetricsLog
 from grm_jax.training.objectives import rl_objective

@@ -18,9 +18,10 @@ from grm_jax.evaluation.judging import Pass, judge_pass
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.cloud import critic, critic_example, head_examples
 from grm_jax.reward_models.description import content_digest
-from grm_jax.reward_models.load import System, describe, samplers
+from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.pair_rm import pair_examples
 from grm_jax.reward_models.scalar import preference_examples
+from grm_jax.reward_models.system import System, samplers
 from grm_jax.training.loop import fit
 from grm_jax.training.step import LossFn, meta_loss, preference_loss, rft_loss
 

@@ -54,7 +54,8 @@ from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings, shares
 from grm_jax.reward_models.description import Description, write_description
 from grm_jax.reward_models.grm import Prompter
-from grm_jax.reward_models.load import Asking, System, describe
+from grm_jax.reward_models.load import describe
+from grm_jax.reward_models.system import Asking, System
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 from grm_jax.training.loop import Trained, TrainSetup
 from grm_jax.training.phases import trace_of

@@ -29,9 +29,9 @@ from grm_jax.judgment.anytime import TEST, decided
 from grm_jax.judgment.records import Record
 from grm_jax.judgment.voting import default_k_meta
 from grm_jax.parallel import processes
-from grm_jax.reward_models.load import System
 from grm_jax.reward_models.protocol import Judge, RewardModel
 from grm_jax.reward_models.remote import Estimate, total_estimate
+from grm_jax.reward_models.system import System
 
 
 class Planned(NamedTuple):

@@ -78,7 +78,7 @@ def _answering(config: Mapping) -> dict:
     """A config without what changes no answer of its remote systems, such as where they are."""
     if "systems" not in config:
         return dict(config)
-    from grm_jax.reward_models.load import NOT_ANSWERS  # takes all models with it
+    from grm_jax.reward_models.remote_config import NOT_ANSWERS
 
     systems = [
         {

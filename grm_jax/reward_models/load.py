@@ -39,113 +39,36 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
-
-from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
-from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
-from grm_jax.checkpoint.peft import load_adapted, read_lora
-from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS, score_span
-from grm_jax.judgment.prompts import Template, check_template, load_template, shows_rubric
-from grm_jax.judgment.reasoning import template_marks
+from grm_jax.judgment.parsing import CHOICES, score_span
+from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
-from grm_jax.models.config import ModelConfig, Numerics
-from grm_jax.models.hf_config import load_config, read_config
-from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.naming import resolve
-from grm_jax.parallel.mesh import param_shardings
-from grm_jax.reward_models import baselines, description, pair_rm, remote_config
+from grm_jax.reward_models import baselines, pair_rm, remote_config
 from grm_jax.reward_models import cloud as cloud_module
-from grm_jax.reward_models.description import Description, content_digest
+from grm_jax.reward_models.description import content_digest
 from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC, Prompter, prompt_length
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
-from grm_jax.reward_models.meta_rm import add_logits, make_scorer, of_size
-from grm_jax.reward_models.pointwise import pointwise_grm, with_principles_once
+from grm_jax.reward_models.meta_rm import add_logits, guided, make_scorer
+from grm_jax.reward_models.pointwise import pointwise_grm, with_principles_once, without_rubrics
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.remote import Estimate, estimate, remote_judge
-from grm_jax.reward_models.remote_config import RemoteConfig
-from grm_jax.reward_models.scalar import load_scalar, padded_as_stated, scalar_rm
-from grm_jax.sampling.engine import Drawing
-from grm_jax.sampling.sampler import SamplingConfig
-from grm_jax.sampling.settings import Lengths, Sampling
-from grm_jax.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Asking:
-    """Says how all systems of a comparison are asked.
-
-    It holds devices, numerics, lengths, sampling, and the templates of those whose folder names
-    none.
-
-    samples_per_order: consecutive samples that show the responses in one order.
-    templates_win: whether all are asked by these templates, whatever their folders say, as a run
-        does that trains them.
-    """
-
-    mesh: Mesh
-    numerics: Numerics
-    lengths: Lengths
-    sampling: Sampling
-    templates: Mapping[str, Template]
-    samples_per_order: int = 1
-    templates_win: bool = False
-
-
-class Policy(NamedTuple):
-    """Holds a model that writes judgments, for who asks for them one at a time, as a server does.
-
-    sampler_of: temperature -> what draws (`samplers`). buckets: widths of prompts. longest: prompt
-        and completion, in tokens. hinted: see `pointwise_grm`.
-    rate: puts the Meta RM's logits into judgments (`meta_rm.add_logits`): rate(judgments,
-        {id: record}, widths of sequences, rows at once); None without one.
-    """
-
-    params: dict
-    sampler_of: Callable[[float], Drawing]
-    prompter: Prompter
-    buckets: tuple[int, ...]
-    longest: int
-    hinted: bool
-    rate: Callable[[Sequence[dict], Mapping[str, Record], Sequence[int], int], None] | None
-
-
-class System(NamedTuple):
-    """Holds a reward model that is known, and not loaded.
-
-    name, kind: of its spec.
-    identity: plain JSON with all that the text of a judgment depends on, by content; two systems
-        that are equal in it may share their judgments.
-    load: (seed, rows=None, sequences=None) -> RewardModel; rows at once, and widths of sequences,
-        in place of those of `Asking`. The weights are loaded by the first call, and stay until
-        `release`.
-    view: from a judgment that `load`'s model gives to this system's own; None where they are the
-        same.
-    accepts: whether it can judge n responses; None where only the loaded model can tell.
-    sampled: whether its samples differ; None where only the loaded model can tell.
-    estimate: (records, samples) -> what they would ask of its server; None for what runs here.
-    ready: raises ValueError where a key that its requests need is not there; asks nothing.
-    span: n -> the largest difference of two scores in a judgment of n responses, None where it has
-        no bound; None for a model of whose scores nothing is known, and for a kind of
-        one's own, which says it once it is loaded.
-    refuses: why it cannot judge by the rubric of a record, or go on from its principles, or None
-        where it can; None for a model that does neither.
-    policy: loads the weights of a pointwise_grm for who draws its judgments himself; None for other
-        kinds, and for models with a thinking budget, principles written once or rubrics unseen.
-    """
-
-    name: str
-    kind: str
-    identity: dict[str, Any]
-    load: Callable[..., RewardModel]
-    release: Callable[[], None]
-    view: Callable[[dict], dict] | None = None
-    accepts: Callable[[int], bool] | None = None
-    sampled: bool | None = None
-    estimate: Callable[[Sequence[Record], int], Estimate] | None = None
-    ready: Callable[[], object] | None = None
-    span: Callable[[int], float | None] | None = None
-    refuses: Callable[[Record], str | None] | None = None
-    policy: Callable[[], Policy] | None = None
+from grm_jax.reward_models.remote_config import IF_GIVEN, NOT_ANSWERS, RemoteConfig
+from grm_jax.reward_models.scalar import load_scalar, scalar_rm
+from grm_jax.reward_models.spec import (
+    POLICIES,
+    Folder,
+    answer_of,
+    asked_of,
+    folder_of,
+    numerics_of,
+    parsing_of,
+    principles_of,
+    rubric_template_of,
+    template_digests,
+    template_of,
+    thinking_budget_of,
+)
+from grm_jax.reward_models.system import Asking, Batches, Policy, System, samplers
 
 
 def describe(spec: Mapping, asking: Asking) -> System:
@@ -221,42 +144,6 @@ def wrong_fields(spec: Mapping) -> str | None:
     return None
 
 
-def samplers(
-    asking: Asking, model_cfg: ModelConfig, tokenizer: Tokenizer
-) -> Callable[[float], Drawing]:
-    """Returns temperature -> what draws a policy's completions (`rollout.generate`); 0 is greedy.
-
-    The same compiled programs serve all who draw alike.
-    """
-    sampling, mesh = asking.sampling, None
-    if sampling.sampler == "shard_map" or (sampling.sampler == "jit" and asking.mesh.size > 1):
-        mesh = asking.mesh
-
-    def sampler_of(temperature: float) -> Drawing:
-        settings = SamplingConfig(
-            max_new_tokens=asking.lengths.completion,
-            temperature=temperature,
-            stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad_id,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            kv_cache_dtype=sampling.kv_cache_dtype,
-        )
-        return Drawing(
-            model_cfg, settings, sampling.sampler, mesh, sampling.chunk, sampling.cache_bytes
-        )
-
-    return sampler_of
-
-
-class Batches(NamedTuple):
-    """Holds the shapes of programs: rows at once, and what prompts and sequences are padded to."""
-
-    rows: int
-    buckets: tuple[int, ...]
-    sequence_buckets: tuple[int, ...]
-
-
 class _Kind(NamedTuple):
     """Holds what a kind says of a spec (see `System`).
 
@@ -275,76 +162,35 @@ class _Kind(NamedTuple):
     policy: Callable[[], Policy] | None = None
 
 
-class _Folder(NamedTuple):
-    """Holds what was seen of a model folder: everything but its tensors.
-
-    base: the folder of the weights; another one than `path` where that has adapters.
-    """
-
-    path: pathlib.Path
-    base: pathlib.Path
-    cfg: ModelConfig
-    description: Description | None
-    architecture: str
-
-    @property
-    def identity(self) -> dict:
-        own = read_chat_template(self.home_of_tokenizer, self.chat_args)
-        chat = BUILT_IN_CHAT if own is None else dataclasses.asdict(own) | {"source": None}
-        adapted = {} if self.base == self.path else {"base": content_digest(self.base)}
-        return content_digest(self.path) | adapted | {"chat": chat}
-
-    @property
-    def home_of_tokenizer(self) -> pathlib.Path:
-        own = any((self.path / name).is_file() for name in description.TOKENIZER_FILES[:2])
-        return self.path if own else self.base
-
-    @property
-    def chat_args(self) -> Mapping[str, Any]:
-        return (self.description and self.description.chat_args) or {}
-
-    def tokenizer(self) -> Tokenizer:
-        tokenizer = load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
-        if self.architecture == SCALAR and self.base == self.path:
-            return padded_as_stated(tokenizer, self.path, self.cfg)
-        return tokenizer
-
-    def params(self, mesh: Mesh) -> dict:
-        if self.base != self.path:
-            return load_adapted(self.path, self.base, self.cfg, mesh, self.architecture)
-        shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
-        return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
-
-
 UNSEEN = 'the spec of this model says "rubric": False, so it sees none'
-POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that write text
 
 
 def _pointwise(spec, asking) -> _Kind:
-    folder = _folder(spec, "path", asking, POLICIES)
-    answer, hint = _answer(spec, asking, folder), spec.get("hint", False)
+    folder = folder_of(spec, "path", asking, POLICIES)
+    answer, hint = answer_of(spec, asking, folder), spec.get("hint", False)
     sees = spec.get("rubric", True)  # the rubrics of records
-    parsing, budget = _parsing(spec, answer), _thinking_budget(spec, asking, folder)
-    pointwise, single = (_template(spec, asking, r, folder) for r in ("pointwise", "single"))
-    rubric, once = _rubric_template(spec, asking, answer, folder), _once(spec, answer, folder)
-    meta: tuple[_Folder, Template] | None = None
+    parsing, budget = parsing_of(spec, answer), thinking_budget_of(spec, asking, folder)
+    pointwise, single = (template_of(spec, asking, r, folder) for r in ("pointwise", "single"))
+    rubric = rubric_template_of(spec, asking, answer, folder)
+    once = principles_of(spec, answer, folder)
+    meta: tuple[Folder, Template] | None = None
     if spec.get("meta"):
-        rater = _folder(spec, "meta", asking, ("meta_rm",), ("meta",))
-        meta = rater, _template(spec, asking, "meta", rater, folder)
+        rater = folder_of(spec, "meta", asking, ("meta_rm",), ("meta",))
+        meta = rater, template_of(spec, asking, "meta", rater, folder)
     identity = {
         "kind": "pointwise_grm",
         "answer": answer,
         **({} if parsing == "strict" else {"parsing": parsing}),
         **({} if budget is None else {"thinking_budget": budget}),
-        "templates": _digests(pointwise=pointwise, single=single)
-        | ({} if rubric in (None, load_template("rubric")) else _digests(rubric=rubric)),
+        "templates": template_digests(pointwise=pointwise, single=single)
+        | ({} if rubric in (None, load_template("rubric")) else template_digests(rubric=rubric)),
         "hint": hint,
         "samples_per_order": asking.samples_per_order,
-        "meta": meta and meta[0].identity | {"templates": _digests(meta=meta[1])},
+        "meta": meta and meta[0].identity | {"templates": template_digests(meta=meta[1])},
         **({} if sees else {"rubric": False}),
         **({} if once is None else {"principles": once}),
         **folder.identity,
-        **_asked(asking),
+        **asked_of(asking),
     }
     prompter_of = functools.cache(
         lambda: Prompter(
@@ -387,8 +233,10 @@ def _pointwise(spec, asking) -> _Kind:
 
                 model = with_principles_once(model, fits, batches.rows)
             if not sees:
-                model = _without_rubrics(model)
-            return model if loaded.rate is None else _guided(model, loaded.rate, batches)
+                model = without_rubrics(model)
+            if loaded.rate is not None:
+                model = guided(model, loaded.rate, batches.sequence_buckets, batches.rows)
+            return model
 
         return build
 
@@ -433,41 +281,21 @@ def _refuses(
     return f"the prompt has {tokens} tokens with it; expected at most {limit}"
 
 
-def _once(spec: Mapping, answer: str, folder: _Folder) -> str | None:
-    """The field "principles": "once", or None where each judgment writes its own."""
-    once = spec.get("principles")
-    if once not in (None, "once"):
-        raise ValueError(f'field "principles": expected "once" or none, got {once!r}')
-    if once and (answer in CHOICES or folder.tokenizer().thinking is not None):
-        raise ValueError(f'field "principles": {NO_PRINCIPLES}')
-    return once
-
-
-def _without_rubrics(model: RewardModel) -> RewardModel:
-    """A model that is asked the same, and sees no rubric."""
-
-    def judge(records: Sequence[Record], *args: Any, **kwargs: Any) -> Iterator[list[dict]]:
-        plain = [dataclasses.replace(record, rubric=()) for record in records]
-        yield from model.judge(plain, *args, **kwargs)
-
-    return model._replace(judge=judge)
-
-
 def _judge(spec, asking) -> _Kind:
-    folder = _folder(spec, "path", asking, POLICIES)
-    template, said = _template(spec, asking, "judge", folder), folder.description
+    folder = folder_of(spec, "path", asking, POLICIES)
+    template, said = template_of(spec, asking, "judge", folder), folder.description
     own = said.answer if said is not None and said.answer in CHOICES else "index"
     answer = spec.get("answer") or own
     if answer not in CHOICES:
         raise ValueError(f'field "answer": expected one of {", ".join(CHOICES)}, got {answer!r}')
-    budget = _thinking_budget(spec, asking, folder)
+    budget = thinking_budget_of(spec, asking, folder)
     identity = {
         "kind": "llm_judge",
         **({} if budget is None else {"thinking_budget": budget}),
         "answer": answer,
-        "templates": _digests(judge=template),
+        "templates": template_digests(judge=template),
         **folder.identity,
-        **_asked(asking),
+        **asked_of(asking),
     }
 
     def loader():
@@ -499,13 +327,13 @@ def _judge(spec, asking) -> _Kind:
 
 
 def _scalar(spec, asking) -> _Kind:
-    folder = _folder(spec, "path", asking, ("bradley_terry",))
+    folder = folder_of(spec, "path", asking, ("bradley_terry",))
     if folder.base != folder.path:
         raise ValueError(f'field "path": expected a whole model, got the adapters of {folder.path}')
-    identity = {"kind": "scalar", **folder.identity, **_asked(asking)}
+    identity = {"kind": "scalar", **folder.identity, **asked_of(asking)}
 
     def loader():
-        params, cfg, tokenizer = load_scalar(folder.path, asking.mesh, **_numerics(asking))
+        params, cfg, tokenizer = load_scalar(folder.path, asking.mesh, **numerics_of(asking))
         return lambda seed, batches: scalar_rm(
             spec["name"],
             params,
@@ -519,14 +347,14 @@ def _scalar(spec, asking) -> _Kind:
 
 
 def _pair_rm(spec, asking) -> _Kind:
-    folder = _folder(spec, "path", asking, ("pair_rm",))
+    folder = folder_of(spec, "path", asking, ("pair_rm",))
     swap_average = spec.get("swap_average", False)
     identity = {
         "kind": "pair_rm",
         "swap_average": swap_average,
-        "templates": _digests(pair=pair_rm.TEMPLATE),
+        "templates": template_digests(pair=pair_rm.TEMPLATE),
         **folder.identity,
-        **_asked(asking),
+        **asked_of(asking),
     }
 
     def loader():
@@ -546,14 +374,14 @@ def _pair_rm(spec, asking) -> _Kind:
 
 
 def _cloud(spec, asking) -> _Kind:
-    head = _folder(spec, "path", asking, ("cloud",))
-    critic = _folder(spec, "critic", asking, POLICIES, ("critic", "grm"))
+    head = folder_of(spec, "path", asking, ("cloud",))
+    critic = folder_of(spec, "critic", asking, POLICIES, ("critic", "grm"))
     identity = {
         "kind": "cloud",
         "critic": critic.identity,
-        "templates": _digests(critic=cloud_module.TEMPLATE),
+        "templates": template_digests(critic=cloud_module.TEMPLATE),
         **head.identity,
-        **_asked(asking),
+        **asked_of(asking),
     }
 
     def loader():
@@ -579,14 +407,14 @@ def _cloud(spec, asking) -> _Kind:
 
 def _remote(spec, asking) -> _Kind:
     """Asks by the template of pointwise scores or, where the answer is a choice, of a judge."""
-    answer = _answer(spec, asking)
-    _parsing(spec, answer)
+    answer = answer_of(spec, asking)
+    parsing_of(spec, answer)
     role = "judge" if answer in CHOICES else "pointwise"
     templates: dict[str, Any] = {
-        "template": _template(spec, asking, role),
-        "single_template": _template(spec, asking, "single"),
+        "template": template_of(spec, asking, role),
+        "single_template": template_of(spec, asking, "single"),
     }
-    rubric = _rubric_template(spec, asking, answer)
+    rubric = rubric_template_of(spec, asking, answer)
     if rubric is not None:
         templates["rubric_template"] = rubric
     given = {name: value for name, value in spec.items() if name not in ("kind", "templates")}
@@ -598,7 +426,7 @@ def _remote(spec, asking) -> _Kind:
     }
     stated |= {name: arguments[name] for name in IF_GIVEN if arguments.get(name)}
     named = {role: t for role, t in templates.items() if t != load_template("rubric")}
-    identity = {"kind": "remote", "templates": _digests(**named), **stated}
+    identity = {"kind": "remote", "templates": template_digests(**named), **stated}
     remote_judge(**arguments)  # says what cannot work; nothing is asked
     fewest = 2 if answer in CHOICES else 1
     about = {field: value for field, value in arguments.items() if field != "name"}
@@ -641,8 +469,8 @@ def _own(spec, asking) -> _Kind:
         is_file = (os.sep in value or path.suffix) and path.is_file()
         if is_file or (is_model and path.is_dir()):
             identity[f"content of {field}"] = content_digest(path)
-    identity |= _asked(asking) | {
-        "templates of the config": _digests(**asking.templates),
+    identity |= asked_of(asking) | {
+        "templates of the config": template_digests(**asking.templates),
         "samples_per_order": asking.samples_per_order,
     }
 
@@ -679,20 +507,6 @@ KINDS: dict[str, Callable[[Mapping, Asking], _Kind]] = {
     **dict.fromkeys(BASELINES, _baseline),
 }
 REMOTE_FIELDS = tuple(field.name for field in dataclasses.fields(RemoteConfig))
-# of a remote system: these do not change what it answers
-NOT_ANSWERS = (
-    "base_url",
-    "api_key_env",
-    "rename",
-    "stop_reasons",
-    "concurrency",
-    "timeout_s",
-    "retries",
-    "failures_in_a_row",
-    "price_per_million",
-)
-# these stand in its identity where they are given: judgments of before they were there are found
-IF_GIVEN = ("system_prompt", "extra_body", "extra_headers", "parsing")
 FIELDS = {  # kind: (optional, required), beside name and kind
     "pointwise_grm": (
         (
@@ -718,192 +532,7 @@ FIELDS = {  # kind: (optional, required), beside name and kind
 }
 
 
-def _folder(spec, field, asking, kinds, parts=description.JUDGES) -> _Folder:
-    """Looks at the folder that a spec names in `field`.
-
-    It must hold a model of one of `kinds` (of grm.json).
-    """
-    try:
-        path = description.model_folder(spec[field], parts)
-        base = description.base_folder(path)
-        cfg = load_config(base, **_numerics(asking))
-        architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
-        if base != path:
-            read_lora(path, cfg, architecture)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise ValueError(f'field "{field}": {error}') from error
-    stated = read_config(base).get("architectures")
-    expected = getattr(cfg.family, architecture if base == path else CAUSAL_LM)
-    if stated and expected not in stated:
-        raise ValueError(
-            f'field "{field}": expected a folder with a {expected}, but '
-            f"{base / 'config.json'} says {', '.join(map(str, stated))}"
-        )
-    said = description.read_description(path)
-    if said is not None and said.kind not in kinds:
-        raise ValueError(
-            f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '
-            f"{path / description.FILE} says {said.kind!r}"
-        )
-    lengths = asking.lengths
-    if lengths.prompt + lengths.completion > cfg.max_positions:
-        raise ValueError(
-            f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
-            f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
-        )
-    return _Folder(path, base, cfg, said, architecture)
-
-
-RESPONSES_OF = {  # of a template's check
-    "pointwise": 2,
-    "single": 1,
-    "rubric": 2,
-    "judge": 2,
-    "meta": 2,
-}
-
-
-def _template(spec, asking, role, *folders: _Folder) -> Template:
-    """Finds the template of a role, and checks that it shows what is judged.
-
-    A run that has trained with its templates is not told so now.
-    """
-    template = _chosen_template(spec, asking, role, *folders)
-    if asking.templates_win:
-        return template
-    try:
-        check_template(template, RESPONSES_OF[role])
-    except ValueError as error:
-        raise ValueError(f'field "templates.{role}": {error}') from error
-    return template
-
-
-def _chosen_template(spec, asking, role, *folders: _Folder) -> Template:
-    """Finds the template of a role.
-
-    It is what the first of the folders says that has a word on it, which a spec may repeat; else
-    the spec's, else that of `asking`.
-    """
-    if asking.templates_win and role in asking.templates:
-        return asking.templates[role]
-    named = (spec.get("templates") or {}).get(role)
-    own = named if named is None or isinstance(named, Template) else load_template(named)
-    for folder in folders:
-        said = folder.description and folder.description.templates.get(role)
-        if not said:
-            continue
-        if own is not None and own != said:
-            ours, theirs = dict(own.files), dict(said.files)
-            different = sorted(file for file in ours | theirs if ours.get(file) != theirs.get(file))
-            raise ValueError(
-                f'field "templates.{role}": {own.name!r} is asked for, but the model was trained '
-                f"with {said.name!r} of {folder.path / description.FILE}; they differ in "
-                f"{', '.join(different) or 'their order'}. Leave the field out, or change that file"
-            )
-        return said
-    template = asking.templates.get(role) if own is None else own
-    if template is None:
-        raise ValueError(
-            f'field "templates.{role}": missing; expected the name of a template or a file, as no '
-            f"{description.FILE} says which one it is"
-        )
-    return template
-
-
-def _rubric_template(spec, asking, answer: str, *folders: _Folder) -> Template | None:
-    """Finds the template for records with a rubric; None for a model that judges by none.
-
-    A model that was trained with others alone is asked by one only where the spec says which.
-    """
-    named = "rubric" in (spec.get("templates") or {})
-    trained = any(folder.description is not None for folder in folders)
-    if answer in CHOICES or not spec.get("rubric", True):
-        return None
-    if trained and not named and not asking.templates_win:
-        said = next(folder.description for folder in folders if folder.description is not None)
-        return said.templates.get("rubric")
-    if not named and "rubric" not in asking.templates:
-        return None
-    template = _template(spec, asking, "rubric", *folders)
-    if not shows_rubric(template):
-        raise ValueError(
-            f'field "templates.rubric": {template.name!r} shows no rubric; expected a template '
-            "that uses `rubric`"
-        )
-    return template
-
-
-def _answer(spec, asking, folder: _Folder | None = None) -> str:
-    """Says what the box holds: the spec's word, else the folder's.
-
-    A model that writes the number of the best response has no scores to give, and the other way
-    round.
-    """
-    said = folder and folder.description
-    own = said and said.kind == "pointwise_grm" and not asking.templates_win
-    said = said.answer if own else None
-    answer = spec.get("answer") or said or "scores"
-    if answer not in ANSWERS:
-        raise ValueError(f'field "answer": expected one of {", ".join(ANSWERS)}, got {answer!r}')
-    if said and (said in CHOICES or answer in CHOICES) and said != answer:
-        raise ValueError(
-            f'field "answer": {answer!r} is asked for, but the model was trained with {said!r} of '
-            f"{folder.path / description.FILE}"
-        )
-    return answer
-
-
-def _parsing(spec, answer: str) -> str:
-    """Says how scores are read."""
-    parsing = spec.get("parsing") or "strict"
-    if parsing not in PARSINGS:
-        raise ValueError(f'field "parsing": expected one of {", ".join(PARSINGS)}, got {parsing!r}')
-    if parsing != "strict" and answer in CHOICES:
-        raise ValueError(
-            f'field "parsing": {parsing!r} reads scores, and the answer is {answer!r}; leave it out'
-        )
-    return parsing
-
-
-def _thinking_budget(spec, asking, folder: _Folder) -> int | None:
-    """Says how many tokens a judge may think; None for as many as its completion has."""
-    budget, longest = spec.get("thinking_budget"), asking.lengths.completion
-    if budget is None:
-        return None
-    if not isinstance(budget, int) or isinstance(budget, bool) or not 1 <= budget < longest:
-        raise ValueError(
-            f'field "thinking_budget": expected 1 to {longest - 1} tokens, fewer than the longest '
-            f"completion, got {budget!r}"
-        )
-    template = read_chat_template(folder.home_of_tokenizer, folder.chat_args)
-    if template is None or template_marks(template.text) is None:
-        raise ValueError(
-            f'field "thinking_budget": the chat template of {folder.path} marks no thinking, so '
-            "none can be closed; leave the field out"
-        )
-    return budget
-
-
-def _numerics(asking) -> dict:
-    return asking.numerics.resolve(asking.mesh.devices.flat[0].platform)
-
-
-def _asked(asking) -> dict:
-    """Returns what any local model's judgment depends on, beside its folder and its templates."""
-    stored = asking.sampling.kv_cache_dtype
-    return ({} if stored == "auto" else {"kv_cache_dtype": stored}) | {
-        "dtype": asking.numerics.dtype,
-        "lengths": {"prompt": asking.lengths.prompt, "completion": asking.lengths.completion},
-        "top_p": asking.sampling.top_p,
-        "top_k": asking.sampling.top_k,
-    }
-
-
-def _digests(**templates: Template) -> dict[str, str]:
-    return {role: description.template_digest(template) for role, template in templates.items()}
-
-
-def _meta_rater(meta: _Folder, template: Template, asking: Asking) -> Callable[..., None]:
+def _meta_rater(meta: Folder, template: Template, asking: Asking) -> Callable[..., None]:
     """Makes what puts the Meta RM's logits into judgments (`Policy.rate`)."""
     params, tokenizer = meta.params(asking.mesh), meta.tokenizer()
     scorer = make_scorer(meta.cfg)
@@ -912,27 +541,3 @@ def _meta_rater(meta: _Folder, template: Template, asking: Asking) -> Callable[.
         add_logits(judgments, by_id, scorer, params, tokenizer, template, widths, rows)
 
     return rate
-
-
-def _guided(model: RewardModel, rate: Callable[..., None], batches: Batches) -> RewardModel:
-    """Puts the Meta RM's logit beside every sampled judgment that parsed.
-
-    Greedy ones are not voted on.
-    """
-
-    def judge(
-        records: Sequence[Record],
-        samples: Sequence[int] = (0,),
-        temperature: float = 0.0,
-        swapped: bool = False,
-    ) -> Iterator[list[dict]]:
-        blocks = model.judge(records, samples, temperature, swapped)
-        if temperature == 0:
-            yield from blocks
-            return
-        by_id = {record.id: record for record in records}
-        for block in of_size(blocks, batches.rows):
-            rate(block, by_id, batches.sequence_buckets, batches.rows)
-            yield block
-
-    return model._replace(judge=judge)

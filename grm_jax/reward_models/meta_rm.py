@@ -21,6 +21,7 @@ from grm_jax.judgment.rules import meta_label
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.heads import scalar_logits
 from grm_jax.parallel.processes import to_host
+from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.tokenizer import Tokenizer
 
 TOO_LONG_FOR_META = "too_long_for_meta"
@@ -170,3 +171,29 @@ def of_size(blocks: Iterable[list[dict]], size: int) -> Iterator[list[dict]]:
         raise
     if held:
         yield held
+
+
+def guided(
+    model: RewardModel, rate: Callable[..., None], widths: Sequence[int], rows: int
+) -> RewardModel:
+    """Puts the Meta RM's logit beside every sampled judgment that parsed.
+
+    Greedy ones are not voted on.
+    """
+
+    def judge(
+        records: Sequence[Record],
+        samples: Sequence[int] = (0,),
+        temperature: float = 0.0,
+        swapped: bool = False,
+    ) -> Iterator[list[dict]]:
+        blocks = model.judge(records, samples, temperature, swapped)
+        if temperature == 0:
+            yield from blocks
+            return
+        by_id = {record.id: record for record in records}
+        for block in of_size(blocks, rows):
+            rate(block, by_id, widths, rows)
+            yield block
+
+    return model._replace(judge=judge)

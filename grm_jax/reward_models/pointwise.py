@@ -29,7 +29,7 @@ def pointwise_grm(
 ) -> RewardModel:
     """Makes a reward model of `grm.judge`; its judgments are those of `grm.drawn_judgment`.
 
-    sampler_of: temperature -> what draws (`load.samplers`), for `rollout.generate`.
+    sampler_of: temperature -> what draws (`system.samplers`), for `rollout.generate`.
     seed: of response orders and of sampling.
     buckets, rows: see `grm_jax.sampling.rollout.plan`.
     per_order: samples s with equal s // per_order show the responses in one order, and share the
@@ -131,3 +131,13 @@ def with_principles_once(
             yield from model.judge(given, samples, temperature, swapped)
 
     return model._replace(judge=judge_records)
+
+
+def without_rubrics(model: RewardModel) -> RewardModel:
+    """Makes a model that is asked the same, and sees no rubric."""
+
+    def judge(records: Sequence[Record], *args: Any, **kwargs: Any) -> Iterator[list[dict]]:
+        plain = [dataclasses.replace(record, rubric=()) for record in records]
+        yield from model.judge(plain, *args, **kwargs)
+
+    return model._replace(judge=judge)

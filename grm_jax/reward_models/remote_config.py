@@ -18,6 +18,20 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)
 NOT_EXTRA = ("model", "messages", "n")  # fields of a request that are not for extra_body
+# of a remote system: these do not change what it answers
+NOT_ANSWERS = (
+    "base_url",
+    "api_key_env",
+    "rename",
+    "stop_reasons",
+    "concurrency",
+    "timeout_s",
+    "retries",
+    "failures_in_a_row",
+    "price_per_million",
+)
+# these stand in its identity where they are given: judgments of before they were there are found
+IF_GIVEN = ("system_prompt", "extra_body", "extra_headers", "parsing")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ import numpy as np
 
 from grm_jax.judge import Judge, powers
 from grm_jax.judgment.records import Record, Turn
-from grm_jax.reward_models.load import Policy
 from grm_jax.reward_models.protocol import new_judgment
+from grm_jax.reward_models.system import Policy
 from grm_jax.sampling.chunks import make_programs
 from grm_jax.sampling.engine import Counts, Engine, shape_of
 from grm_jax.sampling.requests import Completion, Request

@@ -14,9 +14,9 @@ from grm_jax.judgment.anytime import decided
 from grm_jax.judgment.records import Record, Turn, write_records
 from grm_jax.judgment.voting import default_k_meta, expected_credit, select_by_meta, vote
 from grm_jax.report.headline import markdown
-from grm_jax.reward_models.load import System
 from grm_jax.reward_models.protocol import RewardModel, new_judgment
 from grm_jax.reward_models.remote import Estimate
+from grm_jax.reward_models.system import System
 
 SETTINGS = EvalConfig(ks=(1,), temperature=1.0)
 

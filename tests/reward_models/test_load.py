@@ -23,6 +23,7 @@ from grm_jax.models.table import SCALAR
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models import load as module
 from grm_jax.reward_models import remote
+from grm_jax.reward_models import spec as spec_module
 from grm_jax.reward_models.description import (
     ASSETS,
     TINY_BASE,
@@ -32,8 +33,9 @@ from grm_jax.reward_models.description import (
 )
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
-from grm_jax.reward_models.load import Asking, describe
+from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.protocol import RewardModel
+from grm_jax.reward_models.system import Asking
 from grm_jax.sampling.settings import Lengths, Sampling
 from tests.reward_models.judge_cases import TOKENIZER, FakeSampler, choose
 from tests.reward_models.judge_cases import record as worth
@@ -78,7 +80,7 @@ def no_weights(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(module, "load_params", refuse)
+    monkeypatch.setattr(spec_module, "load_params", refuse)
     monkeypatch.setattr(module, "load_scalar", refuse)
 
 
@@ -146,9 +148,11 @@ def test_weights_that_are_not_finite_are_an_error_before_anything_is_judged(
 
 def test_more_rows_at_once_give_the_same_judgments_and_weights_are_loaded_once(asking, monkeypatch):
     loads = []
-    whole = module.load_params
+    whole = spec_module.load_params
     monkeypatch.setattr(
-        module, "load_params", lambda *args, **kwargs: loads.append(1) or whole(*args, **kwargs)
+        spec_module,
+        "load_params",
+        lambda *args, **kwargs: loads.append(1) or whole(*args, **kwargs),
     )
     system = describe({"name": "grm", "kind": "pointwise_grm", "path": "tiny"}, asking)
     assert not loads

@@ -17,8 +17,9 @@ from grm_jax.reward_models import scalar
 from grm_jax.reward_models.description import ASSETS
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.llm_judge import by_probability, llm_judge
-from grm_jax.reward_models.load import Asking, describe
+from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.meta_rm import meta_ids
+from grm_jax.reward_models.system import Asking
 from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.tokenizer import load_tokenizer
 from tests.chat_formats import DS, FORMATS, chat_folder

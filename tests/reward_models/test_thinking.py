@@ -14,7 +14,8 @@ from grm_jax.models.config import Numerics, from_sizes
 from grm_jax.models.decoder import Decoder, lm_logits
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.grm import Ask, Prompter, judge
-from grm_jax.reward_models.load import Asking, describe
+from grm_jax.reward_models.load import describe
+from grm_jax.reward_models.system import Asking
 from grm_jax.reward_models.thinking import Thought, generate_within, thought_of
 from grm_jax.sampling.engine import Drawing
 from grm_jax.sampling.logits import choose_tokens
