@@ -10,10 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grm_jax.judge import Judge, Judgment, Verdict, load
+    from grm_jax.judge import Judge, load
     from grm_jax.judgment.anytime import Anytime
     from grm_jax.judgment.records import Criterion, Record, Turn, read_records
     from grm_jax.judgment.voting import vote
+    from grm_jax.verdict import Judgment, Verdict
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,7 +31,8 @@ __all__ = [
     "vote",
 ]
 _HOMES = {
-    "grm_jax.judge": ("Judge", "Judgment", "Verdict", "load"),
+    "grm_jax.judge": ("Judge", "load"),
+    "grm_jax.verdict": ("Judgment", "Verdict"),
     "grm_jax.judgment.anytime": ("Anytime",),
     "grm_jax.judgment.records": ("Criterion", "Record", "Turn", "read_records"),
     "grm_jax.judgment.voting": ("vote",),

@@ -25,14 +25,16 @@ from typing import Any, BinaryIO
 
 from grm_jax import __version__, locks, signals
 from grm_jax.json_files import decode, opened
-from grm_jax.judge import Judge, Verdict, as_record, load
+from grm_jax.judge import Judge, load
 from grm_jax.judgment.anytime import AUTO
+from grm_jax.judgment.given import as_record
 from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.records import Record, record_from_dict, record_to_dict, rubric_of
 from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.reward_models.description import ROLES
 from grm_jax.reward_models.packaged import PACKAGED
 from grm_jax.serving import flags
+from grm_jax.verdict import Verdict
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 

@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from grm_jax.json_files import read_object, shown
 from grm_jax.judgment.anytime import ROUND, Anytime, decided, kept_so_far
+from grm_jax.judgment.given import as_record
 from grm_jax.judgment.parsing import principles_part
 from grm_jax.judgment.prompts import Template, load_template
-from grm_jax.judgment.records import Criterion, Record, Turn, record_from_dict, record_to_dict
-from grm_jax.judgment.voting import default_k_meta, pick_winner, select_by_meta, vote
+from grm_jax.judgment.records import Criterion, Record, Turn
+from grm_jax.judgment.voting import default_k_meta
 from grm_jax.reward_models.description import (
     FILE,
     ROLES,
@@ -38,6 +39,7 @@ from grm_jax.reward_models.description import (
     model_folder,
     read_description,
 )
+from grm_jax.verdict import Verdict, depends_on, verdict_of
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -69,75 +71,6 @@ QUESTIONS: dict[str, Callable[[int, int], int]] = {
     "pair_rm": lambda n, k: n * (n - 1),
     "cloud": lambda n, k: k * n,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Judgment:
-    """One sample of a judge.
-
-    order: the responses as they were shown, as indices of the record. principles: (name, weight or
-        None). critique, text: what it wrote; "" for a scalar model. tokens: generated.
-    scores: one for each response, in the record's order; None where `failure` says why not. Of a
-        record with a rubric they are the means of `criteria` by its weights.
-    criteria: of a record with a rubric, for each criterion by name a score from 1 to 10 for each
-        response; None without one, and where it failed.
-    meta_logit: of the Meta RM, that this judgment is correct; None without one, for greedy
-        judgments and for failed ones.
-    kept: whether the vote counted it.
-    """
-
-    sample: int
-    order: tuple[int, ...]
-    scores: tuple[float, ...] | None
-    failure: str | None
-    kept: bool
-    meta_logit: float | None
-    principles: tuple[tuple[str, float | None], ...]
-    critique: str
-    text: str
-    tokens: int
-    criteria: Mapping[str, tuple[int, ...]] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What k judgments of one record come to.
-
-    id: of the record. scores: for each response the total over the judgments that count.
-    best: index of the highest total; ties are broken at random, the same way for the same seed and
-        record. margin: the highest total less the second, per judgment that counts; None for one
-        response, which has no second.
-    k: judgments drawn; 1 for a model whose samples are all the same. valid, failed: those with
-        scores, and those without.
-    criteria: of a record with a rubric, for each criterion by name and each response the total over
-        the judgments that count, as in `scores`.
-    stopped: why no more were drawn of k="auto": "certain", as none could change `best`, or "test",
-        as by all odds none would; None where all were drawn.
-
-    Where all failed, scores, best and margin are None: nothing is guessed.
-    """
-
-    id: str
-    scores: tuple[float, ...] | None
-    best: int | None
-    margin: float | None
-    k: int
-    valid: int
-    failed: int
-    judgments: tuple[Judgment, ...]
-    stopped: str | None = None
-    criteria: Mapping[str, tuple[int, ...]] | None = None
-
-    @property
-    def failure(self) -> str | None:
-        """Says why there is no verdict: the most common failure of the judgments.
-
-        None where there is one.
-        """
-        if self.valid:
-            return None
-        failures = [judgment.failure for judgment in self.judgments]
-        return max(failures, key=failures.count)
 
 
 def load(
@@ -581,46 +514,6 @@ def _silence() -> Iterator[Callable[[int], None]]:
     yield lambda done: None
 
 
-def as_record(value: Any, where: str = "record") -> Record:
-    """The record that is given as a `Record` or as a dict of its JSONL schema, checked.
-
-    A dict needs no "id": a digest of its texts takes its place. Its conversation may be a text,
-    which is the user's turn, or `Turn`s. Raises ValueError, which `where` opens, with the field and
-    what was expected.
-    """
-    if isinstance(value, Record):
-        return record_from_dict(_fields_of(value, where), where)
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise ValueError(
-            f"{where}: expected a Record, or a dict with conversation and responses, got "
-            f"{shown(value)}"
-        )
-    fields, named = dict(value), "id" in value
-    if "conversation" in fields:
-        fields["conversation"] = _turns(fields["conversation"])
-    if isinstance(fields.get("responses"), str):
-        raise ValueError(
-            f'{where}: field "responses": expected a list of texts, got the text '
-            f'{shown(fields["responses"])}; a single response is ["..."]'
-        )
-    if isinstance(fields.get("rubric"), (list, tuple)):
-        fields["rubric"] = [
-            dataclasses.asdict(one) if isinstance(one, Criterion) else one
-            for one in fields["rubric"]
-        ]
-    if isinstance(fields.get("responses"), tuple):
-        fields["responses"] = list(fields["responses"])
-    if named:
-        return record_from_dict(fields, where)
-    # an id is not what is wrong with a record that has none
-    unnamed = "-"
-    try:
-        record = record_from_dict(fields | {"id": unnamed}, where)
-    except ValueError as error:
-        raise ValueError(str(error).replace(f" (id {unnamed!r})", "", 1)) from None
-    return dataclasses.replace(record, id=_content_id(record))
-
-
 def _spec(
     name: str | os.PathLike | Mapping[str, Any],
     kind: str | None,
@@ -690,107 +583,6 @@ def _mesh(folder: pathlib.Path | None) -> Mesh:
     if sum(path.stat().st_size for path in files) < SMALL_BYTES:
         return make_mesh(replica=-1, fsdp=1)
     return make_mesh()
-
-
-def depends_on(model: str, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a verdict depends on beside its record, as plain JSON.
-
-    model: digest of the model. how: of `Judge.how`.
-    """
-    until = how["until"]
-    return {
-        "model": model,
-        "k": len(how["samples"]) if until is None else str(until),
-        "seed": how["seed"],
-        "temperature": how["temperature"],
-        "k_meta": how["k_meta"],
-    }
-
-
-def verdict_of(record: Record, rows: Sequence[dict], k_meta: int | None, seed: int) -> Verdict:
-    """Returns the vote over judgments of a record, or over the k_meta that the Meta RM keeps."""
-    samples = [row["scores"] for row in rows]
-    kept = set(range(len(rows)))
-    if k_meta is not None:
-        kept = set(select_by_meta(samples, [row.get("meta_logit") for row in rows], k_meta))
-    tally = vote([samples[i] for i in sorted(kept)])
-    margin = None
-    if tally.totals is not None and len(tally.totals) > 1:
-        top, second, *_ = sorted(tally.totals, reverse=True)
-        margin = (top - second) / tally.valid
-    failed = sum(scores is None for scores in samples)
-    by_name = [_by_name(record, row) for row in rows]
-    counted = [one for i, one in enumerate(by_name) if i in kept and one is not None]
-    criteria = None
-    if counted:
-        criteria = {
-            name: tuple(map(sum, zip(*(one[name] for one in counted), strict=True)))
-            for name in counted[0]
-        }
-    return Verdict(
-        id=record.id,
-        scores=tally.totals,
-        best=pick_winner(tally, seed, record.id),
-        margin=margin,
-        k=len(rows),
-        valid=len(rows) - failed,
-        failed=failed,
-        judgments=tuple(
-            Judgment(
-                sample=row["sample"],
-                order=tuple(row["order"]),
-                scores=None if row["scores"] is None else tuple(row["scores"]),
-                failure=row["failure"],
-                kept=i in kept and row["scores"] is not None,
-                meta_logit=row.get("meta_logit"),
-                principles=tuple(map(tuple, row.get("principles", ()))),
-                critique=row.get("critique", ""),
-                text=row["text"],
-                tokens=row["tokens"],
-                criteria=by_name[i],
-            )
-            for i, row in enumerate(rows)
-        ),
-        criteria=criteria,
-    )
-
-
-def _by_name(record: Record, row: Mapping) -> dict[str, tuple[int, ...]] | None:
-    """The scores of a judgment by criterion; None where it has none."""
-    scores_CN = row.get("criteria")
-    if not record.rubric or scores_CN is None:
-        return None
-    names = [criterion.name for criterion in record.rubric]
-    return dict(zip(names, map(tuple, scores_CN), strict=True))
-
-
-def _turns(conversation: Any) -> Any:
-    """A conversation as the JSONL schema has it; what is none stays as it is."""
-    if isinstance(conversation, str):
-        return [{"role": "user", "content": conversation}]
-    if isinstance(conversation, (list, tuple)):
-        return [
-            {"role": turn.role, "content": turn.content}
-            if isinstance(turn, Turn)
-            else {str(name): value for name, value in turn.items()}
-            if isinstance(turn, Mapping)
-            else turn
-            for turn in conversation
-        ]
-    return conversation
-
-
-def _fields_of(record: Record, where: str) -> dict[str, Any]:
-    try:
-        return record_to_dict(record)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: not a Record as it should be: {error}") from error
-
-
-def _content_id(record: Record) -> str:
-    texts = {name: value for name, value in record_to_dict(record).items() if name != "id"}
-    texts.pop("rewards", None)  # gold changes no verdict
-    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def powers(first: int, last: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.evaluation import store
 from grm_jax.evaluation.merge import check_results, merge
 from grm_jax.json_files import decode, read_object
-from grm_jax.judge import as_record
+from grm_jax.judgment.given import as_record
 from grm_jax.judgment.records import read_records, write_records
 from grm_jax.training.metrics import read_metrics
 from tests.benchmarks import official_files

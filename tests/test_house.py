@@ -23,7 +23,7 @@ FLOORS = (
     ("reward_models", "model_check"),
     ("benchmarks",),
     ("evaluation",),
-    ("report", "planning"),
+    ("report", "planning", "verdict"),
     ("judge",),
     ("serving",),
     ("cli",),

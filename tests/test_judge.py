@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import grm_jax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.data.world import make_records
-from grm_jax.judge import as_record
+from grm_jax.judgment.given import as_record
 from grm_jax.judgment.records import Record, Turn, record_to_dict
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.hf_config import load_config

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 import grm_jax
-from grm_jax.judge import Judgment
+from grm_jax.verdict import Judgment
 
 Scores = dict[str, list[float]]
 Scorer = Callable[[Sequence[str], Sequence[str], int], Scores]

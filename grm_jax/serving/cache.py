@@ -16,8 +16,8 @@ import sqlite3
 import time
 from typing import Any
 
-from grm_jax.judge import Judgment, Verdict
 from grm_jax.judgment.records import Record, record_to_dict
+from grm_jax.verdict import Judgment, Verdict
 
 log = logging.getLogger(__name__)
 BUSY_S = 5.0

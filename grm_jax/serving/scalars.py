@@ -17,7 +17,7 @@ has no rivals, so that share, wins and rank of it are None too (ALONE).
 
 from collections.abc import Callable, Sequence
 
-from grm_jax.judge import Verdict
+from grm_jax.verdict import Verdict
 
 ALONE = "alone"
 Scores = Sequence[Sequence[float]]  # of the judgments that count, in the record's order

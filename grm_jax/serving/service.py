@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grm_jax.judge import Judge, Verdict, as_record, depends_on, verdict_of
+from grm_jax.judge import Judge
 from grm_jax.judgment.anytime import kept_so_far
+from grm_jax.judgment.given import as_record
 from grm_jax.judgment.records import Record
 from grm_jax.reward_models.grm import Ask, drawn_judgment
 from grm_jax.reward_models.protocol import TOO_LONG, new_judgment, shown_order
@@ -26,6 +27,7 @@ from grm_jax.serving.cache import Cache, key_of
 from grm_jax.serving.logs import request_id, say
 from grm_jax.serving.settings import Serving
 from grm_jax.serving.worker import Draw, EngineError, Lane, Worker, warm
+from grm_jax.verdict import Verdict, depends_on, verdict_of
 
 DEADLINE = "deadline"  # the failure of a judgment that was not there in time
 WRONG = "invalid_request_error"  # what is wrong with a request, in OpenAI's words

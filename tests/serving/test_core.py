@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import grm_jax
-from grm_jax.judge import Verdict
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.description import ASSETS
 from grm_jax.sampling.requests import Completion
 from grm_jax.serving.settings import Serving
 from grm_jax.settings import SettingsError
+from grm_jax.verdict import Verdict
 from tests.serving.conftest import RIGHT, TASK, WRONG, body, load_tiny, running
 
 

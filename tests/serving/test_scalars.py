@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from grm_jax.judge import Judgment, Verdict
 from grm_jax.serving.scalars import ALONE, RULES, scalars
+from grm_jax.verdict import Judgment, Verdict
 
 
 def verdict(rows, kept=None):
