@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from grm_jax.models.attention import LAID, Packed, attend, attend_after, quantize, softcap
 from grm_jax.models.config import LOCAL, ModelConfig, RopeScaling
-from grm_jax.models.linear import Weight, as_matrix, matmul
+from grm_jax.models.linear import Weight, as_matrix, contract, matmul
 from grm_jax.models.own_keys import attend_own_keys, prepare
 from grm_jax.models.placement import split_rows
 
@@ -338,8 +338,7 @@ def lm_logits(params: dict, cfg: ModelConfig, hidden_BTD: jax.Array) -> jax.Arra
     Training and sampling must both include the softcap.
     """
     head_VD = head_of(params).astype(hidden_BTD.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
-    return softcap(logits, cfg.final_softcap)
+    return softcap(contract(hidden_BTD, head_VD, 1, jnp.float32), cfg.final_softcap)
 
 
 def init_params(cfg: ModelConfig, key: jax.Array) -> dict:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
@@ -253,7 +254,10 @@ def numerics_of(asking: Asking) -> dict:
 def asked_of(asking: Asking) -> dict:
     """Returns what any local model's judgment depends on, beside its folder and its templates."""
     stored = asking.sampling.kv_cache_dtype
-    return ({} if stored == "auto" else {"kv_cache_dtype": stored}) | {
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore
+    return {
+        **({} if stored == "auto" else {"kv_cache_dtype": stored}),
+        **({} if precision is None else {"matmul_precision": precision}),
         "dtype": asking.numerics.dtype,
         "lengths": {"prompt": asking.lengths.prompt, "completion": asking.lengths.completion},
         "top_p": asking.sampling.top_p,

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from grm_jax.models.attention import Packed, softcap
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.decoder import Decoder, head_of, lm_logits
+from grm_jax.models.linear import contract
 from grm_jax.models.placement import map_own_rows
 
 # fp32 logits of one row that exist at once (512 MiB): 512 positions of Gemma's 256,000 tokens
@@ -106,7 +108,8 @@ def _logprobs(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chu
 
     The wanted positions come first in order, and chunks behind them are skipped. The gradient is
     written down because the one that JAX derives transposes the logits' (the widest array that
-    there is) before it multiplies, keeps several arrays of their size, and would scatter.
+    there is) before it multiplies, keeps several arrays of their size, and would scatter. A frozen
+    embedding has none.
     """
     found, _ = _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk, 0)
     return found
@@ -152,12 +155,16 @@ def _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chun
 
 @jax.named_scope("vocabulary")
 def _backward(cap, chunk, saved, cotangents):
-    (embedding_VD, hidden_ND, target_N, wanted_N, temperature), log_normalizer_Cn, kept_CnV = saved
+    (arrays, log_normalizer_Cn, kept_CnV), trained = saved
+    embedding_VD, hidden_ND, target_N, wanted_N, temperature = arrays
     order_Cn, starts_C = _wanted_first(wanted_N, chunk)
     count = jnp.sum(wanted_N)
     dtype = hidden_ND.dtype
     weights_VD = embedding_VD.astype(dtype)
-    slope_N = jnp.where(wanted_N, cotangents[0], 0.0) / temperature
+    d_logp_N, _ = cotangents  # the entropy has no gradient
+    if isinstance(d_logp_N, SymbolicZero):
+        d_logp_N = jnp.zeros(d_logp_N.shape)
+    slope_N = jnp.where(wanted_N, d_logp_N, 0.0) / temperature
 
     def turn(d_weights_DV, part):
         start, order_n, log_normalizer_n = part
@@ -177,32 +184,41 @@ def _backward(cap, chunk, saved, cotangents):
             if cap is not None:
                 d_nV *= 1.0 - (capped_nV / cap) ** 2
             d_nV = d_nV.astype(dtype)
-            d_weights_DV += jnp.einsum(
-                "nd,nv->dv", hidden_nD, d_nV, preferred_element_type=jnp.float32
-            )
-            d_hidden_nD = jnp.dot(d_nV, weights_VD, preferred_element_type=jnp.float32)
-            return d_weights_DV, d_hidden_nD.astype(dtype)
+            if trained is not None:
+                d_weights_DV += jnp.einsum(
+                    "nd,nv->dv", hidden_nD, d_nV, preferred_element_type=jnp.float32
+                )
+            return d_weights_DV, contract(d_nV, weights_VD, 0)
 
         nothing = jnp.zeros((chunk, hidden_ND.shape[1]), dtype)
         return jax.lax.cond(
             start < count, compute, lambda d_weights_DV: (d_weights_DV, nothing), d_weights_DV
         )
 
-    zeros_DV = jnp.zeros(embedding_VD.shape[::-1], jnp.float32)
+    zeros_DV = None if trained is None else jnp.zeros(embedding_VD.shape[::-1], jnp.float32)
     d_weights_DV, d_hidden_CnD = jax.lax.scan(
         turn, zeros_DV, (starts_C, order_Cn, log_normalizer_Cn)
     )
     # the barrier keeps XLA from turning a single chunk's product into the one with d_nV transposed
-    d_weights_VD = jax.lax.optimization_barrier(d_weights_DV).T.astype(embedding_VD.dtype)
+    d_weights_VD = None
+    if trained is not None:
+        d_weights_VD = jax.lax.optimization_barrier(d_weights_DV).T.astype(embedding_VD.dtype)
     return d_weights_VD, _back(d_hidden_CnD, wanted_N), None, None, None
 
 
-_logprobs.defvjp(_forward, _backward)
+def _saving(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk):
+    """`_forward` for the gradient; it is told which arguments any gradient is taken of."""
+    arguments = (embedding_VD, hidden_ND, target_N, wanted_N, temperature)
+    found, saved = _forward(*(argument.value for argument in arguments), cap, chunk)
+    trained = () if embedding_VD.perturbed else None  # the tree's shape is known when it is traced
+    return found, (saved, trained)
+
+
+_logprobs.defvjp(_saving, _backward, symbolic_zeros=True)
 
 
 def _logits(weights_VD, hidden_nD, cap):
-    logits_nV = jnp.einsum("nd,vd->nv", hidden_nD, weights_VD, preferred_element_type=jnp.float32)
-    return softcap(logits_nV, cap)
+    return softcap(contract(hidden_nD, weights_VD, 1, jnp.float32), cap)
 
 
 def _is_target(target_n, logits_nV):

@@ -262,7 +262,9 @@ def test_the_identity_holds_by_content_what_a_text_depends_on(asking, folder, tm
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 32}))
     changed.append(identity())
-    assert len({json.dumps(one, sort_keys=True) for one in [before, *changed]}) == 13
+    with jax.default_matmul_precision("bfloat16"):
+        changed.append(identity())
+    assert len({json.dumps(one, sort_keys=True) for one in [before, *changed]}) == 14
 
 
 def _last_bit(path):

@@ -151,6 +151,27 @@ def test_chunks_without_a_wanted_token_are_skipped():
     assert dots and all(any(eqn is other for other in inside) for eqn in dots)
 
 
+def test_a_frozen_head_gets_no_gradient_computed():
+    """As under adapters: the others' gradients are the same, and no product is as large as it."""
+    params, tokens_BT, pos_BT = inputs()
+    others = dict(params)
+    frozen = others.pop("embedding")
+
+    def total(others, frozen):
+        whole = others | {"embedding": frozen}
+        return token_logprobs(whole, CFG, tokens_BT, pos_BT, chunk=5)[0].sum()
+
+    def of_embedding_size(argnums):
+        jaxpr = jax.make_jaxpr(jax.grad(total, argnums))(others, frozen).jaxpr
+        D, V = CFG.d_model, CFG.vocab_size
+        dots = [eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general"]
+        return sum({D, V} == set(v.aval.shape) for eqn in dots for v in eqn.outvars)
+
+    whole, _ = jax.jit(jax.grad(total, (0, 1)))(others, frozen)
+    assert_equal(jax.jit(jax.grad(total))(others, frozen), whole, rtol=1e-6)
+    assert of_embedding_size((0, 1)) == 1 and of_embedding_size(0) == 0
+
+
 def test_gradients_have_the_types_of_their_arrays():
     """float32 parameters under bfloat16 compute keep a float32 gradient; values and gradient are
     those of the reference to bfloat16's rounding.
