@@ -20,9 +20,10 @@ from experiments.configs import spct_gemma2_27b
 # The numbers to tune, together.
 RANK, ALPHA = 4, 8.0
 COLD_STEPS, COLD_RATE, COLD_BATCH = 300, 1e-3, 16
-RFT_STEPS, RFT_RATE, RFT_BATCH = 80, 5e-4, 16
-RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 40, 2e-4, 0.02, 32
-META_STEPS, META_RATE, META_BATCH = 60, 5e-4, 16
+RECORDS = 320  # of train.jsonl, that RFT, RL and the Meta RM learn from: what two cores can do
+RFT_STEPS, RFT_RATE, RFT_BATCH = 40, 5e-4, 16
+RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 30, 2e-4, 0.02, 12
+META_STEPS, META_RATE, META_BATCH = 40, 5e-4, 16
 BT_STEPS, BT_RATE, BT_BATCH = 100, 5e-4, 16
 ROWS = 256  # decoded at once: a GPU's; 64 of them are enough for a CPU
 GENERAL_FRACTION = 0.2
@@ -56,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.lengths.update(prompt=PROMPT, completion=COMPLETION, buckets=BUCKETS, sequences=())
     config.packing.rows = (3.0,)
     config.lora.update(rank=RANK, alpha=ALPHA)
-    config.data.train = ({"path": f"{DATA}/train.jsonl"},)
+    config.data.train = ({"path": f"{DATA}/train.jsonl", "limit": RECORDS, "shuffle_seed": 0},)
     config.data.general = ({"path": f"{DATA}/general.jsonl"},)
     config.data.eval = ml_collections.ConfigDict(
         {split: ({"path": f"{DATA}/test/{split}.jsonl"},) for split in SHORT_TESTS}

@@ -1,8 +1,8 @@
 """python -m experiments.reward_model --config=experiments/configs/real_smollm2_reward_model.py \\
     --workdir=runs/real/bradley_terry
 
-A Bradley-Terry head on SmolLM2-135M-Instruct, from the records of `real_smollm2.py` and with its
-adapters: what a scalar model of the same size makes of the same pairs.
+A Bradley-Terry head on SmolLM2-135M-Instruct, from all records for training and with the adapters
+of `real_smollm2.py`: what a scalar model of the same size makes of the same pairs.
 
 Hardware: as real_smollm2.py.
 """
@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     for name in ("kind", "bradley_terry", "pair_rm", "critic", "cloud"):
         config[name] = scalar[name]
     config.model.path = real_smollm2_cold.BASE
+    config.data.train = ({"path": f"{real.DATA}/train.jsonl"},)  # all of them
     config.data.critiques = ()
     config.bradley_terry.update(
         learning_rate=real.BT_RATE,
