@@ -1,8 +1,8 @@
 """python -m experiments.reward_model --config=experiments/configs/real_smollm2_reward_model.py \\
     --workdir=runs/real/bradley_terry
 
-A Bradley-Terry head on SmolLM2-135M-Instruct, from all records for training and with the adapters
-of `real_smollm2.py`: what a scalar model of the same size makes of the same pairs.
+A Bradley-Terry head on SmolLM2-135M-Instruct, with adapters, from all records for training: what a
+scalar model of the same size makes of the same pairs.
 
 Hardware: as real_smollm2.py.
 """
@@ -11,6 +11,8 @@ import ml_collections
 
 from experiments.configs import real_smollm2 as real
 from experiments.configs import real_smollm2_cold, tiny_reward_model
+
+RANK, ALPHA = 4, 8.0
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -22,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         config[name] = scalar[name]
     config.model.path = real_smollm2_cold.BASE
     config.data.train = ({"path": f"{real.DATA}/train.jsonl"},)  # all of them
+    config.lora.update(rank=RANK, alpha=ALPHA)
     config.data.critiques = ()
     config.bradley_terry.update(
         learning_rate=real.BT_RATE,
