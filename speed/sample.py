@@ -133,6 +133,7 @@ def main(_):
             "engine": ENGINE.value,
             "device": jax.devices()[0].device_kind,
             "dtype": cfg.dtype,
+            **turns.precision(),
         }
     )
 

@@ -240,6 +240,7 @@ def measure(task: str) -> dict:
         "peak_rss_gib": turns.rss_gib(),
         "device": jax.devices()[0].device_kind,
         "dtype": cfg.dtype,
+        **turns.precision(),
     }
     if phases:
         names = ("rollout_s", "reference_s", "update_s")

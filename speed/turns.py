@@ -62,6 +62,12 @@ def rss_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
+def precision() -> dict[str, str]:
+    """Returns {"matmul_precision": JAX's setting in the environment}, or nothing without one."""
+    asked = os.environ.get("JAX_DEFAULT_MATMUL_PRECISION")
+    return {} if asked is None else {"matmul_precision": asked}
+
+
 def write(line: dict) -> None:
     """Prints one line of JSON, its numbers to five digits."""
     print(json.dumps(_short(line)), flush=True)

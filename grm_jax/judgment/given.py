@@ -11,7 +11,7 @@ from grm_jax.judgment.records import Criterion, Record, Turn, record_from_dict, 
 
 
 def as_record(value: Any, where: str = "record") -> Record:
-    """The record that is given as a `Record` or as a dict of its JSONL schema, checked.
+    """Reads and checks a record that is given as a `Record` or as a dict of its JSONL schema.
 
     A dict needs no "id": a digest of its texts takes its place. Its conversation may be a text,
     which is the user's turn, or `Turn`s. Raises ValueError, which `where` opens, with the field and

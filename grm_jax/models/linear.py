@@ -54,25 +54,23 @@ def matmul(x: jax.Array, w_DF: Weight) -> jax.Array:
 def contract(x: jax.Array, w: jax.Array, axis: int, dtype: jnp.dtype | None = None) -> jax.Array:
     """Multiplies x [..., D] by a matrix whose `axis` is D; the result in x's dtype or in `dtype`.
 
-    On the CPU XLA takes no notice of `jax_default_matmul_precision`, and multiplies in float32 what
-    is asked for in bfloat16. There bfloat16 factors are given to it with a float32 sum: those of
-    bfloat16 arrays and, where that setting is "bfloat16" as it is of itself on a TPU, of float32
-    ones. Cores that have such products take half the time for them.
+    XLA takes no notice of `jax_default_matmul_precision` on the CPU. Where that is "bfloat16", as
+    it is of itself on a TPU, factors in float32 are rounded here for the CPU, and their products
+    summed in float32; cores that have such products take half the time for them.
     """
     dims = (((x.ndim - 1,), (axis,)), ((), ()))
 
     def plain(x, w):
         return jax.lax.dot_general(x, w, dims, preferred_element_type=dtype)
 
-    def narrow(x, w):
-        factors = (x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
-        product = jax.lax.dot_general(*factors, dims, preferred_element_type=jnp.float32)
-        return product.astype(dtype or x.dtype)
+    def rounded(x, w):
+        x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+        return jax.lax.dot_general(x, w, dims, preferred_element_type=jnp.float32)
 
     asked = jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore
-    if x.dtype != jnp.bfloat16 and not asked:
+    if not asked or x.dtype != jnp.float32:
         return plain(x, w)
-    return jax.lax.platform_dependent(x, w, cpu=narrow, default=plain)
+    return jax.lax.platform_dependent(x, w, cpu=rounded, default=plain)
 
 
 @jax.custom_vjp

@@ -80,6 +80,8 @@ def peak_flops(devices: Sequence[Any], dtype: str = "bfloat16") -> float | None:
     process share; processes are taken to have a host each.
     """
     if devices[0].platform == "cpu":
+        if jax.config.jax_default_matmul_precision == "bfloat16":  # pyright: ignore
+            dtype = "bfloat16"  # models/linear.py
         return _measured(dtype) * len({device.process_index for device in devices})
     chip = chip_of(devices[0].device_kind)
     return None if chip is None else chip.peak / chip.devices * len(devices)
@@ -89,7 +91,7 @@ def peak_flops(devices: Sequence[Any], dtype: str = "bfloat16") -> float | None:
 def _measured(dtype: str) -> float:
     device = jax.local_devices(backend="cpu")[0]
     x = jax.device_put(jnp.ones((MATMUL, MATMUL), dtype), device)
-    product = jax.jit(lambda a, b: a @ b)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
     began, fastest = time.monotonic(), float("inf")
     for _ in range(20):

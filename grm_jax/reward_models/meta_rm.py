@@ -178,7 +178,7 @@ def guided(
 ) -> RewardModel:
     """Puts the Meta RM's logit beside every sampled judgment that parsed.
 
-    Greedy ones are not voted on.
+    Greedy ones are not voted on. rate, widths, rows: as in `system.Policy`.
     """
 
     def judge(

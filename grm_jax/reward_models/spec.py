@@ -45,6 +45,7 @@ class Folder(NamedTuple):
 
     @property
     def identity(self) -> dict:
+        """Its content by digests, and how it writes a chat."""
         own = read_chat_template(self.home_of_tokenizer, self.chat_args)
         chat = BUILT_IN_CHAT if own is None else dataclasses.asdict(own) | {"source": None}
         adapted = {} if self.base == self.path else {"base": content_digest(self.base)}
@@ -52,20 +53,24 @@ class Folder(NamedTuple):
 
     @property
     def home_of_tokenizer(self) -> pathlib.Path:
+        """The folder of its tokenizer: adapters may have one of their own."""
         own = any((self.path / name).is_file() for name in description.TOKENIZER_FILES[:2])
         return self.path if own else self.base
 
     @property
     def chat_args(self) -> Mapping[str, Any]:
+        """The switches of its chat template."""
         return (self.description and self.description.chat_args) or {}
 
     def tokenizer(self) -> Tokenizer:
+        """Reads its tokenizer."""
         tokenizer = load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
         if self.architecture == SCALAR and self.base == self.path:
             return padded_as_stated(tokenizer, self.path, self.cfg)
         return tokenizer
 
     def params(self, mesh: Mesh) -> dict:
+        """Loads its weights, adapters merged, onto a mesh."""
         if self.base != self.path:
             return load_adapted(self.path, self.base, self.cfg, mesh, self.architecture)
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))

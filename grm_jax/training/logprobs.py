@@ -155,7 +155,8 @@ def _forward(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chun
 
 @jax.named_scope("vocabulary")
 def _backward(cap, chunk, saved, cotangents):
-    (arrays, log_normalizer_Cn, kept_CnV), trained = saved
+    (arrays, log_normalizer_Cn, kept_CnV), flag = saved
+    trained = flag.size > 0
     embedding_VD, hidden_ND, target_N, wanted_N, temperature = arrays
     order_Cn, starts_C = _wanted_first(wanted_N, chunk)
     count = jnp.sum(wanted_N)
@@ -184,24 +185,24 @@ def _backward(cap, chunk, saved, cotangents):
             if cap is not None:
                 d_nV *= 1.0 - (capped_nV / cap) ** 2
             d_nV = d_nV.astype(dtype)
-            if trained is not None:
+            if trained:
                 d_weights_DV += jnp.einsum(
                     "nd,nv->dv", hidden_nD, d_nV, preferred_element_type=jnp.float32
                 )
-            return d_weights_DV, contract(d_nV, weights_VD, 0)
+            return d_weights_DV, contract(d_nV, weights_VD, 0, jnp.float32).astype(dtype)
 
         nothing = jnp.zeros((chunk, hidden_ND.shape[1]), dtype)
         return jax.lax.cond(
             start < count, compute, lambda d_weights_DV: (d_weights_DV, nothing), d_weights_DV
         )
 
-    zeros_DV = None if trained is None else jnp.zeros(embedding_VD.shape[::-1], jnp.float32)
+    zeros_DV = jnp.zeros(embedding_VD.shape[::-1], jnp.float32) if trained else None
     d_weights_DV, d_hidden_CnD = jax.lax.scan(
         turn, zeros_DV, (starts_C, order_Cn, log_normalizer_Cn)
     )
     # the barrier keeps XLA from turning a single chunk's product into the one with d_nV transposed
     d_weights_VD = None
-    if trained is not None:
+    if trained:
         d_weights_VD = jax.lax.optimization_barrier(d_weights_DV).T.astype(embedding_VD.dtype)
     return d_weights_VD, _back(d_hidden_CnD, wanted_N), None, None, None
 
@@ -209,9 +210,10 @@ def _backward(cap, chunk, saved, cotangents):
 def _saving(embedding_VD, hidden_ND, target_N, wanted_N, temperature, cap, chunk):
     """`_forward` for the gradient; it is told which arguments any gradient is taken of."""
     arguments = (embedding_VD, hidden_ND, target_N, wanted_N, temperature)
-    found, saved = _forward(*(argument.value for argument in arguments), cap, chunk)
-    trained = () if embedding_VD.perturbed else None  # the tree's shape is known when it is traced
-    return found, (saved, trained)
+    found, saved = _forward(*(one.value for one in arguments), cap=cap, chunk=chunk)
+    # in a shape, which stays with what is saved: a flag in the tree's structure would be that of
+    # the last trace of this function, whichever of its gradients is computed
+    return found, (saved, jnp.zeros(int(embedding_VD.perturbed)))
 
 
 _logprobs.defvjp(_saving, _backward, symbolic_zeros=True)

@@ -1,11 +1,20 @@
-"""Products of a linear map: in which precision they are taken, on which platform."""
+"""Products of a linear map: in which precision they are taken, on which platform, and the gradient
+that is written down for them against the one that JAX derives.
+"""
+
+import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grm_jax.models import Decoder, init_params
 from grm_jax.models.linear import Adapted, contract, matmul
+from grm_jax.parallel.mesh import make_mesh
+from tests.jaxprs import equations
+from tests.models.gemma2_cases import BASE
 
 LEADING, D, F, R = (3, 5), 64, 48, 4
 
@@ -33,17 +42,6 @@ def test_float32_factors_are_rounded_where_that_is_asked_for(arrays, asked, axis
     np.testing.assert_allclose(found, narrow if asked == "bfloat16" else exact, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [None, jnp.float32])
-def test_products_of_bfloat16_are_summed_in_float32_and_rounded_once(arrays, dtype):
-    x, w = (one.astype(jnp.bfloat16) for one in arrays)
-    found = contract(x, w, 0, dtype)
-    assert found.dtype == (dtype or jnp.bfloat16)
-    atol, rtol = (1e-4, 0) if dtype else (1e-4, 2**-8)
-    np.testing.assert_allclose(
-        np.asarray(found, np.float64), rounded(x) @ rounded(w), atol=atol, rtol=rtol
-    )
-
-
 def test_gradients_are_those_of_float32_to_the_rounding(arrays):
     x, w = arrays
     rng = np.random.default_rng(1)
@@ -62,11 +60,102 @@ def test_gradients_are_those_of_float32_to_the_rounding(arrays):
         np.testing.assert_allclose(one, other, atol=0.03 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_an_accelerator_is_asked_as_the_setting_says(arrays, platform):
+def test_an_accelerator_is_asked_as_the_setting_says(arrays, platform, dtype):
     """It takes notice of the setting by itself: nothing is rounded for it."""
+    arrays = [one.astype(dtype) for one in arrays]
+    plain = jax.jit(contract, static_argnums=2).trace(*arrays, 0)
     with jax.default_matmul_precision("bfloat16"):
         traced = jax.jit(contract, static_argnums=2).trace(*arrays, 0)
+
+    def types(traced, platform):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        here = traced.lower(lowering_platforms=("cpu",)).as_text()
-    assert "bf16" not in text and "dot_general" in text and "bf16" in here
+        return re.findall(r"dot_general.*x(f32|bf16)>.*x(f32|bf16)>.*x(f32|bf16)>", text)
+
+    own = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    assert types(traced, platform) == types(plain, "cpu") == [(own,) * 3]
+    assert types(traced, "cpu") == [("bf16", "bf16", own)]
+
+
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("rows", [(5,), (3, 4), (2, 3, 4)])
+def test_value_and_gradients_are_those_of_the_plain_product(rows, dtype, rtol):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (*rows, 8), dtype)
+    w_DF = jax.random.normal(keys[1], (8, 6), dtype)
+    weight = jax.random.normal(keys[2], (*rows, 6), dtype)
+    found, want = (
+        jax.value_and_grad(lambda x, w, f=f: jnp.sum(f(x, w) * weight), (0, 1))(x, w_DF)
+        for f in (matmul, jnp.matmul)
+    )
+    assert [g.dtype for g in found[1]] == [dtype] * 2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.float32(a), np.float32(b), rtol=rtol, atol=10 * rtol
+        ),
+        found,
+        want,
+    )
+
+
+def test_no_product_takes_a_transposed_gradient():
+    """The gradient of every projection is x^T dy: [D, F] as it comes out, with x on the left."""
+    x_BTD, w_DF = jnp.zeros((2, 3, 8)), jnp.zeros((8, 6))
+    jaxpr = jax.make_jaxpr(jax.grad(lambda w: matmul(x_BTD, w).sum()))(w_DF).jaxpr
+    (product,) = [
+        eqn
+        for eqn in equations(jaxpr)
+        if eqn.primitive.name == "dot_general" and eqn.outvars[0].aval.shape == (8, 6)
+    ]
+    assert [v.aval.shape for v in product.invars] == [(2, 3, 8), (2, 3, 6)]
+    assert not [
+        eqn
+        for eqn in equations(jaxpr)
+        if eqn.primitive.name == "transpose" and eqn.outvars[0].aval.shape == (8, 6)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+def test_gradients_on_a_mesh(sizes):
+    """Rows over the data axes, the width over fsdp and the outputs over tensor."""
+    mesh = make_mesh(*sizes)
+    P = jax.sharding.PartitionSpec
+    x_BTD = jax.random.normal(jax.random.key(0), (8, 3, 16))
+    w_DF = jax.random.normal(jax.random.key(1), (16, 4))
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(matmul(x, w)))
+
+    want = jax.grad(loss, (0, 1))(x_BTD, w_DF)
+    shardings = [
+        jax.sharding.NamedSharding(mesh, spec)
+        for spec in (P(("replica", "fsdp")), P("fsdp", "tensor"))
+    ]
+    found = jax.jit(jax.grad(loss, (0, 1)), out_shardings=tuple(shardings))(
+        *jax.device_put((x_BTD, w_DF), tuple(shardings))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, want)
+
+
+def test_rematerialization_sees_the_products():
+    """ "dots" keeps the output of every projection: the backward pass does none of them again, and
+    "full" does all.
+    """
+    cfg = dataclasses.replace(BASE, scan_layers=False)
+    params = jax.eval_shape(lambda: init_params(cfg, jax.random.key(0)))
+    tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+
+    def projections(remat):
+        model = Decoder(dataclasses.replace(cfg, remat=remat))
+        jaxpr = jax.make_jaxpr(jax.grad(lambda p, t: model.apply({"params": p}, t, t)[0].sum()))(
+            params, tokens
+        ).jaxpr
+        return sum(
+            eqn.primitive.name == "dot_general" and eqn.params["dimension_numbers"][1] == ((), ())
+            for eqn in equations(jaxpr)
+        )
+
+    forward = 7 * len(cfg.block)
+    assert projections("none") == projections("dots") == 3 * forward
+    assert projections("full") > 3.5 * forward
