@@ -51,6 +51,11 @@ def matmul(x: jax.Array, w_DF: Weight) -> jax.Array:
     return _plain(x, w_DF)
 
 
+def rounds_factors() -> bool:
+    """Says whether float32 factors are to be rounded to bfloat16, by JAX's own setting."""
+    return jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore
+
+
 def contract(x: jax.Array, w: jax.Array, axis: int, dtype: jnp.dtype | None = None) -> jax.Array:
     """Multiplies x [..., D] by a matrix whose `axis` is D; the result in x's dtype or in `dtype`.
 
@@ -67,8 +72,7 @@ def contract(x: jax.Array, w: jax.Array, axis: int, dtype: jnp.dtype | None = No
         x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
         return jax.lax.dot_general(x, w, dims, preferred_element_type=jnp.float32)
 
-    asked = jax.config.jax_default_matmul_precision == "bfloat16"  # pyright: ignore
-    if not asked or x.dtype != jnp.float32:
+    if x.dtype != jnp.float32 or not rounds_factors():
         return plain(x, w)
     return jax.lax.platform_dependent(x, w, cpu=rounded, default=plain)
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from grm_jax.models.linear import rounds_factors
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -80,8 +82,8 @@ def peak_flops(devices: Sequence[Any], dtype: str = "bfloat16") -> float | None:
     process share; processes are taken to have a host each.
     """
     if devices[0].platform == "cpu":
-        if jax.config.jax_default_matmul_precision == "bfloat16":  # pyright: ignore
-            dtype = "bfloat16"  # models/linear.py
+        if rounds_factors():
+            dtype = "bfloat16"
         return _measured(dtype) * len({device.process_index for device in devices})
     chip = chip_of(devices[0].device_kind)
     return None if chip is None else chip.peak / chip.devices * len(devices)
