@@ -19,7 +19,7 @@ from experiments.configs import spct_gemma2_27b
 
 # The numbers to tune, together.
 RANK, ALPHA = 3, 6.0  # with the cold start's and the Meta RM's: 17 in all, 10 MB in bfloat16
-COLD_STEPS, COLD_RATE, COLD_BATCH = 260, 1e-3, 16
+COLD_STEPS, COLD_RATE, COLD_BATCH = 200, 1e-3, 16
 RECORDS = 320  # of train.jsonl, that RFT, RL and the Meta RM learn from: what two cores can do
 RFT_STEPS, RFT_RATE, RFT_BATCH = 40, 5e-4, 16
 RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 30, 2e-4, 0.02, 12

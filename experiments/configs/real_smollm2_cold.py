@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
         {"path": f"{real.DATA}/judgments.jsonl"},
         {"path": f"{real.DATA}/general.jsonl", "limit": 150, "shuffle_seed": 0},
     )
+    config.optimizer.schedule = "cosine"  # short, and nothing goes on from its optimizer
     config.rft.update(
         samples=1,
         hinted_samples=0,
