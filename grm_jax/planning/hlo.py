@@ -128,9 +128,10 @@ def _closing(text: str) -> int:
 
 
 def _shape(text: str) -> Shape | tuple:
+    text = re.sub(r"^/\*.*?\*/", "", text)  # every fifth part of a tuple is numbered
     if text.startswith("("):
         return tuple(_shape(part) for part in _split(text[1:-1]))
-    array = re.match(r"(?:/\*.*?\*/)?\s*(\w+)(?:\[([\d,<=]*)\])?", text)
+    array = re.match(r"\s*(\w+)(?:\[([\d,<=]*)\])?", text)
     dims = tuple(int(size.lstrip("<=")) for size in (array[2] or "").split(",") if size)
     space = re.search(r"S\((\d+)\)", text)
     return Shape(array[1], dims, int(space[1]) if space else 0)

@@ -87,15 +87,18 @@ def test_a_change_that_makes_a_step_fit(tmp_path):
 
 
 @pytest.mark.tpu_aot
-def test_search_ranks_meshes_by_time(tmp_path):
-    found = plan(tmp_path, "v5e:2x2", "--programs=rl_step", "--search")["search"]
+@pytest.mark.parametrize("rows, micro_batches", [("(1.0,)", (4,)), ("()", (4, 8))])
+def test_search_ranks_meshes_by_time(tmp_path, rows, micro_batches):
+    """Packed rows have one size of micro-batch, padded ones all that the batch can be cut into."""
+    packing = f"--config.packing.rows={rows}"
+    found = plan(tmp_path, "v5e:2x2", "--programs=rl_step", "--search", packing)["search"]
     meshes = {one["change"] for one in found}
     assert {
-        "fsdp=4 tensor=1 micro_batch=4",
-        "fsdp=4 tensor=1 micro_batch=8",
+        *(f"fsdp=4 tensor=1 micro_batch={micro}" for micro in micro_batches),
         "fsdp=2 tensor=2 micro_batch=2",
         "fsdp=1 tensor=4 micro_batch=1",
     } <= meshes
+    assert ("fsdp=4 tensor=1 micro_batch=8" in meshes) == (8 in micro_batches)
     assert all(one["fits"] for one in found) and [one["seconds"] for one in found] == sorted(
         one["seconds"] for one in found
     )

@@ -85,6 +85,14 @@ def test_parsing_survives_layouts_comments_and_kernels():
     assert runs["body.1"] == 5 and unknown == ()
 
 
+def test_a_numbered_part_of_a_tuple_may_be_a_tuple():
+    nested = "(u32[], /*index=1*/(f32[2], s8[]), /*index=2*/())"
+    module, entry = parse(f"ENTRY %main.1 () -> {nested} {{\n  ROOT %t = {nested} tuple()\n}}\n")
+    shape = module[entry]["t"].shape
+    assert shape == (Shape("u32", ()), (Shape("f32", (2,)), Shape("s8", ())), ())
+    assert [one.dtype for one in arrays(shape)] == ["u32", "f32", "s8"]
+
+
 def test_collectives_of_the_snippet():
     found, unknown = collectives(TPU, MESH)
     by_kind = {one.kind: one for one in found}
