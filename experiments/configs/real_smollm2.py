@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         dtype="float32",
         scan_layers=True,
         remat="none",
-        attention="reference",
+        attention="auto",
     )
     config.mesh.update(replica=-1, fsdp=1, tensor=1)
     config.templates.update(
