@@ -34,7 +34,7 @@ from grm_jax.reward_models.description import (
     FILE,
     ROLES,
     Description,
-    base_folder,
+    layers_of,
     meta_folder,
     model_folder,
     read_description,
@@ -124,7 +124,7 @@ def load(
     from grm_jax.sampling.settings import Lengths, Sampling
 
     enable_compile_cache()
-    home = None if folder is None else base_folder(folder)  # of adapters another one
+    home = None if folder is None else layers_of(folder)[0]  # of adapters another one
     config = {} if home is None else read_object(home / "config.json")
     cfg = None if home is None else load_config(home)
     said, guesses = description or Description("pointwise_grm"), []

@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -82,24 +84,26 @@ def save_adapters(
     base: str | os.PathLike,
     tokenizer_files_from: str | os.PathLike | None = None,
     architecture: str = CAUSAL_LM,
+    dtype: str = "float32",
 ) -> None:
     """Writes a folder that `peft.PeftModel.from_pretrained` loads upon the model in `base`.
 
     Beside the adapters it has the tokenizer, as `save_folder` writes it. All of it or nothing. An
     adapter folder is replaced. Of several processes all call this, and process 0 writes.
     architecture: SCALAR for {"backbone": adapters, "score": head}.
+    dtype: of the tensors written, "float32" or "bfloat16".
     """
-    tensors = {}
+    tensors, written = {}, jnp.dtype(dtype)
     for path, leaf in flatten(adapters).items():
         if path == _HEAD:
-            head = to_hf(to_host(leaf).astype(np.float32), find_row(path).inputs)
+            head = to_hf(to_host(leaf).astype(written), find_row(path).inputs)
             name = f"base_model.model.{hf_names(path, cfg)[0]}"
             tensors[name] = np.ascontiguousarray(head)
             refuse_not_finite(pathlib.Path(folder) / TENSORS, name, tensors[name])
             continue
         weight, matrix = path.rsplit("/", 1)
         for block, name in enumerate(_names(weight, matrix, cfg)):
-            array = to_host(leaf[block]).astype(np.float32)
+            array = to_host(leaf[block]).astype(written)
             # [in, r] or [r, out]
             flat = (
                 array.reshape(-1, array.shape[-1])
@@ -149,24 +153,27 @@ def save_adapters(
 
 
 def load_adapted(
-    folder: str | os.PathLike,
-    base: str | os.PathLike,
-    cfg: ModelConfig,
-    mesh: Mesh,
-    architecture: str = CAUSAL_LM,
+    layers: Sequence[str | os.PathLike], cfg: ModelConfig, mesh: Mesh, architecture: str = CAUSAL_LM
 ) -> dict:
-    """Reads the model in `base` with the adapters of `folder` merged into it: `load_params`'s dict.
+    """Reads a model with adapters merged into it, one folder of them after the other.
 
-    base: a Hugging Face folder of a model that writes, also for SCALAR. Raises as `load_params` and
-    `load_adapters`.
+    layers: a Hugging Face folder of a model that writes, also for SCALAR, and folders of adapters,
+    of which the last is of `architecture`. Returns `load_params`'s dict. Raises as `load_params`
+    and `load_adapters`.
     """
-    adapters, lora = load_adapters(folder, cfg, architecture)
+    base, *folders = layers
+    kinds = [CAUSAL_LM] * (len(folders) - 1) + [architecture]
+    # all are read before the weights, which take longer
+    read = [load_adapters(folder, cfg, kind) for folder, kind in zip(folders, kinds, strict=True)]
     params = load_params(base, cfg, param_shardings(mesh, abstract_params(cfg)))
-    if architecture == SCALAR:
-        params = {"backbone": without_head(params), _HEAD: adapters[_HEAD]}
-    shardings = param_shardings(mesh, abstract_params(cfg, architecture))
-    adapters = jax.device_put(adapters, param_shardings(mesh, adapters))
-    return jax.jit(merge, static_argnums=2, out_shardings=shardings)(params, adapters, lora.scale)
+    for (adapters, lora), kind in zip(read, kinds, strict=True):
+        if kind == SCALAR:
+            params = {"backbone": without_head(params), _HEAD: adapters[_HEAD]}
+        shardings = param_shardings(mesh, abstract_params(cfg, kind))
+        adapters = jax.device_put(adapters, param_shardings(mesh, adapters))
+        merged = jax.jit(merge, static_argnums=2, out_shardings=shardings)
+        params = merged(params, adapters, lora.scale)
+    return params
 
 
 def read_lora(

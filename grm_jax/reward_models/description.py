@@ -172,7 +172,7 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
 
     - "tiny", the trained GRM in the package, or "tiny_base", the base model there;
     - "smollm2", which comes as a package of its own and is imported to the cache;
-    - a folder with config.json, or with the adapters of a model (`base_folder`);
+    - a folder with config.json, or with the adapters of a model (`layers_of`);
     - the work folder of a run, of whose models the first of `parts` is taken;
     - a model of the Hugging Face hub, "owner/name", which is downloaded.
 
@@ -196,26 +196,32 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
     return _from_hub(os.fspath(name))
 
 
-def base_folder(folder: pathlib.Path) -> pathlib.Path:
-    """Finds the folder whose config.json and weights a model folder is about.
+def layers_of(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Lists the folders that a model is made of: one with config.json, and adapters upon it.
 
-    It is the folder itself, or the model that its adapters were trained upon: what `model_folder`
-    finds by the name in adapter_config.json. Raises FileNotFoundError and ValueError, naming file
-    and field.
+    The last is the folder itself, and often it is the only one. What adapters were trained upon is
+    what `model_folder` finds by the name in adapter_config.json; that may be adapters again. Raises
+    FileNotFoundError and ValueError, naming file and field.
     """
-    if (folder / "config.json").is_file():
-        return folder
+    layers = [folder]
+    while not (layers[0] / "config.json").is_file():
+        below = _below(layers[0])
+        if any(below.samefile(layer) for layer in layers):
+            raise ValueError(f"{layers[0] / ADAPTERS}: adapters upon themselves, through {below}")
+        layers.insert(0, below)
+    return tuple(layers)
+
+
+def _below(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of the model that adapters were trained upon."""
     stated = read_object(folder / ADAPTERS).get("base_model_name_or_path")
     where = f'{folder / ADAPTERS}: field "base_model_name_or_path"'
     if not isinstance(stated, str) or not stated:
         raise ValueError(f"{where}: expected the name or folder of a model, got {shown(stated)}")
     try:
-        base = model_folder(stated)
+        return model_folder(stated)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
-    if not (base / "config.json").is_file():
-        raise ValueError(f"{where}: expected a whole model, got {base}, adapters themselves")
-    return base
 
 
 def meta_folder(folder: pathlib.Path, description: Description | None) -> pathlib.Path | None:

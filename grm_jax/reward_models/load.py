@@ -328,7 +328,7 @@ def _judge(spec, asking) -> _Kind:
 
 def _scalar(spec, asking) -> _Kind:
     folder = folder_of(spec, "path", asking, ("bradley_terry",))
-    if folder.base != folder.path:
+    if folder.is_adapted:
         raise ValueError(f'field "path": expected a whole model, got the adapters of {folder.path}')
     identity = {"kind": "scalar", **folder.identity, **asked_of(asking)}
 

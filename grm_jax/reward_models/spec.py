@@ -34,28 +34,42 @@ POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that wr
 class Folder(NamedTuple):
     """Holds what was seen of a model folder: everything but its tensors.
 
-    base: the folder of the weights; another one than `path` where that has adapters.
+    layers: the folder of the weights, then those of adapters upon it; `path` is the last.
     """
 
-    path: pathlib.Path
-    base: pathlib.Path
+    layers: tuple[pathlib.Path, ...]
     cfg: ModelConfig
     description: Description | None
     architecture: str
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The folder itself."""
+        return self.layers[-1]
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether it has adapters, in place of weights."""
+        return len(self.layers) > 1
 
     @property
     def identity(self) -> dict:
         """Its content by digests, and how it writes a chat."""
         own = read_chat_template(self.home_of_tokenizer, self.chat_args)
         chat = BUILT_IN_CHAT if own is None else dataclasses.asdict(own) | {"source": None}
-        adapted = {} if self.base == self.path else {"base": content_digest(self.base)}
+        base, *between = map(content_digest, self.layers[:-1] or self.layers)
+        adapted = {"base": base} if self.is_adapted else {}
+        adapted |= {"adapters below": between} if between else {}
         return content_digest(self.path) | adapted | {"chat": chat}
 
     @property
     def home_of_tokenizer(self) -> pathlib.Path:
         """The folder of its tokenizer: adapters may have one of their own."""
-        own = any((self.path / name).is_file() for name in description.TOKENIZER_FILES[:2])
-        return self.path if own else self.base
+        names = description.TOKENIZER_FILES[:2]
+        for folder in reversed(self.layers):
+            if any((folder / name).is_file() for name in names):
+                return folder
+        return self.layers[0]
 
     @property
     def chat_args(self) -> Mapping[str, Any]:
@@ -65,14 +79,14 @@ class Folder(NamedTuple):
     def tokenizer(self) -> Tokenizer:
         """Reads its tokenizer."""
         tokenizer = load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
-        if self.architecture == SCALAR and self.base == self.path:
+        if self.architecture == SCALAR and not self.is_adapted:
             return padded_as_stated(tokenizer, self.path, self.cfg)
         return tokenizer
 
     def params(self, mesh: Mesh) -> dict:
         """Loads its weights, adapters merged, onto a mesh."""
-        if self.base != self.path:
-            return load_adapted(self.path, self.base, self.cfg, mesh, self.architecture)
+        if self.is_adapted:
+            return load_adapted(self.layers, self.cfg, mesh, self.architecture)
         shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
         return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
 
@@ -90,15 +104,15 @@ def folder_of(
     """
     try:
         path = description.model_folder(spec[field], parts)
-        base = description.base_folder(path)
+        layers = base, *adapters = description.layers_of(path)
         cfg = load_config(base, **numerics_of(asking))
         architecture = CAUSAL_LM if kinds == POLICIES else SCALAR
-        if base != path:
-            read_lora(path, cfg, architecture)
+        for folder in adapters:
+            read_lora(folder, cfg, architecture if folder == path else CAUSAL_LM)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ValueError(f'field "{field}": {error}') from error
     stated = read_config(base).get("architectures")
-    expected = getattr(cfg.family, architecture if base == path else CAUSAL_LM)
+    expected = getattr(cfg.family, CAUSAL_LM if adapters else architecture)
     if stated and expected not in stated:
         raise ValueError(
             f'field "{field}": expected a folder with a {expected}, but '
@@ -116,7 +130,7 @@ def folder_of(
             f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
             f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
         )
-    return Folder(path, base, cfg, said, architecture)
+    return Folder(layers, cfg, said, architecture)
 
 
 RESPONSES_OF = {  # of a template's check

@@ -12,7 +12,7 @@ from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import merge
 from grm_jax.models.table import SCALAR
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.reward_models.description import base_folder, model_folder
+from grm_jax.reward_models.description import layers_of, model_folder
 
 
 @pytest.mark.slow
@@ -53,11 +53,7 @@ def test_the_whole_run_with_adapters(processes, micro, tmp_path):
     assert saved < 0.5 * (model_folder("tiny_base") / "model.safetensors").stat().st_size
     # the Meta RM's, with its head, upon the last policy
     meta = load_adapted(
-        tmp_path / "run/adapters/meta",
-        base_folder(tmp_path / "run/adapters/meta"),
-        cfg,
-        make_mesh(devices=jax.devices()[:1]),
-        SCALAR,
+        layers_of(tmp_path / "run/adapters/meta"), cfg, make_mesh(devices=jax.devices()[:1]), SCALAR
     )
     whole = load_params(tmp_path / "run/models/meta", cfg, architecture=SCALAR)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), meta, whole)

@@ -4,19 +4,22 @@ import json
 import logging
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
 import grm_jax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import load_adapted, load_adapters, save_adapters
+from grm_jax.models.decoder import without_head
 from grm_jax.models.hf_config import load_config
-from grm_jax.models.lora import LoraConfig, init_adapters
+from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR, flatten
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.description import (
     TINY_BASE,
     Description,
+    layers_of,
     model_folder,
     read_description,
     write_description,
@@ -56,7 +59,7 @@ def adapted(tmp_path_factory):
         ("meta", "meta_rm", SCALAR),
     ):
         write_description(folder / name, described(kind))
-        params = load_adapted(folder / name, TINY_BASE, CFG, mesh, architecture)
+        params = load_adapted((TINY_BASE, folder / name), CFG, mesh, architecture)
         save_folder(folder / "whole" / name, params, CFG, TINY_BASE, architecture)
         write_description(folder / "whole" / name, described(kind))
     return folder, grm, meta
@@ -122,6 +125,42 @@ def test_peft_reads_a_scalar_model_of_adapters(adapted):
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
+def test_adapters_may_lie_upon_adapters(adapted, tmp_path):
+    """A Meta RM upon the adapters of a GRM, in bfloat16: the sum of both, and known by both."""
+    folder, grm, _ = adapted
+    lora, mesh = LoraConfig(2, 4.0, ("k", "up")), make_mesh(devices=jax.devices()[:1])
+    score = np.random.default_rng(5).normal(size=(CFG.d_model, 1)).astype(np.float32)
+    meta = {"backbone": random_adapters(4, lora), "score": score}
+    args = (CFG, lora, folder / "grm", None, SCALAR)
+    save_adapters(tmp_path / "meta", meta, *args, dtype="bfloat16")
+    write_description(tmp_path / "meta", described("meta_rm"))
+    layers = layers_of(tmp_path / "meta")
+    assert layers == (TINY_BASE, folder / "grm", tmp_path / "meta")
+
+    rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), meta)
+    below = load_params(folder / "whole/grm", CFG)
+    wanted = merge({"backbone": without_head(below), "score": score}, rounded, lora.scale)
+    found = load_adapted(layers, CFG, mesh, SCALAR)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
+    sizes = [(path / "adapter_model.safetensors").stat().st_size for path in layers[1:]]
+    assert sizes[1] < sizes[0] / 2
+
+    # a judge is known by all layers of its Meta RM
+    judge = grm_jax.load(folder / "grm", meta=tmp_path / "meta", mesh=mesh)
+    assert judge.guided and judge(TASK, RESPONSES, k=2).judgments
+    said = json.loads((folder / "grm/adapter_config.json").read_text())
+    known = []
+    try:
+        for alpha in (5.0, 6.0, 5.0):
+            changed = json.dumps(said | {"lora_alpha": alpha})
+            (folder / "grm/adapter_config.json").write_text(changed)
+            other = grm_jax.load(TINY_BASE, kind="pointwise_grm", meta=tmp_path / "meta", mesh=mesh)
+            known.append(other.asked()["model"])
+    finally:
+        (folder / "grm/adapter_config.json").write_text(json.dumps(said))
+    assert known[0] != known[1] and known[0] == known[2]
+
+
 def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
     folder, grm, _ = adapted
 
@@ -139,8 +178,8 @@ def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
         grm_jax.load(variant("unknown", base_model_name_or_path="tinybase"))
     with pytest.raises(ValueError, match=f"{field}expected the name or folder of a model, got N"):
         grm_jax.load(variant("none", base_model_name_or_path=None))
-    with pytest.raises(ValueError, match=f"{field}expected a whole model, got .*grm, adapters"):
-        grm_jax.load(variant("chain", base_model_name_or_path=str(folder / "grm")))
+    with pytest.raises(ValueError, match="loop.adapter_config.json: adapters upon themselves"):
+        grm_jax.load(variant("loop", base_model_name_or_path=str(tmp_path / "loop")))
     with pytest.raises(ValueError, match='field "r": expected an integer'):
         grm_jax.load(variant("rank", r=0))
     with pytest.raises(ValueError, match="task_type\": expected 'CAUSAL_LM', got 'SEQ_CLS'"):
