@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.policy import best_of_n, judges, loop, plot, tables
+from experiments.policy import best_of_n, choosing, judges, loop, plot, tables
 from experiments.policy import writer as writing
 from grm_jax.data.world.writing import gold, make_queries
 from grm_jax.training.settings import RlConfig
@@ -47,6 +47,41 @@ def test_chances_are_those_of_the_responses_that_they_were_fitted_on():
     assert abs(fitted.mean() - right.mean()) < 0.01
     upper = scores > 10
     assert abs(fitted[upper].mean() - right[upper].mean()) < 0.03
+
+
+def test_what_is_chosen_of_real_answers(tmp_path):
+    """Requirements take up the words of the answers on file; the gold is what they find."""
+    texts = ["Bees make honey. They fly.", "Bees live in hives.", "Flowers feed them well."]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps({"id": f"bees/{i}", "texts": texts}) + "\n" for i in (0, 1)))
+    asked = choosing.requirements(path, 5, seed=0)
+    again = choosing.requirements(path, 5, seed=0)
+    assert list(asked) == ["bees/0/use_word", "bees/1/avoid_word"] == list(again)
+    assert [request for request, _ in asked.values()] == [request for request, _ in again.values()]
+    request, word = asked["bees/0/use_word"]
+    assert request.endswith(word.ask) and "bees" in request
+    drawn = dict.fromkeys(asked, [*texts, "Cut of", ""])
+    rows = choosing.checked(asked, drawn)
+    assert [row["words"] for row in rows[:5]] == [5, 4, 4, 2, 1]
+    assert [row["gold"] for row in rows[:3]] == [float(word.check(text)) for text in texts]
+
+    # a judge that is right, one answer that it could not judge
+    for row in rows:
+        row["score"] = row["gold"]
+    rows[4]["score"] = None
+    found = choosing.figures(rows)
+    assert found["ns"] == [1, 2, 4] and found["answers"] == 5 and found["parsed"] == 0.9
+    best, one = found["choices"]["the judge"], np.mean([row["gold"] for row in rows])
+    assert best["gold"][0] == pytest.approx(one) and best["gold"] == sorted(best["gold"])
+    assert (
+        best["gain"][0] == 0 and best["gold"][2] == found["choices"]["the gold itself"]["gold"][2]
+    )
+    assert (
+        found["choices"]["the shortest"]["words"][2] < found["choices"]["the longest"]["words"][2]
+    )
+    assert "| use_word | 1 |" in choosing.table(found)
+    choosing.draw_plot(found, tmp_path / "plot.svg")
+    assert "chosen answer" in (tmp_path / "plot.svg").read_text()
 
 
 def test_errors_are_of_the_mean_over_seeds():
