@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grm_jax.data.files import SUFFIXES, Row, data_files
-from grm_jax.data.sources import read_rows, row_value
+from grm_jax.data.rows import row_value
+from grm_jax.data.sources import read_rows
 from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
 
 Figures = dict[str, float]

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from grm_jax.benchmarks.base import Benchmark, Figures, Place, Reading, finish, texts, with_overall
 from grm_jax.benchmarks.credit import best_of_k_figures, grouped, within_list_auc
 from grm_jax.benchmarks.pairs import summarize_domains
-from grm_jax.data.sources import Row, row_text, row_value
+from grm_jax.data.files import Row
+from grm_jax.data.rows import row_text, row_value
 from grm_jax.judgment.reasoning import without_reasoning
 from grm_jax.judgment.records import Record, record_from_dict, seeded_digest
 

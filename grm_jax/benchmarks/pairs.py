@@ -19,7 +19,8 @@ from grm_jax.benchmarks.base import (
     summarize_domains,
     with_overall,
 )
-from grm_jax.data.sources import FORMATS, row_text
+from grm_jax.data.formats import FORMATS
+from grm_jax.data.rows import row_text
 from grm_jax.judgment.records import Record
 
 JUDGEBENCH_HUB = {split: ("ScalerLab/JudgeBench", None, split) for split in ("gpt", "claude")}

@@ -21,7 +21,8 @@ from grm_jax.benchmarks.base import (
     with_overall,
 )
 from grm_jax.benchmarks.credit import best_of_k_figures, grouped, within_list_auc
-from grm_jax.data.sources import Row, row_text, row_turns, row_value
+from grm_jax.data.files import Row
+from grm_jax.data.rows import row_text, row_turns, row_value
 from grm_jax.json_files import shown
 from grm_jax.judgment.records import Record
 

@@ -19,7 +19,7 @@ from grm_jax.benchmarks.base import (
     with_overall,
 )
 from grm_jax.benchmarks.credit import grouped, roc_auc
-from grm_jax.data.sources import row_text
+from grm_jax.data.rows import row_text
 from grm_jax.judgment.records import Record
 
 TASKS = (

@@ -23,7 +23,7 @@ from grm_jax.benchmarks.base import (
     row_id,
     with_overall,
 )
-from grm_jax.data.sources import row_text, row_turns
+from grm_jax.data.rows import row_text, row_turns
 from grm_jax.judgment.records import Record
 
 HUB = {"core": ("allenai/reward-bench", None, "filtered")}

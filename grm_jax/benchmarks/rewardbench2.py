@@ -26,7 +26,8 @@ from grm_jax.benchmarks.base import (
     with_overall,
 )
 from grm_jax.benchmarks.credit import grouped, roc_auc
-from grm_jax.data.sources import Row, row_turns, row_value
+from grm_jax.data.files import Row
+from grm_jax.data.rows import row_turns, row_value
 from grm_jax.judgment.records import Record
 
 HUB = {"test": ("allenai/reward-bench-2", None, "test")}

@@ -22,7 +22,8 @@ from grm_jax.benchmarks.base import (
     texts,
     with_overall,
 )
-from grm_jax.data.sources import Row, row_text, row_turns
+from grm_jax.data.files import Row
+from grm_jax.data.rows import row_text, row_turns
 from grm_jax.judgment.records import Record
 
 HUB = {"train": ("THU-KEG/RM-Bench", None, "train")}

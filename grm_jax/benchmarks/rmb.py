@@ -20,7 +20,8 @@ from grm_jax.benchmarks.base import (
     named,
     with_overall,
 )
-from grm_jax.data.sources import FORMATS, row_text
+from grm_jax.data.formats import FORMATS
+from grm_jax.data.rows import row_text
 from grm_jax.judgment.records import Record
 
 GOALS = ("Helpfulness", "Harmlessness")
