@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import functools
 import gzip
 import json
 import logging
@@ -29,12 +30,12 @@ from grm_jax.judge import Judge, load
 from grm_jax.judgment.anytime import AUTO
 from grm_jax.judgment.given import as_record
 from grm_jax.judgment.parsing import ANSWERS
-from grm_jax.judgment.records import Record, record_from_dict, record_to_dict, rubric_of
+from grm_jax.judgment.records import Record, rubric_of
 from grm_jax.last_line import explain, open_streams, unforeseen
+from grm_jax.result_lines import done_lines, ranked_line, verdict_line
 from grm_jax.reward_models.description import ROLES
 from grm_jax.reward_models.packaged import PACKAGED
 from grm_jax.serving import flags
-from grm_jax.verdict import Verdict
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 
@@ -279,9 +280,13 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
     if args.command == "rank":
         asked["top"] = args.top
     with_judgments = args.command == "judge" and args.judgments
-    done = {} if out is None else _done(out, args.command, asked, with_judgments)
+    done = {} if out is None else done_lines(out, args.command, asked, with_judgments)
     reader = _Reader(args.file, judge, done, stop, rubric)
-    line_of = _verdict_line if args.command == "judge" else _ranked_line
+    line_of = (
+        functools.partial(verdict_line, with_judgments=args.judgments)
+        if args.command == "judge"
+        else functools.partial(ranked_line, top=args.top)
+    )
     written, began = 0, time.monotonic()
     reasons: collections.Counter[str | None] = collections.Counter()  # of those without a verdict
     with open(out, "ab") if out else _stdout() as file:
@@ -291,7 +296,7 @@ def _write(args: argparse.Namespace, out: pathlib.Path | None, stop: _Stop) -> i
         try:
             for verdict in verdicts:
                 record, digest = reader.waiting.popleft()
-                line = line_of(args, record, verdict, asked | {"record": digest})
+                line = line_of(record, verdict, asked | {"record": digest})
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 file.flush()
                 written += 1
@@ -497,102 +502,6 @@ class _Reader:
                 yield line + b"\n"
         if rest:
             yield rest
-
-
-def _verdict_line(
-    args: argparse.Namespace, record: Record, verdict: Verdict, asked: dict
-) -> dict[str, Any]:
-    line: dict[str, Any] = {"id": record.id} | _facts(verdict, asked)
-    if args.judgments:
-        line["judgments"] = [
-            {name: value for name, value in vars(j).items() if name != "criteria" or record.rubric}
-            for j in verdict.judgments
-        ]
-    return line | asked
-
-
-def _ranked_line(
-    args: argparse.Namespace, record: Record, verdict: Verdict, asked: dict
-) -> dict[str, Any]:
-    order, facts = list(range(len(record.responses))), _facts(verdict, asked)
-    if verdict.scores is not None:
-        scores = verdict.scores
-        order.sort(key=lambda i: (-scores[i], i != verdict.best, i))
-        order = order[: args.top]
-        facts["scores"] = [scores[i] for i in order]
-        if verdict.criteria is not None:
-            facts["criteria"] = {
-                name: [totals[i] for i in order] for name, totals in verdict.criteria.items()
-            }
-    del facts["best"]
-    line = record_to_dict(record)
-    line["responses"] = [record.responses[i] for i in order]
-    about = {"order": order, **facts, **asked}
-    if record.rewards is not None:
-        line["rewards"] = [record.rewards[i] for i in order]
-        try:
-            record_from_dict(line, "ranked")
-        except ValueError:  # gold that says nothing of the responses that are left
-            about["rewards"] = line.pop("rewards")
-    line["metadata"] = record.metadata | {"grm": about}
-    return line
-
-
-def _facts(verdict: Verdict, asked: dict) -> dict[str, Any]:
-    facts = {
-        name: getattr(verdict, name)
-        for name in ("scores", "best", "margin", "k", "valid", "failed")
-    }
-    if isinstance(asked["k"], str):  # which tells the rule
-        facts |= {"drawn": verdict.k, "stopped": verdict.stopped}
-    if verdict.criteria is not None:
-        facts["criteria"] = verdict.criteria
-    return facts | ({} if verdict.failure is None else {"failure": verdict.failure})
-
-
-def _done(path: pathlib.Path, command: str, asked: dict, with_judgments: bool) -> dict[str, bool]:
-    """{digest of a record whose line is in a file of results: whether it has a verdict}; a torn
-    last line is cut off.
-
-    Raises ValueError for a file of something else, and for lines of another model or question.
-    """
-    done: dict[str, bool] = {}
-    if not path.is_file():
-        return done
-    offset = 0
-    with open(path, "r+b") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}:{number}"
-            if not raw.endswith(b"\n"):
-                # torn, if it is ours: a file whose only line has no end may be anything
-                if not offset and not raw.startswith(b'{"id": '):
-                    raise ValueError(
-                        f"{where}: not a result of grm {command}; choose another --out"
-                    )
-                file.truncate(offset)
-                break
-            line = decode(raw, where)
-            try:
-                about = line if command == "judge" else line["metadata"]["grm"]
-                digest, there = about["record"], {name: about[name] for name in asked}
-            except (TypeError, KeyError):
-                digest, there = None, {}
-            if not isinstance(digest, str):
-                raise ValueError(f"{where}: not a result of grm {command}; choose another --out")
-            if command == "judge" and ("judgments" in line) != with_judgments:
-                raise ValueError(
-                    f"{where}: made {'with' if 'judgments' in line else 'without'} --judgments; "
-                    "choose another --out, or remove this file"
-                )
-            for name, value in asked.items():
-                if there[name] != value:
-                    raise ValueError(
-                        f'{where}: field "{name}": {there[name]!r}, but {value!r} is asked for '
-                        "now; choose another --out, or remove this file"
-                    )
-            done[digest] = "failure" not in about
-            offset += len(raw)
-    return done
 
 
 def _opened(path: str) -> Any:

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments.stages import reuse
-from grm_jax import cli
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.data.sources import load_instructions, load_source
 from grm_jax.evaluation import store
@@ -20,6 +19,7 @@ from grm_jax.evaluation.merge import check_results, merge
 from grm_jax.json_files import decode, read_object
 from grm_jax.judgment.given import as_record
 from grm_jax.judgment.records import read_records, write_records
+from grm_jax.result_lines import done_lines
 from grm_jax.training.metrics import read_metrics
 from tests.benchmarks import official_files
 from tests.evaluation import fabricated
@@ -331,7 +331,7 @@ def test_verdicts_on_file(tmp_path, command):
     row = {"id": "a", **about} if command == "judge" else {"id": "a", "metadata": {"grm": about}}
 
     def read(path):
-        return cli._done(path, command, {"model": "m", "k": 2}, False)
+        return done_lines(path, command, {"model": "m", "k": 2}, False)
 
     property_test(tmp_path / "out.jsonl", [row], read)
 

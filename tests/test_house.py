@@ -24,7 +24,7 @@ FLOORS = (
     ("benchmarks",),
     ("evaluation",),
     ("report", "planning", "verdict"),
-    ("judge",),
+    ("judge", "result_lines"),
     ("serving",),
     ("cli",),
     ("__main__",),
