@@ -10,7 +10,7 @@ import re
 import pytest
 
 from experiments.build_real import __main__ as build_real
-from experiments.build_real import draw, questions
+from experiments.build_real import draw, lines, questions
 from experiments.build_real.constraints import FOREIGN, TEST_KINDS, TRAIN_KINDS
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.judgment.parsing import read_answer
@@ -259,3 +259,33 @@ def test_what_is_drawn_stays_on_file(tmp_path, monkeypatch):
 )
 def test_sentences(text, whole):
     assert draw.sentences(text) == whole
+
+
+def test_lines_and_pairs_are_counted():
+    def judged(name, order, scores, said, rewards=(1.0, 0.0), sample=0):
+        text = "\n".join(f"[Response {i}] a -> b ({x})" for i, x in enumerate(said, 1))
+        row = {"id": name, "sample": sample, "domain": "order", "order": list(order)}
+        return row | {"scores": scores, "rewards": list(rewards), "text": text}
+
+    found = lines.counts(
+        [
+            judged("a", (0, 1), [9, 1], ("right", "wrong")),  # true, and followed
+            judged("a", (1, 0), [1, 9], ("right", "wrong")),  # false, followed; not alike
+            judged("b", (0, 1), [9, 1], ("right", "right")),  # not told apart, right by chance
+            judged("b", (1, 0), [9, 1], ("wrong", "right")),
+            judged("c", (0, 1), None, ("right",)),  # cut off behind a line
+            judged("d", (0, 1), [9, 1], ("right", "wrong"), rewards=(2.0, 1.0)),  # left out
+        ]
+    )
+    assert found["lines"] == {"order": {"true": 6, "false": 3}}
+    assert found["pairs"] == {
+        "judgments": 4,
+        "first chosen": 3,
+        "told apart": 3,
+        "scores follow": 3,
+        "right without": 1,
+        "not told apart": 1,
+        "in both orders": 2,
+        "decided alike": 1,
+    }
+    assert "| all | 9 | 66.7 |" in lines.table(found)
