@@ -22,8 +22,9 @@ RANK, ALPHA = 3, 6.0  # with the cold start's and the Meta RM's: 17 in all, 10 M
 COLD_STEPS, COLD_RATE, COLD_BATCH = 200, 1e-3, 16
 RECORDS = 320  # of train.jsonl, that RFT, RL and the Meta RM learn from: what two cores can do
 RFT_STEPS, RFT_RATE, RFT_BATCH = 40, 5e-4, 16
-RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 30, 5e-4, 0.02, 12
+RL_STEPS, RL_RATE, RL_BETA, RL_PROMPTS = 20, 5e-4, 0.02, 12
 META_STEPS, META_RATE, META_BATCH = 40, 5e-4, 16
+META_SAMPLES = 1  # of the GRM's own, beside those that RFT had: the steps see half of all
 BT_STEPS, BT_RATE, BT_BATCH = 100, 5e-4, 16
 ROWS = 256  # decoded at once: a GPU's; 64 of them are enough for a CPU
 GENERAL_FRACTION = 0.2
@@ -82,6 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
         old_logp="sampler",
     )
     config.meta.update(
+        own_samples=META_SAMPLES,
         learning_rate=META_RATE,
         batch_size=META_BATCH,
         micro_batch=META_BATCH,
