@@ -28,7 +28,8 @@ def get_config() -> ml_collections.ConfigDict:
             "kind": "bradley_terry",
             "path": f"{real.RUNS}/bradley_terry/models/bradley_terry",
         },
-        grm | {"name": "GRM", "path": f"{spct}/grm", "meta": f"{spct}/meta"},
+        # what experiments.build_real.judge has put into the package, of SPCT's GRM and Meta RM
+        grm | {"name": "GRM", "path": "smollm2-grm", "meta": "smollm2-grm"},
         grm | {"name": "RFT", "path": f"{spct}/rft"},
         grm | {"name": "cold start", "path": f"{real.RUNS}/cold/models/rft"},
         grm | {"name": "base", "path": real_smollm2_cold.BASE},
