@@ -34,7 +34,7 @@ from grm_jax.judgment.records import Record, rubric_of
 from grm_jax.last_line import explain, open_streams, unforeseen
 from grm_jax.result_lines import done_lines, ranked_line, verdict_line
 from grm_jax.reward_models.description import ROLES
-from grm_jax.reward_models.packaged import PACKAGED
+from grm_jax.reward_models.packaged import ADAPTED, PACKAGED
 from grm_jax.serving import flags
 
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
@@ -176,8 +176,8 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         default="tiny",
         metavar="MODEL",
         help='"tiny", the small model in the package (it knows only the checkable world); '
-        f"{', '.join(map(repr, PACKAGED))}, of the extra demo; a model folder; the work folder "
-        "of a run; a model of the Hugging Face hub (default: tiny)",
+        f"{', '.join(map(repr, [*ADAPTED, *PACKAGED]))}, of the extra demo; a model folder; the "
+        "work folder of a run; a model of the Hugging Face hub (default: tiny)",
     )
     command.add_argument(
         "--k",

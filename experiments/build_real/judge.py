@@ -19,6 +19,7 @@ from absl import flags
 from experiments import config_flags
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
 from grm_jax.json_files import read_object
+from grm_jax.judgment.voting import default_k_meta
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import stack
 from grm_jax.models.table import SCALAR
@@ -36,7 +37,6 @@ _ASSETS = flags.DEFINE_string("assets", "grm_jax/assets/smollm2_grm", "gets grm/
 
 BASE, NAME, SYSTEM = "smollm2", "smollm2-grm", "GRM"
 LENGTHS = {"prompt": 2048, "completion": 256}  # what it was tested with
-VOTE = 8
 CARD = """---
 license: apache-2.0
 library_name: grm_jax
@@ -52,8 +52,7 @@ Made by the commands of docs/real_text.md, which has all figures, and
 It judges requirements that a program could check (use this word, begin with that one, so many
 sentences, capitals, a language), of the kinds that it was taught, in short English texts.
 **Elsewhere it is no judge**: the table has the figures. Length, position and what a text looks like
-sway it. It is here so that a real generative reward model runs offline after one `pip install`, and
-as the start of your own.
+sway it. It is here so that a real generative reward model runs offline after one `pip install`.
 
 Correct in %, with 95 % intervals by bootstrap over prompts, on text that no training saw; the vote
 is over {k} samples at temperature {temperature:g}, of which the Meta RM keeps half:
@@ -79,45 +78,58 @@ WHAT = {
 
 def main(_):
     cold, spct, out = (pathlib.Path(flag.value) for flag in (_COLD, _SPCT, _ASSETS))
-    results = read_object(_RESULTS.value) if _RESULTS.value else None
+    cards = {}
+    if _RESULTS.value:
+        results = read_object(_RESULTS.value)
+        cards = {part: card(results, *said, _RESULTS.value) for part, said in WHAT.items()}
     pack(cold, spct, out)
-    if results is not None:
-        for part, (title, what) in WHAT.items():
-            (out / part / "README.md").write_text(card(results, title, what), encoding="utf-8")
+    for part, text in cards.items():
+        (out / part / "README.md").write_text(text, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"written to {out}: {size / 1e6:.1f} MB")
 
 
 def pack(cold: pathlib.Path, spct: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the folders grm and meta."""
+    """Writes the folders grm and meta; all that they are made of is read before."""
     cfg = load_config(model_folder(BASE))
     folders = (cold / "adapters/rft", spct / "adapters/rft", spct / "adapters/grm")
-    adapters, lora = stack([load_adapters(folder, cfg) for folder in folders])
-    save_adapters(out / "grm", adapters, cfg, lora, BASE, dtype="bfloat16")
-    head, lora = load_adapters(spct / "adapters/meta", cfg, SCALAR)
-    save_adapters(out / "meta", head, cfg, lora, NAME, architecture=SCALAR, dtype="bfloat16")
-    for part, meta in (("grm", "../meta"), ("meta", None)):
-        said = read_description(spct / "models" / part)
-        assert isinstance(said, Description), f"{spct / 'models' / part} has no grm.json"
-        described = dataclasses.replace(said, lengths=LENGTHS, meta=meta)
+    grm, lora = stack([load_adapters(folder, cfg) for folder in folders])
+    meta, meta_lora = load_adapters(spct / "adapters/meta", cfg, SCALAR)
+    said = {part: _description(spct / "models" / part) for part in ("grm", "meta")}
+    save_adapters(out / "grm", grm, cfg, lora, BASE, dtype="bfloat16")
+    save_adapters(out / "meta", meta, cfg, meta_lora, NAME, architecture=SCALAR, dtype="bfloat16")
+    for part, place in (("grm", "../meta"), ("meta", None)):
+        described = dataclasses.replace(said[part], lengths=LENGTHS, meta=place)
         write_description(out / part, described)
 
 
-def card(results: Mapping, title: str, what: str) -> str:
+def _description(folder: pathlib.Path) -> Description:
+    said = read_description(folder)
+    if said is None:
+        raise FileNotFoundError(f"{folder}: expected a grm.json, which says how it is asked")
+    return said
+
+
+def card(results: Mapping, title: str, what: str, where: str = "results") -> str:
     """The model card, with the figures of results.json."""
     rows, lines = [row for row in results["rows"] if row["system"] == SYSTEM], []
+    if not rows:
+        raise ValueError(f"{where}: no row of a system {SYSTEM!r}")
+    k = max(row["k"] for row in rows if row["aggregation"] == "vote")
+    ways_shown = (("greedy", 1, None), ("vote", k, None), ("meta", k, default_k_meta(k)))
     for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
         ways = {
-            (row["aggregation"], row["k"]): row for row in rows if row["benchmark"] == benchmark
+            (row["aggregation"], row["k"], row["k_meta"]): row
+            for row in rows
+            if row["benchmark"] == benchmark
         }
-        cells = [ways.get(way) for way in (("greedy", 1), ("vote", VOTE), ("meta", VOTE))]
-        greedy = ways["greedy", 1]
+        cells = [ways.get(way) for way in ways_shown]
+        if (greedy := cells[0]) is None:
+            raise ValueError(f"{where}: no greedy row of {SYSTEM!r} on {benchmark}")
         first = [benchmark, str(greedy["items"]), f"{100 * greedy['chance']:.1f}"]
         lines.append("| " + " | ".join(first + list(map(_cell, cells))) + " |")
     temperature = results["config"]["eval"]["temperature"]
-    return CARD.format(
-        title=title, what=what, k=VOTE, temperature=temperature, rows="\n".join(lines)
-    )
+    return CARD.format(title=title, what=what, k=k, temperature=temperature, rows="\n".join(lines))
 
 
 def _cell(row: Mapping | None) -> str:

@@ -8,9 +8,9 @@ program checks, chosen by a GRM of real text that reads each answer alone.
 The requests are on topics that no judge of `experiments.build_real` was trained on. The gold is
 what the check finds, and no judge sees it; the length of what is chosen stands beside it.
 
-    <workdir>/answers.jsonl   N answers to each request
-    <workdir>/judged.jsonl    each answer with its gold, its words, and the judge's score
-    <out>.json, <out>.svg     the figures and their plot; a table is printed
+    <workdir>/answers-*.jsonl   N answers to each request
+    <workdir>/judged-*.jsonl    each answer with its gold, its words, and the judge's score
+    <out>.json, <out>.svg       the figures and their plot; a table is printed
 
 Run it again to go on where it was.
 """
@@ -27,8 +27,8 @@ from experiments import config_flags
 from experiments.build_real.draw import answers
 from experiments.policy.choosing import checked, draw_plot, figures, read_rows, requirements, table
 
-_POLICY = flags.DEFINE_string("policy", None, "folder of the model that answers")
-_ANSWERS = flags.DEFINE_string("answers", None, "answers to the plain questions, of build_real")
+_POLICY = flags.DEFINE_string("policy", None, "folder of the model that answers", required=True)
+_ANSWERS = flags.DEFINE_string("answers", None, "answers to the plain questions", required=True)
 _JUDGE = flags.DEFINE_string("judge", "smollm2-grm", "what grm_jax.load finds")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/real/best_of_n", "answers and scores")
 _OUT = flags.DEFINE_string("out", None, "file without suffix, for the figures and their plot")
@@ -42,17 +42,21 @@ def main(_):
     workdir = pathlib.Path(_WORKDIR.value)
     asked = requirements(pathlib.Path(_ANSWERS.value), _REQUESTS.value, _SEED.value)
     requests = {key: request for key, (request, _) in asked.items()}
-    path, judged = workdir / "answers.jsonl", workdir / "judged.jsonl"
+    name = f"n{_N.value}-seed{_SEED.value}"
+    path = workdir / f"answers-{name}.jsonl"
+    judged = workdir / f"judged-{name}-k{_K.value}-{pathlib.Path(_JUDGE.value).name}.jsonl"
     answers(pathlib.Path(_POLICY.value), requests, _N.value, _SEED.value, path)
-    drawn = {row["id"]: row["texts"] for row in read_rows(path)}
+    rows = checked(asked, {row["id"]: row["texts"] for row in read_rows(path)})
     if not judged.is_file():
-        rows = checked(asked, drawn)
         for row, score in zip(rows, _scores(rows), strict=True):
             row["score"] = score
         partial = judged.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         partial.replace(judged)
-    found = figures(read_rows(judged))
+    scored = read_rows(judged)
+    if [row | {"score": None} for row in scored] != [row | {"score": None} for row in rows]:
+        raise ValueError(f"{judged}: scores of other answers; choose another --workdir")
+    found = figures(scored)
     print(table(found))
     if _OUT.value:
         out = pathlib.Path(_OUT.value)

@@ -43,6 +43,7 @@ from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.settings import SettingsError
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+DTYPES = ("float32", "bfloat16")  # that adapters are written in
 MATRICES = {A: "lora_A", B: "lora_B"}
 # Keys of adapter_config.json that change what is computed, and their values in plain LoRA: one rank
 # and alpha for all, no bias, no DoRA, no other weights. Others are refused.
@@ -93,6 +94,8 @@ def save_adapters(
     architecture: SCALAR for {"backbone": adapters, "score": head}.
     dtype: of the tensors written, "float32" or "bfloat16".
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     tensors, written = {}, jnp.dtype(dtype)
     for path, leaf in flatten(adapters).items():
         if path == _HEAD:

@@ -128,7 +128,7 @@ def _closing(text: str) -> int:
 
 
 def _shape(text: str) -> Shape | tuple:
-    text = re.sub(r"^/\*.*?\*/", "", text)  # every fifth part of a tuple is numbered
+    text = re.sub(r"^/\*.*?\*/\s*", "", text)  # every fifth part of a tuple is numbered
     if text.startswith("("):
         return tuple(_shape(part) for part in _split(text[1:-1]))
     array = re.match(r"\s*(\w+)(?:\[([\d,<=]*)\])?", text)

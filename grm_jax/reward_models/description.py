@@ -171,7 +171,8 @@ def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> path
     `name` is one of:
 
     - "tiny", the trained GRM in the package, or "tiny_base", the base model there;
-    - "smollm2", which comes as a package of its own and is imported to the cache;
+    - "smollm2", which comes as a package of its own and is imported to the cache, or "smollm2-grm",
+      adapters in this package that make a GRM of it;
     - a folder with config.json, or with the adapters of a model (`layers_of`);
     - the work folder of a run, of whose models the first of `parts` is taken;
     - a model of the Hugging Face hub, "owner/name", which is downloaded.
@@ -207,7 +208,7 @@ def layers_of(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     while not (layers[0] / "config.json").is_file():
         below = _below(layers[0])
         if any(below.samefile(layer) for layer in layers):
-            raise ValueError(f"{layers[0] / ADAPTERS}: adapters upon themselves, through {below}")
+            raise ValueError(f"{_base_field(layers[0])}: adapters upon themselves, through {below}")
         layers.insert(0, below)
     return tuple(layers)
 
@@ -215,13 +216,19 @@ def layers_of(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
 def _below(folder: pathlib.Path) -> pathlib.Path:
     """The folder of the model that adapters were trained upon."""
     stated = read_object(folder / ADAPTERS).get("base_model_name_or_path")
-    where = f'{folder / ADAPTERS}: field "base_model_name_or_path"'
+    where = _base_field(folder)
     if not isinstance(stated, str) or not stated:
         raise ValueError(f"{where}: expected the name or folder of a model, got {shown(stated)}")
     try:
         return model_folder(stated)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _base_field(folder: pathlib.Path) -> str:
+    return f'{folder / ADAPTERS}: field "base_model_name_or_path"'
 
 
 def meta_folder(folder: pathlib.Path, description: Description | None) -> pathlib.Path | None:

@@ -92,9 +92,19 @@ def test_what_is_packed_is_what_the_stages_trained(tmp_path, monkeypatch):
     row = {"system": "GRM", "benchmark": "rmb", "k": 1, "k_meta": None, "items": 60, "chance": 0.46}
     row |= {"aggregation": "greedy", "value": 0.512, "ci_low": 0.4, "ci_high": 0.625}
     vote = row | {"aggregation": "vote", "k": 8, "value": 0.5}
-    results = {"rows": [row, vote], "config": {"eval": {"temperature": 0.8}}}
+    half, all_of_them = (
+        vote | {"aggregation": "meta", "k_meta": k, "value": value}
+        for k, value in ((4, 0.55), (8, 0.5))
+    )
+    other = row | {"benchmark": "llmbar"}
+    results = {"rows": [row, vote, half, all_of_them, other], "config": {"eval": {}}}
+    results["config"]["eval"]["temperature"] = 0.8
     text = packing.card(results, *packing.WHAT["grm"])
-    assert "| rmb | 60 | 46.0 | 51.2 [40.0, 62.5] | 50.0 [40.0, 62.5] | not drawn |" in text
+    figures = "51.2 [40.0, 62.5] | 50.0 [40.0, 62.5] | 55.0 [40.0, 62.5]"
+    assert f"| rmb | 60 | 46.0 | {figures} |" in text
+    assert "| llmbar | 60 | 46.0 | 51.2 [40.0, 62.5] | not drawn | not drawn |" in text
+    with pytest.raises(ValueError, match="results: no row of a system 'GRM'"):
+        packing.card({"rows": [row | {"system": "RFT"}]}, *packing.WHAT["grm"])
 
 
 @pytest.mark.slow

@@ -178,8 +178,12 @@ def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
         grm_jax.load(variant("unknown", base_model_name_or_path="tinybase"))
     with pytest.raises(ValueError, match=f"{field}expected the name or folder of a model, got N"):
         grm_jax.load(variant("none", base_model_name_or_path=None))
-    with pytest.raises(ValueError, match="loop.adapter_config.json: adapters upon themselves"):
-        grm_jax.load(variant("loop", base_model_name_or_path=str(tmp_path / "loop")))
+    variant("b", base_model_name_or_path=str(tmp_path / "a"))
+    for name, base in (("loop", "loop"), ("a", "b")):
+        with pytest.raises(ValueError, match=f"{field}adapters upon themselves, through "):
+            grm_jax.load(variant(name, base_model_name_or_path=str(tmp_path / base)))
+    with pytest.raises(ValueError, match="meta.adapter_config.json: .*task_type.: expected 'CAUSA"):
+        grm_jax.load(variant("headed", base_model_name_or_path=str(folder / "meta")))
     with pytest.raises(ValueError, match='field "r": expected an integer'):
         grm_jax.load(variant("rank", r=0))
     with pytest.raises(ValueError, match="task_type\": expected 'CAUSAL_LM', got 'SEQ_CLS'"):
