@@ -1,4 +1,5 @@
-"""Put the adapters of the GRM of real text and of its Meta RM into the package, as "smollm2-grm".
+"""Put the adapters of the GRM of real text and of its Meta RM into the package, as "smollm2-grm"
+and "smollm2-meta".
 
     python -m experiments.build_real.judge --cold=runs/real/cold --spct=runs/real/spct
     python -m experiments.build_real.judge --cold=runs/real/cold --spct=runs/real/spct \\
@@ -33,9 +34,10 @@ from grm_jax.reward_models.description import (
 _COLD = flags.DEFINE_string("cold", "runs/real/cold", "work folder of the cold start")
 _SPCT = flags.DEFINE_string("spct", "runs/real/spct", "work folder of SPCT from there")
 _RESULTS = flags.DEFINE_string("results", None, "results.json with a system GRM, for model cards")
-_ASSETS = flags.DEFINE_string("assets", "grm_jax/assets/smollm2_grm", "gets grm/ and meta/")
+_ASSETS = flags.DEFINE_string("assets", "grm_jax/assets/smollm2_grm", "gets grm/ and meta_rm/")
 
 BASE, NAME, SYSTEM = "smollm2", "smollm2-grm", "GRM"
+META = "meta_rm"  # not "meta", which would guide the GRM beside it unasked
 LENGTHS = {"prompt": 2048, "completion": 256}  # what it was tested with
 CARD = """---
 license: apache-2.0
@@ -51,8 +53,9 @@ Made by the commands of docs/real_text.md, which has all figures, and
 
 It judges requirements that a program could check (use this word, begin with that one, so many
 sentences, capitals, a language), of the kinds that it was taught, in short English texts.
-**Elsewhere it is no judge**: the table has the figures. Length, position and what a text looks like
-sway it. It is here so that a real generative reward model runs offline after one `pip install`.
+**Elsewhere it is no judge.** The order of the responses sways it. It is here so that a real
+generative reward model runs offline after one `pip install`:
+`grm_jax.load("smollm2-grm")`, guided by its Meta RM with `meta="smollm2-meta"`.
 
 Correct in %, with 95 % intervals by bootstrap over prompts, on text that no training saw; the vote
 is over {k} samples at temperature {temperature:g}, of which the Meta RM keeps half:
@@ -68,7 +71,7 @@ WHAT = {
         "reads a\nrequest and responses, and writes principles, what is right or wrong in each "
         "response, and a\nscore from 1 to 10 for each.",
     ),
-    "meta": (
+    META: (
         "SmolLM2 Meta RM",
         "Adapters upon those of the GRM beside it, with a head: they read a judgment and say, as a "
         "logit,\nwhether it is correct.",
@@ -80,7 +83,7 @@ def main(_):
     cold, spct, out = (pathlib.Path(flag.value) for flag in (_COLD, _SPCT, _ASSETS))
     cards = {}
     if _RESULTS.value:
-        results = read_object(_RESULTS.value)
+        results = read_object(pathlib.Path(_RESULTS.value))
         cards = {part: card(results, *said, _RESULTS.value) for part, said in WHAT.items()}
     pack(cold, spct, out)
     for part, text in cards.items():
@@ -90,17 +93,17 @@ def main(_):
 
 
 def pack(cold: pathlib.Path, spct: pathlib.Path, out: pathlib.Path) -> None:
-    """Writes the folders grm and meta; all that they are made of is read before."""
+    """Writes the folders grm and meta_rm; all that they are made of is read before."""
     cfg = load_config(model_folder(BASE))
     folders = (cold / "adapters/rft", spct / "adapters/rft", spct / "adapters/grm")
     grm, lora = stack([load_adapters(folder, cfg) for folder in folders])
     meta, meta_lora = load_adapters(spct / "adapters/meta", cfg, SCALAR)
     said = {part: _description(spct / "models" / part) for part in ("grm", "meta")}
     save_adapters(out / "grm", grm, cfg, lora, BASE, dtype="bfloat16")
-    save_adapters(out / "meta", meta, cfg, meta_lora, NAME, architecture=SCALAR, dtype="bfloat16")
-    for part, place in (("grm", "../meta"), ("meta", None)):
-        described = dataclasses.replace(said[part], lengths=LENGTHS, meta=place)
-        write_description(out / part, described)
+    save_adapters(out / META, meta, cfg, meta_lora, NAME, architecture=SCALAR, dtype="bfloat16")
+    for part, place in (("grm", "grm"), ("meta", META)):
+        described = dataclasses.replace(said[part], lengths=LENGTHS, meta=None)
+        write_description(out / place, described)
 
 
 def _description(folder: pathlib.Path) -> Description:

@@ -33,6 +33,7 @@ EVAL_TEMPERATURE, EVAL_KS = 0.8, (1, 8)
 # tokens; what is trained on is short, what is tested may be long
 PROMPT, COMPLETION, BUCKETS = 768, 256, (256, 512, 768)
 TEST_PROMPT, TEST_BUCKETS = 2048, (256, 512, 1024, 2048)
+TEST_SEQUENCES = (384, 512, 768, 1280)  # that the Meta RM reads, below 2,304
 DATA, RUNS = "data/real", "runs/real"
 SHORT_TESTS = ("constraints", "new_kinds")  # of a run; real_smollm2_evaluate.py has all of them
 TESTS = (*SHORT_TESTS, "gsm8k", "zeroeval", "hh_rlhf", "llmbar", "rmb")

@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
             "path": f"{real.RUNS}/bradley_terry/models/bradley_terry",
         },
         # what experiments.build_real.judge has put into the package, of SPCT's GRM and Meta RM
-        grm | {"name": "GRM", "path": "smollm2-grm", "meta": "smollm2-grm"},
+        grm | {"name": "GRM", "path": "smollm2-grm", "meta": "smollm2-meta"},
         grm | {"name": "RFT", "path": f"{spct}/rft"},
         grm | {"name": "cold start", "path": f"{real.RUNS}/cold/models/rft"},
         grm | {"name": "base", "path": real_smollm2_cold.BASE},
@@ -44,7 +44,9 @@ def get_config() -> ml_collections.ConfigDict:
         config.model[field] = trained.model[field]
     for section in ("mesh", "lengths", "sampling"):
         config[section] = trained[section]
-    config.lengths.update(prompt=real.TEST_PROMPT, buckets=real.TEST_BUCKETS)
+    config.lengths.update(
+        prompt=real.TEST_PROMPT, buckets=real.TEST_BUCKETS, sequences=real.TEST_SEQUENCES
+    )
     config.sampling.cache_bytes = CACHE
     for role in ("pointwise", "single", "meta"):
         config.templates[role] = trained.templates[role]

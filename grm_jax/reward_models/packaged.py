@@ -63,9 +63,9 @@ PACKAGED = {
     )
 }
 
-# by the name of the judge the part of grm_jax/assets that has its adapters, of the GRM and the Meta
-# RM, in the folders grm and meta; their base is one of PACKAGED
-ADAPTED = {"smollm2-grm": "smollm2_grm"}
+# by their names the parts of grm_jax/assets that have adapters of a GRM, upon one of PACKAGED, and
+# of its Meta RM, which guides the GRM where it is asked for: a vote without it was better
+ADAPTED = {"smollm2-grm": "smollm2_grm/grm", "smollm2-meta": "smollm2_grm/meta_rm"}
 
 
 def imported(name: str) -> pathlib.Path:

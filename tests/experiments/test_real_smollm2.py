@@ -85,9 +85,9 @@ def test_what_is_packed_is_what_the_stages_trained(tmp_path, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, wanted)
     lora = load_adapters(out / "grm", cfg)[1]
     assert (lora.rank, lora.scale) == (9, 2.0)
-    assert layers_of(out / "meta") == (TINY_BASE, out / "grm", out / "meta")
+    assert layers_of(out / "meta_rm") == (TINY_BASE, out / "grm", out / "meta_rm")
     said = read_description(out / "grm")
-    assert said.meta == "../meta" and said.lengths == packing.LENGTHS and said.temperature == 0.8
+    assert said.meta is None and said.lengths == packing.LENGTHS and said.temperature == 0.8
 
     row = {"system": "GRM", "benchmark": "rmb", "k": 1, "k_meta": None, "items": 60, "chance": 0.46}
     row |= {"aggregation": "greedy", "value": 0.512, "ci_low": 0.4, "ci_high": 0.625}
