@@ -64,7 +64,7 @@ PACKAGED = {
 }
 
 # by their names the parts of grm_jax/assets that have adapters of a GRM, upon one of PACKAGED, and
-# of its Meta RM, which guides the GRM where it is asked for: a vote without it was better
+# of its Meta RM, which guides the GRM where it is asked for: it did not help a vote
 ADAPTED = {"smollm2-grm": "smollm2_grm/grm", "smollm2-meta": "smollm2_grm/meta_rm"}
 
 
