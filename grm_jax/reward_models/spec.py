@@ -57,9 +57,9 @@ class Folder(NamedTuple):
         """Its content by digests, and how it writes a chat."""
         own = read_chat_template(self.home_of_tokenizer, self.chat_args)
         chat = BUILT_IN_CHAT if own is None else dataclasses.asdict(own) | {"source": None}
-        base, *between = map(content_digest, self.layers[:-1] or self.layers)
-        adapted = {"base": base} if self.is_adapted else {}
-        adapted |= {"adapters below": between} if between else {}
+        below = [content_digest(folder) for folder in self.layers[:-1]]
+        adapted = {"base": below[0]} if below else {}
+        adapted |= {"adapters below": below[1:]} if below[1:] else {}
         return content_digest(self.path) | adapted | {"chat": chat}
 
     @property
