@@ -28,8 +28,14 @@ case "$4" in
   describe) if [ -f broken ]; then echo 'PERMISSION_DENIED' >&2; exit 1; fi
     if [ -f state ]; then cat state; else echo 'ERROR: NOT_FOUND: no such TPU' >&2; exit 1; fi ;;
   create) echo READY >state ;;
-  delete) # and what runs there
-    while read -r said pid; do if [ "$said" = running ]; then kill "$pid"; fi; done < <(cat hosts/*/grm_jax/job.status)
+  delete) # and what runs there, whose last word has come before its folder goes
+    for status in hosts/*/grm_jax/job.status; do
+      read -r said pid <"$status" || continue
+      if [ "$said" = running ]; then
+        kill "$pid" || true # it may just have ended
+        for _ in $(seq 100); do if grep -q ended "$status"; then break; fi; /bin/sleep 0.1; done
+      fi
+    done
     rm -rf state hosts ;;
   scp) mkdir -p hosts/0 hosts/1 ;;
   ssh)
