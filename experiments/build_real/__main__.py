@@ -12,15 +12,16 @@ goes on. `docs/real_text.md` has what came of it.
     train.jsonl          records for RFT, RL and the Meta RM
     judgments.jsonl      instruction data: judgments that are written by rule, for the cold start,
                          of constraint records on topics of their own
+    rubrics.jsonl        the same of records whose rubric decides (`rubrics.py`)
     general.jsonl        instruction data: the best responses of the training records
     test/NAME.jsonl      constraints (of the kinds that are trained on), new_kinds, gsm8k, zeroeval,
-                         hh_rlhf, llmbar, rmb
+                         hh_rlhf, llmbar, rmb; rubric
 """
 
 import json
 import pathlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from absl import app, flags
 
@@ -28,18 +29,20 @@ from experiments.build_real import questions
 from experiments.build_real.constraints import TEST_KINDS, TRAIN_KINDS
 from experiments.build_real.draw import answers
 from experiments.build_real.records import Made, make_records, written_judgment
+from experiments.build_real.rubrics import make_rubrics, written_rubric_judgment
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.data.examples import best_responses
-from grm_jax.judgment.prompts import load_template, render_prompt
+from grm_jax.judgment.prompts import Template, load_template, render_prompt
 from grm_jax.judgment.records import Record, seeded_digest, write_records
 
-TEMPLATE = pathlib.Path(__file__).parent.parent / "configs" / "real_judge.jinja"
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 SAMPLES = 4  # answers of a question
 EACH_TRAIN_TOPIC, EACH_TEST_TOPIC = 1, 2  # questions
 COLD_START_TOPICS = 34  # of the training topics: those of the judgments that are written by rule
 EACH_COLD_TOPIC = 5  # questions of a topic of the cold start
 EACH_TRAIN, EACH_TEST = 8, 2  # records of a question
 EACH_COLD_PAIR, EACH_COLD_FREE = 11, 22  # the same, of judgments: with one best response or any
+EACH_COLD_RUBRIC, EACH_TEST_RUBRIC = 10, 1  # the same, of records with a rubric; tested are twins
 TRAIN_PAIRS = {"hh_rlhf": 100, "gsm8k": 80, "zeroeval": 40}
 TESTS = {
     "constraints": 200,
@@ -121,6 +124,8 @@ def build(
         "new_kinds": make_records("new", of_test, test_answers, TEST_KINDS, 1, seed),
     }
     tests = {name: [made.record for made in records] for name, records in tests.items()}
+    rubrics = make_rubrics("cold rubric", cold, train_answers, EACH_COLD_RUBRIC, seed)
+    twins = make_rubrics("rubric", of_test, test_answers, EACH_TEST_RUBRIC, seed, twins=True)
 
     # pairs of published sets, those of a question all on one side
     trained = [made.record for made in train]
@@ -138,10 +143,23 @@ def build(
     write_records(out / "train.jsonl", trained)
     for name, records in tests.items():
         write_records(out / "test" / f"{name}.jsonl", _first(records, TESTS[name], seed))
-    _write_rows(out / "judgments.jsonl", _cold_start(written, seed))
+    write_records(out / "test" / "rubric.jsonl", [made.record for made in twins])
+    judge, by_rubric = (
+        load_template(CONFIGS / f"real_{name}.jinja") for name in ("judge", "rubric")
+    )
+    plain = _instructions(judge, written, seed, written_judgment)
+    _write_rows(out / "judgments.jsonl", plain)
+    _write_rows(
+        out / "rubrics.jsonl",
+        _instructions(
+            by_rubric, rubrics, seed, lambda made, order, rng: written_rubric_judgment(made, order)
+        ),
+    )
     _write_rows(out / "general.jsonl", best_responses(trained))
-    counts = {"train": len(trained), "judgments": len(written)}
-    counts |= {name: min(len(records), TESTS[name]) for name, records in tests.items()}
+    counts = {"train": len(trained), "judgments": len(written), "rubrics": len(rubrics)}
+    counts |= {"rubric": len(twins)} | {
+        name: min(len(records), TESTS[name]) for name, records in tests.items()
+    }
     print(", ".join(f"{name} {count}" for name, count in counts.items()), flush=True)
 
 
@@ -160,9 +178,14 @@ def _first(records: Iterable[Record], count: int, seed: int) -> list[Record]:
     return sorted(records, key=lambda r: seeded_digest("first", seed, r.id))[:count]
 
 
-def _cold_start(written: Sequence[Made], seed: int) -> list[dict[str, str]]:
+def _instructions(
+    template: Template,
+    written: Sequence[Made],
+    seed: int,
+    judgment: Callable[[Made, Sequence[int], random.Random], str],
+) -> list[dict[str, str]]:
     """Instruction data: the prompt of a judgment, and the judgment that is written by rule."""
-    template, rows = load_template(TEMPLATE), []
+    rows = []
     for made in written:
         rng = random.Random(f"judgment {seed} {made.record.id}")
         order = rng.sample(range(len(made.record.responses)), len(made.record.responses))
@@ -170,7 +193,7 @@ def _cold_start(written: Sequence[Made], seed: int) -> list[dict[str, str]]:
             {
                 "id": made.record.id,
                 "prompt": render_prompt(template, made.record, order),
-                "completion": written_judgment(made, order, rng),
+                "completion": judgment(made, order, rng),
             }
         )
     return rows

@@ -120,24 +120,31 @@ def _any(drawn: Draw, every: int, rng: random.Random) -> list[tuple[str, int]] |
     return None
 
 
+def line(number: int, text: str, constraint: Constraint) -> str:
+    """Writes what a judge says of the response that is shown as `number`, and a requirement.
+
+    It begins as the response does in the prompt, reads on as far as it must, says what was found,
+    and only then whether that is right: a small model copies before it decides.
+    """
+    right = constraint.check(text)
+    said = f"{constraint.say(text, right)} ({'right' if right else 'wrong'})"
+    return f"[Response {number}] {said}"
+
+
 def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> str:
     r"""Writes the judgment of a record whose gold is computed: what each check found, and scores.
 
-    In the form of the template: principles with weights, a line on each response and requirement, a
-    box. A line begins as the response does in the prompt, reads on as far as it must, says what was
-    found, and only then whether that is right: a small model copies before it decides.
+    In the form of the template: principles with weights, a `line` on each response and requirement,
+    a box.
     """
     names = [constraint.name for constraint in made.constraints]
     weight = 80 // len(names)
     principles = [f"{name} ({weight}%)" for name in names] + ["answers the request (20%)"]
     lines, scores = [], []
     for number, index in enumerate(order, 1):
-        text, met = made.record.responses[index], 0
-        for constraint in made.constraints:
-            right = constraint.check(text)
-            said = f"{constraint.say(text, right)} ({'right' if right else 'wrong'})"
-            lines.append(f"[Response {number}] {said}")
-            met += right
+        text = made.record.responses[index]
+        lines += [line(number, text, constraint) for constraint in made.constraints]
+        met = sum(constraint.check(text) for constraint in made.constraints)
         if len(order) == 1:  # wrong or right
             scores.append(str(int(met == len(names))))
         else:
