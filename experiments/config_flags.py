@@ -398,7 +398,8 @@ def of_results(
 
 
 def model_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """Hugging Face folder of the model to start from, `model.path`; None with model.random_init.
+    """Folder of the model to start from, `model.path`, weights or adapters; None with
+    model.random_init.
 
     FileNotFoundError where there is none of this name.
     """
@@ -413,11 +414,16 @@ def critic_folder(config: ml_collections.ConfigDict) -> pathlib.Path | None:
 
 
 def tokenizer_path(config: ml_collections.ConfigDict) -> pathlib.Path | None:
-    """`tokenizer.path`, or the model's folder where it is not set."""
-    from grm_jax.reward_models.description import BUILT_IN
+    """`tokenizer.path`, or where it is not set the model's folder, of adapters that of what they
+    are upon, unless they have their own.
+    """
+    from grm_jax.reward_models.description import BUILT_IN, layers_of, tokenizer_home
 
     path = config.tokenizer.path
-    return model_folder(config) if path is None else BUILT_IN.get(path, pathlib.Path(path))
+    if path is not None:
+        return BUILT_IN.get(path, pathlib.Path(path))
+    folder = model_folder(config)
+    return None if folder is None else tokenizer_home(layers_of(folder))
 
 
 def _folder(name):
@@ -611,6 +617,8 @@ def _template_problems(right) -> Iterator[str]:
 
 
 def _path_problems(config, right) -> Iterator[str]:
+    from grm_jax.reward_models.description import layers_of
+
     found = {}
     for section, find in (
         ("model", model_folder),
@@ -620,7 +628,9 @@ def _path_problems(config, right) -> Iterator[str]:
         if {section, "model"} <= right.keys():  # the tokenizer may be the model's
             try:
                 found[section] = find(config)
-            except FileNotFoundError as error:
+                if section != "tokenizer" and found[section] is not None:
+                    layers_of(found[section])
+            except (FileNotFoundError, ValueError) as error:
                 if section != "tokenizer" or config.tokenizer.path is not None:  # else said before
                     yield f"{section}.path: {error}"
     if "tokenizer" not in found:

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params, stored_dtypes
+from grm_jax.checkpoint.peft import CONFIG as ADAPTERS
 from grm_jax.json_files import looks_like, read_object
 from grm_jax.models.config import ModelConfig, Numerics
 from grm_jax.models.decoder import Decoder, lm_logits
@@ -84,10 +85,12 @@ def check_model(
       transformers: its version. compared: tokens of which max_abs is the largest difference of two
         logits. greedy_equal: whether it writes the same. None, 0, None, None without torch.
 
-    Raises FileNotFoundError and ValueError, naming file and field, for a folder that is none, a
-    family that is not known, a model that does not write, missing or damaged weights, and a text of
-    fewer than two tokens.
+    Raises FileNotFoundError and ValueError, naming file and field, for a folder that is none or has
+    adapters alone, a family that is not known, a model that does not write, missing or damaged
+    weights, and a text of fewer than two tokens.
     """
+    if (folder / ADAPTERS).is_file() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: adapters alone; expected the folder of a whole model")
     platform = jax.default_backend()
     layers = load_config(folder).n_layers
     numerics = Numerics(scan_layers=platform != "cpu" or layers > 8)

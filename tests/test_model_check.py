@@ -123,6 +123,10 @@ def test_what_cannot_be_checked_is_named(tmp_path):
     expected = 'field "architectures": expected LlamaForCausalLM, a model that writes, got LlamaFor'
     with pytest.raises(ValueError, match=expected):
         check_model(tmp_path / "scalar")
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters/adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="adapters: adapters alone; expected the folder of a wh"):
+        check_model(tmp_path / "adapters")
     (folder / "model.safetensors").rename(tmp_path / "weights")
     with pytest.raises(FileNotFoundError, match=r"m: expected model.safetensors or model.safet"):
         check_model(folder)

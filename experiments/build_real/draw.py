@@ -28,8 +28,7 @@ def answers(
     """
     drawn: dict[str, list[str]] = {}
     if path.is_file():
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        drawn = {row["id"]: row["texts"] for row in rows}
+        drawn = {row["id"]: row["texts"] for row in read_rows(path)}
     missing = {name: question for name, question in asked.items() if name not in drawn}
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +39,12 @@ def answers(
                 file.flush()
     cut = {name: [" ".join(sentences(t)[:MOST_SENTENCES]) for t in drawn[name]] for name in asked}
     return {name: list(dict.fromkeys(filter(None, texts))) for name, texts in cut.items()}
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """Reads a file of JSON lines."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def _draw(

@@ -8,7 +8,7 @@ The files hold judgments as `experiments.evaluate` keeps them. Of a record of on
 found; records of two are left out.
 """
 
-import json
+import pathlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from absl import flags
 
 from experiments import config_flags
+from experiments.build_real.draw import read_rows
 
 LINE = re.compile(r"^\[Response (\d+)\].*\((right|wrong)\)\s*$", re.MULTILINE)
 
@@ -23,11 +24,16 @@ _JUDGMENTS = flags.DEFINE_list("judgments", None, "files of judgments", required
 
 
 def main(_):
-    rows = []
-    for path in _JUDGMENTS.value:
-        with open(path, encoding="utf-8") as file:
-            rows += map(json.loads, file)
-    print(table(counts(rows)))
+    print(table(counts(row for path in _JUDGMENTS.value for row in judged(pathlib.Path(path)))))
+
+
+def judged(path: pathlib.Path) -> list[dict]:
+    """Reads a file of judgments of records with gold; of one asked again the last counts."""
+    rows = {(row["id"], row["sample"]): row for row in read_rows(path)}
+    for row in rows.values():
+        if row["rewards"] is None:
+            raise ValueError(f'{path}: record {row["id"]!r}: no gold; expected "rewards" or "best"')
+    return list(rows.values())
 
 
 def counts(rows: Iterable[Mapping]) -> dict:

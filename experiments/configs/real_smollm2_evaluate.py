@@ -13,7 +13,7 @@ import ml_collections
 from experiments.configs import evaluate, real_smollm2_cold
 from experiments.configs import real_smollm2 as real
 
-CACHE = 2**33  # of prompts on each device: one of 2,048 tokens takes 94 MB
+CACHE = 2**30  # bytes of prompts on each device; one of 2,048 tokens takes 94 MB
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -2,7 +2,6 @@
 whom it is chosen (real_text.py).
 """
 
-import json
 import pathlib
 import random
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.build_real import constraints, questions
 from experiments.build_real.constraints import Constraint
-from experiments.build_real.draw import sentences
+from experiments.build_real.draw import read_rows, sentences
 from experiments.policy.best_of_n import chosen_means
 from grm_jax.report.plots import COLORS, STYLE
 
@@ -138,8 +137,3 @@ def draw_plot(found: Mapping, path: pathlib.Path) -> None:
         figure.legend(loc="outside upper center", ncols=4)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def read_rows(path: pathlib.Path) -> list[dict]:
-    """Reads a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

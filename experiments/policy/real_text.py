@@ -24,8 +24,8 @@ from absl import flags
 
 import grm_jax
 from experiments import config_flags
-from experiments.build_real.draw import answers
-from experiments.policy.choosing import checked, draw_plot, figures, read_rows, requirements, table
+from experiments.build_real.draw import answers, read_rows
+from experiments.policy.choosing import checked, draw_plot, figures, requirements, table
 
 _POLICY = flags.DEFINE_string("policy", None, "folder of the model that answers", required=True)
 _ANSWERS = flags.DEFINE_string("answers", None, "answers to the plain questions", required=True)

@@ -25,7 +25,7 @@ from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.naming import source_digest
 from grm_jax.reward_models.cloud import critic_example, longest_critic_prompt
-from grm_jax.reward_models.description import content_digest, template_digest
+from grm_jax.reward_models.description import content_digest, layers_of, template_digest
 from grm_jax.reward_models.grm import Prompter, prompt_length
 from grm_jax.reward_models.llm_judge import longest_prompt
 from grm_jax.reward_models.meta_rm import meta_prompt_length
@@ -189,14 +189,21 @@ def models_and_templates(
         beside["functions"] = functions
     if "critic" in config:
         start = config_flags.critic_folder(config)
-        beside["critic"] = {} if start is None else content_digest(start)
+        beside["critic"] = {} if start is None else _model_digest(start)
     found = beside | {
         "templates": {name: template_digest(template) for name, template in templates.items()},
         # a model that is drawn at random is a function of the config
-        "model": {} if folder is None else content_digest(folder),
+        "model": {} if folder is None else _model_digest(folder),
         "tokenizer": content_digest(tokenizer),
     }
     return what_matters(found)
+
+
+def _model_digest(folder: pathlib.Path) -> dict[str, str]:
+    """The digests of a model's parts, of all folders that it is made of."""
+    found = [content_digest(layer) for layer in layers_of(folder)]
+    parts = dict.fromkeys(part for layer in found for part in layer)
+    return {part: " ".join(layer[part] for layer in found if part in layer) for part in parts}
 
 
 def what_matters(digests: Mapping) -> dict:

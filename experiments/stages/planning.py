@@ -8,7 +8,7 @@ import ml_collections
 from experiments import config_flags
 from grm_jax.models.config import from_sizes
 from grm_jax.planning.programs import Job, planned_model
-from grm_jax.reward_models.description import BUILT_IN, model_folder
+from grm_jax.reward_models.description import BUILT_IN, layers_of, model_folder, tokenizer_home
 from grm_jax.tokenizer import load_tokenizer
 
 
@@ -21,8 +21,10 @@ def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
     section = functools.partial(config_flags.section, config)
     numerics, path = section("model").resolve(platform), config.model.path
     here = path is not None and (path in BUILT_IN or pathlib.Path(path).exists())
-    folder = model_folder(path) if here else path
-    tokenizer = folder if config.tokenizer.path is None else config.tokenizer.path
+    layers = layers_of(model_folder(path)) if here else (path,)
+    folder, tokenizer = layers[0], config.tokenizer.path
+    if tokenizer is None:
+        tokenizer = tokenizer_home(layers) if here else path
     loaded = None
     if tokenizer is not None and pathlib.Path(tokenizer).exists():
         loaded = load_tokenizer(tokenizer)

@@ -41,7 +41,7 @@ from experiments.stages.inputs import Inputs, counts, digest, load_inputs, write
 from grm_jax import locks
 from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT
 from grm_jax.checkpoint.huggingface import load_params, save_folder
-from grm_jax.checkpoint.peft import save_adapters
+from grm_jax.checkpoint.peft import load_adapted, read_lora, save_adapters
 from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import Record
@@ -52,7 +52,7 @@ from grm_jax.models.hf_config import load_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
 from grm_jax.parallel import processes
 from grm_jax.parallel.mesh import make_mesh, param_shardings, shares
-from grm_jax.reward_models.description import Description, write_description
+from grm_jax.reward_models.description import Description, layers_of, write_description
 from grm_jax.reward_models.grm import Prompter
 from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.system import Asking, System
@@ -295,8 +295,11 @@ def load_policy(run: Run, name: str) -> dict:
 
 
 def load_model(run: Run, folder: pathlib.Path, architecture: str = CAUSAL_LM) -> dict:
-    """Parameters of a folder of the run's architecture, placed on the mesh."""
-    shardings = param_shardings(run.setup.mesh, abstract_params(run.model_cfg, architecture))
+    """Parameters of a folder of the run's architecture, adapters merged, placed on the mesh."""
+    layers, mesh = layers_of(folder), run.setup.mesh
+    if len(layers) > 1:
+        return load_adapted(layers, run.model_cfg, mesh, architecture)
+    shardings = param_shardings(mesh, abstract_params(run.model_cfg, architecture))
     return load_params(folder, run.model_cfg, shardings, architecture=architecture)
 
 
@@ -369,7 +372,10 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
     if config.model.random_init is not None:
         model_cfg = from_sizes(config.model.random_init, tokenizer.vocab_size, **numerics)
     else:
-        model_cfg = load_config(config_flags.model_folder(config), **numerics)
+        base, *adapters = layers_of(config_flags.model_folder(config))
+        model_cfg = load_config(base, **numerics)
+        for folder in adapters:
+            read_lora(folder, model_cfg)
     if model_cfg.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model_cfg.vocab_size} "

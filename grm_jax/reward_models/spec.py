@@ -65,11 +65,7 @@ class Folder(NamedTuple):
     @property
     def home_of_tokenizer(self) -> pathlib.Path:
         """The folder of its tokenizer: adapters may have one of their own."""
-        names = description.TOKENIZER_FILES[:2]
-        for folder in reversed(self.layers):
-            if any((folder / name).is_file() for name in names):
-                return folder
-        return self.layers[0]
+        return description.tokenizer_home(self.layers)
 
     @property
     def chat_args(self) -> Mapping[str, Any]:
@@ -118,7 +114,7 @@ def folder_of(
             f'field "{field}": expected a folder with a {expected}, but '
             f"{base / 'config.json'} says {', '.join(map(str, stated))}"
         )
-    said = description.read_description(path)
+    said = description.description_of(layers)
     if said is not None and said.kind not in kinds:
         raise ValueError(
             f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '

@@ -14,7 +14,8 @@ from experiments.build_real import draw, lines, questions
 from experiments.build_real.constraints import FOREIGN, TEST_KINDS, TRAIN_KINDS
 from grm_jax.benchmarks import load_benchmark
 from grm_jax.judgment.parsing import read_answer
-from grm_jax.judgment.records import Record, Turn, read_records
+from grm_jax.judgment.records import Criterion, Record, Turn, read_records
+from grm_jax.judgment.rubric import read_rubric
 
 NOUNS = """quiet river stone bright garden people morning silver music market happy small wonder
 story travel green winter little friend careful""".split()
@@ -73,7 +74,7 @@ def test_the_files_are_a_function_of_the_seed(built, tmp_path):
         out = tmp_path / str(seed)
         build_real.build(*answered(), published(), out, seed)
         files = sorted(path.relative_to(built) for path in built.rglob("*.jsonl"))
-        assert len(files) == 3 + len(build_real.TESTS)
+        assert len(files) == 5 + len(build_real.TESTS)
         equal = [(out / file).read_bytes() == (built / file).read_bytes() for file in files]
         assert all(equal) if same else not all(equal)
 
@@ -184,6 +185,81 @@ def test_judgments_that_are_written_by_rule_are_right(built):
     assert seen == {1: {0, 1}, 2: {0, 1, 2}, 3: {1}}
 
 
+# what a criterion is called, and how a request would ask for it
+ASKED = {
+    r'uses the word "(.*)"': 'Use the word "{}".',
+    r'avoids the word "(.*)"': 'Do not use the word "{}".',
+    r'begins with "(.*)"': 'Begin with the word "{}".',
+    r'ends with "(.*)"': 'End with the sentence "{}"',
+    r"capital letters only": "Write in capital letters only.",
+    r'JSON with the key "(.*)"': 'Answer in JSON, with the one key "{}".',
+    r"exactly (.*)": "Write exactly {} .",
+    r"at most (\d+) words": "Use at most {} words.",
+    r"written in (.*)": "Answer in {}.",
+}
+
+
+def meets(criterion, response):
+    """Whether a response meets a criterion, by the second program."""
+    found = (
+        (ask, match) for name, ask in ASKED.items() if (match := re.fullmatch(name, criterion))
+    )
+    ask, match = next(found)
+    request = ask.format(*match.groups())
+    return bool(
+        next(check(request, response) for q, check in ORACLE.items() if re.search(q, request))
+    )
+
+
+def test_the_weights_of_a_rubric_decide_and_a_twin_has_them_exchanged(built):
+    records = read_records(built / "test/rubric.jsonl")
+    assert len(records) > 20
+    for record in records:
+        worth = [
+            sum(c.weight for c in record.rubric if meets(c.name, response)) / 100
+            for response in record.responses
+        ]
+        assert worth == list(record.rewards), record
+        assert sum(c.weight for c in record.rubric) == 100
+        assert not any(c.name in record.conversation[0].content for c in record.rubric)
+    for one, other in zip(records[::2], records[1::2], strict=True):
+        assert one.responses == other.responses and one.rewards == other.rewards[::-1]
+        assert one.rewards[0] != one.rewards[1]
+        assert [c.name for c in one.rubric] == [c.name for c in other.rubric]
+
+
+def test_judgments_by_a_rubric_are_right(built):
+    written, seen = rows(built / "rubrics.jsonl"), collections.Counter()
+    assert len(written) > 100
+    for row in written:
+        shown = re.findall(r"^\[Response \d\] (.*(?:\n\d\. .*)*)$", row["prompt"], re.MULTILINE)
+        told = re.search(r"^\[Criteria\] (.*)$", row["prompt"], re.MULTILINE)[1]
+        head, *lines = row["completion"].splitlines()
+        assert head == f"Principles: {told}"
+        rubric = [
+            Criterion(name, float(weight))
+            for name, weight in re.findall(r"(?:^|, )(.*?) \((\d+)%\)", told)
+        ]
+        read = read_rubric(row["completion"], range(2), rubric)
+        assert read["failure"] is None, row
+        right = [[meets(c.name, text) for text in shown] for c in rubric]
+        assert [[score >= 8 for score in scores] for scores in read["criteria"]] == right
+        worth = [
+            sum(c.weight for c, met in zip(rubric, of, strict=True) if met)
+            for of in zip(*right, strict=True)
+        ]
+        a, b = read["scores"]
+        assert (a > b) == (worth[0] > worth[1]) and (a < b) == (worth[0] < worth[1])
+        said = re.findall(
+            r"^\[Response (\d)\] .* \((right|wrong)\)$", row["completion"], re.MULTILINE
+        )
+        assert said == [
+            (str(i + 1), "right" if of[i] else "wrong") for i in range(2) for of in right
+        ]
+        seen[len(rubric), (a > b) - (a < b)] += 1
+    assert {count for count, _ in seen} == {1, 2}
+
+
 def prompts(records):
     """All that a user asked, without differences of case and space."""
     return {
@@ -198,11 +274,11 @@ def assert_nothing_of_the_tests_is_trained_on(built):
     trained = prompts(read_records(built / "train.jsonl"))
     told = " ".join(
         (row["prompt"] + row["completion"]).lower()
-        for name in ("judgments", "general")
+        for name in ("judgments", "rubrics", "general")
         for row in rows(built / f"{name}.jsonl")
     )
     told = " ".join(told.split())
-    for name in build_real.TESTS:
+    for name in (*build_real.TESTS, "rubric"):
         tested = read_records(built / "test" / f"{name}.jsonl")
         # of a conversation of several turns the first one names it; later ones may be "Thanks."
         first = prompts(Record(r.id, r.conversation[:1], ("",)) for r in tested)
@@ -259,6 +335,18 @@ def test_what_is_drawn_stays_on_file(tmp_path, monkeypatch):
 )
 def test_sentences(text, whole):
     assert draw.sentences(text) == whole
+
+
+def test_a_judgment_that_was_asked_again_counts_once(tmp_path):
+    row = {"id": "a", "sample": 0, "rewards": [1.0, 0.0], "text": "\u2028"}
+    path = tmp_path / "judgments.jsonl"
+    path.write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in (row, row | {"sample": 1}, row))
+    )
+    assert lines.judged(path) == [row, row | {"sample": 1}]
+    path.write_text(json.dumps(row | {"rewards": None}) + "\n")
+    with pytest.raises(ValueError, match="judgments.jsonl: record 'a': no gold; expected"):
+        lines.judged(path)
 
 
 def test_lines_and_pairs_are_counted():

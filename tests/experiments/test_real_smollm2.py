@@ -14,9 +14,12 @@ from experiments.configs import (
     real_smollm2_cold,
     real_smollm2_evaluate,
     real_smollm2_reward_model,
+    real_smollm2_rubric,
+    real_smollm2_rubric_evaluate,
 )
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.checkpoint.peft import load_adapted, load_adapters, save_adapters
+from grm_jax.judgment.prompts import load_template
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR
@@ -46,6 +49,17 @@ def test_all_presets_ask_alike():
     systems = {spec["name"]: spec for spec in real_smollm2_evaluate.get_config().systems}
     assert systems["cold start"]["path"] == spct.model.path
     assert systems["base"]["path"] == real_smollm2_cold.get_config().model.path
+    # with a rubric: upon the GRM, with the template whose judgments were written
+    rubric, judged = real_smollm2_rubric.get_config(), real_smollm2_rubric_evaluate.get_config()
+    assert rubric.model.path == systems["RFT"]["path"].replace("rft", "grm")
+    assert rubric.templates.pointwise == spct.templates.pointwise
+    assert rubric.templates.rubric == str(build_real.CONFIGS / "real_rubric.jinja")
+    assert {spec["path"] for spec in judged.systems} == {
+        "smollm2-grm",
+        "runs/real/rubric/models/rft",
+    }
+    assert judged.lengths.completion == rubric.lengths.completion
+    load_template(rubric.templates.rubric)
 
 
 def test_what_is_packed_is_what_the_stages_trained(tmp_path, monkeypatch):

@@ -6,14 +6,21 @@ import pathlib
 import shutil
 import socket
 
+import jax
 import ml_collections
+import numpy as np
 import pytest
 
 from experiments import config_flags
 from experiments.configs import tiny, tiny_evaluate, tiny_reward_model
 from experiments.stages import evaluation
-from experiments.stages.workdir import _model_config, hold, setup
+from experiments.stages.workdir import _model_config, hold, load_policy, setup
+from grm_jax.checkpoint.huggingface import load_params
+from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.judgment.prompts import TEMPLATES
+from grm_jax.models.hf_config import load_config
+from grm_jax.models.lora import LoraConfig, init_adapters, merge
+from grm_jax.models.table import SCALAR
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.description import TINY_BASE, model_folder
 from grm_jax.tokenizer import load_tokenizer
@@ -307,3 +314,32 @@ def test_texts_longer_than_the_model_has_positions_are_refused_before_training(p
     config.lengths.completion = 25
     with pytest.raises(ValueError, match=r"lengths: .* 1000 \+ 25 tokens, the model has 1024 posi"):
         _model_config(config, tokenizer, mesh)
+
+
+def test_a_run_begins_from_adapters_and_knows_them_and_what_they_are_upon(start, base, tmp_path):
+    """They are merged, the tokenizer is that of the model below, and a change of either is seen."""
+    cfg, lora = load_config(base), LoraConfig(2, 4.0, ("q", "down"))
+    drawn = init_adapters(cfg, lora, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype("f"), drawn)
+    save_adapters(tmp_path / "adapters", drawn, cfg, lora, base)
+    train = [record("a", "Name 1 animal")]
+    run = start(train, **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"})
+    wanted = merge(load_params(base, cfg), drawn, lora.scale)
+    found = load_policy(run, "base")
+    flat = (jax.tree.map(np.asarray, tree) for tree in (found, wanted))
+    weights = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in flat]
+    np.testing.assert_allclose(np.sort(weights[0]), np.sort(weights[1]), atol=1e-6)
+    start(train, **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"})
+    save_adapters(tmp_path / "adapters", jax.tree.map(lambda x: 2 * x, drawn), cfg, lora, base)
+    with pytest.raises(ValueError, match="model.*weights|weights.*model"):
+        start(train, **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"})
+    with pytest.raises(ValueError, match="modules_to_save|SEQ_CLS"):  # a Meta RM writes nothing
+        head = {"backbone": drawn, "score": np.zeros((cfg.d_model, 1), "f")}
+        save_adapters(tmp_path / "meta", head, cfg, lora, base, architecture=SCALAR)
+        start(train, **{"model.path": str(tmp_path / "meta")})
+    said = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
+    said["base_model_name_or_path"] = "nowhere"
+    (tmp_path / "adapters/adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match='model.path: .*"base_model_name_or_path": .*nowhere'):
+        start(train, **{"model.path": str(tmp_path / "adapters")})
