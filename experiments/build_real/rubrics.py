@@ -103,22 +103,20 @@ def _two(
 
 
 def written_rubric_judgment(made: Made, order: Sequence[int]) -> str:
-    r"""Writes the judgment of such a record, as `written_judgment` does, a box for each criterion.
+    r"""Writes the judgment of such a record, one criterion after the other.
 
-    Principles are the criteria, with their weights in %.
+    Principles are the criteria, with their weights in %. Under the name of each stands a line on
+    each response, as in `written_judgment`, and behind these its box: a small model writes the
+    scores that the lines before them say.
     """
-    criteria, constraints = made.record.rubric, made.constraints
     texts = [made.record.responses[index] for index in order]
-    boxes = (
-        ", ".join(str(MET if constraint.check(text) else NOT_MET) for text in texts)
-        for constraint in constraints
-    )
-    return "\n".join(
-        [
-            f"Principles: {', '.join(f'{c.name} ({c.weight:g}%)' for c in criteria)}",
-            "Analysis:",
-            *(line(i, text, c) for i, text in enumerate(texts, 1) for c in constraints),
-            "Scores:",
-            *(f"{c.name}: \\boxed{{{box}}}" for c, box in zip(criteria, boxes, strict=True)),
+    parts = []
+    for constraint in made.constraints:
+        scores = (str(MET if constraint.check(text) else NOT_MET) for text in texts)
+        parts += [
+            f"{constraint.name}:",
+            *(line(i, text, constraint) for i, text in enumerate(texts, 1)),
+            f"{constraint.name}: \\boxed{{{', '.join(scores)}}}",
         ]
-    )
+    principles = (f"{c.name} ({c.weight:g}%)" for c in made.record.rubric)
+    return "\n".join([f"Principles: {', '.join(principles)}", "Analysis:", *parts])

@@ -254,7 +254,7 @@ def test_judgments_by_a_rubric_are_right(built):
             r"^\[Response (\d)\] .* \((right|wrong)\)$", row["completion"], re.MULTILINE
         )
         assert said == [
-            (str(i + 1), "right" if of[i] else "wrong") for i in range(2) for of in right
+            (str(i + 1), "right" if of[i] else "wrong") for of in right for i in range(2)
         ]
         seen[len(rubric), (a > b) - (a < b)] += 1
     assert {count for count, _ in seen} == {1, 2}
