@@ -34,10 +34,10 @@ from grm_jax.reward_models.description import (
     FILE,
     ROLES,
     Description,
-    description_of,
     layers_of,
     meta_folder,
     model_folder,
+    read_description,
 )
 from grm_jax.verdict import Verdict, depends_on, verdict_of
 
@@ -529,10 +529,10 @@ def _spec(
             raise ValueError(f'model: expected a spec with the field "kind", got {dict(name)}')
         if isinstance(spec.get("path"), (str, os.PathLike)):
             folder = model_folder(spec["path"])
-            description = description_of(layers_of(folder))
+            description = read_description(folder)
     else:
         folder = model_folder(name)
-        description = description_of(layers_of(folder))
+        description = read_description(folder)
         kind = kind or (description.kind if description else _kind_of(folder))
         spec = {"name": os.fspath(name), "kind": kind, "path": str(folder)}
     if kind in ("meta_rm", "critic"):

@@ -5,7 +5,7 @@
 
 The files hold judgments as `experiments.evaluate` keeps them. Of a record of one requirement a line
 "[Response i] ... (right)" is true where that response has the reward 1, which is what the program
-found; records of two are left out.
+found; records of two, and those with a rubric, are left out.
 """
 
 import pathlib
@@ -42,7 +42,8 @@ def counts(rows: Iterable[Mapping]) -> dict:
     pairs, chosen = Counter(), defaultdict(set)
     for row in rows:
         rewards, order, scores = row["rewards"], row["order"], row["scores"]
-        if max(rewards) > 1:  # several requirements: what a line is about is not told
+        # several requirements, or a rubric: what a line is about is not told
+        if not set(rewards) <= {0, 1} or row.get("criteria"):
             continue
         said = {int(i): verdict == "right" for i, verdict in LINE.findall(row["text"])}
         for shown, right in said.items():

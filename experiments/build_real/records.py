@@ -120,7 +120,7 @@ def _any(drawn: Draw, every: int, rng: random.Random) -> list[tuple[str, int]] |
     return None
 
 
-def line(number: int, text: str, constraint: Constraint) -> str:
+def finding_line(number: int, text: str, constraint: Constraint) -> str:
     """Writes what a judge says of the response that is shown as `number`, and a requirement.
 
     It begins as the response does in the prompt, reads on as far as it must, says what was found,
@@ -134,8 +134,8 @@ def line(number: int, text: str, constraint: Constraint) -> str:
 def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> str:
     r"""Writes the judgment of a record whose gold is computed: what each check found, and scores.
 
-    In the form of the template: principles with weights, a `line` on each response and requirement,
-    a box.
+    In the form of the template: principles with weights, a `finding_line` on each response and
+    requirement, a box.
     """
     names = [constraint.name for constraint in made.constraints]
     weight = 80 // len(names)
@@ -143,7 +143,7 @@ def written_judgment(made: Made, order: Sequence[int], rng: random.Random) -> st
     lines, scores = [], []
     for number, index in enumerate(order, 1):
         text = made.record.responses[index]
-        lines += [line(number, text, constraint) for constraint in made.constraints]
+        lines += [finding_line(number, text, constraint) for constraint in made.constraints]
         met = sum(constraint.check(text) for constraint in made.constraints)
         if len(order) == 1:  # wrong or right
             scores.append(str(int(met == len(names))))

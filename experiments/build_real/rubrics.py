@@ -1,8 +1,8 @@
 """Makes records whose rubric decides: a plain question, and criteria that a program can check.
 
 The request asks for nothing; the criteria are the rubric's, with weights, and a response is worth
-the weights of those that it meets. Of two responses one meets the one criterion and the other the
-other, as a rule, so that the weights say which is better.
+the weights of those that it meets. Of the two responses one often meets the one criterion and the
+other the other, and always in twins: the weights say which is better.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from experiments.build_real.constraints import TRAIN_KINDS, Constraint
-from experiments.build_real.records import BESIDE_WORDS, TRIES, WORDS, Made, line
+from experiments.build_real.records import BESIDE_WORDS, TRIES, WORDS, Made, finding_line
 from grm_jax.judgment.records import Criterion, Record, Turn
 
 BESIDE = (*BESIDE_WORDS, "language", "most_words", "sentence_count")  # a criterion about words
@@ -30,8 +30,8 @@ def make_rubrics(
 ) -> list[Made]:
     """Makes `each` records of two responses of every question; what does not come out is left out.
 
-    twins: all of two criteria in conflict, each record twice, the second time with the weights
-    exchanged: who does not see the weights, or does not follow them, is right in half of them.
+    twins: all of two criteria in conflict, each record twice (2 `each`), the second time with the
+    weights exchanged: who does not see the weights, or does not follow them, is right in half.
     """
     made = []
     for key, question in asked.items():
@@ -115,7 +115,7 @@ def written_rubric_judgment(made: Made, order: Sequence[int]) -> str:
         scores = (str(MET if constraint.check(text) else NOT_MET) for text in texts)
         parts += [
             f"{constraint.name}:",
-            *(line(i, text, constraint) for i, text in enumerate(texts, 1)),
+            *(finding_line(i, text, constraint) for i, text in enumerate(texts, 1)),
             f"{constraint.name}: \\boxed{{{', '.join(scores)}}}",
         ]
     principles = (f"{c.name} ({c.weight:g}%)" for c in made.record.rubric)

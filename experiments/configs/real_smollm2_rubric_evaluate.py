@@ -3,7 +3,8 @@
 
 Records of real text with a rubric each, every one of them twice, with the weights exchanged: judged
 by the GRM of the package, which judges by none, and by that of real_smollm2_rubric.py, with its
-rubric and without it; and records of which the request names what is required, without a rubric.
+rubric and without it; and records of which the request names what is required, without a rubric,
+where these two are the same.
 
 Hardware: as real_smollm2.py.
 """

@@ -20,12 +20,12 @@ from grm_jax.data.world import (
     make_rubric_judgments,
 )
 from grm_jax.evaluation import store
-from grm_jax.json_files import decode
+from grm_jax.json_files import decode, read_object
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.naming import source_digest
 from grm_jax.reward_models.cloud import critic_example, longest_critic_prompt
-from grm_jax.reward_models.description import content_digest, layers_of, template_digest
+from grm_jax.reward_models.description import ADAPTERS, content_digest, layers_of, template_digest
 from grm_jax.reward_models.grm import Prompter, prompt_length
 from grm_jax.reward_models.llm_judge import longest_prompt
 from grm_jax.reward_models.meta_rm import meta_prompt_length
@@ -194,16 +194,31 @@ def models_and_templates(
         "templates": {name: template_digest(template) for name, template in templates.items()},
         # a model that is drawn at random is a function of the config
         "model": {} if folder is None else _model_digest(folder),
-        "tokenizer": content_digest(tokenizer),
+        "tokenizer": _tokenizer_digest(tokenizer),
     }
     return what_matters(found)
 
 
 def _model_digest(folder: pathlib.Path) -> dict[str, str]:
-    """The digests of a model's parts, of all folders that it is made of."""
-    found = [content_digest(layer) for layer in layers_of(folder)]
-    parts = dict.fromkeys(part for layer in found for part in layer)
-    return {part: " ".join(layer[part] for layer in found if part in layer) for part in parts}
+    """The digests of a model's parts. Adapters are part of the weights, with their scale; where
+    what they are upon lies does not matter.
+    """
+    base, *adapters = layers_of(folder)
+    parts = content_digest(base)
+    for layer in adapters:
+        stated = read_object(layer / ADAPTERS)
+        stated.pop("base_model_name_or_path", None)
+        weights = content_digest(layer).get("weights")
+        parts["weights"] = f"{parts.get('weights')} {weights} {digest(stated)}"
+    return parts
+
+
+def _tokenizer_digest(path: pathlib.Path) -> dict[str, str]:
+    """The digests of what ids are read from; a config of adapters says nothing of ids."""
+    parts = content_digest(path)
+    if not (path / "config.json").is_file():
+        parts.pop("config", None)
+    return parts
 
 
 def what_matters(digests: Mapping) -> dict:

@@ -14,14 +14,17 @@ from grm_jax.tokenizer import load_tokenizer
 
 def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
     """The job of a preset of experiments.spct_rl on a platform. Neither weights nor data need to be
-    there, and nothing is downloaded.
+    there, and nothing is downloaded, but what adapters are upon has to be found.
 
     Raises ValueError for a model that is neither there nor of a published size.
     """
     section = functools.partial(config_flags.section, config)
     numerics, path = section("model").resolve(platform), config.model.path
     here = path is not None and (path in BUILT_IN or pathlib.Path(path).exists())
-    layers = layers_of(model_folder(path)) if here else (path,)
+    try:
+        layers = layers_of(model_folder(path)) if here else (path,)
+    except FileNotFoundError as error:
+        raise ValueError(f"model.path: {error}") from error
     folder, tokenizer = layers[0], config.tokenizer.path
     if tokenizer is None:
         tokenizer = tokenizer_home(layers) if here else path

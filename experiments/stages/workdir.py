@@ -334,6 +334,8 @@ def save_model(
             tokenizer_files_from=config_flags.tokenizer_path(run.config),
             architecture=architecture,
         )
+        if processes.is_main():
+            write_description(run.workdir / "adapters" / name, _description(run, kind, **described))
     folder = run.workdir / "models" / name
     save_folder(
         folder,

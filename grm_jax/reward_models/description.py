@@ -213,21 +213,6 @@ def layers_of(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     return tuple(layers)
 
 
-def description_of(layers: Sequence[pathlib.Path]) -> Description | None:
-    """Reads what a model made of these folders says of itself: the last grm.json, if any.
-
-    Adapters that write are asked as what they are upon, but for its Meta RM; a scalar head is not.
-    """
-    for folder in reversed(layers):
-        said = read_description(folder)
-        if said is not None:
-            return said if folder == layers[-1] else dataclasses.replace(said, meta=None)
-        is_whole = (folder / "config.json").is_file()
-        if not is_whole and read_object(folder / ADAPTERS).get("task_type") == "SEQ_CLS":
-            return None
-    return None
-
-
 def tokenizer_home(layers: Sequence[pathlib.Path]) -> pathlib.Path:
     """Finds the last of a model's folders that has a tokenizer; where none has, it is the first."""
     for folder in reversed(layers):

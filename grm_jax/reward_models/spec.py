@@ -114,7 +114,7 @@ def folder_of(
             f'field "{field}": expected a folder with a {expected}, but '
             f"{base / 'config.json'} says {', '.join(map(str, stated))}"
         )
-    said = description.description_of(layers)
+    said = description.read_description(path)
     if said is not None and said.kind not in kinds:
         raise ValueError(
             f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '

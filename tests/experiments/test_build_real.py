@@ -341,7 +341,10 @@ def test_a_judgment_that_was_asked_again_counts_once(tmp_path):
     row = {"id": "a", "sample": 0, "rewards": [1.0, 0.0], "text": "\u2028"}
     path = tmp_path / "judgments.jsonl"
     path.write_text(
-        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in (row, row | {"sample": 1}, row))
+        "".join(
+            json.dumps(r, ensure_ascii=False) + "\n"
+            for r in (row | {"scores": [1, 9]}, row | {"sample": 1}, row)
+        )
     )
     assert lines.judged(path) == [row, row | {"sample": 1}]
     path.write_text(json.dumps(row | {"rewards": None}) + "\n")
@@ -363,6 +366,8 @@ def test_lines_and_pairs_are_counted():
             judged("b", (1, 0), [9, 1], ("wrong", "right")),
             judged("c", (0, 1), None, ("right",)),  # cut off behind a line
             judged("d", (0, 1), [9, 1], ("right", "wrong"), rewards=(2.0, 1.0)),  # left out
+            judged("e", (0, 1), [7.6, 3.4], ("right", "wrong"), rewards=(0.8, 0.2)),
+            judged("f", (0, 1), [9, 1], ("right", "wrong")) | {"criteria": [[9, 1]]},
         ]
     )
     assert found["lines"] == {"order": {"true": 6, "false": 3}}

@@ -317,29 +317,36 @@ def test_texts_longer_than_the_model_has_positions_are_refused_before_training(p
 
 
 def test_a_run_begins_from_adapters_and_knows_them_and_what_they_are_upon(start, base, tmp_path):
-    """They are merged, the tokenizer is that of the model below, and a change of either is seen."""
-    cfg, lora = load_config(base), LoraConfig(2, 4.0, ("q", "down"))
-    drawn = init_adapters(cfg, lora, jax.random.key(0))
-    rng = np.random.default_rng(0)
+    """They are merged. A change of either is seen, and that of a place is none."""
+    cfg, lora = load_config(base, scan_layers=True), LoraConfig(2, 4.0, ("q", "down"))
+    drawn, rng = init_adapters(cfg, lora, jax.random.key(0)), np.random.default_rng(0)
     drawn = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype("f"), drawn)
     save_adapters(tmp_path / "adapters", drawn, cfg, lora, base)
-    train = [record("a", "Name 1 animal")]
-    run = start(train, **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"})
+    path = tmp_path / "adapters/adapter_config.json"
+    said = json.loads(path.read_text())
+
+    def begun(**fields):
+        path.write_text(json.dumps(said | fields))
+        return start(
+            [record("a", "Name 1 animal")],
+            **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"},
+        )
+
     wanted = merge(load_params(base, cfg), drawn, lora.scale)
-    found = load_policy(run, "base")
-    flat = (jax.tree.map(np.asarray, tree) for tree in (found, wanted))
-    weights = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in flat]
-    np.testing.assert_allclose(np.sort(weights[0]), np.sort(weights[1]), atol=1e-6)
-    start(train, **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"})
-    save_adapters(tmp_path / "adapters", jax.tree.map(lambda x: 2 * x, drawn), cfg, lora, base)
-    with pytest.raises(ValueError, match="model.*weights|weights.*model"):
-        start(train, **{"model.path": str(tmp_path / "adapters"), "model.dtype": "float32"})
-    with pytest.raises(ValueError, match="modules_to_save|SEQ_CLS"):  # a Meta RM writes nothing
-        head = {"backbone": drawn, "score": np.zeros((cfg.d_model, 1), "f")}
-        save_adapters(tmp_path / "meta", head, cfg, lora, base, architecture=SCALAR)
-        start(train, **{"model.path": str(tmp_path / "meta")})
-    said = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
-    said["base_model_name_or_path"] = "nowhere"
-    (tmp_path / "adapters/adapter_config.json").write_text(json.dumps(said))
+    found = load_policy(begun(), "base")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, wanted)
+    shutil.copytree(base, tmp_path / "elsewhere")
+    begun(base_model_name_or_path=str(tmp_path / "elsewhere"))
+    with pytest.raises(ValueError, match="model.*weights|other inputs"):
+        begun(lora_alpha=5.0)
+    weights = tmp_path / "elsewhere/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match="model.*weights|other inputs"):
+        begun(base_model_name_or_path=str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match='model.path: .*"base_model_name_or_path": .*nowhere'):
-        start(train, **{"model.path": str(tmp_path / "adapters")})
+        begun(base_model_name_or_path="nowhere")
+    head = {"backbone": drawn, "score": np.zeros((cfg.d_model, 1), "f")}
+    save_adapters(tmp_path / "adapters", head, cfg, lora, base, architecture=SCALAR)
+    said = json.loads(path.read_text())
+    with pytest.raises(ValueError, match="modules_to_save|SEQ_CLS"):  # a Meta RM writes nothing
+        begun()

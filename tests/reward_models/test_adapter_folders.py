@@ -19,7 +19,6 @@ from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.description import (
     TINY_BASE,
     Description,
-    description_of,
     layers_of,
     model_folder,
     read_description,
@@ -193,23 +192,3 @@ def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
         grm_jax.load(variant("bt", kind="bradley_terry", task_type="SEQ_CLS"))
     with pytest.raises(ValueError, match="no tensor base_model.model.score.weight"):
         load_adapters(variant("headless", task_type="SEQ_CLS"), CFG, SCALAR)
-
-
-def test_adapters_without_a_word_are_asked_as_what_they_are_upon(adapted, tmp_path):
-    """All but its Meta RM; what they say themselves goes before, and a head is asked by none."""
-    folder = adapted[0]
-    below, own = tmp_path / "below", tmp_path / "own"
-    for path, base in ((below, TINY_BASE), (own, below), (tmp_path / "mute", below)):
-        save_adapters(path, random_adapters(4), CFG, LORA, base)
-    write_description(below, described(meta="../meta"))
-    write_description(own, described(k_meta=3))
-    said = description_of(layers_of(tmp_path / "mute"))
-    assert said == described()
-    assert description_of(layers_of(own)) == described(k_meta=3)
-    assert description_of(layers_of(below)).meta == "../meta"
-    head = {"backbone": random_adapters(5), "score": np.zeros((CFG.d_model, 1), np.float32)}
-    save_adapters(tmp_path / "head", head, CFG, LORA, below, architecture=SCALAR)
-    assert description_of(layers_of(tmp_path / "head")) is None
-    assert description_of(layers_of(folder / "whole/grm")) == described()
-    mute = grm_jax.load(tmp_path / "mute", meta=False)(TASK, RESPONSES, k=2)
-    assert len(mute.judgments) == 2
