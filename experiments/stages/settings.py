@@ -130,7 +130,8 @@ def _have_names(systems: tuple[Mapping, ...]) -> bool:
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
     """Where the model to start from is: `path`, a Hugging Face folder, one of adapters, which are
-    merged, or the name of a model in the package; or the sizes of a randomly initialized one, fields of `ModelConfig`.
+    merged, or the name of a model in the package; or the sizes of a randomly initialized one,
+    fields of `ModelConfig`.
     """
 
     path: str | None = None
