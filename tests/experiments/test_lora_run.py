@@ -12,7 +12,7 @@ from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import merge
 from grm_jax.models.table import SCALAR
 from grm_jax.parallel.mesh import make_mesh
-from grm_jax.reward_models.description import layers_of, model_folder
+from grm_jax.reward_models.description import layers_of, model_folder, read_description
 
 
 @pytest.mark.slow
@@ -44,6 +44,9 @@ def test_the_whole_run_with_adapters(processes, micro, tmp_path):
         )
         assert (found["embedding"] == start["embedding"]).all()
         start = found
+    for name in ("rft", "grm", "meta"):  # they say how they are asked, as the whole model does
+        said = read_description(tmp_path / "run/adapters" / name)
+        assert said is not None and said == read_description(tmp_path / "run/models" / name)
     saved = sum(
         path.stat().st_size
         for path in (tmp_path / "run/checkpoints/rl").rglob("*")
