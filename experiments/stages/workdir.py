@@ -40,7 +40,7 @@ from experiments.stages import reuse
 from experiments.stages.inputs import Inputs, counts, digest, load_inputs, write_inputs
 from grm_jax import locks
 from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT
-from grm_jax.checkpoint.huggingface import load_params, save_folder
+from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.checkpoint.peft import load_adapted, read_lora, save_adapters
 from grm_jax.compile_cache import enable_compile_cache
 from grm_jax.evaluation import store
@@ -296,11 +296,7 @@ def load_policy(run: Run, name: str) -> dict:
 
 def load_model(run: Run, folder: pathlib.Path, architecture: str = CAUSAL_LM) -> dict:
     """Parameters of a folder of the run's architecture, adapters merged, placed on the mesh."""
-    layers, mesh = layers_of(folder), run.setup.mesh
-    if len(layers) > 1:
-        return load_adapted(layers, run.model_cfg, mesh, architecture)
-    shardings = param_shardings(mesh, abstract_params(run.model_cfg, architecture))
-    return load_params(folder, run.model_cfg, shardings, architecture=architecture)
+    return load_adapted(layers_of(folder), run.model_cfg, run.setup.mesh, architecture)
 
 
 def with_head(run: Run, policy: dict) -> dict:

@@ -158,13 +158,16 @@ def save_adapters(
 def load_adapted(
     layers: Sequence[str | os.PathLike], cfg: ModelConfig, mesh: Mesh, architecture: str = CAUSAL_LM
 ) -> dict:
-    """Reads a model with adapters merged into it, one folder of them after the other.
+    """Reads a model with adapters, if any, merged into it, one folder of them after the other.
 
     layers: a Hugging Face folder of a model that writes, also for SCALAR, and folders of adapters,
-    of which the last is of `architecture`. Returns `load_params`'s dict. Raises as `load_params`
-    and `load_adapters`.
+    of which the last is of `architecture`, as the model is without any. Returns `load_params`'s
+    dict. Raises as `load_params` and `load_adapters`.
     """
     base, *folders = layers
+    if not folders:
+        shardings = param_shardings(mesh, abstract_params(cfg, architecture))
+        return load_params(base, cfg, shardings, architecture=architecture)
     kinds = [CAUSAL_LM] * (len(folders) - 1) + [architecture]
     # all are read before the weights, which take longer
     read = [load_adapters(folder, cfg, kind) for folder, kind in zip(folders, kinds, strict=True)]

@@ -12,15 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
-from grm_jax.checkpoint.huggingface import load_own_tokenizer, load_params
+from grm_jax.checkpoint.huggingface import load_own_tokenizer
 from grm_jax.checkpoint.peft import load_adapted, read_lora
 from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS
 from grm_jax.judgment.prompts import Template, check_template, load_template, shows_rubric
 from grm_jax.judgment.reasoning import template_marks
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, read_config
-from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
-from grm_jax.parallel.mesh import param_shardings
+from grm_jax.models.table import CAUSAL_LM, SCALAR
 from grm_jax.reward_models import description
 from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import NO_PRINCIPLES
@@ -81,10 +80,7 @@ class Folder(NamedTuple):
 
     def params(self, mesh: Mesh) -> dict:
         """Loads its weights, adapters merged, onto a mesh."""
-        if self.is_adapted:
-            return load_adapted(self.layers, self.cfg, mesh, self.architecture)
-        shardings = param_shardings(mesh, abstract_params(self.cfg, self.architecture))
-        return load_params(self.path, self.cfg, shardings, architecture=self.architecture)
+        return load_adapted(self.layers, self.cfg, mesh, self.architecture)
 
 
 def folder_of(

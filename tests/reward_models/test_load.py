@@ -80,7 +80,7 @@ def no_weights(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(spec_module, "load_params", refuse)
+    monkeypatch.setattr(spec_module, "load_adapted", refuse)
     monkeypatch.setattr(module, "load_scalar", refuse)
 
 
@@ -148,10 +148,10 @@ def test_weights_that_are_not_finite_are_an_error_before_anything_is_judged(
 
 def test_more_rows_at_once_give_the_same_judgments_and_weights_are_loaded_once(asking, monkeypatch):
     loads = []
-    whole = spec_module.load_params
+    whole = spec_module.load_adapted
     monkeypatch.setattr(
         spec_module,
-        "load_params",
+        "load_adapted",
         lambda *args, **kwargs: loads.append(1) or whole(*args, **kwargs),
     )
     system = describe({"name": "grm", "kind": "pointwise_grm", "path": "tiny"}, asking)
