@@ -40,14 +40,19 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import aiohttp
 import httpx
 
 import grm_jax
 from grm_jax.data.world import make_records
 from grm_jax.serving.scalars import scalars
 
-RECORDS, K, POOLS = 64, 4, 16
+RECORDS, K = 64, 4
 CALL_S = 300  # that a call may take until its answer is lost
+
+
+class Unexpected(Exception):
+    """A status that no call of these should get."""
 
 
 class Outcome(NamedTuple):
@@ -114,28 +119,26 @@ class Library:
 class Load:
     """Asks one server in one way, and keeps what came of it."""
 
-    def __init__(self, url: str, library: Library, collected: bool, tries: int):
-        self.library, self.collected, self.tries = library, collected, tries
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        # a pool looks through all its connections at each call
-        self.pools = [
-            httpx.AsyncClient(base_url=url, timeout=CALL_S, limits=limits) for _ in range(POOLS)
-        ]
+    def __init__(
+        self, client: aiohttp.ClientSession, library: Library, collected: bool, tries: int
+    ):
+        self.client, self.library, self.collected, self.tries = client, library, collected, tries
         self.statuses: collections.Counter[int] = collections.Counter()
         self.again = self.early = 0
         self.over = asyncio.Event()  # nobody comes back any more
 
-    async def call(self, pool: int, path: str, body: dict) -> dict | None:
+    async def call(self, path: str, body: dict) -> dict | None:
         """One call, again as it is told; None where it is refused to the last."""
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         for attempt in range(self.tries):
-            reply = await self.pools[pool].post(path, json=body, headers=headers)
-            self.statuses[reply.status_code] += 1
-            if reply.status_code != 429:
-                reply.raise_for_status()
-                self.again += attempt > 0
-                return reply.json()
-            told = reply.headers.get("Retry-After", "")
+            async with self.client.post(path, json=body, headers=headers) as reply:
+                self.statuses[reply.status] += 1
+                if reply.status not in (200, 429):
+                    raise Unexpected(f"{reply.status} {(await reply.text())[:300]}")
+                if reply.status == 200:
+                    self.again += attempt > 0
+                    return await reply.json()
+                told = reply.headers.get("Retry-After", "")
             self.early += not told.isdigit()
             if self.over.is_set() or attempt == self.tries - 1:
                 return None
@@ -154,17 +157,17 @@ class Load:
             text = record["conversation"][0]["content"]
             about |= {"group": f"{number} {began}", "group_size": size, "prompts": [text]}
             calls = [
-                self.call(number % POOLS, "/get_reward", about | {"query": [text + response]})
+                self.call("/get_reward", about | {"query": [text + response]})
                 for response in record["responses"]
             ]
         else:
-            calls = [self.call(number % POOLS, "/v1/judge", record | about)]
+            calls = [self.call("/v1/judge", record | about)]
         try:
             replies = await asyncio.gather(*calls)
-        except httpx.HTTPStatusError as error:
-            print(error.response.status_code, error.response.text[:300], file=sys.stderr)
+        except Unexpected as error:
+            print(error, file=sys.stderr)
             return Outcome("wrong", time.monotonic() - began, index)
-        except (httpx.HTTPError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             print(repr(error), file=sys.stderr)
             return Outcome("lost", time.monotonic() - began, index)
         kind = "refused" if replies == [None] * len(replies) else "answered"
@@ -218,7 +221,8 @@ class Load:
 
     async def drawn(self) -> float:
         """Samples that the server has drawn so far."""
-        text = (await self.pools[0].get("/metrics")).text
+        async with self.client.get("/metrics") as reply:
+            text = await reply.text()
         (value,) = re.findall(r"^grm_samples_total (\S+)$", text, re.MULTILINE)
         return float(value)
 
@@ -240,7 +244,14 @@ def megabytes(pid: int) -> float:
 
 async def measure(url: str, pid: int, library: Library, collected: bool, args) -> dict[str, Any]:
     """Measures one way of asking."""
-    load, memory = Load(url, library, collected, args.tries), []
+    of = aiohttp.TCPConnector(limit=0)
+    wait = aiohttp.ClientTimeout(CALL_S)
+    async with aiohttp.ClientSession(url, connector=of, timeout=wait) as client:
+        return await _measure(Load(client, library, collected, args.tries), pid, args)
+
+
+async def _measure(load: Load, pid: int, args) -> dict[str, Any]:
+    memory = []
     alone = await load.again_and_again(1, args.warm_s / 3, 0)
     began = time.monotonic()
     busy = await load.again_and_again(args.clients, args.warm_s, len(alone))
@@ -264,7 +275,7 @@ async def measure(url: str, pid: int, library: Library, collected: bool, args) -
     calm = collections.Counter(load.checked(outcome) for outcome in (*alone, *busy))
     return {
         "case": "serving",
-        "collected": collected,
+        "collected": load.collected,
         "clients": args.clients,
         "k": K,
         "queue": args.queue,
