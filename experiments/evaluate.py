@@ -18,7 +18,7 @@ import pathlib
 
 from absl import flags, logging
 
-from experiments import config_flags
+from experiments import config_flags, run_config
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.evaluate")
 DRY_RUN = flags.DEFINE_bool(
@@ -36,7 +36,7 @@ def main(_):
     workdir = pathlib.Path(WORKDIR.value)
     hold(workdir)
     benchmarks = evaluation.benchmarks(config, workdir / "records")
-    settings = config_flags.section(config, "eval")
+    settings = run_config.section(config, "eval")
     systems = evaluation.systems(config)
     if DRY_RUN.value:
         planned = evaluation.plan(systems, benchmarks, workdir / "judgments", settings)

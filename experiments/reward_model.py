@@ -11,7 +11,7 @@ import pathlib
 
 from absl import logging
 
-from experiments import config_flags
+from experiments import config_flags, run_config
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.reward_model")
 STAGES, FROM = config_flags.define_stages()
@@ -35,7 +35,7 @@ def main(_):
     for name, stage in scalar.training_stages(run):
         run_stage(run, name, stage)
     # the finished model on every split
-    settings = config_flags.section(config, "eval")
+    settings = run_config.section(config, "eval")
     results = evaluation.evaluate_run(run, scalar.trained(run), settings)
     evaluation.exit_without_judgments(results)
 

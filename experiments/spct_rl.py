@@ -12,7 +12,7 @@ import pathlib
 
 from absl import logging
 
-from experiments import config_flags
+from experiments import config_flags, run_config
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.spct_rl")
 STAGES, FROM = config_flags.define_stages()
@@ -41,7 +41,7 @@ def main(_):
     run_stage(run, "meta_sample", meta.sample_own)
     run_stage(run, "meta", meta.train)
     # base, RFT and RL policy on every split
-    settings = config_flags.section(config, "eval")
+    settings = run_config.section(config, "eval")
     results = evaluation.evaluate_run(run, evaluation.policies(run), settings)
     evaluation.exit_without_judgments(results)
 

@@ -36,7 +36,7 @@ import ml_collections
 from absl import flags
 from ml_collections.config_flags import config_flags as ml_config_flags
 
-from experiments import config_flags, ending
+from experiments import config_flags, ending, run_config
 from grm_jax import locks, signals
 from grm_jax.json_files import check_fields, read_object
 
@@ -234,8 +234,8 @@ def resolve(preset: str, overrides: Sequence[str]) -> tuple[str, dict]:
     try:
         sys.argv = arguments  # where ml_collections looks for them
         values(arguments)
-        config = config_flags.finish(values["config"].value)
-        script = config_flags.script_of(config)
+        config = run_config.finish(values["config"].value)
+        script = run_config.script_of(config)
         if script == "experiments.paper":
             raise ValueError(f"this is a preset of {script}, which has seeds and tables of its own")
     except (ValueError, flags.Error) as error:
@@ -299,7 +299,7 @@ def read_the_same(run: Run) -> bool:
     from experiments.stages import inputs
 
     config = ml_collections.ConfigDict(run.config)
-    templates = config_flags.load_templates(config)
+    templates = run_config.load_templates(config)
     try:
         now = inputs.models_and_templates(config, templates)
         same = inputs.file_digests(config) == about["files"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from experiments import config_flags
+from experiments import config_flags, run_config
 from grm_jax.checkpoint.tokenizer_files import TOKENIZER_FILES
 from grm_jax.json_files import read_object
 from grm_jax.judgment.voting import default_k_meta
@@ -56,7 +56,7 @@ def main(_):
     workdir, out = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUT.value)
     results = read_object(workdir / "results.json")
     config = results["config"]
-    templates = config_flags.load_templates(config)
+    templates = run_config.load_templates(config)
     how = {
         "lengths": {name: config["lengths"][name] for name in ("prompt", "completion")},
         "temperature": config["eval"]["temperature"],

@@ -20,7 +20,7 @@ import sys
 import ml_collections
 from absl import flags, logging
 
-from experiments import config_flags
+from experiments import config_flags, run_config
 from grm_jax import signals
 
 CONFIG, WORKDIR = config_flags.define_config("experiments.paper")
@@ -127,7 +127,7 @@ def judge(config: ml_collections.ConfigDict, workdir: pathlib.Path, seed: int, g
         evaluation.systems(evaluate),
         evaluation.benchmarks(evaluate, folder / "records"),
         folder,
-        config_flags.section(evaluate, "eval"),
+        run_config.section(evaluate, "eval"),
         evaluate,
     )
 

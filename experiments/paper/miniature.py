@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import ml_collections
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import tiny, tiny_reward_model
 from experiments.stages import meta, rft, rl, scalar
 from experiments.stages.reuse import read_marker
@@ -184,7 +184,7 @@ def training_config(
         changes |= {field: value for field, value in FAST.items() if field.split(".")[0] in preset}
     with preset.ignore_type():
         preset.update_from_flattened_dict(changes)
-    return config_flags.finish(preset)
+    return run_config.finish(preset)
 
 
 def take_over(giver: pathlib.Path, folder: pathlib.Path, what: str) -> None:

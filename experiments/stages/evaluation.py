@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import ml_collections
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages import reuse
 from experiments.stages.inputs import refuse_changed_records
 from experiments.stages.settings import NAME
@@ -231,10 +231,10 @@ def asking_of(config: ml_collections.ConfigDict) -> Asking:
     """How a config of experiments.evaluate asks all of its systems."""
     return Asking(
         mesh=make_mesh(**config.mesh),
-        numerics=config_flags.section(config, "model"),
-        lengths=config_flags.section(config, "lengths"),
-        sampling=config_flags.section(config, "sampling"),
-        templates=config_flags.load_templates(config),
+        numerics=run_config.section(config, "model"),
+        lengths=run_config.section(config, "lengths"),
+        sampling=run_config.section(config, "sampling"),
+        templates=run_config.load_templates(config),
         samples_per_order=config.eval.samples_per_order,
     )
 

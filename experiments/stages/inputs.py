@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from experiments import config_flags
+from experiments import run_config
 from grm_jax.data.examples import best_responses, instruction_examples
 from grm_jax.data.sources import UNIQUE, load_instructions, load_source, read_source
 from grm_jax.data.world import (
@@ -81,7 +81,7 @@ def load_inputs(
     _refuse_leaks(records)
     general = [
         row
-        for source in config_flags.sources(config.data.general)
+        for source in run_config.sources(config.data.general)
         for row in _load_general(source, config, records["train"])
     ]
     sequences = lengths.sequence_buckets[-1]
@@ -183,12 +183,12 @@ def models_and_templates(
     config: ml_collections.ConfigDict, templates: Mapping[str, Template]
 ) -> dict:
     """Digests of the folders and templates that a config names."""
-    folder, tokenizer = config_flags.model_folder(config), config_flags.tokenizer_path(config)
+    folder, tokenizer = run_config.model_folder(config), run_config.tokenizer_path(config)
     beside: dict[str, Any] = {}
     if functions := user_functions(config):
         beside["functions"] = functions
     if "critic" in config:
-        start = config_flags.critic_folder(config)
+        start = run_config.critic_folder(config)
         beside["critic"] = {} if start is None else _model_digest(start)
     found = beside | {
         "templates": {name: template_digest(template) for name, template in templates.items()},
@@ -246,7 +246,7 @@ def file_digests(config: ml_collections.ConfigDict) -> dict[str, list]:
     fields += [("data.critiques", config.data.get("critiques", ()))]
     found = {}
     for field, value in fields:
-        paths = [s["path"] for s in config_flags.sources(value) if "path" in s]
+        paths = [s["path"] for s in run_config.sources(value) if "path" in s]
         if paths:
             found[field] = [
                 {str(file.relative_to(path)): content_digest(file)["file"] for file in _files(path)}
@@ -268,12 +268,12 @@ def place_of(config: ml_collections.ConfigDict, field: str) -> str:
         node = config.data
         for step in name.split("."):
             node = node[step]
-        sources = config_flags.sources(node)
+        sources = run_config.sources(node)
         words = [str(s.get("path") or s.get("hub") or f"the world's {s}") for s in sources]
     elif section == "templates":
         words = [config.templates.get(name)]
     elif section == "tokenizer":
-        folder = config_flags.tokenizer_path(config)
+        folder = run_config.tokenizer_path(config)
         words = [f"{folder}/config.json" if name == "config" else str(folder)]
     elif section == "functions":
         words = [config.rl.get(name.partition(".")[2])]
@@ -342,7 +342,7 @@ def _load_split(
     """(records of a split that fit what reads them, [(id, tokens or why)] of the others)."""
     read, left_out = [], []
     first: dict[str, str] = {}
-    for one in config_flags.sources(source):
+    for one in run_config.sources(source):
         records, tied = _load(one, config, split)
         place = str(one.get("path") or one.get("hub") or one)
         for record in records:

@@ -5,7 +5,7 @@ import pathlib
 
 import ml_collections
 
-from experiments import config_flags
+from experiments import run_config
 from grm_jax.models.config import from_sizes
 from grm_jax.planning.programs import Job, planned_model
 from grm_jax.reward_models.description import BUILT_IN, layers_of, model_folder, tokenizer_home
@@ -18,7 +18,7 @@ def job_of(config: ml_collections.ConfigDict, platform: str = "tpu") -> Job:
 
     Raises ValueError for a model that is neither there nor of a published size.
     """
-    section = functools.partial(config_flags.section, config)
+    section = functools.partial(run_config.section, config)
     numerics, path = section("model").resolve(platform), config.model.path
     here = path is not None and (path in BUILT_IN or pathlib.Path(path).exists())
     try:

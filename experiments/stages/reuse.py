@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages.inputs import what_matters
 from grm_jax.evaluation import store
 from grm_jax.json_files import NULL, check_fields, read_object
@@ -121,7 +121,7 @@ def identity(name: str, config: Mapping, inputs: Mapping) -> dict[str, dict]:
 
     return {
         "config": chosen(
-            config_flags.of_results(config, but=config_flags.BY_CONTENT),
+            run_config.of_results(config, but=run_config.BY_CONTENT),
             [field for stage in stages for field in stage.fields],
         ),
         "inputs": chosen(inputs, [field for stage in stages for field in stage.inputs]),

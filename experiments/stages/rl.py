@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages.rft import trajectories
 from experiments.stages.rollouts import restored, roll_out
 from experiments.stages.workdir import Run, load_policy, save_model
@@ -42,7 +42,7 @@ def train(run: Run) -> dict | None:
     if not run.config.rl.steps:
         save_model(run, "grm", Trained(load_policy(run, "rft"), None))
         return {"note": "rl.steps is 0: the final model is the RFT model."}
-    settings = config_flags.section(run.config, "rl")
+    settings = run_config.section(run.config, "rl")
     setup, G, updates = run.setup, settings.group_size, settings.updates_per_rollout
     orders = settings.orders
     grouped = G * orders  # rollouts that are weighed against each other
@@ -205,7 +205,7 @@ def train(run: Run) -> dict | None:
 
 def batches_of(run: Run, loss_cfg: LossConfig) -> Batching:
     """How rollouts become batches: packed, or padded where config packing.rows is ()."""
-    settings, setup = config_flags.section(run.config, "rl"), run.setup
+    settings, setup = run_config.section(run.config, "rl"), run.setup
     common = (run.model_cfg, setup.mesh, loss_cfg, settings.temperature)
     if setup.row_lengths:
         return packed_batching(*common, run.asking.lengths.completion, setup.row_lengths)

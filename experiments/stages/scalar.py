@@ -9,7 +9,7 @@ import collections
 import pathlib
 from collections.abc import Callable
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages.inputs import load_critiques
 from experiments.stages.workdir import Run, load_model, load_policy, save_model, with_head
 from grm_jax.data.examples import fitting, instruction_examples
@@ -79,7 +79,7 @@ def train_critic(run: Run) -> None:
     sources = {
         name: _fitting(run, f"critic: {name}", examples) for name, examples in sources.items()
     }
-    folder = config_flags.critic_folder(run.config)
+    folder = run_config.critic_folder(run.config)
     start = load_policy(run, "base") if folder is None else load_model(run, folder)
     loss = rft_loss(run.model_cfg)
     trained_critic = fit(run.setup, "critic", start, loss, sources, shares, settings)

@@ -191,7 +191,7 @@ class TemplateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Sources of records: tuples of dicts (`config_flags.sources`), for each split of `eval` one.
+    """Sources of records: tuples of dicts (`run_config.sources`), for each split of `eval` one.
 
     train: preference records. general: instruction data. critiques: critiques of single responses.
     max_left_out: most that may be left out of a set as too long, as a share of it.
@@ -347,7 +347,7 @@ class CloudConfig(FitConfig):
 
 
 # {script: {section of its presets: the settings that it holds}}; "" is the top. The fields of a
-# section with several are shared out among them; the first is what `config_flags.section` gives.
+# section with several are shared out among them; the first is what `run_config.section` gives.
 _ASKING = {
     "model": (Numerics,),
     "mesh": (MeshConfig,),

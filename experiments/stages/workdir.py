@@ -34,7 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import ml_collections
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages import inputs as inputs_module
 from experiments.stages import reuse
 from experiments.stages.inputs import Inputs, counts, digest, load_inputs, write_inputs
@@ -127,9 +127,9 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     """
     config_digest = processes.on_main("config", lambda: _digest_of_config(workdir, config))
     # the model, and how it is asked
-    switches = config_flags.section(config, "tokenizer").chat_args
-    tokenizer = load_tokenizer(config_flags.tokenizer_path(config), switches)
-    templates = config_flags.load_templates(config)
+    switches = run_config.section(config, "tokenizer").chat_args
+    tokenizer = load_tokenizer(run_config.tokenizer_path(config), switches)
+    templates = run_config.load_templates(config)
     prompter = Prompter(
         tokenizer,
         templates["pointwise"],
@@ -139,19 +139,19 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     )
     mesh = make_mesh(**config.mesh)
     model_cfg = _model_config(config, tokenizer, mesh)
-    for stage in config_flags.STAGES:
+    for stage in run_config.STAGES:
         if stage in config:
-            config_flags.section(config, stage).check_shares(stage, shares(mesh))
+            run_config.section(config, stage).check_shares(stage, shares(mesh))
     print(
         f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}; model {model_cfg}",
         flush=True,
     )
-    lengths = config_flags.section(config, "lengths")
+    lengths = run_config.section(config, "lengths")
     asking = Asking(
         mesh=mesh,
-        numerics=config_flags.section(config, "model"),
+        numerics=run_config.section(config, "model"),
         lengths=lengths,
-        sampling=config_flags.section(config, "sampling"),
+        sampling=run_config.section(config, "sampling"),
         templates=templates,
         templates_win=True,
     )
@@ -164,16 +164,16 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     )
     if processes.is_main():
         write_inputs(workdir / "records", inputs)
-    base = config_flags.model_folder(config) or workdir / "models" / "base"
+    base = run_config.model_folder(config) or workdir / "models" / "base"
     train_setup = TrainSetup(
         folder=workdir,
         mesh=mesh,
         model_cfg=model_cfg,
-        optimizer=config_flags.section(config, "optimizer"),
-        lora=config_flags.section(config, "lora"),
+        optimizer=run_config.section(config, "optimizer"),
+        lora=run_config.section(config, "lora"),
         seed=config.seed,
         sequence_buckets=lengths.sequence_buckets,
-        row_lengths=config_flags.section(config, "packing").lengths(lengths.sequence_buckets[-1]),
+        row_lengths=run_config.section(config, "packing").lengths(lengths.sequence_buckets[-1]),
         every=config.checkpoint.every,
         keep=config.checkpoint.keep,
         digest=digest({"config": config_digest, "inputs": read}),
@@ -327,7 +327,7 @@ def save_model(
             run.model_cfg,
             run.setup.lora,
             run.folder(before),
-            tokenizer_files_from=config_flags.tokenizer_path(run.config),
+            tokenizer_files_from=run_config.tokenizer_path(run.config),
             architecture=architecture,
         )
         if processes.is_main():
@@ -337,7 +337,7 @@ def save_model(
         folder,
         trained.params,
         run.model_cfg,
-        tokenizer_files_from=config_flags.tokenizer_path(run.config),
+        tokenizer_files_from=run_config.tokenizer_path(run.config),
         architecture=architecture,
     )
     if processes.is_main():
@@ -360,17 +360,17 @@ def _description(run: Run, kind: str, **described) -> Description:
         lengths={"prompt": lengths.prompt, "completion": lengths.completion},
         temperature=run.config.eval.get("temperature"),
         chat=BUILT_IN_CHAT if run.tokenizer.template is None else OWN_CHAT,
-        chat_args=config_flags.section(run.config, "tokenizer").chat_args,
+        chat_args=run_config.section(run.config, "tokenizer").chat_args,
         **described,
     )
 
 
 def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
-    numerics = config_flags.section(config, "model").resolve(mesh.devices.flat[0].platform)
+    numerics = run_config.section(config, "model").resolve(mesh.devices.flat[0].platform)
     if config.model.random_init is not None:
         model_cfg = from_sizes(config.model.random_init, tokenizer.vocab_size, **numerics)
     else:
-        base, *adapters = layers_of(config_flags.model_folder(config))
+        base, *adapters = layers_of(run_config.model_folder(config))
         model_cfg = load_config(base, **numerics)
         for folder in adapters:
             read_lora(folder, model_cfg)
@@ -417,10 +417,10 @@ def _digest_of_config(workdir: pathlib.Path, config) -> str:
             f"{workdir} holds {', '.join(work)} and no config.json, which says of which run they "
             "are. Bring it back, or choose another --workdir."
         )
-    if old is None or old["digest"] == config_flags.config_digest(config):
-        return config_flags.config_digest(config)
+    if old is None or old["digest"] == run_config.config_digest(config):
+        return run_config.config_digest(config)
     then, now = (
-        config_flags.of_results(plain, but=config_flags.BY_CONTENT if "inputs" in old else ())
+        run_config.of_results(plain, but=run_config.BY_CONTENT if "inputs" in old else ())
         for plain in (old["config"], json.loads(json.dumps(config.to_dict())))
     )
     if changed := store.differing(then, now):

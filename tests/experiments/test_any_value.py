@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_collections.config_flags import config_flags as ml_config_flags
 
-from experiments import config_flags, config_help, sweep
+from experiments import config_flags, config_help, run_config, sweep
 
 PRESETS = sorted(
     path
@@ -78,7 +78,7 @@ def test_any_value_of_any_field_is_right_or_named(where, value):
     except (ValueError, TypeError, KeyError, AttributeError):
         return  # ml_collections itself has no such config
     try:
-        config_flags.finish(config, files=path in HERE)
+        run_config.finish(config, files=path in HERE)
     except ValueError as error:
         text = said(error)
         assert names(text, field) and ("expected" in text or ":" in text), text
@@ -104,13 +104,13 @@ def test_any_text_on_the_command_line_is_right_or_named(where, text):
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_seeds_are_what_every_generator_takes(path):
     config = ml_collections.ConfigDict(preset(path).to_dict())
-    field = {"experiments.paper": "world_seed"}.get(config_flags.script_of(config), "seed")
+    field = {"experiments.paper": "world_seed"}.get(run_config.script_of(config), "seed")
     if field in config:
         for seed in (-1, 2**31, 10**30):
             with config.ignore_type():
                 config[field] = seed
             with pytest.raises(ValueError, match=f"{field}: expected an integer from 0 to"):
-                config_flags.finish(config, files=path in HERE)
+                run_config.finish(config, files=path in HERE)
 
 
 @pytest.mark.parametrize("source", [{"path": 3.0}, {"hub": None}, {"world": 3}, {"path": "a\0b"}])
@@ -121,7 +121,7 @@ def test_a_source_of_no_file_is_named(field, source):
     with config.ignore_type():
         config.update_from_flattened_dict({field: (source,)})
     with pytest.raises(ValueError, match=field):
-        config_flags.finish(config)
+        run_config.finish(config)
 
 
 def test_groups_of_the_paper_are_those_that_there_are():
@@ -133,4 +133,4 @@ def test_groups_of_the_paper_are_those_that_there_are():
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_presets_are_right_as_they_are(path):
-    config_flags.finish(preset(path), files=path in HERE)
+    run_config.finish(preset(path), files=path in HERE)

@@ -13,7 +13,7 @@ import sys
 import ml_collections
 import pytest
 
-from experiments import config_flags, config_help
+from experiments import config_flags, config_help, run_config
 from experiments.stages.settings import SECTIONS
 from grm_jax.data.sources import load_source
 from grm_jax.judgment.rules import best_index
@@ -136,7 +136,7 @@ def test_tiny_presets_keep_the_method(name):
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_full", "tiny_reward_model"])
 def test_tiny_presets_run_as_they_ship(name):
-    config_flags.finish(preset(name))
+    run_config.finish(preset(name))
 
 
 def test_tiny_full_changes_only_the_evaluation():
@@ -155,7 +155,7 @@ def test_real_text_takes_a_data_file_and_a_tokenizer(data_dir):
     config.data.train = (str(data_dir / rmb),)
     config.data.eval.test = (str(data_dir / "llmbar/LLMBar/Natural/dataset.json"),)
     config.tokenizer.path = str(data_dir / "mistral_tokenizer/tokenizer.model.v1")
-    done = config_flags.finish(config)
+    done = run_config.finish(config)
     assert done.data.eval.test == ({"path": config.data.eval.test[0]},)
     assert done.data.train == ({"path": config.data.train[0]},)
     config.data.eval.test = config.data.train
@@ -164,7 +164,7 @@ def test_real_text_takes_a_data_file_and_a_tokenizer(data_dir):
         match=r"data\.eval\.test: expected other records than "
         r"data\.train, got the same file",
     ):
-        config_flags.finish(config)
+        run_config.finish(config)
 
 
 def parse(monkeypatch, *arguments, name="tiny", scripts=()):
@@ -349,7 +349,7 @@ def test_a_wrong_value_is_named(runnable, field, value, message):
     with runnable.ignore_type():
         runnable.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
-        config_flags.finish(runnable)
+        run_config.finish(runnable)
     assert any(problem.startswith(message) for problem in problems(error.value))
 
 
@@ -367,17 +367,17 @@ def test_a_name_that_is_no_text_is_refused_before_it_is_to_be_written(runnable):
     config = runnable
     config.note = "r\udcfcn"
     with pytest.raises(ValueError, match='field "note": character 1 is half of a surrogate pair'):
-        config_flags.finish(config)
+        run_config.finish(config)
 
 
 def test_a_setting_of_a_loss_is_of_the_type_that_the_loss_says(runnable):
     runnable.rl.loss = f"{__name__}:wide"
     with runnable.ignore_type():
         runnable.rl.loss_args = ml_collections.ConfigDict({"width": 2})
-        config_flags.finish(runnable)
+        run_config.finish(runnable)
         runnable.rl.loss_args = ml_collections.ConfigDict({"width": "2 px"})
     with pytest.raises(ValueError) as error:
-        config_flags.finish(runnable)
+        run_config.finish(runnable)
     assert str(error.value) == (
         "1 wrong field in the config: "
         f"rl.loss_args: {__name__}:wide, setting width: expected a number, got '2 px'"
@@ -385,12 +385,12 @@ def test_a_setting_of_a_loss_is_of_the_type_that_the_loss_says(runnable):
 
 
 def test_all_wrong_values_are_named_at_once(runnable):
-    config_flags.finish(runnable)
+    run_config.finish(runnable)
     runnable.rl.beta = -1.0
     runnable.eval.ks = ()
     runnable.lengths.buckets = ()
     with pytest.raises(ValueError) as error:
-        config_flags.finish(runnable)
+        run_config.finish(runnable)
     head, *lines = str(error.value).splitlines()
     assert head == "3 wrong fields in the config"
     assert sorted(line.split(":")[0].strip() for line in lines) == [
@@ -405,7 +405,7 @@ def test_sizes_of_a_random_model_are_fields_of_its_config(runnable):
     with runnable.ignore_type():
         runnable.model.update(path=None, random_init=ml_collections.ConfigDict(sizes))
     with pytest.raises(ValueError) as error:
-        config_flags.finish(runnable, files=False)
+        run_config.finish(runnable, files=False)
     assert str(error.value).splitlines()[1:] == [
         "  model.random_init.d_modle: no such field; nearest: d_model",
         "  model.random_init.d_model: expected an integer, got nothing",
@@ -418,7 +418,7 @@ def test_fields_and_sections_that_nobody_reads_are_named(runnable):
     runnable.optimiser = runnable.optimizer
     del runnable.optimizer
     with pytest.raises(ValueError) as error:
-        config_flags.finish(runnable)
+        run_config.finish(runnable)
     text = str(error.value)
     assert "\n  rl.bta: no such field; nearest: beta" in text
     assert "\n  eval.recrods: no such field; nearest: records" in text
@@ -427,22 +427,22 @@ def test_fields_and_sections_that_nobody_reads_are_named(runnable):
 
 
 def test_sections_are_given_as_dataclasses(runnable):
-    config = config_flags.finish(runnable)
-    assert config_flags.section(config, "lengths") == Lengths(
+    config = run_config.finish(runnable)
+    assert run_config.section(config, "lengths") == Lengths(
         80, 128, (32, 48, 80), (48, 64, 96, 128)
     )
-    assert config_flags.section(config, "sampling") == Sampling(rows=256, sampler="shard_map")
-    assert config_flags.section(config, "model") == Numerics(scan_layers=False)
-    assert config_flags.section(config, "eval").ks == (1, 2, 4, 8, 16)
-    assert config_flags.section(config, "lora") == LoraConfig(0)
-    assert config_flags.section(config, "rl").updates == 70
+    assert run_config.section(config, "sampling") == Sampling(rows=256, sampler="shard_map")
+    assert run_config.section(config, "model") == Numerics(scan_layers=False)
+    assert run_config.section(config, "eval").ks == (1, 2, 4, 8, 16)
+    assert run_config.section(config, "lora") == LoraConfig(0)
+    assert run_config.section(config, "rl").updates == 70
     for name in SECTIONS["experiments.spct_rl"]:
-        assert dataclasses.is_dataclass(config_flags.section(config, name))
+        assert dataclasses.is_dataclass(run_config.section(config, name))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_right_but_for_its_files(name):
-    config_flags.finish(preset(name), files=False)
+    run_config.finish(preset(name), files=False)
 
 
 def test_a_comparison_has_names_that_can_be_folders():
@@ -455,7 +455,7 @@ def test_a_comparison_has_names_that_can_be_folders():
     ):
         config.systems = systems
         with pytest.raises(ValueError) as error:
-            config_flags.finish(config)
+            run_config.finish(config)
         assert any(problem.startswith(message) for problem in problems(error.value))
 
 
@@ -466,7 +466,7 @@ def test_the_evaluation_inside_the_paper_is_checked():
         ValueError,
         match="^1 wrong field in the config: evaluate.eval.bootstrap: expected at least 100",
     ):
-        config_flags.finish(config)
+        run_config.finish(config)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_the_evaluation_inside_the_paper_is_checked():
     ],
 )
 def test_a_preset_of_another_script_is_said_at_once(monkeypatch, name, script):
-    assert config_flags.script_of(preset(name)) == script
+    assert run_config.script_of(preset(name)) == script
     parse(monkeypatch, name=name, scripts=(script,))
     other = "experiments.evaluate" if name == "tiny" else "experiments.spct_rl"
     if other == script:
@@ -490,7 +490,7 @@ def test_a_preset_of_another_script_is_said_at_once(monkeypatch, name, script):
     assert str(error.value) == f"this is a preset of {script}, not of {other}"
 
 
-@pytest.mark.parametrize("script", [*config_flags.PRESETS, "experiments.plan"])
+@pytest.mark.parametrize("script", [*run_config.PRESETS, "experiments.plan"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_script_takes_its_own_presets_and_names_the_script_of_the_others(
     monkeypatch, name, script
@@ -501,7 +501,7 @@ def test_every_script_takes_its_own_presets_and_names_the_script_of_the_others(
     (own,) = re.findall(r"config_flags\.define_(?:config|preset)\((.*)\)", source)
     scripts = tuple(re.findall(r'"([^"]+)"', own))
     assert scripts == (("experiments.spct_rl",) if script == "experiments.plan" else (script,))
-    theirs = config_flags.script_of(preset(name))
+    theirs = run_config.script_of(preset(name))
     if theirs in scripts:
         parse(monkeypatch, name=name, scripts=scripts)
         return
@@ -524,10 +524,10 @@ COLUMNS = {"path": "a.jsonl", "columns": {"responses": ["chosen", "rejected"], "
 SHOW = """
 import json
 from absl import app
-from experiments import config_flags
+from experiments import config_flags, run_config
 CONFIG = config_flags.define_preset()
 def main(_):
-    config = config_flags.finish(CONFIG.value, files=False)
+    config = run_config.finish(CONFIG.value, files=False)
     fields = {name: config.data[name] for name in ("train", "general")}
     fields |= config.data.eval.to_dict() | {"loss_args": config.rl.loss_args.to_dict()}
     print(json.dumps(fields | {"ks": config.eval.ks}))
@@ -573,8 +573,8 @@ def test_the_page_shows_sources_that_are_read(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(re.search(r"```python\n(.*?)```", page, re.S)[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["spct_rl"])
-    config = config_flags.finish(config_flags.Parser("config").parse("mine.py"), files=False)
-    (on_command_line,) = config_flags.sources(re.search(r"data\.train='(.*)'", page)[1])
+    config = run_config.finish(config_flags.Parser("config").parse("mine.py"), files=False)
+    (on_command_line,) = run_config.sources(re.search(r"data\.train='(.*)'", page)[1])
     assert config.data.train[0] == on_command_line
     (record,) = load_source(on_command_line)
     assert (record.responses, best_index(record.rewards)) == (("four", "five"), 0)
@@ -592,7 +592,7 @@ def test_a_preset_of_ones_own_has_sources_as_dicts_in_a_tuple(monkeypatch, tmp_p
         "    return config\n"
     )
     monkeypatch.setattr(sys, "argv", ["spct_rl"])
-    config = config_flags.finish(config_flags.Parser("config").parse(str(path)), files=False)
+    config = run_config.finish(config_flags.Parser("config").parse(str(path)), files=False)
     assert config.data.train == (COLUMNS, {"path": "b.jsonl"})
     assert config.data.eval.test == (COLUMNS,)
 
@@ -645,21 +645,21 @@ def test_losses_of_ones_own_are_accepted(runnable):
     runnable.rl.update(
         loss="grm_jax.losses.dapo:dapo", aggregation="token_mean", clip_low=0.2, clip_high=0.28
     )
-    assert config_flags.finish(runnable).rl.clip_high == 0.28
+    assert run_config.finish(runnable).rl.clip_high == 0.28
 
 
 def test_a_finished_config_is_locked_and_has_sources_as_dicts(runnable, tmp_path):
     (tmp_path / "a.jsonl").touch()
     runnable.data.general = (str(tmp_path / "a.jsonl"),)
-    done = config_flags.finish(runnable)
+    done = run_config.finish(runnable)
     assert done.data.general == ({"path": str(tmp_path / "a.jsonl")},)
     with pytest.raises((AttributeError, KeyError)):
         done.rl.bta = 0.1
 
 
 def test_the_digest_follows_what_can_change_results():
-    digest = config_flags.config_digest(preset("tiny"))
-    assert re.fullmatch("[0-9a-f]{64}", digest) and digest == config_flags.config_digest(
+    digest = run_config.config_digest(preset("tiny"))
+    assert re.fullmatch("[0-9a-f]{64}", digest) and digest == run_config.config_digest(
         preset("tiny")
     )
     same, other = preset("tiny"), preset("tiny")
@@ -668,21 +668,21 @@ def test_the_digest_follows_what_can_change_results():
     same.eval.update(ks=(1, 2), records=7, temperature=0.5)
     same.data.max_left_out = 0.9
     other.rl.beta += 0.01
-    assert config_flags.config_digest(same) == digest != config_flags.config_digest(other)
+    assert run_config.config_digest(same) == digest != run_config.config_digest(other)
     other.rl.beta, other.seed = same.rl.beta, 1
-    assert config_flags.config_digest(other) != digest
+    assert run_config.config_digest(other) != digest
     other.seed, other.sampling.top_k = 0, 5
-    assert config_flags.config_digest(other) != digest
+    assert run_config.config_digest(other) != digest
 
 
 def test_tiny_base_is_the_model_in_the_package():
     config = preset("tiny")
     assert (
-        config_flags.model_folder(config)
-        == config_flags.tokenizer_path(config)
+        run_config.model_folder(config)
+        == run_config.tokenizer_path(config)
         == REPO / "grm_jax/assets/tiny_base"
     )
-    assert config_flags.model_folder(preset("real_text")) is None
+    assert run_config.model_folder(preset("real_text")) is None
 
 
 def commands() -> list:

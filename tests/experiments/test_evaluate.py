@@ -11,7 +11,7 @@ import subprocess
 import ml_collections
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import tiny_evaluate
 from experiments.stages import evaluation
 from grm_jax.data.world import make_records
@@ -70,12 +70,12 @@ def config(tmp_path) -> ml_collections.ConfigDict:
 
 def evaluate(config, workdir):
     """What experiments.evaluate does with a config."""
-    config = config_flags.finish(config)
+    config = run_config.finish(config)
     return evaluation.evaluate(
         evaluation.systems(config),
         evaluation.benchmarks(config, workdir / "records"),
         workdir,
-        config_flags.section(config, "eval"),
+        run_config.section(config, "eval"),
         config,
     )
 
@@ -484,8 +484,8 @@ def test_what_would_be_judged_and_cost_is_said_before_anything_is_asked(config, 
         remote | {"max_tokens": 100, "price_per_million": (1.0, 1e4), "retries": 0},
         remote | {"name": "free", "retries": 0},
     )
-    found = config_flags.finish(config)
-    settings = config_flags.section(found, "eval")
+    found = run_config.finish(config)
+    settings = run_config.section(found, "eval")
     benchmarks = evaluation.benchmarks(found, tmp_path / "records")
     systems = evaluation.systems(found)
     planned = evaluation.plan(systems, benchmarks, tmp_path / "run", settings)

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages import evaluation
 from experiments.stages import inputs as stage
 from grm_jax.benchmarks import load_benchmark
@@ -52,11 +52,11 @@ def load(tmp_path):
             sources["data.general"] = ({"path": write(tmp_path / "general.jsonl", general)},)
         with config.ignore_type():
             config.update_from_flattened_dict(sources | ({"kind": kind} if kind else {}) | fields)
-        config = config_flags.finish(config)
-        tokenizer = load_tokenizer(config_flags.tokenizer_path(config))
-        templates = config_flags.load_templates(config)
+        config = run_config.finish(config)
+        tokenizer = load_tokenizer(run_config.tokenizer_path(config))
+        templates = run_config.load_templates(config)
         prompter = Prompter(tokenizer, templates["pointwise"], templates["single"], config.answer)
-        lengths = config_flags.section(config, "lengths")
+        lengths = run_config.section(config, "lengths")
         load.config, load.prompter, load.meta = config, prompter, templates["meta"]
         return stage.load_inputs(config, prompter, templates["meta"], lengths)
 

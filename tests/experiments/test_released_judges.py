@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import evaluate_deepseek_grm
 from experiments.stages import evaluation
 from tests.evaluation import schema
@@ -43,10 +43,10 @@ def test_the_preset_says_what_is_missing_before_anything_is_computed(config, mon
 
 
 def test_the_preset_judges_and_counts_both_readings(config, tmp_path, monkeypatch):
-    config = config_flags.finish(config)
+    config = run_config.finish(config)
     systems = evaluation.systems(config)
     benchmarks = evaluation.benchmarks(config, tmp_path / "run" / "records")
-    settings = config_flags.section(config, "eval")
+    settings = run_config.section(config, "eval")
     results = evaluation.evaluate(systems, benchmarks, tmp_path / "run", settings, config)
     schema.check(results)
     ways = {(row["aggregation"], row["k"], row["k_meta"]) for row in results["rows"]}

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import tiny, tiny_reward_model
 from experiments.stages import evaluation, reuse
 from experiments.stages.workdir import about_stages, run_stage
@@ -32,7 +32,7 @@ def plain(preset=tiny, **fields):
     config = preset.get_config()
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
-    return json.loads(json.dumps(config_flags.finish(config).to_dict()))
+    return json.loads(json.dumps(run_config.finish(config).to_dict()))
 
 
 def work_folder(path, done=(), inputs=INPUTS, config=None):
@@ -133,7 +133,7 @@ def test_every_field_of_a_preset_is_known_to_a_stage_or_to_none_of_them():
             ("bradley_terry", "pair_rm", "cloud") if preset is tiny_reward_model else (None,)
         ):
             config = plain(preset, **({"kind": kind} if kind else {}))
-            fields = {name for name, _ in reuse._flat(config_flags.of_results(config))}
+            fields = {name for name, _ in reuse._flat(run_config.of_results(config))}
             used = set()
             for name in reuse.stages_of(config):
                 used |= reuse.identity(name, config, {})["config"].keys()
@@ -143,7 +143,7 @@ def test_every_field_of_a_preset_is_known_to_a_stage_or_to_none_of_them():
                 for field in fields - used
                 if not any(
                     field == known or field.startswith(f"{known}.")
-                    for known in (*config_flags.BY_CONTENT, "kind", *other_kinds)
+                    for known in (*run_config.BY_CONTENT, "kind", *other_kinds)
                 )
             }
             # scalar models and critics write no judgment
@@ -211,7 +211,7 @@ def test_a_model_that_is_gone_is_missed_by_the_stage_that_reads_it(tmp_path, cap
     said = f"{done}/models/rft: no model is there, and stages/rft.json says that rft is done; bring"
     with pytest.raises(ValueError, match=said):
         run_stage(run, "rl", lambda run: pytest.fail("it was begun"))
-    run.config = config_flags.finish(micro.get_config())
+    run.config = run_config.finish(micro.get_config())
     run.folder = lambda name: done / "models" / name
     run.config.eval.systems = ("rft",)
     with pytest.raises(ValueError, match=said):

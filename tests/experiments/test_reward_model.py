@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import tiny, tiny_reward_model
 from grm_jax.data.world import make_critiques, make_records
 from grm_jax.evaluation import store
@@ -155,7 +155,7 @@ def test_a_wrong_value_is_named(field, value, message):
     with config.ignore_type():
         config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as error:
-        config_flags.finish(config)
+        run_config.finish(config)
     assert str(error.value).startswith(f"1 wrong field in the config: {message}")
 
 

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from experiments.config_flags import finish
 from experiments.configs import tiny
+from experiments.run_config import finish
 from experiments.stages import rft, rl
 from grm_jax.data.world import make_records
 from grm_jax.evaluation import store

@@ -6,7 +6,7 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages import rft, rl
 from grm_jax.judgment.rules import rule_reward
 from grm_jax.models.hf_config import load_config
@@ -74,8 +74,8 @@ def test_without_a_kl_no_reference_is_kept(monkeypatch, beta):
     run = types.SimpleNamespace(
         config=config,
         setup=None,
-        asking=types.SimpleNamespace(lengths=config_flags.section(config, "lengths")),
-        model_cfg=load_config(config_flags.model_folder(config)),
+        asking=types.SimpleNamespace(lengths=run_config.section(config, "lengths")),
+        model_cfg=load_config(run_config.model_folder(config)),
         train=[record("a", (9, 2)), record("b", (3, 1))],
     )
     with pytest.raises(Begun):
@@ -145,7 +145,7 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(
     of_packed = counted("passes", lambda params, batch: jnp.zeros(batch["tokens"].shape))
     monkeypatch.setattr(rollouts, "make_logprob_fn", lambda *args: of_rows)
     monkeypatch.setattr(rollouts, "make_packed_logprob_fn", lambda *args: of_packed)
-    model_cfg = load_config(config_flags.model_folder(config))
+    model_cfg = load_config(run_config.model_folder(config))
     setup = types.SimpleNamespace(
         folder=tmp_path,
         mesh=make_mesh(),
@@ -194,7 +194,7 @@ def test_a_stage_of_no_steps_passes_its_start_on_and_says_so(
 ):
     saved, config = {}, micro.get_config()
     config[section].steps = 0
-    assert config_flags.section(config_flags.finish(config), section).updates == 0
+    assert run_config.section(run_config.finish(config), section).updates == 0
     monkeypatch.setattr(module, "load_policy", lambda run, policy: {"of": policy})
     monkeypatch.setattr(
         module, "save_model", lambda run, model, trained: saved.update({model: trained})

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages import rl, workdir
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import response_order
@@ -41,7 +41,7 @@ def make_run(tmp_path_factory):
         config.checkpoint.every = every
         config.log.sinks = ("jsonl",)
         folder = tmp_path_factory.mktemp(name)
-        return workdir.setup(config_flags.finish(config), folder)
+        return workdir.setup(run_config.finish(config), folder)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rl, "load_policy", lambda run, name: workdir.load_policy(run, "base"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.stages.workdir import load_policy, setup
 from grm_jax.evaluation import store
 from grm_jax.judgment.records import read_records
@@ -202,7 +202,7 @@ def config_with(**fields):
     config = micro_preset.get_config()
     with config.ignore_type():
         config.update_from_flattened_dict(fields)
-    return config_flags.finish(config)
+    return run_config.finish(config)
 
 
 def test_another_config_in_the_same_folder_is_refused_by_field(finished):

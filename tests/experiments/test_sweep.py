@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from experiments import config_flags, sweep
+from experiments import run_config, sweep
 from experiments.stages import inputs
 from grm_jax.reward_models.description import TINY_BASE
 from tests.experiments import micro, run_process
@@ -262,7 +262,7 @@ def test_a_finished_run_is_started_again_where_a_file_that_it_read_is_another(
                 "templates.pointwise": str(tmp_path / "mine.jinja"),
             }
         )
-    templates = config_flags.load_templates(config)
+    templates = run_config.load_templates(config)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "results.json").write_text("{}")

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import tiny, tiny_evaluate, tiny_reward_model
 from experiments.stages import evaluation
 from experiments.stages.workdir import _model_config, hold, load_policy, setup
@@ -72,7 +72,7 @@ def start(tmp_path):
                 }
                 | fields
             )
-        return setup(config_flags.finish(config), tmp_path / "run")
+        return setup(run_config.finish(config), tmp_path / "run")
 
     return start
 

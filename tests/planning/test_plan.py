@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import config_flags
+from experiments import run_config
 from experiments.configs import spct_gemma2_9b, spct_gemma2_27b, tiny
 from experiments.stages.planning import job_of
 from grm_jax.models.table import abstract_params
@@ -36,7 +36,7 @@ def job(module, **changes) -> Job:
     config.update_from_flattened_dict(
         {name.replace("__", "."): value for name, value in changes.items()}
     )
-    return job_of(config_flags.finish(config, files=False), "cpu")
+    return job_of(run_config.finish(config, files=False), "cpu")
 
 
 def test_a_preset_needs_neither_weights_nor_data():
