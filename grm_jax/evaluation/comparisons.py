@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from grm_jax.benchmarks import Benchmark
-from grm_jax.evaluation import diagnostics, differences, figures, votes
+from grm_jax.evaluation import diagnostics, differences, figures, result_rows, votes
 from grm_jax.evaluation.differences import ALL_BENCHMARKS
 from grm_jax.evaluation.figures import Field, Figure, Judged, Way
 from grm_jax.judgment.voting import default_k_meta
@@ -38,7 +38,7 @@ def compare_systems(
       "benchmarks": name, version, protocol, metric, counts, chance, and items by number of
         responses; behind them the figures that several benchmarks make together, with their
         "parts".
-      "rows": one per system, benchmark, aggregation, k and k_meta (`figures.row_of`).
+      "rows": one per system, benchmark, aggregation, k and k_meta (`result_rows.row_of`).
       "figures", "domains": greedy, and the votes of the largest k: every figure that the benchmark
         names, and accuracy by domain.
       "diagnostics", "calibration": see diagnostics.py.
@@ -135,7 +135,7 @@ def _add_system(
     """Adds what one system's judgments of a benchmark say to each table."""
     benchmark, at = field.benchmark, {"system": judged.name, "benchmark": field.benchmark.name}
     official = figures.official_credit(benchmark, judged)
-    rows = {way: figures.row_of(field, figure, official) for way, figure in of_way.items()}
+    rows = {way: result_rows.row_of(field, figure, official) for way, figure in of_way.items()}
     if (value := figures.both_orders(field, judged)) is not None:
         rows["greedy", 1, None] |= {
             "official_value": value,
@@ -144,8 +144,8 @@ def _add_system(
     tables["rows"] += rows.values()
     for figure in _headline(of_way, ks):
         way = at | dict(zip(("aggregation", "k", "k_meta"), figure.way))
-        tables["figures"] += [way | row for row in figures.named_rows(field, figure, official)]
-        tables["domains"] += [way | row for row in figures.domain_rows(field, figure)]
+        tables["figures"] += [way | row for row in result_rows.named_rows(field, figure, official)]
+        tables["domains"] += [way | row for row in result_rows.domain_rows(field, figure)]
     tables["diagnostics"].append(
         at
         | {"position_swap": diagnostics.position_swap(field, judged)}
@@ -213,7 +213,7 @@ def _add_wholes(
                         for name, weight in weights.items()
                     ]
                     part_rows = [rows[system, name, *way] for name in weights]
-                    tables["rows"].append(figures.whole_row(whole, parts, part_rows))
+                    tables["rows"].append(result_rows.whole_row(whole, parts, part_rows))
 
 
 def wholes(benchmarks: Sequence[Benchmark]) -> dict[str, dict[str, float]]:
