@@ -43,9 +43,9 @@ from grm_jax.sampling.chunks import (
     state_shardings,
     weight_shardings,
 )
-from grm_jax.sampling.engine import Shape, places, prefill_rows, shape_of
 from grm_jax.sampling.sampler import SamplingConfig
 from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.sampling.shapes import Shape, places, prefill_rows, shape_of
 from grm_jax.training.loop import make_step
 from grm_jax.training.objectives import rl_objective
 from grm_jax.training.optimizer import OptimizerConfig

@@ -23,8 +23,9 @@ from grm_jax.judgment.records import Record, Turn
 from grm_jax.reward_models.protocol import new_judgment
 from grm_jax.reward_models.system import Policy
 from grm_jax.sampling.chunks import make_programs
-from grm_jax.sampling.engine import Counts, Engine, shape_of
+from grm_jax.sampling.engine import Counts, Engine
 from grm_jax.sampling.requests import Completion, Request
+from grm_jax.sampling.shapes import shape_of
 
 log = logging.getLogger(__name__)
 # judgments that the Meta RM reads at once; a CPU takes as long for each of many as for one

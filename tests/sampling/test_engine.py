@@ -10,19 +10,12 @@ import pytest
 
 from grm_jax.models import init_params
 from grm_jax.parallel.mesh import make_mesh, param_shardings
-from grm_jax.sampling import engine as engine_module
-from grm_jax.sampling.engine import (
-    Drawing,
-    Engine,
-    batch_engine,
-    entry_bytes,
-    fold_of,
-    places,
-    shapes_of,
-)
+from grm_jax.sampling import shapes
+from grm_jax.sampling.engine import Drawing, Engine, batch_engine
 from grm_jax.sampling.mapped import make_sampler
 from grm_jax.sampling.rollout import Request, generate
 from grm_jax.sampling.sampler import SamplingConfig
+from grm_jax.sampling.shapes import entry_bytes, fold_of, places, shapes_of
 from tests.sampling.test_sampler import CFG, SETTINGS
 
 FRONT = 8  # tokens that all prompts begin with: more than the window
@@ -163,7 +156,7 @@ def test_rows_that_read_a_prompt_in_any_order(
 
 def test_rows_that_move_compile_nothing_new(params, monkeypatch):
     """Other lengths, in another order, once a queue has gone through all shapes."""
-    monkeypatch.setattr(engine_module, "FEWEST", 4)
+    monkeypatch.setattr(shapes, "FEWEST", 4)
     settings = dataclasses.replace(SETTINGS, stop_ids=())
     rng, compiled = np.random.default_rng(3), []
     prompts = rng.integers(8, 62, (5, 7)).tolist()
@@ -294,7 +287,7 @@ def test_long_completions_and_the_tail_in_fewer_rows(params, monkeypatch, prompt
     """A cache that grows from a quarter, and ever fewer rows for the last that are alive: of each
     prompt, or of fewer prompts.
     """
-    monkeypatch.setattr(engine_module, "FEWEST", 4)
+    monkeypatch.setattr(shapes, "FEWEST", 4)
     settings = SamplingConfig(max_new_tokens=256, temperature=0.8)
     rng = np.random.default_rng(1)
     limits = iter([*rng.integers(1, 60, 18), 256, 200, 33])
