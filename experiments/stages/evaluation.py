@@ -86,9 +86,9 @@ def evaluate(
 
 
 def refuse_unseen(systems: Sequence[System], benchmarks: Sequence[Benchmark]) -> None:
-    """ValueError where a system that writes judgments has no template for a record's rubric, or
-    cannot go on from a record's principles. A prompt that is too long is a failure of its record;
-    models that write none see neither.
+    """ValueError where a system that could judge by a record's rubric has no template for it, or
+    where one cannot go on from a record's principles. A prompt that is too long is a failure of its
+    record; kinds that know no rubric are asked without it, so that they can be compared.
     """
     rubric = f'{NO_RUBRIC}; name one, or leave rubrics out of its sight with "rubric": False'
     for field, why, said in (

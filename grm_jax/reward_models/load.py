@@ -19,6 +19,7 @@ pointwise_grm: "answer" may be "ten": single responses are scored from 1 to 10, 
     rubrics of records out of sight; "principles": "once" lets all samples of a record go on from
     the principles of its greedy judgment; "hint": True tells it the best response, as half of
     rejective sampling does.
+llm_judge, token_prob, scalar, bradley_terry, pair_rm, cloud: see no rubric.
 llm_judge, token_prob: "answer" may be "letter": [[A]], <answer>A</answer> or a letter in a box, as
     public pairwise judges write it.
 scalar, bradley_terry: a sequence-classification folder with one label, of ours or public.
@@ -99,6 +100,8 @@ def describe(spec: Mapping, asking: Asking) -> System:
             lengths = dataclasses.replace(lengths, sequences=sequences)
         batches = Batches(rows or asking.sampling.rows, lengths.buckets, lengths.sequence_buckets)
         model = build()(seed, batches)
+        if kind in SEE_NO_RUBRIC:
+            model = without_rubrics(model)
         return model._replace(name=name, accepts=found.accepts or model.accepts)
 
     return System(
@@ -506,6 +509,8 @@ KINDS: dict[str, Callable[[Mapping, Asking], _Kind]] = {
     "remote": _remote,
     **dict.fromkeys(BASELINES, _baseline),
 }
+# their training knows no rubric: they judge a record that has one as if it had none
+SEE_NO_RUBRIC = ("llm_judge", "token_prob", "scalar", "bradley_terry", "pair_rm", "cloud")
 REMOTE_FIELDS = tuple(field.name for field in dataclasses.fields(RemoteConfig))
 FIELDS = {  # kind: (optional, required), beside name and kind
     "pointwise_grm": (

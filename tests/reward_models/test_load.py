@@ -16,6 +16,7 @@ import grm_jax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.data.world import make_records
 from grm_jax.judgment.prompts import load_template
+from grm_jax.judgment.records import Criterion
 from grm_jax.models.config import Numerics
 from grm_jax.models.heads import init_scalar_params
 from grm_jax.models.hf_config import load_config
@@ -161,6 +162,20 @@ def test_more_rows_at_once_give_the_same_judgments_and_weights_are_loaded_once(a
     assert len(loads) == 1
     other = judgments(system.load(4, rows=8), PAIRS)
     assert [row["text"] for row in eight.values()] != [row["text"] for row in other.values()]
+
+
+def test_kinds_that_know_no_rubric_judge_a_record_as_if_it_had_none(head, asking):
+    ruled = [dataclasses.replace(r, rubric=(Criterion("order", 7),)) for r in PAIRS[:2]]
+    for spec in (
+        {"kind": "llm_judge", "path": "tiny_base"},
+        {"kind": "token_prob", "path": "tiny_base"},
+        {"kind": "bradley_terry", "path": head},
+        {"kind": "pair_rm", "path": head},
+        {"kind": "cloud", "path": head, "critic": "tiny_base"},
+        {"kind": "random"},
+    ):
+        model = describe({"name": "x", **spec}, asking).load(0)
+        assert judgments(model, ruled) == judgments(model, PAIRS[:2]), spec["kind"]
 
 
 def test_token_prob_reads_the_judgments_of_the_judge(asking):
