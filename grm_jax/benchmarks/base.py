@@ -62,6 +62,8 @@ class Benchmark(NamedTuple):
     counts: rows read, items, rows left out by reason, items with a repeated or an empty response
         (these stay in).
     part: of a figure that several benchmarks make together; None for most.
+    prompt_key: the field of a record's metadata that names its prompt, where a prompt has several
+        wordings or one conversation is several prompts; None where the conversation is the prompt.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Benchmark(NamedTuple):
     official: Official | None
     counts: dict[str, int]
     part: Part | None = None
+    prompt_key: str | None = None
 
 
 class Place(NamedTuple):
@@ -205,6 +208,7 @@ def finish(
     official: Official | None = None,
     counted: Mapping[str, int] | None = None,
     part: Part | None = None,
+    prompt_key: str | None = None,
 ) -> Benchmark:
     """Makes the benchmark of `records`.
 
@@ -251,7 +255,14 @@ def finish(
         official,
         counts,
         part,
+        prompt_key,
     )
+
+
+def prompt_of(benchmark: Benchmark, record: Record) -> Any:
+    """Returns what is equal for records of one prompt alone (`Benchmark.prompt_key`)."""
+    key = benchmark.prompt_key
+    return record.conversation if key is None else record.metadata[key]
 
 
 def first_look(benchmark: Benchmark, limit: int) -> Benchmark:
@@ -266,7 +277,7 @@ def first_look(benchmark: Benchmark, limit: int) -> Benchmark:
         return benchmark
     prompts: dict[Any, list[Record]] = {}
     for record in sorted(benchmark.records, key=_place_in_draw):
-        prompts.setdefault(record.metadata.get("question", record.conversation), []).append(record)
+        prompts.setdefault(prompt_of(benchmark, record), []).append(record)
     drawn = list(prompts.values())
     if benchmark.metric != "roc_auc":  # one after the other: first of each prompt, second, ...
         most = max(map(len, drawn))

@@ -191,7 +191,14 @@ def _benchmark(
         ("roc_auc", summarize_best_of_k) if form == "best_of_k" else ("accuracy", summarize_domains)
     )
     return finish(
-        name, reading, f"{source} {PROTOCOLS[form]}", records, metric, summarize, counted=counted
+        name,
+        reading,
+        f"{source} {PROTOCOLS[form]}",
+        records,
+        metric,
+        summarize,
+        counted=counted,
+        prompt_key="question",
     )
 
 

@@ -165,7 +165,15 @@ def load_best_of_k(name: str, place: Place) -> Benchmark:
         for part, row, responses, right in _prompts(reading)
         for i, text in enumerate(responses)
     ]
-    return finish(name, reading, BEST_OF_K_PROTOCOL, records, "roc_auc", summarize_best_of_k)
+    return finish(
+        name,
+        reading,
+        BEST_OF_K_PROTOCOL,
+        records,
+        "roc_auc",
+        summarize_best_of_k,
+        prompt_key="question",
+    )
 
 
 def summarize_best_of_k(records: Sequence[Record], scores: Mapping[str, float | None]) -> Figures:

@@ -119,6 +119,7 @@ def load_ties(name: str, place: Place) -> Benchmark:
         summarize_ties,
         counted={"rows of other subsets (see rewardbench2)": others},
         part=Part(WHOLE, 1 / 6),
+        prompt_key="question",  # asked in two wordings
     )
 
 

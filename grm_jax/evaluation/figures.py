@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grm_jax.benchmarks.base import Benchmark
+from grm_jax.benchmarks.base import Benchmark, prompt_of
 from grm_jax.evaluation import bootstrap, votes
 from grm_jax.evaluation.store import Rows
 from grm_jax.evaluation.votes import Estimate, Pool
@@ -153,8 +153,7 @@ def make_field(benchmark: Benchmark, draws: int, seed: int) -> Field:
             else -1
         )
     state = int.from_bytes(hashlib.sha256(f"{seed}|{benchmark.name}".encode()).digest()[:8], "big")
-    # some questions are asked in two wordings
-    prompts = [record.metadata.get("question", record.conversation) for record in records]
+    prompts = [prompt_of(benchmark, record) for record in records]
     count_BI, half_BI = (
         bootstrap.resamples(prompts, draws, state),
         bootstrap.halves(prompts, HALVES, state),

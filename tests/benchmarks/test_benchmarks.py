@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from grm_jax.benchmarks import CREDIT, FAMILIES, load_benchmark
+from grm_jax.benchmarks.base import prompt_of
 from grm_jax.benchmarks.rewardbench import SECTIONS, WEIGHTS
 from grm_jax.judgment.voting import vote
 from tests.benchmarks import official_files as files
@@ -696,7 +697,7 @@ def test_a_first_look_is_spread_grows_and_says_so(benchmark, tmp_path, request):
     every = len(benchmark.records)
     whole = load_benchmark(spec | {"limit": every})
     assert whole.records == benchmark.records and whole.protocol == benchmark.protocol
-    prompts = Counter(r.metadata.get("question", r.conversation) for r in benchmark.records)
+    prompts = Counter(prompt_of(benchmark, r) for r in benchmark.records)
     together = benchmark.metric == "roc_auc"
     before = set()
     least = max(prompts.values()) if together else 1
@@ -712,7 +713,7 @@ def test_a_first_look_is_spread_grows_and_says_so(benchmark, tmp_path, request):
             assert look.counts["items left out by limit"] == every - len(ids)
         assert look.counts["items"] == len(ids)
         if together:  # the figures are over all items of a prompt
-            taken = Counter(r.metadata.get("question", r.conversation) for r in look.records)
+            taken = Counter(prompt_of(look, r) for r in look.records)
             assert all(prompts[prompt] == count for prompt, count in taken.items())
         figures = look.summarize({record.id: 1.0 for record in look.records})
         assert set(figures) <= set(benchmark.summarize({r.id: 1.0 for r in benchmark.records}))

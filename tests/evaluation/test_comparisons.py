@@ -1,5 +1,7 @@
 """Figures of systems on benchmarks, against what a hand computes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -412,6 +414,24 @@ def test_items_of_one_prompt_are_resampled_together():
         [benchmark(items)], {"s": {"toy": judged("s", rows)}}, (1,), draws=1000, seed=0
     )["rows"][0]
     assert one["value"] == 0.5 and one["ci_high"] - one["ci_low"] > 0.45
+
+
+def test_metadata_names_a_prompt_only_where_the_benchmark_says_so():
+    """A user's own "question" is any JSON; of a benchmark's it is what two wordings share."""
+    plain = [record(f"{i}") for i in range(6)]
+    rows = [row(r, 0, [2, 1] if i % 2 else [1, 2]) for i, r in enumerate(plain)]
+
+    def interval(questions, prompt_key=None):
+        items = [dataclasses.replace(r, metadata={"question": q}) for r, q in zip(plain, questions)]
+        toy = benchmark(items)._replace(prompt_key=prompt_key)
+        found = compare_systems([toy], {"s": {"toy": judged("s", rows)}}, (1,), draws=500, seed=0)
+        return found["rows"][0]["ci_low"], found["rows"][0]["ci_high"]
+
+    own = interval(range(6))
+    assert None not in own
+    assert interval([None] * 6) == interval([{"text": "q"}] * 6) == own
+    assert interval(range(6), "question") == own
+    assert interval([0] * 6, "question") == (None, None)
 
 
 def test_roc_area_of_single_responses_counts_ties_half_and_has_an_interval():
