@@ -43,6 +43,8 @@ from grm_jax.chat import (
 from grm_jax.json_files import file_looks_like, read_object, shown
 from grm_jax.judgment.reasoning import is_mark, template_marks
 
+ADDED_TOKENS = "added_tokens.json"  # of a folder with a SentencePiece model
+
 # A serialized ModelProto that is appended to another is merged into it. This one: normalizer_spec
 # (field 3) { add_dummy_prefix (3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
@@ -99,6 +101,11 @@ class Tokenizer:
         """
         ids = (self.eos_id, self.end_of_turn_id, *self.stated_stops)
         return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+    @property
+    def further_stop_ids(self) -> tuple[int, ...]:
+        """Lists, in order, the stop ids that generation_config.json alone makes such."""
+        return tuple(sorted(set(self.stop_ids) - {self.eos_id, self.end_of_turn_id}))
 
     @property
     def chat_template(self) -> str:
@@ -478,11 +485,11 @@ def _added_tokens(folder: Path) -> dict[str, int]:
     ValueError, naming the file, for what are no such.
     """
     added: dict[str, int] = {}
-    if (folder / "added_tokens.json").is_file():
-        stated = read_object(folder / "added_tokens.json")
+    if (folder / ADDED_TOKENS).is_file():
+        stated = read_object(folder / ADDED_TOKENS)
         for text, i in stated.items():
             if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-                path = folder / "added_tokens.json"
+                path = folder / ADDED_TOKENS
                 raise ValueError(f"{path}: field {text!r}: expected an id, got {shown(i)}")
             added[text] = i
     file = folder / "tokenizer_config.json"

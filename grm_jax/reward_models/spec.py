@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
-from grm_jax.checkpoint.huggingface import load_own_tokenizer
+from grm_jax.checkpoint.huggingface import GENERATION, load_own_tokenizer
 from grm_jax.checkpoint.peft import load_adapted, read_lora
 from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS
 from grm_jax.judgment.prompts import Template, check_template, load_template, shows_rubric
@@ -25,7 +25,7 @@ from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import NO_PRINCIPLES
 from grm_jax.reward_models.scalar import padded_as_stated
 from grm_jax.reward_models.system import Asking
-from grm_jax.tokenizer import Tokenizer
+from grm_jax.tokenizer import ADDED_TOKENS, Tokenizer
 
 POLICIES = ("pointwise_grm", "llm_judge", "critic")  # kinds of grm.json that write text
 
@@ -59,7 +59,21 @@ class Folder(NamedTuple):
         below = [content_digest(folder) for folder in self.layers[:-1]]
         adapted = {"base": below[0]} if below else {}
         adapted |= {"adapters below": below[1:]} if below[1:] else {}
-        return content_digest(self.path) | adapted | {"chat": chat}
+        return content_digest(self.path) | adapted | {"chat": chat} | self._beside
+
+    @property
+    def _beside(self) -> dict:
+        """What its answers depend on of files that `content_digest` leaves out: ids that end a text
+        by generation_config.json alone, and tokens added to a SentencePiece model.
+        """
+        home, found = self.home_of_tokenizer, {}
+        if self.architecture == CAUSAL_LM and (home / GENERATION).is_file():
+            if further := self.tokenizer().further_stop_ids:
+                found["stop_ids"] = list(further)
+        added = home / ADDED_TOKENS
+        if added.is_file() and not (home / "tokenizer.json").is_file():
+            found["added_tokens"] = content_digest(added)["file"]
+        return found
 
     @property
     def home_of_tokenizer(self) -> pathlib.Path:

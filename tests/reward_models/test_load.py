@@ -38,6 +38,7 @@ from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.protocol import RewardModel
 from grm_jax.reward_models.system import Asking
 from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.tokenizer import load_tokenizer
 from tests.reward_models.judge_cases import TOKENIZER, FakeSampler, choose
 from tests.reward_models.judge_cases import record as worth
 
@@ -302,6 +303,31 @@ EDITS = {
     "tokenizer": lambda folder: _change(folder / "tokenizer.json", "{", "{ "),
     "tokenizer's settings": lambda folder: (folder / "special_tokens_map.json").write_text("{}"),
 }
+
+
+def test_ids_that_generation_config_or_added_tokens_add_are_part_of_the_identity(
+    asking, folder, no_weights
+):
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
+
+    def stated(*ids):
+        text = json.dumps({"eos_token_id": list(ids)})
+        (folder / "generation_config.json").write_text(text)
+        return describe(spec, asking).identity
+
+    plain, tokenizer = describe(spec, asking).identity, load_tokenizer(folder)
+    assert stated(tokenizer.eos_id) == stated(*tokenizer.stop_ids) == plain
+    further = [i for i in (7, 9) if i not in tokenizer.stop_ids]
+    assert stated(*tokenizer.stop_ids, *further) == plain | {"stop_ids": further}
+    assert stated(further[0]) != stated(further[1])
+    (folder / "generation_config.json").unlink()
+
+    (folder / "added_tokens.json").write_text('{"<a>": 300}')
+    assert describe(spec, asking).identity == plain  # tokenizer.json has all
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")  # SentencePiece has not
+    one = describe(spec, asking).identity
+    (folder / "added_tokens.json").write_text('{"<b>": 300}')
+    assert describe(spec, asking).identity != one
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
