@@ -7,7 +7,8 @@ to them, with the gold computed. Beside them stand pairs of published sets: for 
 (MIT), GSM8K's samples (MIT) and ZeroEval's outputs (Apache-2.0), split by question; for testing the
 rest of these, LLMBar (MIT) and RMB, which states no license and is never trained on. All is a
 function of the seed, the model and the files; what is drawn stays on file, so a run that was ended
-goes on. `docs/real_text.md` has what came of it.
+goes on; answers_NAME.of.json says whose they are, and those of another model or seed are refused.
+`docs/real_text.md` has what came of it.
 
     train.jsonl          records for RFT, RL and the Meta RM
     judgments.jsonl      instruction data: judgments that are written by rule, for the cold start,

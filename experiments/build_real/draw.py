@@ -4,6 +4,10 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
+
+from grm_jax.json_files import read_object, shown
+from grm_jax.reward_models.description import content_digest
 
 PROMPT, TOKENS, TEMPERATURE, ROWS = 64, 56, 0.8, 64  # tokens, tokens, -, at once
 SENTENCE = re.compile(r"""[^\n]*?[a-z0-9")][.!?]["')]?(?=\s|$)""")
@@ -25,20 +29,57 @@ def answers(
     """Returns {id of a question: answers of the model in `folder`}; those on file are not drawn.
 
     A draw is cut behind its last whole sentence, the third at most; one without any is left out.
+    Raises ValueError where the file is of another model, seed or number of samples, or has answers
+    to another question of the same id.
     """
+    model = {f"model.{part}": digest for part, digest in content_digest(folder).items()}
+    claim(path, {**model, "samples": samples, "seed": seed})
     drawn: dict[str, list[str]] = {}
-    if path.is_file():
-        drawn = {row["id"]: row["texts"] for row in read_rows(path)}
+    for row in read_rows(path) if path.is_file() else ():
+        question = asked.get(row["id"])
+        if question is not None and row.get("asked", question) != question:
+            raise ValueError(
+                f'{path}: id {row["id"]!r}: field "asked": expected {shown(question)}, got '
+                f"{shown(row['asked'])}; choose another folder"
+            )
+        drawn[row["id"]] = row["texts"]
     missing = {name: question for name, question in asked.items() if name not in drawn}
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for name, texts in _draw(folder, missing, samples, seed):
                 drawn[name] = texts
-                file.write(json.dumps({"id": name, "texts": texts}) + "\n")
+                row = {"id": name, "asked": asked[name], "texts": texts}
+                file.write(json.dumps(row) + "\n")
                 file.flush()
     cut = {name: [" ".join(sentences(t)[:MOST_SENTENCES]) for t in drawn[name]] for name in asked}
     return {name: list(dict.fromkeys(filter(None, texts))) for name, texts in cut.items()}
+
+
+def claim(path: pathlib.Path, of: Mapping[str, Any]) -> None:
+    """Writes beside a file, FILE.of.json, what it is of: plain JSON.
+
+    Raises ValueError, naming the first field that differs, where the file is there and of something
+    else, or of who knows what.
+    """
+    beside, plain = path.with_suffix(".of.json"), json.loads(json.dumps(of))
+    if not path.is_file():
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        return
+    if not beside.is_file():
+        raise ValueError(
+            f"{path}: no {beside.name} beside it says what it is of; expected "
+            f"{json.dumps(plain)} there. Write it, where that is so, or choose another folder"
+        )
+    found = read_object(beside)
+    for field in dict.fromkeys([*plain, *found]):
+        if found.get(field) != plain.get(field):
+            raise ValueError(
+                f'{beside}: field "{field}": expected {shown(plain.get(field))}, got '
+                f"{shown(found.get(field))}, so {path.name} is of another run; choose another "
+                "folder"
+            )
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:

@@ -2,6 +2,7 @@
 whom it is chosen (real_text.py).
 """
 
+import json
 import pathlib
 import random
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.build_real import constraints, questions
 from experiments.build_real.constraints import Constraint
-from experiments.build_real.draw import read_rows, sentences
+from experiments.build_real.draw import claim, read_rows, sentences
 from experiments.policy.best_of_n import chosen_means
+from grm_jax.judge import Judge
 from grm_jax.report.plots import COLORS, STYLE
 
 # requirements that a small model meets now and then when it is asked to
@@ -60,6 +62,30 @@ def checked(
             row = {"id": key, "kind": constraint.kind, "request": request, "text": cut}
             rows.append(row | {"gold": float(constraint.check(cut)), "words": len(cut.split())})
     return rows
+
+
+def scored(
+    rows: Sequence[Mapping], judge: Judge, k: int, seed: int, path: pathlib.Path
+) -> list[dict]:
+    """Returns the rows with the judge's score of each, which is kept in the file `path`.
+
+    A score is the mean of the scores of k judgments; None where none could be parsed. Raises
+    ValueError where the file has those of another judge, or of other answers.
+    """
+    claim(path, judge.asked(k, seed))
+    if not path.is_file():
+        records = [{"conversation": row["request"], "responses": [row["text"]]} for row in rows]
+        lines = ""
+        for row, verdict in zip(rows, judge.many(records, k=k, seed=seed), strict=True):
+            found = [judgment.scores[0] for judgment in verdict.judgments if judgment.scores]
+            lines += json.dumps({**row, "score": float(np.mean(found)) if found else None}) + "\n"
+        partial = path.with_suffix(".partial")
+        partial.write_text(lines, encoding="utf-8")
+        partial.replace(path)
+    kept = read_rows(path)
+    if [row | {"score": None} for row in kept] != [{**row, "score": None} for row in rows]:
+        raise ValueError(f"{path}: scores of other answers; choose another --workdir")
+    return kept
 
 
 def figures(rows: Sequence[Mapping]) -> dict:

@@ -10,6 +10,7 @@ what the check finds, and no judge sees it; the length of what is chosen stands 
 
     <workdir>/answers-*.jsonl   N answers to each request
     <workdir>/judged-*.jsonl    each answer with its gold, its words, and the judge's score
+    <workdir>/*.of.json         beside each, what it is of: another policy or judge is refused
     <out>.json, <out>.svg       the figures and their plot; a table is printed
 
 Run it again to go on where it was.
@@ -17,15 +18,13 @@ Run it again to go on where it was.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
 
-import numpy as np
 from absl import flags
 
 import grm_jax
 from experiments import config_flags
 from experiments.build_real.draw import answers, read_rows
-from experiments.policy.choosing import checked, draw_plot, figures, requirements, table
+from experiments.policy.choosing import checked, draw_plot, figures, requirements, scored, table
 
 _POLICY = flags.DEFINE_string("policy", None, "folder of the model that answers", required=True)
 _ANSWERS = flags.DEFINE_string("answers", None, "answers to the plain questions", required=True)
@@ -47,32 +46,13 @@ def main(_):
     judged = workdir / f"judged-{name}-k{_K.value}-{pathlib.Path(_JUDGE.value).name}.jsonl"
     answers(pathlib.Path(_POLICY.value), requests, _N.value, _SEED.value, path)
     rows = checked(asked, {row["id"]: row["texts"] for row in read_rows(path)})
-    if not judged.is_file():
-        for row, score in zip(rows, _scores(rows), strict=True):
-            row["score"] = score
-        partial = judged.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.replace(judged)
-    scored = read_rows(judged)
-    if [row | {"score": None} for row in scored] != [row | {"score": None} for row in rows]:
-        raise ValueError(f"{judged}: scores of other answers; choose another --workdir")
-    found = figures(scored)
+    judge = grm_jax.load(_JUDGE.value, meta=False)
+    found = figures(scored(rows, judge, _K.value, _SEED.value, judged))
     print(table(found))
     if _OUT.value:
         out = pathlib.Path(_OUT.value)
         out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         draw_plot(found, out.with_suffix(".svg"))
-
-
-def _scores(rows: Sequence[Mapping]) -> list[float | None]:
-    """The mean of the scores of an answer's judgments; None where none could be parsed."""
-    judge = grm_jax.load(_JUDGE.value, meta=False)
-    records = [{"conversation": row["request"], "responses": [row["text"]]} for row in rows]
-    scores = []
-    for verdict in judge.many(records, k=_K.value, seed=_SEED.value):
-        found = [judgment.scores[0] for judgment in verdict.judgments if judgment.scores]
-        scores.append(float(np.mean(found)) if found else None)
-    return scores
 
 
 if __name__ == "__main__":

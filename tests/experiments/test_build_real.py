@@ -322,6 +322,32 @@ def test_what_is_drawn_stays_on_file(tmp_path, monkeypatch):
     assert calls == [["a/0"], ["b/0"]]
     assert both == again == first | {"b/0": ["b/0 is one. It is two."]}
 
+    # of another model, seed or number of samples, or to another question
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r'answers.of.json: field "model.config": expected .*got None'
+    ):
+        draw.answers(tmp_path, asked, 2, 0, path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r'of.json: field "seed": expected 1, got 0, so answers'):
+        draw.answers(tmp_path, asked, 2, 1, path)
+    with pytest.raises(ValueError, match=r'of.json: field "samples": expected 3, got 2'):
+        draw.answers(tmp_path, asked, 3, 0, path)
+    with pytest.raises(ValueError, match=r"id 'b/0': field \"asked\": expected 'Tell me m"):
+        draw.answers(tmp_path, asked | {"b/0": "Tell me more."}, 2, 0, path)
+    assert len(calls) == 2
+
+
+def test_answers_of_who_knows_which_model_are_no_ones(tmp_path):
+    """Files of earlier runs have nothing beside them; their reader writes what they are of."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"id": "a/0", "texts": ["It is one."]}\n')
+    of = {"samples": 1, "seed": 0}
+    with pytest.raises(ValueError, match=r"no answers.of.json beside it .*; expected \{.samples"):
+        draw.answers(tmp_path, {"a/0": "Tell me about a."}, 1, 0, path)
+    (tmp_path / "answers.of.json").write_text(json.dumps(of))
+    assert draw.answers(tmp_path, {"a/0": "Tell me"}, 1, 0, path) == {"a/0": ["It is one."]}
+
 
 @pytest.mark.parametrize(
     "text, whole",

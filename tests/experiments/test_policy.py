@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 
+import grm_jax
 from experiments.policy import best_of_n, choosing, judges, loop, plot, tables
 from experiments.policy import writer as writing
 from grm_jax.data.world.writing import gold, make_queries
@@ -82,6 +83,21 @@ def test_what_is_chosen_of_real_answers(tmp_path):
     assert "| use_word | 1 |" in choosing.table(found)
     choosing.draw_plot(found, tmp_path / "plot.svg")
     assert "chosen answer" in (tmp_path / "plot.svg").read_text()
+
+
+def test_scores_on_file_are_those_of_one_judge(tmp_path):
+    rows = [{"id": "a", "request": f"Say {text}.", "text": text} for text in ("yes", "no")]
+    path, length = tmp_path / "judged.jsonl", grm_jax.load({"kind": "length"})
+    first = choosing.scored(rows, length, 1, 0, path)
+    assert [row["score"] for row in first] == [3, 2]
+    assert choosing.scored(rows, length, 1, 0, path) == first
+    other = grm_jax.load({"kind": "constant"})
+    with pytest.raises(ValueError, match='judged.of.json: field "model": expected'):
+        choosing.scored(rows, other, 1, 0, path)
+    with pytest.raises(ValueError, match='judged.of.json: field "seed": expected 1, got 0'):
+        choosing.scored(rows, length, 1, 1, path)
+    with pytest.raises(ValueError, match="judged.jsonl: scores of other answers"):
+        choosing.scored(rows[:1], length, 1, 0, path)
 
 
 def test_errors_are_of_the_mean_over_seeds():
