@@ -12,7 +12,7 @@ Bradley-Terry model as the judge, on the checkable world, where the gold is comp
                                        (with_trl.py), and measured by the next run of this
     <out>.json, <out>.svg              all figures of all seeds, and their plot; prints tables
 
-Run it again to go on where it was.
+Run it again to go on where it was; a judge that is new gets its figures beside those on file.
 """
 
 import dataclasses
@@ -122,17 +122,17 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
         """On the scale of the gold."""
         return to_chance[which](scores) if which in to_chance else scores
 
-    def measured(params) -> dict[str, float]:
+    def measured(params, names: Sequence[str]) -> dict[str, float]:
         queries = make_queries(sizes.tested, 1000 + seed, testing=True)
         drawn = draw(params, queries, 2, "measured")
         found = loop.described(queries, drawn)
-        for name in everyone:
+        for name in names:
             for which, scores in scored(name, queries, drawn).items():
                 found[which] = float(np.nanmean(shown(which, scores)))
         return found
 
     # (a) best of n
-    if not (folder / "best_of_n.json").is_file():
+    def best_of(names: Sequence[str]) -> dict:
         queries = make_queries(sizes.asked, seed, testing=True)
         drawn = draw(start, queries, max(sizes.ns), "best")
         gold_PN = graded(queries, drawn)
@@ -141,15 +141,16 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
             return [best_of_n.chosen_means(scores_PN, x_PN, n).mean() for n in sizes.ns]
 
         found: dict = {"ns": sizes.ns, "oracle": best(gold_PN, gold_PN), "judges": {}}
-        for name in everyone:
+        for name in names:
             for which, scores_PN in scored(name, queries, drawn).items():
                 score = best(scores_PN, np.nan_to_num(shown(which, scores_PN)))
                 found["judges"][which] = {"gold": best(scores_PN, gold_PN), "score": score}
-        write_json(folder / "best_of_n.json", found)
+        return found
+
+    judges.with_judges(folder / "best_of_n.json", everyone, best_of)
 
     # (b) RL
-    if not (folder / "before.json").is_file():
-        write_json(folder / "before.json", measured(start))
+    judges.with_judges(folder / "before.json", everyone, lambda names: measured(start, names))
     rl = RlConfig(
         learning_rate=sizes.rate,
         batch_size=sizes.prompts * sizes.group,
@@ -169,12 +170,13 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
 
         tuned = loop.tune(writer, start, reward, rl, place, seed)
         writing.save(writer, place / "model", tuned)
-        write_json(place / "after.json", measured(tuned))
+        write_json(place / "after.json", measured(tuned, everyone))
 
     # (c) RL by TRL, where experiments.policy.with_trl has left it
     place = folder / "rl_trl"
     if (place / "model" / "config.json").is_file() and not (place / "after.json").is_file():
-        write_json(place / "after.json", measured(writing.load(writer, place / "model")))
+        tuned = writing.load(writer, place / "model")
+        write_json(place / "after.json", measured(tuned, everyone))
 
 
 def read_json(path: pathlib.Path) -> dict:

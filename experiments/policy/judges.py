@@ -4,13 +4,16 @@ scalar model says.
 A judge here is `f(prompts, texts, seed) -> {name: numbers}`, NaN where it gave none.
 """
 
+import json
 import math
+import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.optimize import minimize
 
 import grm_jax
+from grm_jax.evaluation.store import write_json
 from grm_jax.verdict import Judgment
 
 Scores = dict[str, list[float]]
@@ -47,6 +50,25 @@ def scalar(folder: str, name: str) -> Scorer:
         return {name: [v.scores[0] if v.scores else math.nan for v in verdicts]}
 
     return scores
+
+
+def with_judges(
+    path: pathlib.Path, names: Sequence[str], figures: Callable[[Sequence[str]], dict]
+) -> None:
+    """Writes a file of figures by judge, or puts into it those of judges that it lacks.
+
+    figures: names -> what the file holds of these judges, by name, or by name under "judges".
+    What is there stays.
+    """
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    missing = [name for name in names if name not in found.get("judges", found)]
+    if found and not missing:
+        return
+    new = figures(missing)
+    merged = new | found
+    if "judges" in merged:
+        merged["judges"] = new["judges"] | found.get("judges", {})
+    write_json(path, merged)
 
 
 def _records(prompts: Sequence[str], texts: Sequence[str]) -> list[dict]:

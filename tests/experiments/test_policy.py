@@ -100,6 +100,30 @@ def test_scores_on_file_are_those_of_one_judge(tmp_path):
         choosing.scored(rows[:1], length, 1, 0, path)
 
 
+def test_a_judge_of_a_later_run_is_put_beside_those_on_file(tmp_path):
+    asked = []
+
+    def before(names):
+        asked.append(list(names))
+        return {"gold": 0.5 + len(asked) / 10} | dict.fromkeys(names, 0.1 * len(asked))
+
+    def best(names):
+        asked.append(list(names))
+        return {"ns": [1], "judges": {name: {"gold": [len(asked)]} for name in names}}
+
+    path = tmp_path / "before.json"
+    for names in (("grm",), ("grm",), ("grm", "bt")):
+        judges.with_judges(path, names, before)
+    assert asked == [["grm"], ["bt"]]
+    assert json.loads(path.read_text()) == {"gold": 0.6, "grm": 0.1, "bt": 0.2}
+
+    path = tmp_path / "best_of_n.json"
+    for names in (("grm",), ("bt",), ("grm", "bt")):
+        judges.with_judges(path, names, best)
+    found = {"ns": [1], "judges": {"grm": {"gold": [3]}, "bt": {"gold": [4]}}}
+    assert asked[2:] == [["grm"], ["bt"]] and json.loads(path.read_text()) == found
+
+
 def test_errors_are_of_the_mean_over_seeds():
     mean, error = plot.mean_and_error([[1.0, 2.0], [3.0, 2.0]])
     assert mean.tolist() == [2, 2] and error.tolist() == [1, 0]
