@@ -452,13 +452,14 @@ class _Reader:
                     )
                 try:
                     fields = decode(raw.rstrip(b"\r\n"), where)
-                    if self.rubric is not None and isinstance(fields, dict):
-                        if fields.get("principles") is not None and "rubric" not in fields:
+                    without = isinstance(fields, dict) and fields.get("rubric") is None
+                    if self.rubric is not None and without:
+                        if fields.get("principles") is not None:
                             raise ValueError(
                                 f'{where}: field "principles": it says what to judge by, and so '
                                 "does --rubric; expected one of the two"
                             )
-                        fields = {"rubric": self.rubric} | fields
+                        fields = fields | {"rubric": self.rubric}
                     record = self.judge.checked(as_record(fields, where), where)
                     named = isinstance(fields, dict) and "id" in fields
                     if record.id in first_line and named:

@@ -516,9 +516,14 @@ def test_records_are_judged_by_their_rubric_or_by_that_of_the_command(grm, tmp_p
     assert f"{file}:3 (id 'bad'): field \"rubric[0].weight\": expected a number > 0" in said
     assert verdicts[0]["criteria"] == {"truth": [16, 8], "brevity": [4, 20]}
     assert [v["best"] for v in verdicts] == [1, 0] and verdicts[0]["scores"] == [7.0, 17.0]
-    given = write(tmp_path / "given.jsonl", lines(("8 2", "4 10"), principles="Principles: a (9)"))
-    status, _, said = grm("judge", given, "--rubric", rubric)
-    assert status == 1 and f'{given}:1: field "principles": it says what to judge by' in said
+    null = write(tmp_path / "null.jsonl", lines(("8 2", "4 10"), rubric=None))
+    _, (as_told,), _ = grm("judge", null, "--k", 2, "--rubric", rubric)
+    assert as_told == verdicts[0]  # null is what a field has that is left out
+    for other in ({}, {"rubric": None}):
+        both = lines(("8 2", "4 10"), principles="Principles: a (9)", **other)
+        given = write(tmp_path / "given.jsonl", both)
+        status, _, said = grm("judge", given, "--rubric", rubric)
+        assert status == 1 and f'{given}:1: field "principles": it says what to judge by' in said
     _, ranked, _ = grm("rank", file, "--k", 2, "--rubric", rubric)
     assert ranked[0]["metadata"]["grm"]["criteria"] == {"truth": [8, 16], "brevity": [20, 4]}
     assert ranked[0]["rubric"][1] == {"name": "brevity", "weight": 3}
