@@ -160,7 +160,7 @@ def load_best_of_k(name: str, place: Place) -> Benchmark:
             responses=[text],
             rewards=[float(right[i])],
             domain=part,
-            metadata={"question": row.index},
+            metadata={"question": f"{part}/{row.index}"},
         )
         for part, row, responses, right in _prompts(reading)
         for i, text in enumerate(responses)

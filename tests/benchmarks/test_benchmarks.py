@@ -289,6 +289,7 @@ def test_ppe(tmp_path):
     assert by_domain(pairs, GPQA=0.0)["overall"] == 0.8
     lists = load_benchmark(files.write_ppe_best_of_k(tmp_path))
     assert len(lists.records) == 5 * 6 * 8
+    assert len({prompt_of(lists, record) for record in lists.records}) == 5 * 6
     gold = figures_of(lists, lambda record, i: record.rewards[0])
     constant = figures_of(lists, lambda record, i: 0)
     assert gold["overall/best_of_8"] == gold["overall/ceiling"] == 1.0 and gold[
