@@ -396,7 +396,13 @@ class Judge:
         if temperature is None:
             temperature = self.temperature if k > 1 else 0.0
         temperature = _temperature(temperature) if sampled else 0.0
-        if until is not None and temperature == 0:  # all samples are the same
+        if temperature == 0 and k_meta is not None and k > 1:
+            raise ValueError(
+                "k_meta: expected None at temperature 0, where the Meta RM chooses none, got "
+                f"{k_meta}"
+            )
+        # greedy samples differ by the order of their responses alone, so one is all that is drawn
+        if until is not None and temperature == 0:
             k, until = 1, None
         samples = tuple(range(k if sampled else 1))
         if not self.guided or temperature == 0:

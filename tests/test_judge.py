@@ -236,6 +236,9 @@ def test_a_guided_vote_counts_the_half_that_the_meta_rm_likes(honest):
     assert guided("q", record, k=8, k_meta=8).best == 0
     fixed = dataclasses.replace(guided, k_meta=6)
     assert [sum(j.kept for j in fixed("q", record, k=k).judgments) for k in (8, 4)] == [6, 4]
+    with pytest.raises(ValueError, match="k_meta: expected None at temperature 0, .* got 4"):
+        guided("q", record, k=8, temperature=0, k_meta=4)
+    assert all(j.kept for j in fixed("q", record, k=8, temperature=0).judgments)  # its own says it
     half = guided("q", ["4", "half"], k=4)  # two failed, so the other two are kept
     assert [j.kept for j in half.judgments] == [True, False, True, False]
 
@@ -254,7 +257,7 @@ def test_auto_draws_until_the_vote_stands_and_says_why_it_stopped():
     tied = judge("q", ["4", "4"], k=grm_jax.Anytime(10))
     assert (tied.k, tied.stopped) == (10, None)
     few = judge("q", ["8", "2"], k="auto", temperature=0)
-    assert (few.k, few.stopped) == (1, None), "greedy judgments are all the same"
+    assert (few.k, few.stopped) == (1, None), "a greedy judgment is drawn once"
     for wrong in ("Auto", "8", grm_jax.Anytime(2**20)):
         with pytest.raises(ValueError, match="k: expected"):
             judge("q", ["8", "2"], k=wrong)
