@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from grm_jax.json_files import read_object, shown
 from grm_jax.judgment.anytime import ROUND, Anytime, decided, kept_so_far
-from grm_jax.judgment.given import as_record
+from grm_jax.judgment.given import as_record, judged_part
 from grm_jax.judgment.parsing import principles_part
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Criterion, Record, Turn
@@ -446,9 +446,11 @@ class Judge:
         step: int,
     ) -> list[Verdict]:
         by_id: dict[str, Record] = {}
+        own = ":" in self.system.kind  # a kind of one's own may read metadata
         for record in records:
             asked = dataclasses.replace(record, rewards=None)  # gold changes no verdict
-            if by_id.setdefault(record.id, asked) != asked:
+            first = by_id.setdefault(record.id, asked)
+            if first != asked and (own or judged_part(first) != judged_part(asked)):
                 raise ValueError(f"record {record.id!r}: two records have this id")
             if not self.accepts(len(record.responses)):
                 raise ValueError(

@@ -320,6 +320,13 @@ def test_many_takes_records_and_dicts_with_and_without_gold_and_ids(honest):
     assert [verdict.best for verdict in verdicts] == [1, 1, 1, 1]
     assert verdicts[0].id == "a" and verdicts[2].id == "b" and verdicts[1] == verdicts[3]
     assert verdicts[1].id == honest("q", ["1", "2"]).id
+    # a verdict is a function of the texts, and so is the id that stands for them
+    told = {**bare, "domain": "d", "metadata": {"row": 3}}
+    length = grm_jax.load({"kind": "length"})
+    assert len({one.id for one in length.many([bare, told, {**told, "best": 0}])}) == 1
+    assert next(honest.many([told])) == verdicts[1]
+    with pytest.raises(ValueError, match="two records have this id"):
+        list(honest.many([bare, told]))  # a model of one's own may read them
     with pytest.raises(ValueError, match=r"records\[1\]: expected a Record, or a dict with .*'x'"):
         list(honest.many([whole, "x"]))
     with pytest.raises(

@@ -50,6 +50,11 @@ def as_record(value: Any, where: str = "record") -> Record:
     return dataclasses.replace(record, id=_content_id(record))
 
 
+def judged_part(record: Record) -> Record:
+    """Returns the record without what changes no verdict: gold, domain and metadata."""
+    return dataclasses.replace(record, rewards=None, domain="", metadata={})
+
+
 def _turns(conversation: Any) -> Any:
     """A conversation as the JSONL schema has it; what is none stays as it is."""
     if isinstance(conversation, str):
@@ -74,6 +79,6 @@ def _fields_of(record: Record, where: str) -> dict[str, Any]:
 
 
 def _content_id(record: Record) -> str:
-    texts = {name: value for name, value in record_to_dict(record).items() if name != "id"}
-    texts.pop("rewards", None)  # gold changes no verdict
+    texts = record_to_dict(judged_part(record))
+    del texts["id"]
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
