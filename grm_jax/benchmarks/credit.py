@@ -87,25 +87,26 @@ def roc_auc(scores: Sequence[float | None], labels: Sequence[bool]) -> float | N
     return ((area or 0.0) * compared + 0.5 * (pairs - compared)) / pairs
 
 
-def best_of_k(scores: Sequence[float | None], right: Sequence[bool], k: int) -> float:
-    """Returns the probability that the highest-scored of k of the n candidates is right.
+def best_of_k(scores: Sequence[float | None], values: Sequence[float], k: int) -> float:
+    """Returns the mean value of the highest-scored of k of the n candidates.
 
+    Where values are whether a candidate is right, this is the probability that the chosen one is.
     Exact, over all subsets of size k, ties broken at random. A candidate without a score is chosen
     only where none has one. Raises ValueError for k outside 1..n.
     """
     n = len(scores)
-    if not 1 <= k <= n or len(right) != n:
-        raise ValueError(f"best of {k} of {n} candidates with {len(right)} labels")
-    by_score: dict[float, list[bool]] = {}
-    for score, label in zip(scores, right):
-        by_score.setdefault(-math.inf if score is None else score, []).append(bool(label))
+    if not 1 <= k <= n or len(values) != n:
+        raise ValueError(f"best of {k} of {n} candidates with {len(values)} values")
+    by_score: dict[float, list[float]] = {}
+    for score, value in zip(scores, values):
+        by_score.setdefault(-math.inf if score is None else score, []).append(float(value))
     expected, below = 0.0, n
     for score in sorted(by_score, reverse=True):
-        labels = by_score[score]
+        equal = by_score[score]
         # subsets whose highest score is this one
-        chosen = math.comb(below, k) - math.comb(below - len(labels), k)
-        expected += chosen * sum(labels) / len(labels)
-        below -= len(labels)
+        chosen = math.comb(below, k) - math.comb(below - len(equal), k)
+        expected += chosen * sum(equal) / len(equal)
+        below -= len(equal)
     return expected / math.comb(n, k)
 
 

@@ -30,7 +30,7 @@ def test_best_of_n_is_the_mean_over_all_subsets():
                 of_subsets.append(values_N[subset][top].mean())
             slow.append(np.mean(of_subsets))
         np.testing.assert_allclose(best_of_n.chosen_means(scores_PN, values_PN, n), slow)
-    with pytest.raises(ValueError, match="n: expected 1 to the 6"):
+    with pytest.raises(ValueError, match="best of 7 of 6 candidates"):
         best_of_n.chosen_means(scores_PN, values_PN, 7)
 
 
