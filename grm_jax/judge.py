@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +57,7 @@ NARROWEST_SEQUENCE = 1024
 MOST = 2**16  # samples of one verdict
 COMPLETION = 2048  # tokens at most, of a model that does not say
 TEMPERATURE = 0.5  # of such a model (paper, D.1)
+COLDEST = 1e-4  # logits divided by less may be no float32
 # what a kind asks of a record of n responses, for k samples: completions or sequences
 ROLES_OF = {
     "pointwise_grm": ("pointwise", "single"),
@@ -629,6 +629,9 @@ def _drawing(folder: pathlib.Path) -> dict[str, Any]:
 
 def _temperature(value: Any) -> float:
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not (math.isfinite(value) and 0 <= value <= 100):
-        raise ValueError(f"temperature: expected a number from 0 to 100, got {value!r}")
+    if not good or not (value == 0 or COLDEST <= value <= 100):
+        raise ValueError(
+            f"temperature: expected 0, which is greedy, or a number from {COLDEST} to 100, "
+            f"got {value!r}"
+        )
     return float(value)

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 
 AGAIN = (408, 429, 502, 503, 504)
+DEADLINE_S = 300.0  # of a server, for requests that name none
+SPARE_S = 30.0  # behind a deadline, in which what is there of a verdict comes
 LONGEST_S = 30.0
 
 
@@ -38,6 +40,13 @@ def _headers() -> dict[str, str]:
 @functools.cache
 def _client(timeout_s: float) -> httpx.Client:
     return httpx.Client(timeout=timeout_s)
+
+
+def _patience(body: Mapping[str, Any], timeout_s: float | None) -> float:
+    """Seconds after which a try is given up."""
+    if timeout_s is not None:
+        return timeout_s
+    return (body.get("deadline_s") or DEADLINE_S) + SPARE_S
 
 
 def _answer(reply: httpx.Response) -> dict[str, Any] | None:
@@ -81,16 +90,19 @@ def ask(
     path: str,
     body: Mapping[str, Any],
     base_url: str | None = None,
-    timeout_s: float = 300.0,
+    timeout_s: float | None = None,
     tries: int = 5,
 ) -> dict[str, Any]:
     """Posts a body, and returns the answer's JSON. Waits where the server says so.
+
+    timeout_s: of a try; None is the deadline that the body names, or the server's own, and
+        `SPARE_S` more: what a deadline cuts off is answered, and is no reason to ask again.
 
     Raises Unanswered after `tries`, and at once for what another try cannot help.
     """
 
     async def post(url: str, headers: Mapping[str, str]) -> httpx.Response:
-        return _client(timeout_s).post(url, json=body, headers=headers)
+        return _client(_patience(body, timeout_s)).post(url, json=body, headers=headers)
 
     async def sleep(seconds: float) -> None:
         time.sleep(seconds)
@@ -106,11 +118,11 @@ async def ask_async(
     path: str,
     body: Mapping[str, Any],
     base_url: str | None = None,
-    timeout_s: float = 300.0,
+    timeout_s: float | None = None,
     tries: int = 5,
 ) -> dict[str, Any]:
     """Does what `ask` does, beside other coroutines."""
-    async with httpx.AsyncClient(timeout=timeout_s) as client:
+    async with httpx.AsyncClient(timeout=_patience(body, timeout_s)) as client:
 
         async def post(url: str, headers: Mapping[str, str]) -> httpx.Response:
             return await client.post(url, json=body, headers=headers)

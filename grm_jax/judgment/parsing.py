@@ -251,7 +251,7 @@ def read_answer(
     opened: the mark that opens reasoning in which the prompt ends; "" for none.
     """
     n = len(order)
-    low, high = score_range(2 if answer == "ten" else n)
+    low, high = score_bounds(n, answer)
     if answer in CHOICES:
         parse = parse_letter if answer == "letter" else parse_choice
         return _read(parse(text, n, truncated, opened), order)
@@ -282,15 +282,18 @@ def _read(parsed: Judgment | Choice | ParseFailure, order: Sequence[int]) -> dic
     }
 
 
+def score_bounds(n: int, answer: str = "scores") -> tuple[int, int]:
+    """Returns the (lowest, highest) score that `read_answer` gives to one of n responses."""
+    return (0, 1) if answer in CHOICES else score_range(2 if answer == "ten" else n)
+
+
 def score_span(n: int, answer: str = "scores") -> int | None:
     """Returns the largest difference of two scores that `read_answer` gives to n responses.
 
     Of a single response, which has no second, the largest of two judgments; None where its score
     says neither right nor wrong ("ten").
     """
-    if answer in CHOICES:
-        return 1
-    low, high = score_range(n)
+    low, high = score_bounds(n, answer)
     return None if answer == "ten" and n == 1 else high - low
 
 

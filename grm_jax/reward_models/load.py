@@ -40,7 +40,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from grm_jax.judgment.parsing import CHOICES, score_span
+from grm_jax.judgment.parsing import CHOICES, score_bounds, score_span
 from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record
 from grm_jax.naming import resolve
@@ -116,6 +116,7 @@ def describe(spec: Mapping, asking: Asking) -> System:
         found.estimate,
         found.ready,
         found.span,
+        found.bounds,
         found.refuses,
         found.policy,
     )
@@ -161,6 +162,7 @@ class _Kind(NamedTuple):
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
     ready: Callable[[], object] | None = None
     span: Callable[[int], float | None] | None = None
+    bounds: Callable[[int], tuple[float, float]] | None = None
     refuses: Callable[[Record], str | None] | None = None
     policy: Callable[[], Policy] | None = None
 
@@ -255,6 +257,7 @@ def _pointwise(spec, asking) -> _Kind:
         lambda n: n >= fewest,
         sampled=True,
         span=span,
+        bounds=functools.partial(score_bounds, answer=answer),
         refuses=refuses,
         policy=policy if plain else None,
     )
@@ -325,6 +328,7 @@ def _judge(spec, asking) -> _Kind:
         sampled=True,
         view=view,
         span=lambda n: n - 1,
+        bounds=lambda n: (0, n - 1),
         refuses=lambda record: NO_PRINCIPLES if record.principles else none,
     )
 
@@ -373,7 +377,8 @@ def _pair_rm(spec, asking) -> _Kind:
             swap_average=swap_average,
         )
 
-    return _Kind(identity, loader, lambda n: n >= 2, sampled=False)
+    bounds = lambda n: (0, n - 1)  # noqa: E731  # of the others, those it wins against
+    return _Kind(identity, loader, lambda n: n >= 2, sampled=False, bounds=bounds)
 
 
 def _cloud(spec, asking) -> _Kind:
@@ -442,6 +447,7 @@ def _remote(spec, asking) -> _Kind:
         estimate=lambda records, samples: estimate(records, samples, **about),
         ready=lambda: remote_config.headers_of(remote_config.read_config(of_requests)),
         span=functools.partial(score_span, answer=answer),
+        bounds=functools.partial(score_bounds, answer=answer),
         refuses=lambda record: (
             NO_PRINCIPLES if record.principles else NO_RUBRIC if rubric is None else None
         ),

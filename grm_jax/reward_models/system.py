@@ -75,6 +75,8 @@ class System(NamedTuple):
     span: n -> the largest difference of two scores in a judgment of n responses, None where it has
         no bound; None for a model of whose scores nothing is known, and for a kind of
         one's own, which says it once it is loaded.
+    bounds: n -> the lowest and the highest score that it gives to one of n responses; None for a
+        model of whose scores nothing is known, or that have no bounds.
     refuses: why it cannot judge by the rubric of a record, or go on from its principles, or None
         where it can; None for a model that does neither.
     policy: loads the weights of a pointwise_grm for who draws its judgments himself; None for other
@@ -92,6 +94,7 @@ class System(NamedTuple):
     estimate: Callable[[Sequence[Record], int], Estimate] | None = None
     ready: Callable[[], object] | None = None
     span: Callable[[int], float | None] | None = None
+    bounds: Callable[[int], tuple[float, float]] | None = None
     refuses: Callable[[Record], str | None] | None = None
     policy: Callable[[], Policy] | None = None
 

@@ -91,10 +91,12 @@ def make_app(service: Service) -> Gate:
         """Reads the served folder anew; the request names none."""
         return weights_of(await service.reload())
 
-    app.include_router(openai.make_router(service))
-    app.include_router(rewards.make_router(service))
-    paths = {route.path for route in app.routes if isinstance(route, Route)}
-    metrics = Metrics(service, paths)
+    routers = (openai.make_router(service), rewards.make_router(service))
+    for router in routers:
+        app.include_router(router)
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    paths = {route.path for route in routes if isinstance(route, Route)}
+    metrics = Metrics(service, paths | {"/metrics"})
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -105,7 +107,13 @@ def make_app(service: Service) -> Gate:
 
     settings = service.settings
     return Gate(
-        app, settings.api_key, settings.body_bytes, settings.remembered, metrics.saw, replayed
+        app,
+        settings.api_key,
+        settings.body_bytes,
+        settings.remembered,
+        settings.requests,
+        metrics.saw,
+        replayed,
     )
 
 

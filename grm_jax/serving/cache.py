@@ -49,16 +49,13 @@ class Cache:
         if not found:
             self.misses += 1
             return None
+        try:
+            kept = _read(found[0][0])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._failed(error)  # of a damaged file, or of another version's
+            return None
         self.hits += 1
-        fields = json.loads(found[0][0])
-        judgments = tuple(
-            Judgment(**{name: _tuples(value) for name, value in judgment.items()})
-            for judgment in fields["verdict"].pop("judgments")
-        )
-        scores = fields["verdict"].pop("scores")
-        scores = None if scores is None else tuple(scores)
-        verdict = Verdict(**fields["verdict"], scores=scores, judgments=judgments)
-        return verdict, fields["prompt_tokens"], fields["completion_tokens"]
+        return kept
 
     async def put(self, key: str, verdict: Verdict, prompt_tokens: int, tokens: int) -> None:
         """Keeps a verdict, durably once this returns."""
@@ -78,14 +75,30 @@ class Cache:
         try:
             return await asyncio.get_running_loop().run_in_executor(self.thread, run)
         except (sqlite3.Error, OSError) as error:
-            self.errors += 1
-            log.warning("the cache of verdicts failed: %s", error)
+            self._failed(error)
             return []
+
+    def _failed(self, error: Exception) -> None:
+        self.errors += 1
+        log.warning("the cache of verdicts failed: %s", error)
 
     def close(self) -> None:
         """Closes the file, behind what is being written."""
         self.thread.submit(self.file.close).result()
         self.thread.shutdown()
+
+
+def _read(value: str) -> tuple[Verdict, int, int]:
+    """What `get` returns, of a row."""
+    fields = json.loads(value)
+    judgments = tuple(
+        Judgment(**{name: _tuples(value) for name, value in judgment.items()})
+        for judgment in fields["verdict"].pop("judgments")
+    )
+    scores = fields["verdict"].pop("scores")
+    scores = None if scores is None else tuple(scores)
+    verdict = Verdict(**fields["verdict"], scores=scores, judgments=judgments)
+    return verdict, fields["prompt_tokens"], fields["completion_tokens"]
 
 
 def key_of(record: Record, asked: dict[str, Any]) -> str:

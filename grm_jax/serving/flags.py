@@ -15,8 +15,9 @@ what is under way, and ends.
 FIELDS = {
     "deadline_s": "longest that a request may take, in seconds",
     "queue": "samples that may be asked for at once, of all clients",
-    "samples": "samples of one request, at most",
-    "responses": "responses of one request, at most",
+    "samples": "samples of one verdict, at most",
+    "responses": "responses of one verdict, at most",
+    "requests": "requests under way at once, at most",
     "body_bytes": "bytes of one request, at most",
     "slow_s": "what waits longer is said in the log, in seconds",
     "grace_s": "that requests have to end in at SIGTERM, in seconds",

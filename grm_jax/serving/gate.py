@@ -15,12 +15,13 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from grm_jax.serving.logs import request_id, say
+from grm_jax.serving.logs import log, request_id, say
 
 Message = MutableMapping[str, Any]
 OPEN = ("/healthz", "/readyz")  # asked by who has no key
 BODY_S = 60.0  # in which a body has to come
 ID = re.compile(r"[\w.:-]{1,128}")
+BUSY_S = 1  # after which a request may come back that found too many others
 REMEMBERED_BYTES = 64 * 2**20  # of replies, for their idempotency keys
 AGAIN = (408, 429)  # a reply that says "again" is not kept, and neither is an error of the server
 
@@ -43,8 +44,8 @@ class Gate:
     """Wraps an application.
 
     key: that requests have to bear; "" for none. body_bytes: at most. remembered: replies that are
-    kept for their idempotency keys. saw: called with path, status and seconds of each request.
-    replayed: called where a kept reply is given again.
+    kept for their idempotency keys. requests: under way at once, at most. saw: called with path,
+    status and seconds of each request. replayed: called where a kept reply is given again.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class Gate:
         key: str,
         body_bytes: int,
         remembered: int = 0,
+        requests: int = 4096,
         saw: Callable[[str, int, float], object] = lambda path, status, seconds: None,
         replayed: Callable[[], object] = lambda: None,
     ):
         self.app, self.key, self.body_bytes = app, key, body_bytes
         self.most, self.saw, self.replayed = remembered, saw, replayed
+        self.requests, self.under_way = requests, 0
         self.known: collections.OrderedDict[str, Remembered] = collections.OrderedDict()
         self.bytes = 0  # of all replies that are kept
 
@@ -69,19 +72,26 @@ class Gate:
         headers = {name.decode("latin1"): value for name, value in scope["headers"]}
         given = headers.get("x-request-id", b"").decode("latin1")
         name = given if ID.fullmatch(given) else uuid.uuid4().hex
-        began, status = time.monotonic(), 0
+        began, status, whole = time.monotonic(), 0, False
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name.encode())]
             await send(message)
 
         token, left = request_id.set(name), False
+        self.under_way += 1
         try:
             left = await self._handle(scope, headers, receive, answer)
+        except Exception:  # raised once more by Starlette, behind its answer
+            if not whole:
+                raise
+            log.exception("a request failed")  # and the connection is as good as before
         finally:
+            self.under_way -= 1
             self.saw(scope["path"], 0 if left else status, time.monotonic() - began)
             quiet = scope["path"] in (*OPEN, "/metrics") and status == 200
             if not quiet:
@@ -100,6 +110,10 @@ class Gate:
         """Whether the client left before its answer."""
         if self.key and scope["path"] not in OPEN and not self._knows(headers):
             await refuse(send, 401, "api_key", "expected the header Authorization: Bearer KEY")
+            return False
+        if self.under_way > self.requests and scope["path"] not in (*OPEN, "/metrics"):
+            message = f"{self.requests} requests are under way; come back later"
+            await refuse(send, 429, "busy", message, BUSY_S)
             return False
         try:
             async with asyncio.timeout(BODY_S):
@@ -121,7 +135,8 @@ class Gate:
         self, name: str, scope: dict, body: bytes, receive: Callable, send: Callable
     ) -> bool:
         """Answers requests of one idempotency key with one reply, whoever of them leaves."""
-        digest = hashlib.sha256(scope["path"].encode() + b"\0" + body).hexdigest()
+        asked = scope["path"].encode() + b"?" + scope.get("query_string", b"")
+        digest = hashlib.sha256(asked + b"\0" + body).hexdigest()
         kept = self.known.get(name)
         if kept is not None and kept.digest != digest:
             message = "Idempotency-Key: it was used for another request"
@@ -143,9 +158,9 @@ class Gate:
             if not kept.waiting and not kept.work.done():
                 self._forget(name, kept)
                 kept.work.cancel()
-        kept.work.result()
-        for message in kept.messages:
+        for message in kept.messages:  # of an error that nobody foresaw too
             await send(dict(message))
+        kept.work.result()
         return False
 
     def _begin(self, name: str, digest: str, scope: dict, body: bytes) -> Remembered:
@@ -241,10 +256,14 @@ async def _left(receive: Callable) -> None:
         pass
 
 
-async def refuse(send: Callable, status: int, reason: str, message: str) -> None:
+async def refuse(
+    send: Callable, status: int, reason: str, message: str, retry_after: int | None = None
+) -> None:
     """Answers with an error, outside of the application."""
     body = json.dumps(error_body(reason, message)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if retry_after is not None:
+        headers.append((b"retry-after", b"%d" % retry_after))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -21,12 +21,13 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from grm_jax.serving.scalars import ALONE, scalars
 from grm_jax.serving.service import DEADLINE, WRONG, Judged, Refused, Service, record_of
 
+Ask = Callable[[], dict[str, Any]]
 SLACK_S = 0.5  # that a member waits for the verdict of its group behind its deadline
 
 
@@ -45,11 +46,11 @@ class _Group:
         self,
         name: tuple[str, str],
         conversation: Any,
-        how: dict,
+        ask: Ask,
         scalar: str,
         room: contextlib.ExitStack,
     ):
-        self.name, self.conversation, self.how, self.scalar = name, conversation, how, scalar
+        self.name, self.conversation, self.ask, self.scalar = name, conversation, ask, scalar
         self.room = room  # in the queue, until it is closed
         self.members: list[tuple[str, float, asyncio.Future[Scored]]] = []
         self.size: int | None = None
@@ -74,19 +75,20 @@ class Groups:
         self,
         conversation: Any,
         responses: Sequence[str],
-        how: dict[str, Any],
+        ask: Ask,
         until: float,
         scalar: str,
         admitted: bool = False,
     ) -> list[Scored]:
         """Scores the responses to a conversation that are all there.
 
-        admitted: whether there is room for them in the queue already.
+        ask: says how, of the weights that judge (`Service.how`). admitted: whether there is room
+        for them in the queue already.
         """
         order = sorted(range(len(responses)), key=lambda i: responses[i])
         texts = [responses[i] for i in order]
         record = record_of({"conversation": conversation, "responses": texts})
-        judged = await self.service.judge(record, how, until, admitted)
+        judged = await self.service.judge(record, ask(), until, admitted)
         values, failure = scalars(judged.verdict, scalar, len(texts))
         place = {i: at for at, i in enumerate(order)}
         return [
@@ -100,7 +102,7 @@ class Groups:
         self,
         conversation: Any,
         response: str,
-        how: dict[str, Any],
+        ask: Ask,
         until: float,
         scalar: str,
         key: str = "",
@@ -115,12 +117,13 @@ class Groups:
         if size is not None and not 1 <= size <= most:
             raise Refused(422, WRONG, f"group_size: expected 1 to {most}")
         # what is wrong with it is said to whoever sent it, and not to its group
-        record_of({"conversation": conversation, "responses": [response]})
+        record_of({"conversation": conversation, "responses": [response], "id": "member"})
+        how = ask()
         asked = {name: str(how[name]) for name in sorted(how)}
         name = (key, json.dumps([conversation, asked, scalar]))
         group = self.open.get(name)
         if group is None:
-            group = _Group(name, conversation, how, scalar, self._room(name, how))
+            group = _Group(name, conversation, ask, scalar, self._room(name, how))
             self.open[name] = group
         future: asyncio.Future[Scored] = asyncio.get_running_loop().create_future()
         group.members.append((response, until, future))
@@ -199,7 +202,7 @@ class Groups:
                 scored = await self.score_list(
                     group.conversation,
                     [response for response, _, _ in members],
-                    group.how,
+                    group.ask,
                     min(until for _, until, _ in members),
                     group.scalar,
                     admitted=True,

@@ -19,6 +19,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from grm_jax.json_files import cut
+from grm_jax.judge import COLDEST
 from grm_jax.sampling.requests import Completion, Request
 from grm_jax.serving.gate import error_body
 from grm_jax.serving.replies import usage_of
@@ -42,9 +44,22 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
-    "audio": (None,),
-    "guided_json": (None,),
+    "modalities": (None, ["text"]),
+    "min_tokens": (None, 0),
+    "length_penalty": (None, 1),
+    "use_beam_search": (None, False),
+    "ignore_eos": (None, False),
+    "skip_special_tokens": (None, True),
+    "include_stop_str_in_output": (None, False),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "chat_template_kwargs": (None, {}),
 }
+# fields that change no text
+HARMLESS = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+    *("parallel_tool_calls", "priority", "request_id", "cache_salt"),
+)
 Tokens = Annotated[int, Field(ge=1)]
 
 
@@ -133,6 +148,9 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/v1/completions")
     async def completions(body: CompletionBody) -> Response:
         lane = writer(service, body)
+        if body.logprobs is not None and not 0 <= body.logprobs <= 1:
+            problem = "logprobs: expected 0 or 1: those of the tokens drawn, and of no others"
+            raise Refused(422, WRONG, problem)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         if not texts:
             raise Refused(422, WRONG, "prompt: expected one text or more")
@@ -154,16 +172,15 @@ def writer(service: Service, body: TextBody) -> Lane:
     if lane.policy is None:
         kind = lane.judge.system.kind
         raise Refused(404, "model_not_found", f"a {kind} writes no texts; it judges at /v1/judge")
-    extra = (body.model_extra or {}) | {
-        "top_logprobs": (body.model_extra or {}).get("top_logprobs")
-    }
-    for field, allowed in FIXED.items():
-        if extra.get(field) not in allowed:
-            raise Refused(422, WRONG, f"{field}: this server has none; leave it out")
+    for field, value in (body.model_extra or {}).items():
+        if field not in HARMLESS and value not in FIXED.get(field, (None,)):
+            problem = f"{cut(field, 40)}: this server has none; leave it out"
+            raise Refused(422, WRONG, problem)
     settings = lane.policy.sampler_of(0.0).scfg
     for field, own in (("top_p", settings.top_p), ("top_k", settings.top_k)):
         given = getattr(body, field)
-        if given not in (None, own, -1 if field == "top_k" else own):
+        off = field == "top_k" and own == 0 and given == -1
+        if given not in (None, own) and not off:
             raise Refused(422, WRONG, f"{field}: it is {own} for all of this server; leave it out")
     if body.n > service.settings.samples:
         raise Refused(422, WRONG, f"n: expected at most {service.settings.samples}")
@@ -176,6 +193,9 @@ def plan(
     """Checks lengths and stops. Raises Refused for a prompt that the model cannot read."""
     assert lane.policy is not None
     widest, most = max(lane.policy.buckets), lane.policy.sampler_of(0.0).scfg.max_new_tokens
+    if body.temperature is not None and 0 < body.temperature < COLDEST:
+        problem = f"temperature: expected 0, which is greedy, or at least {COLDEST}"
+        raise Refused(422, WRONG, problem)
     longest = max(map(len, prompts))
     if longest > widest:
         problem = f"a prompt of {longest} tokens; this server reads at most {widest}"

@@ -5,6 +5,8 @@ null, and "failures" says why: a client that can do nothing with null fails, as 
 """
 
 import asyncio
+import functools
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from grm_jax.judgment.rules import score_range
 from grm_jax.serving.groups import Groups, Scored
 from grm_jax.serving.replies import usage_of, weights_of
 from grm_jax.serving.scalars import kept_scores, mean, wins
@@ -78,11 +79,16 @@ def make_router(service: Service) -> APIRouter:
     router, groups = APIRouter(route_class=StrictRoute), Groups(service)
 
     def asked(body: How) -> dict[str, Any]:
-        return {
-            "how": service.how(body.k, body.seed, body.temperature, body.k_meta),
-            "until": service.until(body.deadline_s),
-            "scalar": body.scalar or service.settings.scalar,
-        }
+        """What `Groups` is told; what is wrong is refused before anything waits."""
+        scalar = body.scalar or service.settings.scalar
+        system = service.named(None).judge.system
+        if scalar == "share" and system.bounds is None:
+            problem = f"scalar: expected another than share: a {system.kind} may score below 0"
+            raise Refused(422, WRONG, problem)
+        # of the weights that judge: others may be served once a group is complete
+        ask = functools.partial(service.how, body.k, body.seed, body.temperature, body.k_meta)
+        ask()
+        return {"ask": ask, "until": service.until(body.deadline_s), "scalar": scalar}
 
     async def scored(pairs: Sequence[tuple[Any, str]], body: How) -> list[Scored]:
         """Samples of one conversation that came together are a group; others wait for theirs."""
@@ -90,6 +96,11 @@ def make_router(service: Service) -> APIRouter:
         for i, (conversation, _) in enumerate(pairs):
             by_conversation.setdefault(repr(conversation), []).append(i)
         how, results = asked(body), [Scored(None, None)] * len(pairs)
+        samples = len(by_conversation) * len(how["ask"]()["samples"])
+        if samples > service.settings.queue:
+            problem = f"{samples} samples of {len(by_conversation)} conversations; expected at most"
+            problem += f" {service.settings.queue}, the whole queue: send them in several requests"
+            raise Refused(422, "too_many_samples", problem)
 
         async def judge(members: list[int]) -> None:
             conversation, responses = pairs[members[0]][0], [pairs[i][1] for i in members]
@@ -101,6 +112,9 @@ def make_router(service: Service) -> APIRouter:
             for i, one in zip(members, found, strict=True):
                 results[i] = one
 
+        if len(by_conversation) == 1:
+            await judge(list(range(len(pairs))))
+            return results
         tasks = [asyncio.create_task(judge(members)) for members in by_conversation.values()]
         try:
             await asyncio.gather(*tasks)
@@ -189,7 +203,7 @@ def make_router(service: Service) -> APIRouter:
         if not responses:
             raise Refused(422, WRONG, "response_objs: expected one or more")
         how = asked(body)
-        if len(responses) == 1:
+        if len(responses) == 1 and body.scalar is None:
             how["scalar"] = "mean"
         found = await groups.score_list(conversation, responses, **how)
         return JSONResponse(
@@ -222,12 +236,20 @@ def of_address(query: Mapping[str, str], said: set[str]) -> dict[str, Any]:
 
 
 def unit(one: Scored) -> float | None:
-    """Returns the mean score of a response, put into [0, 1]; None where there is none."""
+    """Returns the mean score of a response, put into [0, 1]; None where there is none.
+
+    By the bounds of the judge's scores; where these have none, as those of Bradley-Terry, by the
+    logistic function, as vLLM does.
+    """
     scores = kept_scores(one.judged.verdict) if one.judged else []
-    if not scores:
+    if one.judged is None or not scores:
         return None
-    low, high = score_range(one.members)
-    return min(1.0, max(0.0, (mean(scores)[one.index] - low) / (high - low)))
+    score, bounds = mean(scores)[one.index], one.judged.lane.judge.system.bounds
+    if bounds is None:
+        small = math.exp(-abs(score))
+        return (1 if score > 0 else small) / (1 + small)
+    low, high = bounds(one.members)
+    return min(1.0, max(0.0, (score - low) / (high - low)))
 
 
 def comparisons(found: Sequence[Scored]) -> list[dict[str, Any]] | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -27,6 +28,9 @@ def serve(load: Callable[[], Judge], settings: Serving) -> None:
     """
     listener = listen(settings.host, settings.port)
     set_up()
+    # each request has a file of its own, and a shell may give a process 1,024 of these
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     settings = dataclasses.replace(settings, port=listener.getsockname()[1])
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     say("listening", url=f"http://{host}:{settings.port}", pid=os.getpid())

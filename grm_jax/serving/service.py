@@ -151,10 +151,14 @@ class Service:
 
         Raises Refused where it cannot be loaded: the old one goes on.
         """
-        async with self.reloading:
-            return await self._reload()
+        # whoever asked may leave: what is loaded then is served, or not kept
+        return await asyncio.shield(self.spawn(self._reload()))
 
     async def _reload(self) -> Lane:
+        async with self.reloading:
+            return await self._replace()
+
+    async def _replace(self) -> Lane:
         began, old = time.monotonic(), self._ready()
         try:
             # beside the worker, which serves meanwhile
@@ -206,7 +210,9 @@ class Service:
             await asyncio.sleep(min(1.0, slow / 4))
             now = time.monotonic()
             rate = (self.drawn - before) / (now - then)
-            self.rate, before, then = 0.8 * self.rate + 0.2 * rate, self.drawn, now
+            if self.asked or self.drawn > before:  # idle seconds say nothing of how fast it is
+                self.rate = 0.8 * self.rate + 0.2 * rate
+            before, then = self.drawn, now
             stats, (at, since) = self.worker.stats, self.worker.beat
             for wait in list(self.waits):
                 waited = now - wait.since

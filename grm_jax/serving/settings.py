@@ -21,7 +21,9 @@ class Serving:
     queue: samples that are asked for and not yet drawn, at most, of all clients together. Whoever
         would ask for more is told to come back.
     deadline_s: that a request may take, at most. What is not judged by then is a failure by name.
-    samples, responses: of one request, at most.
+    samples, responses: of one verdict, at most.
+    requests: that are under way at once, at most. Whoever asks beyond is told to come back, before
+        anything is read.
     body_bytes: of one request, at most.
     slow_s: whatever waits longer than this is said in a line of log.
     grace_s: that requests under way have to end in, once the server is told to stop.
@@ -43,6 +45,7 @@ class Serving:
     deadline_s: float = 300.0
     samples: int = 128
     responses: int = 64
+    requests: int = 4096
     body_bytes: int = 4 * 2**20
     slow_s: float = 5.0
     grace_s: float = 30.0
@@ -58,7 +61,7 @@ class Serving:
             {
                 "port": PORT,
                 "k": VOTES,
-                "queue samples responses body_bytes members": POSITIVE,
+                "queue samples responses requests body_bytes members": POSITIVE,
                 "deadline_s slow_s group_s": ABOVE_ZERO,
                 "grace_s window_s remembered": NOT_NEGATIVE,
                 "scalar": one_of(SCALARS),

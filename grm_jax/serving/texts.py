@@ -19,10 +19,12 @@ FORMATS = (
     (re.compile("<｜(?P<role>User|Assistant)｜>"), "<｜end▁of▁sentence｜>"),
 )
 ROLE_OF = {"model": "assistant", "User": "user", "Assistant": "assistant"}
-ENDS = re.compile(
-    r"(?:\s*(?:<end_of_turn>|<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>|<eos>"
-    r"|<｜end▁of▁sentence｜>|<pad>))+\s*\Z"
+ENDS = (
+    *(ending for _, ending in FORMATS),
+    *("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<pad>"),
 )
+BEGINS = re.compile(r"\s*(?:(?:<bos>|<s>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)\s*)?")
+THINKING = re.compile(r"\s*(?:<think>\s*(?:</think>\s*)?)?")  # in which a prompt may end
 
 
 class _Body(Request):
@@ -70,7 +72,9 @@ def read_chat(text: str, field: str = "query") -> list[dict[str, str]]:
         found = list(opening.finditer(text))
         if not found:
             continue
-        turns = []
+        # DeepSeek's system turn has no mark
+        before = BEGINS.sub("", text[: found[0].start()], count=1).rstrip()
+        turns = [{"role": "system", "content": before}] if before else []
         for mark, following in zip(found, [*found[1:], None], strict=True):
             content = text[mark.end() : following.start() if following else len(text)]
             role = ROLE_OF.get(mark["role"], mark["role"])
@@ -83,8 +87,15 @@ def read_chat(text: str, field: str = "query") -> list[dict[str, str]]:
 
 
 def without_end(text: str) -> str:
-    """Returns a text without the marks that end it."""
-    return ENDS.sub("", text)
+    """Returns a text without the marks that end it, and the blanks around them."""
+    end = len(text)
+    while True:
+        while end and text[end - 1].isspace():
+            end -= 1
+        mark = next((mark for mark in ENDS if text.endswith(mark, 0, end)), None)
+        if mark is None:
+            return text if text[end:].isspace() or end == len(text) else text[:end]
+        end -= len(mark)
 
 
 def conversation_and_response(
@@ -98,7 +109,7 @@ def conversation_and_response(
         if not query.startswith(prompt):
             raise Refused(422, WRONG, "query: expected a text that begins with that of prompts")
         turns = read_chat(prompt, "prompts")
-        if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+        if turns[-1]["role"] == "assistant" and THINKING.fullmatch(turns[-1]["content"]):
             turns.pop()  # the turn that the response fills
         response = without_end(query[len(prompt) :])
     else:

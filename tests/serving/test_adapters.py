@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from grm_jax.adapters import client, nemo, openrlhf, rewardbench, trl, tunix, verl
+from grm_jax.serving.settings import Serving
 from tests.serving.conftest import RIGHT, TASK, WRONG
 from tests.serving.test_rewards import CHAT, THIRD, numbers
 
@@ -178,3 +179,19 @@ def test_a_blocking_call_needs_no_loop_and_bears_one(served):
     nobody = "http://127.0.0.1:9"
     with pytest.raises(client.Unanswered, match="1 tries; the last: ConnectError"):
         client.ask("/compare", body, nobody, tries=1)
+
+
+def test_a_try_outlasts_the_deadline_of_what_it_asks(monkeypatch):
+    """What a deadline cuts off is answered at the deadline: who hangs up before it loses it."""
+    seen = []
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, json={}))
+
+    def remember(timeout_s):
+        seen.append(timeout_s)
+        return httpx.Client(transport=transport)
+
+    monkeypatch.setattr(client, "_client", remember)
+    client.ask("/compare", {})
+    client.ask("/compare", {"deadline_s": 900})
+    client.ask("/compare", {"deadline_s": 900}, timeout_s=5)
+    assert seen[0] > Serving().deadline_s and seen[1:] == [930, 5]

@@ -349,6 +349,28 @@ def test_new_weights_drop_no_request_and_each_reply_names_its_own(served, tiny, 
     idle(served)
 
 
+def test_who_leaves_while_weights_are_loaded_leaves_no_model_behind(served):
+    service, began = served.service, threading.Event()
+    old = service._load
+
+    def slow():
+        began.set()
+        time.sleep(1)
+        return old()
+
+    service._load, before = slow, service.lane
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            served.post("/v1/reload", timeout=0.3)
+        assert began.is_set()
+        eventually(lambda: service.lane is not before)  # it is served all the same
+        eventually(lambda: service.worker.lanes == [service.lane])
+    finally:
+        service._load = old
+    assert served.post("/v1/judge", json=body(k=1)).json()["loaded"] != before.since
+    idle(served)
+
+
 def test_a_model_without_an_engine_is_asked_by_records():
     """Two clients, one id, two records: each gets its own verdict."""
     with running(lambda: grm_jax.load({"kind": "tests.fabricated_judge:honest"})) as client:

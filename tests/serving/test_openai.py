@@ -156,3 +156,24 @@ def test_a_key_goes_where_openai_puts_it(served, monkeypatch):
             )
             with expected:
                 client.models.list()
+
+
+def test_what_would_change_a_text_is_never_passed_over(served):
+    chat, text = {"messages": MESSAGES, "max_tokens": 1}, {"prompt": "a", "max_tokens": 1}
+    for field, value in {
+        "guided_choice": ["a"],
+        "structured_outputs": {"choice": ["a"]},
+        "stop_token_ids": [1],
+        "min_tokens": 3,
+        "ignore_eos": True,
+        "function_call": "a",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "nonsense": 1,
+        "temperature": 2e-38,  # logits divided by it are no float32, and would end the engine
+    }.items():
+        reply = served.post("/v1/chat/completions", json=chat | {field: value})
+        assert reply.status_code == 422 and field in reply.json()["error"]["message"]
+    harmless = {"user": "me", "metadata": {}, "top_k": -1, "min_tokens": 0, "nonsense": None}
+    assert served.post("/v1/chat/completions", json=chat | harmless).status_code == 200
+    assert served.post("/v1/completions", json=text | {"logprobs": 5}).status_code == 422
+    assert served.post("/v1/completions", json=text | {"logprobs": 1}).status_code == 200

@@ -117,3 +117,56 @@ def test_a_file_that_is_no_cache_is_said_at_the_start(tmp_path):
     path.write_text("not a database, but long enough to be looked at as one" * 20)
     with pytest.raises(ValueError, match="notes.txt.*not a cache"):
         Cache(str(path))
+
+
+def test_every_door_has_its_name_in_the_metrics(served):
+    doors = ["/get_reward", "/classify", "/compare", "/v1/completions", "/v1/chat/completions"]
+    for door in doors:
+        assert served.post(door, json={}).status_code == 422
+    served.get("/metrics")
+    seen = {name[1][1] for name in metrics(served) if name[0] == "grm_requests_total"}
+    assert {*doors, "/metrics"} <= seen
+
+
+def test_the_address_is_part_of_what_a_key_asks(served):
+    asked = {"query": ["ab", "ac"], "prompts": ["a", "a"]}
+    key = {"Idempotency-Key": "address"}
+    assert served.post("/get_reward?k=1", json=asked, headers=key).status_code == 200
+    other = served.post("/get_reward?k=2", json=asked, headers=key)
+    assert other.status_code == 422 and other.json()["error"]["type"] == "idempotency_key"
+
+
+def test_an_error_that_nobody_foresaw_is_answered_like_others(served, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(served.service, "how", broken)
+    for headers in ({}, {"Idempotency-Key": "broken"}):
+        reply = served.post("/v1/judge", json=body(), headers=headers)
+        assert reply.status_code == 500 and reply.headers["X-Request-Id"]
+        assert reply.json()["error"]["type"] == "internal_error" and "secret" not in reply.text
+
+
+def test_too_many_at_once_are_told_to_come_back_before_anything_is_read(served, monkeypatch):
+    monkeypatch.setattr(served.server.config.app, "requests", 1)
+    with held(served) as release, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(served.post, "/v1/judge", json=body(k=1))
+        eventually(lambda: served.service.asked == 1)
+        second = served.post("/v1/judge", json=body(k=1))
+        assert second.status_code == 429 and second.headers["Retry-After"] == "1"
+        assert second.json()["error"]["type"] == "busy" and second.headers["X-Request-Id"]
+        assert served.get("/healthz").status_code == served.get("/metrics").status_code == 200
+        release()
+        assert first.result().status_code == 200
+    assert served.post("/v1/judge", json=body(k=1)).status_code == 200
+
+
+def test_a_damaged_row_of_the_cache_costs_no_answer(tmp_path):
+    with running(cache=str(tmp_path / "verdicts.db")) as client:
+        first = client.post("/v1/judge", json=body(k=1)).json()
+        cache = client.service.cache
+        for damaged in ("{", '{"verdict": {"judgments": [{"new": 1}], "scores": null}}', "[]"):
+            cache.thread.submit(cache.file.execute, "UPDATE verdicts SET value = ?", (damaged,))
+            again = client.post("/v1/judge", json=body(k=1)).json()
+            assert not again["cached"] and again["scores"] == first["scores"]
+        assert cache.errors == 3 and client.post("/v1/judge", json=body(k=1)).json()["cached"]

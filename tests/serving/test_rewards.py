@@ -3,17 +3,19 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import time
 import types
 
 import httpx
 import pytest
 
+import grm_jax
 from grm_jax.serving import groups
 from grm_jax.serving.scalars import scalars
 from grm_jax.serving.service import Refused
 from grm_jax.serving.settings import Serving
-from tests.serving.conftest import RIGHT, TASK, WRONG, body
+from tests.serving.conftest import RIGHT, TASK, WRONG, body, running
 from tests.serving.test_core import eventually, held, idle
 
 CHAT = f"<bos><start_of_turn>user\n{TASK}<end_of_turn>\n<start_of_turn>model\n"
@@ -277,3 +279,38 @@ def test_all_of_a_refused_group_are_told_one_time(monkeypatch):
     clock[0] = 114.0
     collecting._room(("a", ""), {"samples": (0,)}).close()
     assert not collecting.refused
+
+
+def test_more_than_the_queue_can_ever_hold_is_no_reason_to_come_back(served, monkeypatch):
+    prompts = [f"Sort the list: {i}.owl" for i in range(5)]
+    asked = {"query": [prompt + "a" for prompt in prompts], "prompts": prompts, "k": 2}
+    with settings(served, monkeypatch, queue=8, samples=8):
+        reply = served.post("/get_reward", json=asked)
+        assert reply.status_code == 422 and "10 samples of 5 conversations" in reply.text
+        assert "send them in several requests" in reply.text
+        fewer = {name: x[:4] if name != "k" else x for name, x in asked.items()}
+        assert served.post("/get_reward", json=fewer).status_code == 200
+
+
+def test_a_response_alone_has_no_rivals_whichever_door(served):
+    asked = {"conversation_history": TURNS, "response_objs": [RIGHT]}
+    reply = served.post("/compare", json=asked | {"scalar": "wins"}).json()
+    assert reply["rewards"] == [None] and reply["failures"] == ["alone"]
+    assert 0 <= served.post("/compare", json=asked).json()["rewards"][0] <= 1
+
+
+def test_judges_of_other_scores_than_from_1_to_10(monkeypatch):
+    """Those whose scores have no bounds are put into [0, 1] as vLLM does, and have no shares."""
+    with running(lambda: grm_jax.load({"kind": "tests.fabricated_judge:honest"}), k=1) as client:
+        asked = {"query": ["-2a", "-2b"], "prompts": ["-", "-"]}
+        chosen = {"conversation_history": TURNS, "response_objs": ["4", "2"]}
+        share = client.post("/compare", json=chosen | {"scalar": "share"})
+        assert share.status_code == 422 and "may score below 0" in share.text
+        assert client.post("/compare", json=chosen).json()["rewards"] == [4, 2]
+        scores = client.post("/get_reward", json=asked).json()["scores"]
+        assert scores == pytest.approx([1 / (1 + math.exp(-1))] * 2)
+        lane = client.service.lane
+        system = lane.judge.system._replace(bounds=lambda n: (0, n - 1))  # of wins against others
+        monkeypatch.setattr(lane, "judge", dataclasses.replace(lane.judge, system=system))
+        asked = {"query": ["-1", "-0"], "prompts": ["-", "-"]}
+        assert client.post("/get_reward", json=asked).json()["scores"] == [1, 0]

@@ -1,9 +1,13 @@
 """Messages and chats in one text, as clients send them."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grm_jax.serving.service import Refused
-from grm_jax.serving.texts import conversation_and_response, read_chat, turns_of
+from grm_jax.serving.texts import conversation_and_response, read_chat, turns_of, without_end
 
 TURNS = [
     {"role": "user", "content": "Hi <b>"},
@@ -59,3 +63,34 @@ def test_messages_have_texts_and_roles():
             turns_of([message])
     with pytest.raises(Refused, match="parts of text"):
         turns_of([{"role": "user", "content": image}])
+
+
+def test_a_prompt_may_end_in_thoughts_and_begin_with_a_system_turn_that_has_no_mark():
+    thought = CHATML + "<think>\n\n</think>\n\n"  # Qwen3 that is not to think
+    assert conversation_and_response(thought + "2, 3<|im_end|>", thought) == (TURNS, "2, 3")
+    open_thought = DEEPSEEK + "<think>\n"
+    response = "so\n</think>2, 3"
+    assert conversation_and_response(open_thought + response, open_thought) == (TURNS, response)
+    system = [{"role": "system", "content": "Be brief."}]
+    for begin in ("<｜begin▁of▁sentence｜>", ""):
+        prompt = f"{begin}Be brief.{DEEPSEEK}"
+        assert conversation_and_response(prompt + "2, 3", prompt) == (system + TURNS, "2, 3")
+
+
+MARKS = (
+    r"<end_of_turn>|<\|im_end\|>|<\|eot_id\|>|<\|end_of_text\|>|<\|endoftext\|>|</s>|<eos>"
+    r"|<｜end▁of▁sentence｜>|<pad>"
+)
+pieces = st.lists(st.sampled_from([" ", "\n", "\x85", "a", "<", "</s>", "<pad>", "<|im_end|>"]))
+
+
+@given(pieces.map("".join))
+def test_what_ends_a_text_is_cut_as_by_a_pattern(text):
+    assert without_end(text) == re.sub(rf"(?:\s*(?:{MARKS}))+\s*\Z", "", text)
+
+
+def test_blanks_and_marks_by_the_million_are_read_once():
+    """A pattern would begin at each of them anew, for hours, and nothing else would be served."""
+    blanks, marks = " " * 2_000_000 + "x", "</s> " * 500_000
+    assert without_end(blanks) == blanks and without_end(marks) == ""
+    assert conversation_and_response(blanks, "")[1] == blanks
