@@ -283,9 +283,20 @@ def about_stages(workdir: pathlib.Path) -> dict:
 
 
 def system(run: Run, policy: str, samples_per_order: int = 1, **fields) -> System:
-    """A policy of this run as a system that judges; `fields` are those of its spec."""
+    """A policy of this run as a system that judges; `fields` are those of its spec.
+
+    The model that it starts from is asked as it is trained, with the run's tokenizer and switches;
+    those that it made have them in their folders.
+    """
     spec = {"name": policy, "kind": "pointwise_grm", "path": str(run.folder(policy))}
     asking = dataclasses.replace(run.asking, samples_per_order=samples_per_order)
+    if policy == "base" and run.config.model.path is not None:
+        stated = run_config.section(run.config, "tokenizer")
+        asking = dataclasses.replace(
+            asking,
+            tokenizer=stated.path and run_config.tokenizer_path(run.config),
+            chat_args=stated.chat_args,
+        )
     return describe(spec | {"answer": run.config.answer} | fields, asking)
 
 

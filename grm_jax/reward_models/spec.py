@@ -34,12 +34,15 @@ class Folder(NamedTuple):
     """Holds what was seen of a model folder: everything but its tensors.
 
     layers: the folder of the weights, then those of adapters upon it; `path` is the last.
+    asked_tokenizer, asked_chat_args: of `Asking`, in place of the folder's own.
     """
 
     layers: tuple[pathlib.Path, ...]
     cfg: ModelConfig
     description: Description | None
     architecture: str
+    asked_tokenizer: pathlib.Path | None = None
+    asked_chat_args: Mapping[str, Any] | None = None
 
     @property
     def path(self) -> pathlib.Path:
@@ -59,7 +62,13 @@ class Folder(NamedTuple):
         below = [content_digest(folder) for folder in self.layers[:-1]]
         adapted = {"base": below[0]} if below else {}
         adapted |= {"adapters below": below[1:]} if below[1:] else {}
-        return content_digest(self.path) | adapted | {"chat": chat} | self._beside
+        parts: dict[str, Any] = {**content_digest(self.path)}
+        if self.asked_tokenizer is not None:
+            ids = tokenizer_digest(self.asked_tokenizer)
+            if ids.get("config") == parts.get("config"):
+                ids.pop("config", None)
+            parts["tokenizer"] = ids["tokenizer"] if list(ids) == ["tokenizer"] else ids
+        return parts | adapted | {"chat": chat} | self._beside
 
     @property
     def _beside(self) -> dict:
@@ -70,24 +79,31 @@ class Folder(NamedTuple):
         if self.architecture == CAUSAL_LM and (home / GENERATION).is_file():
             if further := self.tokenizer().further_stop_ids:
                 found["stop_ids"] = list(further)
-        added = home / ADDED_TOKENS
-        if added.is_file() and not (home / "tokenizer.json").is_file():
-            found["added_tokens"] = content_digest(added)["file"]
+        if added := added_tokens_digest(self.tokenizer_path):
+            found["added_tokens"] = added
         return found
 
     @property
+    def tokenizer_path(self) -> pathlib.Path:
+        """The folder or file of its tokenizer: adapters may have one of their own."""
+        return self.asked_tokenizer or description.tokenizer_home(self.layers)
+
+    @property
     def home_of_tokenizer(self) -> pathlib.Path:
-        """The folder of its tokenizer: adapters may have one of their own."""
-        return description.tokenizer_home(self.layers)
+        """The folder of its tokenizer."""
+        path = self.tokenizer_path
+        return path.parent if path.is_file() else path
 
     @property
     def chat_args(self) -> Mapping[str, Any]:
         """The switches of its chat template."""
+        if self.asked_chat_args is not None:
+            return self.asked_chat_args
         return (self.description and self.description.chat_args) or {}
 
     def tokenizer(self) -> Tokenizer:
         """Reads its tokenizer."""
-        tokenizer = load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
+        tokenizer = load_own_tokenizer(self.tokenizer_path, self.cfg, self.chat_args)
         if self.architecture == SCALAR and not self.is_adapted:
             return padded_as_stated(tokenizer, self.path, self.cfg)
         return tokenizer
@@ -136,7 +152,34 @@ def folder_of(
             f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
             f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
         )
-    return Folder(layers, cfg, said, architecture)
+    own = (asking.tokenizer, asking.chat_args) if kinds == POLICIES else (None, None)
+    return Folder(layers, cfg, said, architecture, *own)
+
+
+def tokenizer_digest(path: pathlib.Path) -> dict[str, str]:
+    """Digests what ids are read from: {"tokenizer", "config"} of a folder, as far as it has them.
+
+    Of a file it is {"file", "beside"}, the second where files that are read with it lie beside it.
+    """
+    if path.is_dir():
+        parts = content_digest(path)
+        if not (path / "config.json").is_file():  # that of adapters says nothing of ids
+            parts.pop("config", None)
+        return {part: text for part, text in parts.items() if part != "weights"}
+    names = ["special_tokens_map.json", "tokenizer_config.json"]
+    names += ["config.json"] if path.suffix == ".json" else []
+    files = [path.parent / name for name in names if (path.parent / name).is_file()]
+    beside = [content_digest(file)["file"] for file in files]
+    return content_digest(path) | ({"beside": " ".join(beside)} if beside else {})
+
+
+def added_tokens_digest(path: pathlib.Path) -> str | None:
+    """Digests the tokens added to a SentencePiece model; None for none, and for tokenizer.json."""
+    if path.is_file():
+        added, has_all = path.parent / ADDED_TOKENS, path.suffix == ".json"
+    else:
+        added, has_all = path / ADDED_TOKENS, (path / "tokenizer.json").is_file()
+    return content_digest(added)["file"] if added.is_file() and not has_all else None
 
 
 RESPONSES_OF = {  # of a template's check

@@ -1,6 +1,7 @@
 """Says what a system is: how it is asked, and what is known of its model before that is loaded."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ class Asking:
     samples_per_order: consecutive samples that show the responses in one order.
     templates_win: whether all are asked by these templates, whatever their folders say, as a run
         does that trains them.
+    tokenizer, chat_args: folder or file of the tokenizer, and switches of its chat template, by
+        which policies are asked in place of their folder's own; None: the folder's own.
     """
 
     mesh: Mesh
@@ -37,6 +40,8 @@ class Asking:
     templates: Mapping[str, Template]
     samples_per_order: int = 1
     templates_win: bool = False
+    tokenizer: pathlib.Path | None = None
+    chat_args: Mapping[str, Any] | None = None
 
 
 class Policy(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 from experiments import run_config
 from experiments.configs import tiny, tiny_evaluate, tiny_reward_model
 from experiments.stages import evaluation
-from experiments.stages.workdir import _model_config, hold, load_policy, setup
+from experiments.stages.workdir import _model_config, hold, load_policy, setup, system
 from grm_jax.checkpoint.huggingface import load_params
 from grm_jax.checkpoint.peft import save_adapters
 from grm_jax.judgment.prompts import TEMPLATES
@@ -23,6 +23,7 @@ from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR
 from grm_jax.parallel.mesh import make_mesh
 from grm_jax.reward_models.description import TINY_BASE, model_folder
+from grm_jax.reward_models.load import describe
 from grm_jax.tokenizer import load_tokenizer
 from tests.experiments import micro, micro_reward_model
 
@@ -209,6 +210,49 @@ def test_a_tokenizer_that_nothing_reads_may_be_another(start, base, tmp_path):
     edit_config(base)
     with pytest.raises(ValueError, match="what was read then for model.config had"):
         start(train, **fields)
+
+
+SWITCHED = (
+    "{{ bos_token }}{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{% if quiet is defined and quiet %}No words. {% endif %}"
+    "Answer:{% endif %}"
+)
+
+
+def test_the_base_is_asked_with_the_tokenizer_and_the_switches_that_it_is_trained_with(
+    start, base, tmp_path
+):
+    """In its identity too, which is what it was where the run says nothing of its own."""
+    train = [record("a", "Name 1 animal")]
+    own = pathlib.Path(shutil.copytree(base, tmp_path / "tokenizer"))
+    for folder in (base, own):
+        (folder / "chat_template.jinja").write_text(SWITCHED)
+    plain = {"name": "base", "kind": "pointwise_grm", "path": str(base), "answer": "scores"}
+
+    def asked(name, **fields):
+        run = start(train, **{"model.path": str(base)} | fields)
+        shutil.move(tmp_path / "run", tmp_path / name)
+        model = system(run, "base")
+        prompt = model.policy().prompter.ids(run.train[0], (0, 1))
+        assert prompt == run.prompter.ids(run.train[0], (0, 1))
+        return run, model.identity, run.tokenizer.decode(prompt)
+
+    run, before, text = asked("plain")
+    assert "No words." not in text and describe(plain, run.asking).identity == before
+    quiet = {"tokenizer.chat_args": {"quiet": True}}
+    _, switched, text = asked("switched", **quiet)
+    assert text.endswith("No words. Answer:") and switched["chat"]["values"]["quiet"]
+    assert {name for name in before if before[name] != switched[name]} == {"chat"}
+    moved = {"tokenizer.path": str(own)}
+    assert asked("the same elsewhere", **moved)[1] == before
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        (base / file).unlink()
+    _, apart, _ = asked("apart", **moved)
+    assert apart["tokenizer"] == before["tokenizer"] and apart["chat"] == before["chat"]
+    edit_tokenizer(own)
+    assert asked("another", **moved)[1]["tokenizer"] != before["tokenizer"]
+    of_file = {"tokenizer.path": str(own / "tokenizer.json")}
+    assert asked("a file", **of_file)[1]["chat"] == before["chat"]
 
 
 def test_test_records_that_are_judged_are_never_written_again(start, tmp_path):
