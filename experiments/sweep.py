@@ -306,7 +306,7 @@ def read_the_same(run: Run) -> bool:
     except (ValueError, OSError):
         return False
     before = inputs.what_matters(about["inputs"])
-    return same and all(before.get(name) == value for name, value in now.items())
+    return same and not inputs.changed({name: before.get(name) for name in now}, now)
 
 
 def log_of(folder: pathlib.Path) -> pathlib.Path:

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from experiments import run_config
+from grm_jax.chat import FILE as CHAT
+from grm_jax.chat import read_chat_template
+from grm_jax.checkpoint.huggingface import GENERATION
 from grm_jax.data.examples import best_responses, instruction_examples
 from grm_jax.data.sources import UNIQUE, load_instructions, load_source, read_source
 from grm_jax.data.world import (
@@ -31,8 +34,17 @@ from grm_jax.reward_models.llm_judge import longest_prompt
 from grm_jax.reward_models.meta_rm import meta_prompt_length
 from grm_jax.reward_models.pair_rm import longest_pair
 from grm_jax.reward_models.scalar import longest_sequence
+from grm_jax.reward_models.spec import added_tokens_digest, tokenizer_digest
 from grm_jax.sampling.settings import Lengths
+from grm_jax.tokenizer import ADDED_TOKENS, load_tokenizer
 
+# of a tokenizer, beside its own file: {digest: the file that it is of}
+BESIDE = {
+    "chat": CHAT,
+    "stop_ids": GENERATION,
+    "added_tokens": ADDED_TOKENS,
+    "beside": "tokenizer_config.json",
+}
 LEFT_OUT = {"tie": "no single best response", "long": "too long"}
 
 
@@ -213,12 +225,32 @@ def _model_digest(folder: pathlib.Path) -> dict[str, str]:
     return parts
 
 
-def _tokenizer_digest(path: pathlib.Path) -> dict[str, str]:
-    """The digests of what ids are read from; a config of adapters says nothing of ids."""
-    parts = content_digest(path)
-    if not (path / "config.json").is_file():
-        parts.pop("config", None)
-    return parts
+def _tokenizer_digest(path: pathlib.Path) -> dict[str, Any]:
+    """The digests of what ids are read from, and of what writes chats in them and ends them.
+
+    "chat" is None where there is no chat_template.jinja. The others are there where they say
+    something: what is in them is read with no other file.
+    """
+    home = path.parent if path.is_file() else path
+    template = read_chat_template(home, {}) if (home / CHAT).is_file() else None
+    found: dict[str, Any] = {"chat": None if template is None else digest(template.text)}
+    if (home / GENERATION).is_file() and (further := load_tokenizer(path).further_stop_ids):
+        found["stop_ids"] = list(further)
+    if added := added_tokens_digest(path):
+        found["added_tokens"] = added
+    return tokenizer_digest(path) | found
+
+
+def changed(before: Mapping, now: Mapping) -> list[str]:
+    """The names, dotted, of what was read before and is another now (`digests`).
+
+    What an earlier version of this package did not write down of a tokenizer counts as unchanged.
+    """
+    own = before.get("tokenizer") or {}
+    if "tokenizer" in now and "chat" not in own:
+        kept = {name: value for name, value in now["tokenizer"].items() if name not in BESIDE}
+        now = {**now, "tokenizer": kept}
+    return store.differing(before, now)
 
 
 def what_matters(digests: Mapping) -> dict:
@@ -229,7 +261,7 @@ def what_matters(digests: Mapping) -> dict:
     parts = {
         "model": ("weights", "config"),
         "critic": ("weights",),
-        "tokenizer": ("tokenizer", "config"),
+        "tokenizer": ("tokenizer", "config", *BESIDE),
     }
     return {
         name: {part: text for part, text in value.items() if part in (*parts[name], "file")}
@@ -273,8 +305,10 @@ def place_of(config: ml_collections.ConfigDict, field: str) -> str:
     elif section == "templates":
         words = [config.templates.get(name)]
     elif section == "tokenizer":
-        folder = run_config.tokenizer_path(config)
-        words = [f"{folder}/config.json" if name == "config" else str(folder)]
+        path = run_config.tokenizer_path(config)
+        home = path.parent if path is not None and path.is_file() else path
+        files = BESIDE | {"config": "config.json"}
+        words = [f"{home}/{files[name]}" if name in files else str(path)]
     elif section == "functions":
         words = [config.rl.get(name.partition(".")[2])]
     else:

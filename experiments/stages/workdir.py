@@ -453,7 +453,7 @@ def _claim(
     path = workdir / "config.json"
     old = reuse.read_run(path) if path.is_file() else {}
     before = inputs_module.what_matters(old.get("inputs", digests))
-    if changed := store.differing(before, digests):
+    if changed := inputs_module.changed(before, digests):
         places = dict.fromkeys(inputs_module.place_of(config, field) for field in changed)
         raise ValueError(
             f"{workdir} holds a run of other inputs; what was read then for "

@@ -30,6 +30,11 @@ from tests.experiments import micro, micro_reward_model
 INSTRUCTION = json.dumps({"prompt": "Name 1 animal", "completion": "1.cat"}) + "\n"
 GENERAL, TEMPLATE = ("data.general", "general.jsonl"), ("templates.pointwise", "mine.jinja")
 REPO = pathlib.Path(__file__).resolve().parents[2]
+SWITCHED = (
+    "{{ bos_token }}{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{% if quiet is defined and quiet %}No words. {% endif %}"
+    "Answer:{% endif %}"
+)
 
 
 def record(name, query, best=0, responses=("1.cat", "1.dog 2.cow")):
@@ -201,6 +206,59 @@ def test_a_run_goes_on_with_the_files_that_it_began_with(
     assert (tmp_path / "run/config.json").read_bytes() == kept
 
 
+def edit_chat(base):
+    (base / "chat_template.jinja").write_text(SWITCHED.replace("Answer:", "Say:"))
+
+
+def edit_stops(base):
+    (base / "generation_config.json").write_text('{"eos_token_id": [9]}')
+
+
+def test_a_run_goes_on_with_the_chat_template_and_the_stop_ids_that_it_began_with(
+    start, base, tmp_path
+):
+    """Also where they appear, and where the tokenizer is a file beside which they lie."""
+    train, file = [record("a", "Name 1 animal")], {"tokenizer.path": str(base / "tokenizer.json")}
+    for name, fields in (("folder", {}), ("file", file)):
+        fields = {"model.path": str(base)} | fields
+        start(train, **fields)
+        (base / "chat_template.jinja").write_text(SWITCHED)
+        with pytest.raises(ValueError, match=r"for tokenizer\.chat had .*/base/chat_template.jin"):
+            start(train, **fields)
+        shutil.move(tmp_path / "run", tmp_path / name)
+        start(train, **fields)
+        edits = [("chat", edit_chat), ("stop_ids", edit_stops)]
+        if name == "file":
+            edit = lambda base: (base / "special_tokens_map.json").write_text("{}")  # noqa: E731
+            edits.append(("beside", edit))
+        for field, edit in edits:
+            kept = shutil.copytree(base, tmp_path / "kept", dirs_exist_ok=True)
+            edit(base)
+            with pytest.raises(ValueError, match=rf"what was read then for tokenizer\.{field} had"):
+                start(train, **fields)
+            shutil.rmtree(base), shutil.move(kept, base)
+        start(train, **fields)
+        shutil.rmtree(tmp_path / "run"), (base / "chat_template.jinja").unlink()
+
+
+def test_a_run_of_an_earlier_version_goes_on_though_it_says_nothing_of_a_chat_template(
+    start, base, tmp_path
+):
+    edit_stops(base), edit_chat(base)
+    train, path = [record("a", "Name 1 animal")], tmp_path / "run/config.json"
+    first = start(train, **{"model.path": str(base)})
+    said = json.loads(path.read_text())
+    said["inputs"]["tokenizer"].pop("chat"), said["inputs"]["tokenizer"].pop("stop_ids")
+    path.write_text(json.dumps(said))
+    for _ in range(2):
+        later = start(train, **{"model.path": str(base)})
+        assert later.inputs["tokenizer"] == said["inputs"]["tokenizer"]
+    assert later.setup.digest != first.setup.digest  # its checkpoints are those that it had
+    edit_tokenizer(base)
+    with pytest.raises(ValueError, match=r"what was read then for tokenizer\.tokenizer had"):
+        start(train, **{"model.path": str(base)})
+
+
 def test_a_tokenizer_that_nothing_reads_may_be_another(start, base, tmp_path):
     train = [record("a", "Name 1 animal")]
     fields = {"model.path": str(base), "tokenizer.path": "tiny_base"}
@@ -210,13 +268,6 @@ def test_a_tokenizer_that_nothing_reads_may_be_another(start, base, tmp_path):
     edit_config(base)
     with pytest.raises(ValueError, match="what was read then for model.config had"):
         start(train, **fields)
-
-
-SWITCHED = (
-    "{{ bos_token }}{% for message in messages %}{{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}{% if quiet is defined and quiet %}No words. {% endif %}"
-    "Answer:{% endif %}"
-)
 
 
 def test_the_base_is_asked_with_the_tokenizer_and_the_switches_that_it_is_trained_with(
