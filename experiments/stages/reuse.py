@@ -38,8 +38,8 @@ class Stage(NamedTuple):
 
 
 _MODEL = ("model", "tokenizer")
-_TRAINED = ("seed", "model", "lengths", "optimizer", "lora")
-_ASKED = ("seed", "model", "lengths", "sampling", "answer")
+_TRAINED = ("seed", "model", "tokenizer", "lengths", "optimizer", "lora")
+_ASKED = ("seed", "model", "tokenizer", "lengths", "sampling", "answer")
 _RECORDS = (*_MODEL, "data.train", "templates.pointwise", "templates.single", "templates.rubric")
 STAGES = {
     # of experiments.spct_rl

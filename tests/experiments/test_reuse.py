@@ -72,6 +72,7 @@ def first_changed(a, b):
         ("lengths.completion", 64, "rft_sample"),
         ("sampling.top_p", 0.9, "rft_sample"),
         ("model.dtype", "bfloat16", "rft_sample"),
+        ("tokenizer.chat_args", {"enable_thinking": False}, "rft_sample"),
         ("rft.steps", 0, "rft"),
         ("rft.learning_rate", 1e-3, "rft"),
         ("rft.principles", False, "rft"),
@@ -91,6 +92,7 @@ def first_changed(a, b):
         # what is read counts by its content, below
         ("data.train", ({"world": "train", "items": 7},), None),
         ("model.path", "tiny", None),
+        ("tokenizer.path", "tiny", None),
     ],
 )
 def test_a_field_changes_the_first_stage_that_depends_on_it_and_all_behind(field, value, stage):
@@ -122,6 +124,14 @@ def test_what_is_read_changes_the_first_stage_that_reads_it(name, stage):
         node = node[part]
     node[last] = "another"
     assert first_changed((plain(), INPUTS), (plain(), other)) == stage
+
+
+def test_no_switches_are_the_same_whether_a_config_says_so_or_not():
+    said, silent = plain(**{"tokenizer.chat_args": None}), plain()
+    silent["tokenizer"].pop("chat_args", None)
+    for name in SPCT:
+        one, other = (reuse.identity(name, config, INPUTS) for config in (said, silent))
+        assert store.differing(one, other) == []
 
 
 def test_every_field_of_a_preset_is_known_to_a_stage_or_to_none_of_them():
