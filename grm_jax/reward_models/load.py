@@ -340,7 +340,9 @@ def _scalar(spec, asking) -> _Kind:
     identity = {"kind": "scalar", **folder.identity, **asked_of(asking)}
 
     def loader():
-        params, cfg, tokenizer = load_scalar(folder.path, asking.mesh, **numerics_of(asking))
+        params, cfg, tokenizer = load_scalar(
+            folder.path, asking.mesh, folder.chat_args, **numerics_of(asking)
+        )
         return lambda seed, batches: scalar_rm(
             spec["name"],
             params,

@@ -8,7 +8,7 @@ last token that is not the padding token, which is where transformers reads it.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,13 +149,17 @@ def preference_examples(tokenizer: Tokenizer, records: Sequence[Record]) -> list
 
 
 def load_scalar(
-    folder: str | os.PathLike, mesh: Mesh | None = None, **numerics: Any
+    folder: str | os.PathLike,
+    mesh: Mesh | None = None,
+    switches: Mapping[str, Any] | None = None,
+    **numerics: Any,
 ) -> tuple[dict, ModelConfig, Tokenizer]:
     """Loads (params, cfg, tokenizer) for `scalar_rm`.
 
     folder: a `...ForSequenceClassification` folder with one label: config.json, safetensors, and
         tokenizer.json or tokenizer.model.
     mesh: over which the parameters are laid; None for one device.
+    switches: of the folder's own chat template.
     numerics: overrides of dtype, scan_layers, remat, attention of the config.
 
     The tokenizer's pad_id is `padded_as_stated`. Raises as `load_config`, `load_params`,
@@ -164,7 +168,7 @@ def load_scalar(
     folder = pathlib.Path(folder)
     cfg = load_config(folder, **numerics)
     shardings = None if mesh is None else param_shardings(mesh, abstract_params(cfg, SCALAR))
-    tokenizer = padded_as_stated(load_own_tokenizer(folder, cfg), folder, cfg)
+    tokenizer = padded_as_stated(load_own_tokenizer(folder, cfg, switches), folder, cfg)
     return load_params(folder, cfg, shardings, architecture=SCALAR), cfg, tokenizer
 
 

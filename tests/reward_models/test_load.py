@@ -179,6 +179,24 @@ def test_kinds_that_know_no_rubric_judge_a_record_as_if_it_had_none(head, asking
         assert judgments(model, ruled) == judgments(model, PAIRS[:2]), spec["kind"]
 
 
+def test_a_scalar_model_reads_a_chat_with_the_switches_of_its_folder(head, asking, tmp_path):
+    """Those that it was trained with, and that its identity holds."""
+
+    def scores(name, template, **said):
+        path = pathlib.Path(shutil.copytree(head, tmp_path / name))
+        (path / "chat_template.jinja").write_text(template)
+        write_description(path, Description("bradley_terry", chat="template", **said))
+        system = describe({"name": "bt", "kind": "bradley_terry", "path": str(path)}, asking)
+        rows = judgments(system.load(0), PAIRS, (0,), 0.0)
+        return [row["scores"] for row in rows.values()]
+
+    chat = "{{ bos_token }}%s{%% for one in messages %%}{{ one.content }}\n{%% endfor %%}"
+    switched = chat % "{% if terse is defined %}Be terse. {% endif %}"
+    said = scores("said", switched, chat_args={"terse": True})
+    assert said == scores("written", chat % "Be terse. ")
+    assert said != scores("silent", switched)
+
+
 def test_token_prob_reads_the_judgments_of_the_judge(asking):
     spec = {"name": "judge", "kind": "llm_judge", "path": "tiny_base"}
     judge = describe(spec, asking)
