@@ -387,7 +387,7 @@ def _data_problems(right) -> Iterator[str]:
     splits = right["eval"][1].splits if "eval" in right else tuple(data.eval)
     fields |= {f"data.eval.{name}": data.eval[name] for name in splits if name in data.eval}
     worlds = {"data.general": INSTRUCTIONS, "data.critiques": ("critiques",)}
-    trained = [source["path"] for source in data.train if "path" in source]
+    trained = [(source["path"], source.get("split")) for source in data.train if "path" in source]
     for field, value in fields.items():
         if not value and field not in worlds:
             yield f"{field}: expected the path of a file or a source, got nothing"
@@ -396,7 +396,8 @@ def _data_problems(right) -> Iterator[str]:
                 continue
             for message in _source_problems(source, worlds.get(field, SPLITS)):
                 yield f"{field}: {message}"
-        if field.startswith("data.eval.") and any(s.get("path") in trained for s in value):
+        read = [(source.get("path"), source.get("split")) for source in value]
+        if field.startswith("data.eval.") and any(one in trained for one in read):
             yield f"{field}: expected other records than data.train, got the same file"
 
 

@@ -225,6 +225,24 @@ def test_two_sources_never_share_an_id(load, tmp_path, ids):
             load([record("x", 2)], **{field: sources})
 
 
+def test_training_and_test_records_may_be_splits_of_one_file_or_folder(load, tmp_path):
+    """Records that are in both are found by their content."""
+    splits = {"train": [record("a", 1)], "test": [record("t", 2)]}
+    (tmp_path / "both.json").write_text(json.dumps(splits))
+    (tmp_path / "folder").mkdir()
+    for split, rows in splits.items():
+        write(tmp_path / f"folder/{split}.jsonl", rows)
+    for path in (str(tmp_path / "both.json"), str(tmp_path / "folder")):
+        train, test = ({"path": path, "split": split} for split in ("train", "test"))
+        found = load([], **{"data.train": (train,), "data.eval.test": (test,)}).records
+        assert [[one.id for one in found[split]] for split in splits] == [["a"], ["t"]]
+        with pytest.raises(ValueError, match=r"data\.eval\.test: expected other records than"):
+            load([], **{"data.train": (train,), "data.eval.test": (train,)})
+    whole = {"path": str(tmp_path / "folder")}
+    with pytest.raises(ValueError, match="record 'a' of 'test' is also the training record 'a'"):
+        load([], **{"data.train": (train,), "data.eval.test": (whole,)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["spct_rl", "reward_model"])
 def test_one_training_record_is_enough(processes, tmp_path, script):
