@@ -34,7 +34,7 @@ from grm_jax.reward_models.llm_judge import longest_prompt
 from grm_jax.reward_models.meta_rm import meta_prompt_length
 from grm_jax.reward_models.pair_rm import longest_pair
 from grm_jax.reward_models.scalar import longest_sequence
-from grm_jax.reward_models.spec import added_tokens_digest, tokenizer_digest
+from grm_jax.reward_models.spec import added_tokens_digest, matmul_precision, tokenizer_digest
 from grm_jax.sampling.settings import Lengths
 from grm_jax.tokenizer import ADDED_TOKENS, load_tokenizer
 
@@ -194,11 +194,15 @@ def eval_digests(inputs: Inputs) -> dict[str, str]:
 def models_and_templates(
     config: ml_collections.ConfigDict, templates: Mapping[str, Template]
 ) -> dict:
-    """Digests of the folders and templates that a config names."""
+    """Digests of the folders and templates that a config names, and how products are rounded where
+    that is said.
+    """
     folder, tokenizer = run_config.model_folder(config), run_config.tokenizer_path(config)
     beside: dict[str, Any] = {}
     if functions := user_functions(config):
         beside["functions"] = functions
+    if precision := matmul_precision():
+        beside["matmul_precision"] = precision
     if "critic" in config:
         start = run_config.critic_folder(config)
         beside["critic"] = {} if start is None else _model_digest(start)
@@ -244,12 +248,13 @@ def _tokenizer_digest(path: pathlib.Path) -> dict[str, Any]:
 def changed(before: Mapping, now: Mapping) -> list[str]:
     """The names, dotted, of what was read before and is another now (`digests`).
 
-    What an earlier version of this package did not write down of a tokenizer counts as unchanged.
+    What earlier versions of this package did not write down counts as unchanged: how products are
+    rounded, and BESIDE of a tokenizer.
     """
-    own = before.get("tokenizer") or {}
-    if "tokenizer" in now and "chat" not in own:
-        kept = {name: value for name, value in now["tokenizer"].items() if name not in BESIDE}
-        now = {**now, "tokenizer": kept}
+    if "chat" not in (before.get("tokenizer") or {}):
+        now = {name: value for name, value in now.items() if name != "matmul_precision"}
+        own = now.get("tokenizer", {})
+        now["tokenizer"] = {name: value for name, value in own.items() if name not in BESIDE}
     return store.differing(before, now)
 
 
@@ -309,6 +314,8 @@ def place_of(config: ml_collections.ConfigDict, field: str) -> str:
         home = path.parent if path is not None and path.is_file() else path
         files = BESIDE | {"config": "config.json"}
         words = [f"{home}/{files[name]}" if name in files else str(path)]
+    elif section == "matmul_precision":
+        words = [f"JAX_DEFAULT_MATMUL_PRECISION={matmul_precision() or ''}"]
     elif section == "functions":
         words = [config.rl.get(name.partition(".")[2])]
     else:

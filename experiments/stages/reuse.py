@@ -37,7 +37,7 @@ class Stage(NamedTuple):
     leaves: tuple[str, ...]
 
 
-_MODEL = ("model", "tokenizer")
+_MODEL = ("model", "tokenizer", "matmul_precision")
 _TRAINED = ("seed", "model", "tokenizer", "lengths", "optimizer", "lora")
 _ASKED = ("seed", "model", "tokenizer", "lengths", "sampling", "answer")
 _RECORDS = (*_MODEL, "data.train", "templates.pointwise", "templates.single", "templates.rubric")

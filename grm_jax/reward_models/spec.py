@@ -319,10 +319,15 @@ def numerics_of(asking: Asking) -> dict:
     return asking.numerics.resolve(asking.mesh.devices.flat[0].platform)
 
 
+def matmul_precision() -> str | None:
+    """Returns jax_default_matmul_precision, by which products are rounded; None where not set."""
+    return jax.config.jax_default_matmul_precision  # pyright: ignore
+
+
 def asked_of(asking: Asking) -> dict:
     """Returns what any local model's judgment depends on, beside its folder and its templates."""
     stored = asking.sampling.kv_cache_dtype
-    precision = jax.config.jax_default_matmul_precision  # pyright: ignore
+    precision = matmul_precision()
     return {
         **({} if stored == "auto" else {"kv_cache_dtype": stored}),
         **({} if precision is None else {"matmul_precision": precision}),

@@ -102,6 +102,14 @@ def test_a_field_changes_the_first_stage_that_depends_on_it_and_all_behind(field
     assert changed == (SPCT[SPCT.index(stage) :] if stage else [])
 
 
+@pytest.mark.parametrize("preset", [tiny, tiny_reward_model])
+def test_how_products_are_rounded_changes_all_stages_where_it_is_said(preset):
+    config, other = plain(preset), INPUTS | {"matmul_precision": "bfloat16"}
+    for name in reuse.stages_of(config):
+        said, silent = (reuse.identity(name, config, inputs) for inputs in (other, INPUTS))
+        assert store.differing(silent, said) == ["inputs.matmul_precision"]
+
+
 @pytest.mark.parametrize(
     "name, stage",
     [

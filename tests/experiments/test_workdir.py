@@ -241,6 +241,15 @@ def test_a_run_goes_on_with_the_chat_template_and_the_stop_ids_that_it_began_wit
         shutil.rmtree(tmp_path / "run"), (base / "chat_template.jinja").unlink()
 
 
+def test_a_run_goes_on_with_the_rounding_of_products_that_it_began_with(start):
+    train = [record("a", "Name 1 animal")]
+    assert "matmul_precision" not in start(train).inputs
+    with jax.default_matmul_precision("bfloat16"):
+        with pytest.raises(ValueError, match=r"then for matmul_precision had .*PRECISION=bfloat16"):
+            start(train)
+    start(train)
+
+
 def test_a_run_of_an_earlier_version_goes_on_though_it_says_nothing_of_a_chat_template(
     start, base, tmp_path
 ):
@@ -250,6 +259,8 @@ def test_a_run_of_an_earlier_version_goes_on_though_it_says_nothing_of_a_chat_te
     said = json.loads(path.read_text())
     said["inputs"]["tokenizer"].pop("chat"), said["inputs"]["tokenizer"].pop("stop_ids")
     path.write_text(json.dumps(said))
+    with jax.default_matmul_precision("bfloat16"):
+        start(train, **{"model.path": str(base)})
     for _ in range(2):
         later = start(train, **{"model.path": str(base)})
         assert later.inputs["tokenizer"] == said["inputs"]["tokenizer"]
