@@ -10,6 +10,7 @@ import importlib
 import inspect
 import os
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -58,14 +59,27 @@ def resolve(name: str, table: Mapping[str, Callable]) -> Callable:
 def source_digest(name: str) -> str:
     """Digests the module of `package.module:function`: 16 hex digits of what its code says.
 
-    Comments and layout do not count. "" where the module has no source in Python.
+    Where the function is defined in another module, and that one only hands it on, both count.
+    Comments and layout do not. "" where the module has no source in Python.
     """
-    module = importlib.import_module(name.partition(":")[0])
+    module_name, _, attribute = name.partition(":")
+    module = importlib.import_module(module_name)
+    function = getattr(module, attribute, None)
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function) if callable(function) else module
+    home = sys.modules.get(getattr(function, "__module__", None) or module_name, module)
+    codes = [_code(module), *([] if home is module else [_code(home)])]
+    told = "\n".join(code for code in codes if code)
+    return hashlib.sha256(told.encode()).hexdigest()[:16] if told else ""
+
+
+def _code(module: types.ModuleType) -> str:
+    """What the code of a module says; "" where it has no source in Python."""
     try:
-        tree = ast.parse(inspect.getsource(module))
+        return ast.dump(ast.parse(inspect.getsource(module)))
     except (OSError, TypeError):
         return ""
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
 def with_settings(function: Callable, given: int, settings: Mapping[str, Any]) -> Callable:

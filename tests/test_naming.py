@@ -1,11 +1,16 @@
 """Names in a config resolve to functions, or say what is near."""
 
+import ast
+import hashlib
+import importlib
+import linecache
+import shutil
 import sys
 
 import pytest
 
 from grm_jax.losses import KL_ESTIMATORS, LOSSES, resolve
-from grm_jax.naming import with_settings
+from grm_jax.naming import source_digest, with_settings
 
 
 @pytest.fixture
@@ -77,3 +82,44 @@ def test_settings_are_checked_against_the_signature():
         with_settings(f, 2, {"width": 1, "pwer": 3})
     with pytest.raises(ValueError, match="f needs the setting 'width'$"):
         with_settings(f, 2, {})
+
+
+HANDS_ON = {
+    "a function": "from my_parts import loss\n",
+    "a partial": "import functools, my_parts\nloss = functools.partial(my_parts.loss, width=2)\n",
+    "an instance": "import my_parts\nloss = my_parts.Loss()\n",
+}
+
+
+@pytest.mark.parametrize("text", HANDS_ON.values(), ids=HANDS_ON)
+def test_the_code_of_a_function_is_that_of_the_module_which_defines_it(tmp_path, monkeypatch, text):
+    code = """
+class Loss:
+    def __call__(self):
+        return 1.0
+
+
+def loss(width=1):
+    return 1.0
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest(parts, facade=text):
+        for module, content in (("my_parts", parts), ("my_facade", facade)):
+            (tmp_path / f"{module}.py").write_text(content)
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        linecache.clearcache(), importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        return source_digest("my_facade:loss")
+
+    before = digest(code)
+    assert digest("# a word\n" + code) == before
+    assert digest(code.replace("1.0", "2.0")) != before
+    assert digest(code, text + "more = 1\n") != before
+
+
+def test_a_module_that_defines_its_function_is_digested_alone(user_modules, tmp_path):
+    tree = ast.parse((tmp_path / "my_research.py").read_text())
+    expected = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    assert source_digest("my_research:my_loss") == expected
+    assert source_digest("builtins:max") == ""
