@@ -123,7 +123,7 @@ def train(run: Run) -> dict | None:
             for judgment, value in zip(judgments, rewards, strict=True):
                 judgment |= {"step": step, "reward": value}
             lengths = [len(rollout.prompt_ids) for rollout in rollouts]
-            on_host[step] = rollout_metrics(judgments, lengths, G)
+            on_host[step] = rollout_metrics(judgments, lengths, grouped)
             if settings.consistency is not None:
                 on_host[step]["both_orders_right"] = sum(agreed) / len(agreed)
             on_host[step] |= engine_metrics([ahead.counts[step]] if step in ahead.counts else [])

@@ -16,7 +16,7 @@ from grm_jax.reward_models import grm
 from grm_jax.sampling.settings import Lengths, Sampling
 from grm_jax.training import loop, rollouts
 from grm_jax.training.metrics import read_metrics
-from grm_jax.training.rollouts import rewards_of
+from grm_jax.training.rollouts import rewards_of, rollout_metrics
 from tests.experiments import micro
 from tests.reward_models.judge_cases import PROMPTER, FakeSampler, record
 
@@ -94,13 +94,15 @@ def test_without_a_kl_no_reference_is_kept(monkeypatch, beta):
         # the penalty in the reward needs the reference too
         ({"beta": 0.02, "old_logp": "sampler", "kl_in": "reward", "kl": "k1"}, 1),
         ({"beta": 0.0, "old_logp": "sampler", "kl_in": "reward"}, 0),
+        # both orders of a record are weighed against each other, and described together
+        ({"beta": 0.0, "old_logp": "sampler", "consistency": 0.5}, 0),
     ],
 )
 def test_a_step_runs_no_policy_whose_answer_nothing_uses(
     monkeypatch, tmp_path, fields, passes, packed
 ):
     """Forward passes beside sampling and the update, renderings and gradings, of two steps."""
-    counts = collections.Counter()
+    counts, described = collections.Counter(), []
     records = [record("a", (9, 2)), record("b", (3, 1))]
     config = micro.get_config()
     config.rl.update(drop_easy_prompts=False, steps=2, **fields)
@@ -133,6 +135,12 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(
     )
     monkeypatch.setattr(grm, "render_prompt", counted("rendered", grm.render_prompt))
     monkeypatch.setattr(grm, "is_correct", counted("graded", grm.is_correct))
+
+    def describe(judgments, lengths, group_size):
+        described.append(group_size)
+        return rollout_metrics(judgments, lengths, group_size)
+
+    monkeypatch.setattr(rl, "rollout_metrics", describe)
     monkeypatch.setattr(rl, "begin", lambda *args, **kwargs: training)
     monkeypatch.setattr(rl, "load_policy", lambda run, name: counts.update([f"load {name}"]) or {})
     monkeypatch.setattr(rl, "samplers", lambda *args: lambda temperature: FakeSampler())
@@ -179,6 +187,8 @@ def test_a_step_runs_no_policy_whose_answer_nothing_uses(
         "updates": 2,
         **({"passes": 2 * passes} if passes else {}),
     }
+    orders = 2 if "consistency" in fields else 1
+    assert described == [config.rl.group_size * orders] * 2
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["loss"] for row in rows] == [0.5, 0.5] and "kl" not in rows[0]
     # the prompt of a group is needed once
