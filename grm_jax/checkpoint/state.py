@@ -9,7 +9,6 @@ Orbax v1 still move.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -31,14 +30,6 @@ class UnreadableCheckpoints(RuntimeError):
 
 class NotWhatWasSaved(RuntimeError):
     """Says that a checkpoint was read without error, but not with the step or checksum it had."""
-
-
-def config_digest(config: dict[str, Any]) -> str:
-    """Returns 16 hex digits that change when any value of a (nested, JSON-able) config does.
-
-    The order of keys does not matter.
-    """
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_checkpoints(folder: str | os.PathLike, keep: int) -> ocp.CheckpointManager:
@@ -70,7 +61,7 @@ def save(
     state: pytree of arrays whose attribute `step` equals `step`.
     extra: whatever else the run needs to go on, JSON-able: stage, seed, position of the data
         iterator.
-    digest: `config_digest` of the run.
+    digest: of all that a run must agree in to go on from here, such as its config and what it read.
 
     `manager.wait_until_finished()` waits for the disk, as do the next save and `close`. Raises
     ValueError if the steps differ, or if a checkpoint as late is already on disk.

@@ -11,7 +11,7 @@ interrupted. The state of the iterator is that index, {"next_index": b}.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -112,20 +112,6 @@ def bucket_length(length: int, buckets: Sequence[int]) -> int:
     if not fitting:
         raise ValueError(f"length {length} exceeds the largest of the buckets {list(buckets)}")
     return min(fitting)
-
-
-def fit_lengths(items: Iterable[Example], prompt_limit: int) -> tuple[list[Example], list[str]]:
-    """Splits off items whose "prompt_ids" hold more than `prompt_limit` ids: (kept, other "id"s).
-
-    Nothing is cut; the order is kept.
-    """
-    kept, dropped_ids = [], []
-    for item in items:
-        if len(item["prompt_ids"]) <= prompt_limit:
-            kept.append(item)
-        else:
-            dropped_ids.append(item["id"])
-    return kept, dropped_ids
 
 
 def _check_examples(

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from grm_jax.checkpoint.state import checksum, config_digest, open_checkpoints, restore_latest, save
+from grm_jax.checkpoint.state import checksum, open_checkpoints, restore_latest, save
 from grm_jax.training.state import abstract_state, init_state
 from grm_jax.training.step import make_train_step
 
 SIZE = 1_000_000
-DIGEST = config_digest({"size": SIZE})
+DIGEST = f"size {SIZE}"
 OPTIMIZER = optax.adamw(1e-2)
 
 

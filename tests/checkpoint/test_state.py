@@ -23,7 +23,6 @@ from grm_jax.checkpoint.state import (
     NotWhatWasSaved,
     UnreadableCheckpoints,
     checksum,
-    config_digest,
     open_checkpoints,
     restore_latest,
     save,
@@ -318,11 +317,6 @@ def test_checksum_sees_every_change():
         {"a": tree["b"], "b": tree["a"]},
     ]
     assert len({checksum(changed) for changed in [tree, *changes]}) == 1 + len(changes)
-
-
-def test_config_digest():
-    assert config_digest({"a": 1, "b": {"c": 2}}) == config_digest({"b": {"c": 2}, "a": 1})
-    assert config_digest({"a": 1}) != config_digest({"a": 2})
 
 
 def test_killed_at_any_moment_and_resumed_is_bit_identical(tmp_path):
