@@ -151,8 +151,8 @@ def get_config() -> ml_collections.ConfigDict:
             clip_norm=1.0,  # global norm of the gradient
             # type of AdamW's first moment: "bfloat16" takes 2 bytes a parameter less
             mu_dtype="float32",
-            # "constant" | "cosine" | "linear", which end at final_fraction of the peak. open:
-            # GRPO's own paper: constant
+            # "constant" | "cosine" | "linear", which fall to final_fraction of the peak, where the
+            # step behind the last would be. open: GRPO's own paper: constant
             schedule="constant",
             final_fraction=0.1,  # of the peak rate
             warmup_steps=20,  # open: short beside 900 steps

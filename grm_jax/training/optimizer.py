@@ -18,7 +18,7 @@ class OptimizerConfig:
     """Sets AdamW (arXiv 1711.05101), its gradient clipping and its schedule.
 
     schedule: what follows the warm-up: "constant", or "cosine" or "linear" down to `final_fraction`
-        of the peak at the last step.
+        of the peak, which the step behind the last would have: the last one's rate lies above.
     warmup_steps: updates over which the rate rises linearly from learning_rate / warmup_steps; 0
         for none.
     final_fraction: of the peak rate; "constant" ignores it.

@@ -30,6 +30,11 @@ def test_schedules():
         and cosine[100] < 0.101e-3
     )
     assert np.all(np.diff(cosine) <= 0)
+    # the step behind the last would be at final_fraction
+    for name in ("linear", "cosine"):
+        decay = config(schedule=name, warmup_steps=3, final_fraction=0.2)
+        _, schedule = make_optimizer(decay, 1e-3, 12)
+        assert float(schedule(12)) == pytest.approx(0.2e-3) and schedule(11) > 0.201e-3
 
 
 def test_the_schedule_is_the_one_the_optimizer_uses():
