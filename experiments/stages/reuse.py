@@ -54,7 +54,7 @@ STAGES = {
             "rft.keep_hinted_of_too_easy",
         ),
         _RECORDS,
-        ("trajectories/base",),
+        ("trajectories/base/train/unhinted", "trajectories/base/train/hinted"),
     ),
     "rft": Stage(
         ("rft_sample",), (*_TRAINED, "rft"), ("data.general",), ("models/rft", "adapters/rft")
@@ -69,7 +69,7 @@ STAGES = {
         ("rl",),
         ("meta.own_samples", "meta.policies", "meta.temperature"),
         (),
-        ("trajectories/rft", "trajectories/grm"),
+        tuple(f"trajectories/{policy}/train/own" for policy in ("base", "rft", "grm")),
     ),
     "meta": Stage(
         ("meta_sample",), ("meta",), ("templates.meta",), ("models/meta", "adapters/meta")

@@ -176,7 +176,7 @@ def test_finished_stages_that_depend_on_the_same_are_taken_over(tmp_path, capsys
     reuse.take_over(mine, SPCT, reuse.givers([str(giver)], mine))
     assert [name for name in SPCT if reuse.done(mine, name)] == ["rft_sample", "rft"]
     assert (mine / "models/rft/file").read_text() == "rft of giver"
-    assert (mine / "trajectories/base/file").read_text() == "rft_sample of giver"
+    assert (mine / "trajectories/base/train/hinted/file").read_text() == "rft_sample of giver"
     assert not (mine / "models/grm").exists()
     rows = [json.loads(line) for line in (mine / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"], row["loss"]) for row in rows] == [
@@ -191,11 +191,24 @@ def test_finished_stages_that_depend_on_the_same_are_taken_over(tmp_path, capsys
     assert about["timings_s"] == {"rft_sample": 61.0, "rft": 61.0}
     assert about["notes"] == [f"Taken over from {giver}: rft_sample, rft."]
     # a copy: what is done here changes nothing there
-    (mine / "trajectories/base/file").write_text("more")
-    assert (giver / "trajectories/base/file").read_text() == "rft_sample of giver"
+    (mine / "trajectories/base/train/hinted/file").write_text("more")
+    assert (giver / "trajectories/base/train/hinted/file").read_text() == "rft_sample of giver"
     # once more: nothing is done again
     reuse.take_over(mine, SPCT[:2], [giver])
     assert capsys.readouterr().out == ""
+
+
+def test_what_the_base_draws_for_the_meta_rm_goes_with_that_stage(tmp_path):
+    """With "base" in meta.policies; what RFT reads lies beside it."""
+    giver, base = work_folder(tmp_path / "giver", SPCT), "trajectories/base/train"
+    mine = work_folder(tmp_path / "mine", config=plain(**{"meta.own_samples": 5}))
+    reuse.take_over(mine, SPCT, [giver])
+    assert not (mine / base / "own").exists() and (mine / base / "unhinted/file").is_file()
+    other = work_folder(tmp_path / "other", SPCT[:3])
+    (other / base / "own").mkdir()
+    (other / base / "own/file").write_text("of another")
+    reuse.take_over(other, SPCT, [giver])
+    assert (other / base / "own/file").read_text() == "meta_sample of giver"
 
 
 def test_a_folder_of_work_folders_stands_for_all_and_the_nearest_is_named(tmp_path, capsys):
