@@ -28,13 +28,19 @@ from grm_jax.judgment.prompts import Template, load_template
 from grm_jax.judgment.records import Record, read_records, write_records
 from grm_jax.naming import source_digest
 from grm_jax.reward_models.cloud import critic_example, longest_critic_prompt
-from grm_jax.reward_models.description import ADAPTERS, content_digest, layers_of, template_digest
+from grm_jax.reward_models.description import (
+    ADAPTERS,
+    content_digest,
+    layers_of,
+    template_digest,
+    tokenizer_digest,
+)
 from grm_jax.reward_models.grm import Prompter, prompt_length
 from grm_jax.reward_models.llm_judge import longest_prompt
 from grm_jax.reward_models.meta_rm import meta_prompt_length
 from grm_jax.reward_models.pair_rm import longest_pair
 from grm_jax.reward_models.scalar import longest_sequence
-from grm_jax.reward_models.spec import added_tokens_digest, matmul_precision, tokenizer_digest
+from grm_jax.reward_models.spec import added_tokens_digest, matmul_precision
 from grm_jax.sampling.settings import Lengths
 from grm_jax.tokenizer import ADDED_TOKENS, load_tokenizer
 

@@ -269,18 +269,40 @@ def content_digest(path: str | os.PathLike) -> dict[str, str]:
     path = pathlib.Path(path)
     if path.is_file():
         return {"file": _digest(path)}
-    parts = {
-        "weights": sorted(path.glob("*.safetensors")),
-        "config": [path / "config.json", path / ADAPTERS],
-        "tokenizer": [path / name for name in TOKENIZER_FILES],
-    }
-    present = {part: [file for file in files if file.is_file()] for part, files in parts.items()}
-    return {part: _digest(*files) for part, files in present.items() if files}
+    weights = sorted(path.glob("*.safetensors"))
+    config, tokenizer = [path / "config.json", path / ADAPTERS], _in(path, TOKENIZER_FILES)
+    return _digests({"weights": weights, "config": config, "tokenizer": tokenizer})
+
+
+def tokenizer_digest(path: str | os.PathLike) -> dict[str, str]:
+    """Digests what ids are read from.
+
+    Returns {"tokenizer", "config"} of a folder as `content_digest` does, the second where it has a
+    config.json, as that of adapters says nothing of ids; {"file", "beside"} of a file, the second
+    where files that are read with it lie beside it.
+    """
+    path = pathlib.Path(path)
+    if path.is_file():
+        names = (*TOKENIZER_FILES[2:], *(["config.json"] if path.suffix == ".json" else []))
+        return _digests({"file": [path], "beside": _in(path.parent, names)})
+    has_config = (path / "config.json").is_file()
+    config = [path / "config.json", path / ADAPTERS] if has_config else []
+    return _digests({"config": config, "tokenizer": _in(path, TOKENIZER_FILES)})
 
 
 def template_digest(template: Template) -> str:
     """Digests a template's files, names and texts."""
     return hashlib.sha256(json.dumps(template.files).encode()).hexdigest()[:16]
+
+
+def _in(folder: pathlib.Path, names: Sequence[str]) -> list[pathlib.Path]:
+    return [folder / name for name in names]
+
+
+def _digests(parts: Mapping[str, Sequence[pathlib.Path]]) -> dict[str, str]:
+    """The digest of each part's files, as far as they are there; without those that have none."""
+    present = {part: [file for file in files if file.is_file()] for part, files in parts.items()}
+    return {part: _digest(*files) for part, files in present.items() if files}
 
 
 def _digest(*files: pathlib.Path) -> str:

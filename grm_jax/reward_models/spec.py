@@ -21,7 +21,7 @@ from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, read_config
 from grm_jax.models.table import CAUSAL_LM, SCALAR
 from grm_jax.reward_models import description
-from grm_jax.reward_models.description import Description, content_digest
+from grm_jax.reward_models.description import Description, content_digest, tokenizer_digest
 from grm_jax.reward_models.grm import NO_PRINCIPLES
 from grm_jax.reward_models.scalar import padded_as_stated
 from grm_jax.reward_models.system import Asking
@@ -64,10 +64,10 @@ class Folder(NamedTuple):
         adapted |= {"adapters below": below[1:]} if below[1:] else {}
         parts: dict[str, Any] = {**content_digest(self.path)}
         if self.asked_tokenizer is not None:
-            ids = tokenizer_digest(self.asked_tokenizer)
-            if ids.get("config") == parts.get("config"):
-                ids.pop("config", None)
-            parts["tokenizer"] = ids["tokenizer"] if list(ids) == ["tokenizer"] else ids
+            asked = tokenizer_digest(self.asked_tokenizer)
+            own_ids = tokenizer_digest(description.tokenizer_home(self.layers))
+            if not asked.items() <= own_ids.items():
+                parts["tokenizer"] = asked
         return parts | adapted | {"chat": chat} | self._beside
 
     @property
@@ -154,23 +154,6 @@ def folder_of(
         )
     own = (asking.tokenizer, asking.chat_args) if kinds == POLICIES else (None, None)
     return Folder(layers, cfg, said, architecture, *own)
-
-
-def tokenizer_digest(path: pathlib.Path) -> dict[str, str]:
-    """Digests what ids are read from: {"tokenizer", "config"} of a folder, as far as it has them.
-
-    Of a file it is {"file", "beside"}, the second where files that are read with it lie beside it.
-    """
-    if path.is_dir():
-        parts = content_digest(path)
-        if not (path / "config.json").is_file():  # that of adapters says nothing of ids
-            parts.pop("config", None)
-        return {part: text for part, text in parts.items() if part != "weights"}
-    names = ["special_tokens_map.json", "tokenizer_config.json"]
-    names += ["config.json"] if path.suffix == ".json" else []
-    files = [path.parent / name for name in names if (path.parent / name).is_file()]
-    beside = [content_digest(file)["file"] for file in files]
-    return content_digest(path) | ({"beside": " ".join(beside)} if beside else {})
 
 
 def added_tokens_digest(path: pathlib.Path) -> str | None:

@@ -310,7 +310,8 @@ def test_the_base_is_asked_with_the_tokenizer_and_the_switches_that_it_is_traine
     for file in ("tokenizer.json", "chat_template.jinja"):
         (base / file).unlink()
     _, apart, _ = asked("apart", **moved)
-    assert apart["tokenizer"] == before["tokenizer"] and apart["chat"] == before["chat"]
+    assert apart["tokenizer"]["tokenizer"] == before["tokenizer"]
+    assert apart["chat"] == before["chat"]
     edit_tokenizer(own)
     assert asked("another", **moved)[1]["tokenizer"] != before["tokenizer"]
     of_file = {"tokenizer.path": str(own / "tokenizer.json")}

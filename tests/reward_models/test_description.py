@@ -20,6 +20,7 @@ from grm_jax.reward_models.description import (
     model_folder,
     read_description,
     template_digest,
+    tokenizer_digest,
     write_description,
 )
 
@@ -230,6 +231,24 @@ def test_digests_follow_the_content(tmp_path):
     pointwise, ablated = load_template("pointwise"), load_template("pointwise_no_principles")
     assert template_digest(pointwise) == template_digest(load_template("pointwise"))
     assert template_digest(pointwise) != template_digest(ablated)
+
+
+def test_a_tokenizer_is_known_by_what_ids_are_read_from(tmp_path):
+    shutil.copytree(TINY_BASE, tmp_path / "a")
+    whole = content_digest(tmp_path / "a")
+    assert tokenizer_digest(tmp_path / "a") == {k: whole[k] for k in ("config", "tokenizer")}
+    (tmp_path / "a/model.safetensors").unlink(), (tmp_path / "a/config.json").unlink()
+    (tmp_path / "a/adapter_config.json").write_text("{}")
+    assert tokenizer_digest(tmp_path / "a") == {"tokenizer": whole["tokenizer"]}
+    file = tmp_path / "a/tokenizer.json"
+    one = tokenizer_digest(file)
+    assert one["file"] == content_digest(file)["file"] and list(one) == ["file", "beside"]
+    (tmp_path / "a/config.json").write_text('{"eos_token_id": 1}')
+    other = tokenizer_digest(file)
+    assert other["file"] == one["file"] and other["beside"] != one["beside"]
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(file, tmp_path / "alone/tokenizer.json")
+    assert tokenizer_digest(alone) == content_digest(alone)
 
 
 def test_nothing_here_loads_jax():
