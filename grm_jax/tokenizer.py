@@ -72,6 +72,7 @@ class Tokenizer:
     the template's marks of reasoning.
     `start_of_turn_id` is that of Gemma's turns, else None. `end_of_turn_id` is what the chat format
     writes behind the model's turn; None where that is no control token.
+    `bos_id` is `eos_id` where there is no such token, and a template of the folder's writes chats.
     `text_prefix` is " " for models that were trained with a space before every text, else "".
     `template` is the folder's own, None where the chat is one of the two built in; `write_chat`
     writes (role, text) turns by it, with True up to where the model begins to write.
@@ -353,8 +354,10 @@ def _tokenizer(
     the library has no such call.
     """
     bos_id, eos_id = special["bos"], special["eos"]
+    if bos_id is None and template is not None:
+        bos_id = eos_id  # Qwen's families have none, and their templates write none
     if bos_id is None or eos_id is None:
-        name = "bos" if bos_id is None else "eos"
+        name = "bos" if bos_id is None and template is None else "eos"
         raise ValueError(
             f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
             f"SentencePiece {name}_id"

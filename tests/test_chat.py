@@ -217,6 +217,28 @@ def test_stops_that_the_generation_config_states_are_stops(tmp_path):
         load_tokenizer(folder)
 
 
+def test_a_tokenizer_without_bos_writes_its_chats_as_one_that_has_one(tmp_path, folders):
+    """Qwen2.5 and Qwen3 state "bos_token": null, and their templates write none."""
+    folder, ours = chat_folder(tmp_path, "qwen3"), load_tokenizer(folders("qwen3"))
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated | {"bos_token": None}))
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": None}))
+    for _ in range(2):  # with a config.json, and as a folder of adapters without one
+        without = load_tokenizer(folder)
+        assert without.bos_id == without.eos_id == ours.eos_id
+        assert without.chat_prompt("Hi <|im_end|>") == ours.chat_prompt("Hi <|im_end|>")
+        (folder / "config.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(stated | {"bos_token": None, "eos_token": None})
+    )
+    with pytest.raises(ValueError, match="tokenizer.json: no eos token; expected eos_token in tok"):
+        load_tokenizer(folder)
+    del stated["chat_template"]  # the built-in formats begin with one
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated | {"bos_token": None}))
+    with pytest.raises(ValueError, match="tokenizer.json: no bos token; expected bos_token in tok"):
+        load_tokenizer(folder)
+
+
 def test_a_completion_may_think_and_a_prompt_may_not(folders):
     ours = load_tokenizer(folders("qwen3"))
     text = "<think>\nhm\n</think>\n\n8"

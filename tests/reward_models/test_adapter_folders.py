@@ -11,6 +11,7 @@ import pytest
 import grm_jax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import load_adapted, load_adapters, save_adapters
+from grm_jax.models.config import Numerics
 from grm_jax.models.decoder import without_head
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, init_adapters, merge
@@ -24,6 +25,11 @@ from grm_jax.reward_models.description import (
     read_description,
     write_description,
 )
+from grm_jax.reward_models.spec import POLICIES, folder_of
+from grm_jax.reward_models.system import Asking
+from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.tokenizer import load_tokenizer
+from tests.chat_formats import chat_folder
 
 CFG = load_config(TINY_BASE)
 LORA = LoraConfig(3, alpha=5.0, targets=("down", "o", "q"))
@@ -192,3 +198,35 @@ def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
         grm_jax.load(variant("bt", kind="bradley_terry", task_type="SEQ_CLS"))
     with pytest.raises(ValueError, match="no tensor base_model.model.score.weight"):
         load_adapters(variant("headless", task_type="SEQ_CLS"), CFG, SCALAR)
+
+
+@pytest.fixture
+def upon_qwen(tmp_path):
+    """Adapters with a tokenizer of their own upon a base whose tokenizer has no BOS."""
+    base = tmp_path / "base"
+    base.mkdir()
+    chat_folder(base, "qwen3")
+    stated = json.loads((base / "tokenizer_config.json").read_text()) | {"bos_token": None}
+    (base / "tokenizer_config.json").write_text(json.dumps(stated))
+    config = json.loads((TINY_BASE / "config.json").read_text())
+    ids = {"bos_token_id": None, "eos_token_id": load_tokenizer(base).eos_id, "vocab_size": 800}
+    (base / "config.json").write_text(json.dumps(config | ids))
+    save_adapters(tmp_path / "grm", random_adapters(1), CFG, LORA, base, tokenizer_files_from=base)
+    return base, tmp_path / "grm"
+
+
+def seen(path, mesh=None):
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    lengths = Lengths(prompt=80, completion=12, buckets=(80,))
+    asking = Asking(mesh, Numerics(), lengths, Sampling(rows=8), {})
+    return folder_of({"path": str(path)}, "path", asking, POLICIES)
+
+
+def test_adapters_upon_a_base_without_bos_may_have_its_tokenizer(upon_qwen):
+    base, grm = upon_qwen
+    assert seen(grm).home_of_tokenizer == grm
+    ours, theirs = seen(grm).tokenizer(), seen(base).tokenizer()
+    for turns in ([("user", TASK)], [("system", "Be brief."), ("user", TASK), ("assistant", "A")]):
+        assert ours.chat(turns) == theirs.chat(turns)
+    assert ours.chat_prompt(TASK) == theirs.chat_prompt(TASK)
+    assert ours.stop_ids == theirs.stop_ids
