@@ -77,7 +77,8 @@ class Tokenizer:
     `template` is the folder's own, None where the chat is one of the two built in; `write_chat`
     writes (role, text) turns by it, with True up to where the model begins to write.
     `stated_stops` are further ids that end a text, by generation_config.json. `thinking` says how
-    the template marks reasoning, None where it has no marks of it.
+    the template marks reasoning, None where it has no marks of it. `control` is what no text may
+    become, by its string.
     """
 
     vocab_size: int
@@ -93,6 +94,7 @@ class Tokenizer:
     write_chat: Callable[[Turns, bool], list[int]] | None = None
     stated_stops: tuple[int, ...] = ()
     thinking: Thinking | None = None
+    control: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -107,6 +109,23 @@ class Tokenizer:
     def further_stop_ids(self) -> tuple[int, ...]:
         """Lists, in order, the stop ids that generation_config.json alone makes such."""
         return tuple(sorted(set(self.stop_ids) - {self.eos_id, self.end_of_turn_id}))
+
+    @property
+    def rows_needed(self) -> int:
+        """Counts the rows of an embedding that its ids need.
+
+        They are `vocab_size`, without the control tokens at the end that nothing writes: Google's
+        folders of Gemma 3 for text have one of images, <image_soft_token>, beyond the table.
+        """
+        needed, of_id = self.vocab_size, {i: text for text, i in self.control.items()}
+        written = {self.bos_id, self.pad_id, self.start_of_turn_id, *self.stop_ids}
+        template = "" if self.template is None else self.template.text
+        if self.write_chat is not None and needed - 1 in of_id:
+            written |= set(self.write_chat([("user", "Hello.")], True))
+            written |= set(self.write_chat([("user", "Hello."), ("assistant", "Yes?")], False))
+        while needed - 1 in of_id.keys() - written and of_id[needed - 1] not in template:
+            needed -= 1
+        return needed
 
     @property
     def chat_template(self) -> str:
@@ -398,6 +417,7 @@ def _tokenizer(
         encode=encode_text,
         decode=decode_ids,
         stated_stops=_stated_stops(path.parent / "generation_config.json", vocab_size),
+        control=control,
     )
     if template is None:
         return tokenizer

@@ -374,9 +374,9 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
         model_cfg = load_config(base, **numerics)
         for folder in adapters:
             read_lora(folder, model_cfg)
-    if model_cfg.vocab_size < tokenizer.vocab_size:
+    if model_cfg.vocab_size < tokenizer.vocab_size and model_cfg.vocab_size < tokenizer.rows_needed:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model_cfg.vocab_size} "
+            f"the tokenizer has {tokenizer.rows_needed} ids, the model only {model_cfg.vocab_size} "
             "embeddings"
         )
     longest = config.lengths.prompt + config.lengths.completion

@@ -388,9 +388,9 @@ def load_own_tokenizer(
     rows of those ids would be another token's.
     """
     tokenizer = load_tokenizer(folder, switches)
-    if tokenizer.vocab_size > cfg.vocab_size:
+    if tokenizer.vocab_size > cfg.vocab_size and tokenizer.rows_needed > cfg.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, but config.json says "
+            f"{folder}: the tokenizer has {tokenizer.rows_needed:,} ids, but config.json says "
             f"vocab_size = {cfg.vocab_size:,}; expected a row of the embedding for each id"
         )
     return tokenizer

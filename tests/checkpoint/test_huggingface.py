@@ -344,6 +344,42 @@ def test_a_tokenizer_of_more_ids_than_the_model_has_rows_is_refused(folder, toke
     assert load_own_tokenizer(folder, cfg).vocab_size == cfg.vocab_size
 
 
+def test_control_tokens_that_nothing_writes_need_no_row(folder, tokenizer_folder):
+    """Google's text folders of Gemma 3: <image_soft_token> is the id behind the last row."""
+    spec = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    stated = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
+
+    def load(*tokens, **fields):
+        added = [
+            spec["added_tokens"][0] | {"id": CFG.vocab_size + i, "content": token}
+            for i, token in enumerate(tokens)
+        ]
+        words = spec | {"added_tokens": spec["added_tokens"] + added}
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+        (folder / "tokenizer_config.json").write_text(json.dumps(stated | fields))
+        return load_own_tokenizer(folder, load_config(folder))
+
+    tokenizer = load("<image_soft_token>")
+    assert tokenizer.rows_needed == CFG.vocab_size == tokenizer.vocab_size - 1
+    text = "w1 <image_soft_token> w2"
+    assert (
+        CFG.vocab_size
+        in tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text()).encode(text).ids
+    )  # the danger is real
+    chats = tokenizer.chat([("system", text), ("user", text), ("assistant", text)])
+    assert max(tokenizer.encode(text) + tokenizer.chat_prompt(text) + chats) < CFG.vocab_size
+    writes = "{{ '<' + messages[0]['role'] + '>' }}{{ messages[0]['content'] }}"
+    for tokens, fields in (
+        (["<late>"], {"eos_token": "<late>"}),
+        (["<late>", "<later>"], {"pad_token": "<late>"}),
+        (["<late>"], {"chat_template": "<late>{{ messages[0]['content'] }}"}),
+        (["<user>"], {"chat_template": writes}),  # which does not hold it whole
+    ):
+        with pytest.raises(ValueError, match=f"has {CFG.vocab_size + 1} ids, but config.json says"):
+            load(*tokens, **fields)
+    assert load("<tool>", chat_template=writes).rows_needed == CFG.vocab_size
+
+
 def test_truncated_file_is_named(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
