@@ -268,8 +268,8 @@ def _is_file_name(name: Any) -> bool:
 def _check(
     tensors: dict, expected: dict, cfg: ModelConfig, file_vocab: int, folder: pathlib.Path
 ) -> None:
-    """Every tensor that the model needs is there with its shape, and no other (a copy of the tied
-    embedding is let pass).
+    """Every tensor that the model needs is there with its shape, and no other (a true copy of the
+    tied embedding is let pass, and so is any lm_head where a scalar takes its place).
     """
     wanted = {}
     for path, leaf in expected.items():
@@ -297,6 +297,26 @@ def _check(
             raise ValueError(
                 f"{file}: {name} has dtype {lazy.get_dtype()}; expected one of {', '.join(_FLOATS)}"
             )
+    if "embedding" in expected and "lm_head" not in expected and "lm_head.weight" in tensors:
+        file, head = tensors["lm_head.weight"]
+        if not _are_same(head, tensors[hf_names("embedding", cfg)[0]][1]):
+            raise ValueError(
+                f"{file}: lm_head.weight differs from the embedding that config.json ties it to; "
+                "expected a copy of it, or tie_word_embeddings = false"
+            )
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two lazy slices hold the same numbers, of whatever dtypes; read in small pieces."""
+    rows, *rest = shape = one.get_shape()
+    if shape != other.get_shape():
+        return False
+    step = max(1, READ_BYTES // (4 * math.prod(rest)))
+    pieces = (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+    return all(
+        np.array_equal(*(lazy[piece].astype(np.float32) for lazy in (one, other)), equal_nan=True)
+        for piece in pieces
+    )
 
 
 def _reader(

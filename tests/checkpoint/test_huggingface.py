@@ -168,6 +168,31 @@ def test_a_copy_of_the_tied_embedding_is_let_pass(folder):
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}),
     )
     assert_equal(load_params(folder, CFG), random_params())
+    half = load_file(folder / "model.safetensors")["lm_head.weight"].astype(np.float16)
+    rewrite(
+        folder,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": half, "model.embed_tokens.weight": half.astype(np.float32)}
+        ),
+    )
+    np.testing.assert_array_equal(load_params(folder, CFG)["embedding"], half)
+
+
+@pytest.mark.parametrize("row", [0, 40, 63])
+def test_another_head_than_the_embedding_that_it_is_tied_to_is_refused(folder, row, monkeypatch):
+    """It was thrown away; which of the two the model was trained with, no one can say."""
+    monkeypatch.setattr(huggingface, "READ_BYTES", 4 * CFG.d_model * 10)  # rows at once
+
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["lm_head.weight"][row, 3] += 1e-3
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs from the emb"):
+        load_params(folder, CFG)
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": np.zeros((2, 3), "f")}))
+    with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs from the emb"):
+        load_params(folder, CFG)
 
 
 BROKEN = {
