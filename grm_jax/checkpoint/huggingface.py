@@ -85,8 +85,8 @@ def load_params(
     Each process reads what its own devices hold.
 
     Args:
-      folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files
-        it names.
+      folder: holds config.json and model.safetensors, or where that is not,
+        model.safetensors.index.json and the files it names.
       cfg: architecture; from `load_config(folder)`, with overrides if wanted.
       shardings: tree of the same structure with a Sharding per parameter (`mesh.param_shardings`),
         or None: one device.
@@ -217,10 +217,13 @@ def open_safetensors(path: pathlib.Path) -> Any:
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
     """{tensor name: (its file, lazy slice)} of every tensor of the folder. The files stay open
-    until `stack` closes.
+    until `stack` closes. Of one file and an index, transformers reads the file, and so do we: it
+    was saved into a folder that had held shards.
     """
     index = folder / INDEX
-    if index.is_file():
+    if (folder / SINGLE).is_file():
+        named, files = None, [SINGLE]
+    elif index.is_file():
         named = read_object(index).get("weight_map")
         if not isinstance(named, dict) or not all(map(_is_file_name, named.values())):
             raise ValueError(
@@ -228,8 +231,6 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
                 f"files in this folder, got {shown(named)}"
             )
         files = sorted(set(named.values()))
-    elif (folder / SINGLE).is_file():
-        named, files = None, [SINGLE]
     else:
         raise FileNotFoundError(f"{folder}: expected {SINGLE} or {INDEX}")
     tensors = {}

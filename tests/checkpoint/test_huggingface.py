@@ -316,6 +316,20 @@ def test_the_index_says_which_file_counts(tmp_path):
     assert_equal(load_params(tmp_path / "model", CFG), random_params())
 
 
+def test_one_file_counts_before_an_index_that_was_there(tmp_path):
+    """As transformers has it, whose save_pretrained leaves the index of a larger save there."""
+    older = jax.tree.map(np.zeros_like, random_params())
+    save_folder(tmp_path / "shards", older, CFG, max_shard_bytes=6000)
+    save_folder(tmp_path / "model", random_params(), CFG, dtype="bfloat16")
+    for path in (tmp_path / "shards").iterdir():
+        if path.name != "config.json":
+            path.rename(tmp_path / "model" / path.name)
+    assert np.any(load_params(tmp_path / "model", CFG)["embedding"])
+    assert huggingface.stored_dtypes(tmp_path / "model") == ["bfloat16"]
+    next((tmp_path / "model").glob("model-0*.safetensors")).unlink()
+    assert np.any(load_params(tmp_path / "model", CFG)["embedding"])
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -330,6 +344,7 @@ def test_the_index_says_which_file_counts(tmp_path):
     ids=str,
 )
 def test_an_index_that_names_no_files_of_its_folder_is_refused(folder, content):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match='index.json: field "weight_map": expected an object'):
         load_params(folder, load_config(folder))
