@@ -61,6 +61,8 @@ _DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+# buffers that folders of Llama 2's time hold, and transformers leaves out as we do
+_COMPUTED = "rotary_emb.inv_freq"
 _FLOATS = ("F32", "BF16", "F16")  # safetensors' own names
 # exponent bits, which are all set in NaN and infinities and in nothing else
 _EXPONENTS = {
@@ -216,9 +218,11 @@ def open_safetensors(path: pathlib.Path) -> Any:
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
-    """{tensor name: (its file, lazy slice)} of every tensor of the folder. The files stay open
-    until `stack` closes. Of one file and an index, transformers reads the file, and so do we: it
-    was saved into a folder that had held shards.
+    """{tensor name: (its file, lazy slice)} of every tensor of the folder but those that are
+    computed. The files stay open until `stack` closes.
+
+    Of one file and an index, transformers reads the file, and so do we: it was saved into a folder
+    that had held shards.
     """
     index = folder / INDEX
     if (folder / SINGLE).is_file():
@@ -248,7 +252,7 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
         for name, file in named.items():
             if name not in tensors or tensors[name][0].name != file:
                 raise ValueError(f"{folder / file}: holds no tensor {name}, but {INDEX} says so")
-    return tensors
+    return {name: found for name, found in tensors.items() if not name.endswith(_COMPUTED)}
 
 
 def stored_dtypes(folder: str | os.PathLike) -> list[str]:

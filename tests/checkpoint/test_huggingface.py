@@ -195,6 +195,14 @@ def test_another_head_than_the_embedding_that_it_is_tied_to_is_refused(folder, r
         load_params(folder, CFG)
 
 
+def test_frequencies_that_older_folders_store_are_left_out(folder):
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    stored = {name.format(i): np.ones(4, np.float16) for i in range(CFG.n_layers)}
+    rewrite(folder, lambda tensors: tensors.update(stored))
+    assert_equal(load_params(folder, CFG), random_params())
+    assert huggingface.stored_dtypes(folder) == ["float32"]
+
+
 BROKEN = {
     "missing": (
         lambda tensors: tensors.pop(Q0),
