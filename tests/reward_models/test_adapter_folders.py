@@ -167,6 +167,27 @@ def test_adapters_may_lie_upon_adapters(adapted, tmp_path):
     assert known[0] != known[1] and known[0] == known[2]
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [["score"], ["score", "classifier", "score"], ["classifier", "score", "classifier", "score"]],
+)
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+def test_scalar_adapters_as_peft_and_trl_state_them_are_read(adapted, tmp_path, saved, task):
+    """peft adds to the list at each save; TRL states no task_type."""
+    folder, _, meta = adapted
+    source = folder / "meta"
+    config = json.loads((source / "adapter_config.json").read_text())
+    (tmp_path / "adapter_model.safetensors").hardlink_to(source / "adapter_model.safetensors")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(config | {"modules_to_save": saved, "task_type": task}))
+    found, _ = load_adapters(tmp_path, CFG, SCALAR)
+    jax.tree.map(np.testing.assert_array_equal, found, meta)
+    for other in ([], ["classifier"], [*saved, "lm_head"], "score", [*saved, 3]):
+        path.write_text(json.dumps(config | {"modules_to_save": other, "task_type": task}))
+        with pytest.raises(ValueError, match='field "modules_to_save": expected .*score.*, got '):
+            load_adapters(tmp_path, CFG, SCALAR)
+
+
 def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
     folder, grm, _ = adapted
 
