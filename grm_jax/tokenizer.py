@@ -19,7 +19,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,17 +226,23 @@ def sentencepiece_class(tokenizer: Tokenizer) -> str:
     return "GemmaTokenizer" if tokenizer.text_prefix == "" else "LlamaTokenizer"
 
 
-def load_tokenizer(path: str | os.PathLike, switches: Mapping[str, Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike,
+    switches: Mapping[str, Any] | None = None,
+    layers: Sequence[str | os.PathLike] = (),
+) -> Tokenizer:
     """Reads a tokenizer: a folder or file, of Hugging Face (tokenizer.json) or SentencePiece.
 
     switches: names and values for the folder's own chat template, {"enable_thinking": False}, say.
+    layers: all folders of a model with adapters, from the base up; of the ids in config.json and in
+    generation_config.json, those of the last that states any count. None: the tokenizer's own.
 
     No network is used. Raises FileNotFoundError or ValueError, naming the file and what was
     expected in it.
     """
     path = find_tokenizer(path)
     load = _load_hugging_face if path.suffix == ".json" else _load_sentencepiece
-    return load(path, switches)
+    return load(path, switches, [Path(layer) for layer in reversed(layers)] or [path.parent])
 
 
 def find_tokenizer(path: str | os.PathLike) -> Path:
@@ -262,7 +268,9 @@ def find_tokenizer(path: str | os.PathLike) -> Path:
     return path
 
 
-def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Tokenizer:
+def _load_sentencepiece(
+    path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
+) -> Tokenizer:
     data = path.read_bytes()
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -293,6 +301,7 @@ def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Token
     }
     return _tokenizer(
         path=path,
+        folders=folders,
         vocab_size=max(pieces, *(i + 1 for i in added.values())) if added else pieces,
         id_of=id_of,
         special=special,
@@ -310,7 +319,9 @@ def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Token
     )
 
 
-def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokenizer:
+def _load_hugging_face(
+    path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
+) -> Tokenizer:
     spec = read_object(path)
     try:
         original = tokenizers.Tokenizer.from_file(str(path))
@@ -332,9 +343,10 @@ def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokeni
     added = model.get_added_tokens_decoder().items()
     # what a text may become that the vocabulary does not cover
     unknown = spec["model"].get("unk_token") or spec["model"].get("unk_id")
-    special = _special_ids(path.parent, model.token_to_id, vocab_size)
+    special = _special_ids(path.parent, folders, model.token_to_id, vocab_size)
     return _tokenizer(
         path=path,
+        folders=folders,
         vocab_size=vocab_size,
         id_of=model.token_to_id,
         special=special,
@@ -353,6 +365,7 @@ def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokeni
 
 def _tokenizer(
     path: Path,
+    folders: Sequence[Path],
     vocab_size: int,
     id_of: Callable[[str], int | None],
     special: dict[str, int | None],
@@ -367,6 +380,7 @@ def _tokenizer(
 ) -> Tokenizer:
     """Wraps a library's encode and decode.
 
+    folders: that state ids, the nearest first.
     special: bos, eos, pad, unk. unk_id: what text may become that the vocabulary does not cover.
     control: further strings that text must not become, with ids; plain: added tokens that it may.
     parse: text whose control strings become their ids, as transformers encodes a chat; None where
@@ -416,7 +430,7 @@ def _tokenizer(
         text_prefix=text_prefix,
         encode=encode_text,
         decode=decode_ids,
-        stated_stops=_stated_stops(path.parent / "generation_config.json", vocab_size),
+        stated_stops=_stated_stops(folders, vocab_size),
         control=control,
     )
     if template is None:
@@ -489,16 +503,21 @@ def _guarded(
     return encode_text
 
 
-def _stated_stops(path: Path, vocab_size: int) -> tuple[int, ...]:
-    """The ids that end a text by generation_config.json; none where there is no such file."""
-    if not path.is_file():
-        return ()
-    stated = read_object(path)
-    if stated.get("eos_token_id") is None:
-        return ()
-    _stated_id(path, "eos_token_id", stated, vocab_size)
-    ids = stated["eos_token_id"]
-    return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if i is not None and i >= 0)
+def _stated_stops(folders: Sequence[Path], vocab_size: int) -> tuple[int, ...]:
+    """The ids that end a text by the first generation_config.json that states any."""
+    for path, stated in _files(folders, "generation_config.json"):
+        if stated.get("eos_token_id") is not None:
+            _stated_id(path, "eos_token_id", stated, vocab_size)
+            ids = stated["eos_token_id"]
+            ids = ids if isinstance(ids, list) else [ids]
+            return tuple(i for i in ids if i is not None and i >= 0)
+    return ()
+
+
+def _files(folders: Sequence[Path], name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of that name in the folders, and what they hold."""
+    paths = [folder / name for folder in folders if (folder / name).is_file()]
+    return [(path, read_object(path)) for path in paths]
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
@@ -529,13 +548,12 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _special_ids(
-    folder: Path, id_of: Callable[[str], int | None], vocab_size: int
+    folder: Path, folders: Sequence[Path], id_of: Callable[[str], int | None], vocab_size: int
 ) -> dict[str, int | None]:
     """Ids of bos, eos, pad, unk from tokenizer_config.json or special_tokens_map.json (as text),
-    else config.json (as ids).
+    else from the first config.json of `folders` that states one (as ids).
     """
-    texts = special_tokens(folder)
-    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    texts, configs = special_tokens(folder), _files(folders, "config.json")
     result: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
         text = texts.get(f"{name}_token")
@@ -544,9 +562,10 @@ def _special_ids(
             if result[name] is None:
                 raise ValueError(f"{folder}: {name}_token {text!r} is not in tokenizer.json")
         else:
-            result[name] = _stated_id(
-                folder / "config.json", f"{name}_token_id", config, vocab_size
-            )
+            field = f"{name}_token_id"
+            stating = (one for one in configs if one[1].get(field) is not None)
+            path, config = next(stating, (folder / "config.json", {}))
+            result[name] = _stated_id(path, field, config, vocab_size)
     return result
 
 

@@ -405,14 +405,17 @@ def refuse_not_finite(
 
 
 def load_own_tokenizer(
-    folder: str | os.PathLike, cfg: ModelConfig, switches: Mapping[str, Any] | None = None
+    folder: str | os.PathLike,
+    cfg: ModelConfig,
+    switches: Mapping[str, Any] | None = None,
+    layers: Sequence[str | os.PathLike] = (),
 ) -> Tokenizer:
-    """Reads the tokenizer of a model folder; switches: of its own chat template.
+    """Reads the tokenizer of a model folder; switches, layers: as of `load_tokenizer`.
 
     Raises as `load_tokenizer`, and ValueError where it has more ids than the model has rows: the
     rows of those ids would be another token's.
     """
-    tokenizer = load_tokenizer(folder, switches)
+    tokenizer = load_tokenizer(folder, switches, layers)
     if tokenizer.vocab_size > cfg.vocab_size and tokenizer.rows_needed > cfg.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.rows_needed:,} ids, but config.json says "

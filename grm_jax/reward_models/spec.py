@@ -67,7 +67,8 @@ class Folder(NamedTuple):
         by generation_config.json alone, and tokens added to a SentencePiece model.
         """
         home, found = self.home_of_tokenizer, {}
-        if self.architecture == CAUSAL_LM and (home / GENERATION).is_file():
+        stated = any((layer / GENERATION).is_file() for layer in self.layers)
+        if self.architecture == CAUSAL_LM and stated:
             if further := self.tokenizer().further_stop_ids:
                 found["stop_ids"] = list(further)
         added = home / ADDED_TOKENS
@@ -86,8 +87,9 @@ class Folder(NamedTuple):
         return (self.description and self.description.chat_args) or {}
 
     def tokenizer(self) -> Tokenizer:
-        """Reads its tokenizer."""
-        tokenizer = load_own_tokenizer(self.home_of_tokenizer, self.cfg, self.chat_args)
+        """Reads its tokenizer, and the ids that end its texts, which the base may state alone."""
+        home = self.home_of_tokenizer
+        tokenizer = load_own_tokenizer(home, self.cfg, self.chat_args, self.layers)
         if self.architecture == SCALAR and not self.is_adapted:
             return padded_as_stated(tokenizer, self.path, self.cfg)
         return tokenizer

@@ -251,3 +251,25 @@ def test_adapters_upon_a_base_without_bos_may_have_its_tokenizer(upon_qwen):
         assert ours.chat(turns) == theirs.chat(turns)
     assert ours.chat_prompt(TASK) == theirs.chat_prompt(TASK)
     assert ours.stop_ids == theirs.stop_ids
+
+
+def test_ids_that_end_a_text_by_the_base_alone_end_those_of_its_adapters(upon_qwen):
+    base, grm = upon_qwen
+    plain, tokenizer = seen(grm).identity, seen(grm).tokenizer()
+    more = [i for i in (7, 9) if i not in tokenizer.stop_ids]
+
+    def states(folder, *ids):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ids] or None}))
+        return seen(grm).tokenizer().stop_ids
+
+    assert states(base, tokenizer.eos_id) == tokenizer.stop_ids and seen(grm).identity == plain
+    assert states(base, tokenizer.eos_id, more[0]) == (*tokenizer.stop_ids, more[0])
+    assert seen(grm).tokenizer().stop_ids == seen(base).tokenizer().stop_ids
+    assert seen(grm).identity == plain | {"stop_ids": more[:1]}
+    assert states(grm) == (*tokenizer.stop_ids, more[0])  # it states none
+    assert states(grm, more[1]) == (*tokenizer.stop_ids, more[1])  # the nearest
+    (grm / "generation_config.json").unlink()
+    # and so with ids that config.json states, where the tokenizer's own files name none
+    stated = json.loads((grm / "tokenizer_config.json").read_text())
+    (grm / "tokenizer_config.json").write_text(json.dumps(stated | {"eos_token": None}))
+    assert seen(grm).tokenizer().eos_id == tokenizer.eos_id
