@@ -59,7 +59,8 @@ TINY_BASE = ASSETS / "tiny_base"
 # "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
 BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
 BUILT_IN |= {name: ASSETS / part for name, part in ADAPTED.items() if (ASSETS / part).is_dir()}
-ADAPTERS = "adapter_config.json"  # of a folder that has adapters in place of a model's weights
+# of a folder that has adapters in place of a model's weights
+ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
@@ -210,6 +211,12 @@ def layers_of(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
         if any(below.samefile(layer) for layer in layers):
             raise ValueError(f"{_base_field(layers[0])}: adapters upon themselves, through {below}")
         layers.insert(0, below)
+    if all((layers[0] / name).is_file() for name in (ADAPTERS, ADAPTER_WEIGHTS)):
+        raise ValueError(
+            f"{layers[0] / 'config.json'}: a model, and {ADAPTER_WEIGHTS} beside it, adapters that "
+            f"transformers would merge into it; expected {ADAPTERS} and {ADAPTER_WEIGHTS} in a "
+            'folder of their own, with the model\'s as "base_model_name_or_path"'
+        )
     return tuple(layers)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import ml_dtypes
@@ -186,6 +187,23 @@ def test_scalar_adapters_as_peft_and_trl_state_them_are_read(adapted, tmp_path, 
         path.write_text(json.dumps(config | {"modules_to_save": other, "task_type": task}))
         with pytest.raises(ValueError, match='field "modules_to_save": expected .*score.*, got '):
             load_adapters(tmp_path, CFG, SCALAR)
+
+
+def test_a_model_with_adapters_in_its_own_folder_is_refused(adapted, tmp_path):
+    """transformers would merge them; here the base alone would judge."""
+    both, upon = shutil.copytree(TINY_BASE, tmp_path / "both"), tmp_path / "upon"
+    shutil.copytree(adapted[0] / "grm", upon)
+    config = json.loads((upon / "adapter_config.json").read_text())
+    changed = json.dumps(config | {"base_model_name_or_path": str(both)})
+    (upon / "adapter_config.json").write_text(changed)
+    shutil.copy(adapted[0] / "grm/adapter_config.json", both)
+    assert layers_of(both) == (both,)  # without weights these are none
+    shutil.copy(adapted[0] / "grm/adapter_model.safetensors", both)
+    for path in (both, upon):
+        with pytest.raises(ValueError, match="both/config.json: a model, and adapter_model.safete"):
+            layers_of(path)
+        with pytest.raises(ValueError, match='"path": .*both/config.json: .*in a folder of their'):
+            seen(path)
 
 
 def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
