@@ -386,6 +386,10 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
             f"{config.lengths.completion} tokens, the model has {model_cfg.max_positions} "
             "positions; expected no more than those"
         )
+    try:
+        param_shardings(mesh, abstract_params(model_cfg))
+    except ValueError as error:
+        raise ValueError(f"mesh.fsdp: {error}") from error
     return model_cfg
 
 

@@ -19,7 +19,8 @@ from grm_jax.judgment.prompts import Template, check_template, load_template, sh
 from grm_jax.judgment.reasoning import template_marks
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, read_config
-from grm_jax.models.table import CAUSAL_LM, SCALAR
+from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
+from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import description
 from grm_jax.reward_models.description import Description, content_digest
 from grm_jax.reward_models.grm import NO_PRINCIPLES
@@ -138,6 +139,10 @@ def folder_of(
             f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
             f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
         )
+    try:  # now, and not when its turn comes to be loaded
+        param_shardings(asking.mesh, abstract_params(cfg, architecture))
+    except ValueError as error:
+        raise ValueError(f'field "{field}": {path}: {error}') from error
     return Folder(layers, cfg, said, architecture)
 
 

@@ -316,6 +316,16 @@ def test_texts_longer_than_the_model_has_positions_are_refused_before_training(p
         _model_config(config, tokenizer, mesh)
 
 
+def test_a_mesh_that_the_model_cannot_be_split_over_is_refused_before_training(base):
+    config, tokenizer = tiny.get_config(), load_tokenizer(base)
+    config.model.path, mesh = str(base), make_mesh(replica=-1, fsdp=8)
+    assert _model_config(config, tokenizer, mesh).d_model == 128
+    stated = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(stated | {"hidden_size": 132}))
+    with pytest.raises(ValueError, match="mesh.fsdp: .*fsdp = 8 does not divide 132 in shape"):
+        _model_config(config, tokenizer, mesh)
+
+
 def test_a_control_token_beyond_the_table_that_nothing_writes_is_no_reason_to_refuse_a_base(base):
     words = json.loads((base / "tokenizer.json").read_text())
     size = load_config(base).vocab_size
