@@ -21,7 +21,8 @@ kind: one of KINDS.
 templates: by role; the first file is the one that is rendered, the others it includes.
 answer: what its box holds (`judgment.parsing.ANSWERS`).
 chat: the format of turns that its tokenizer writes: Gemma's (plain lines where it has no tokens for
-    turns), or "template", the folder's own chat template.
+    turns), or "template", the folder's own chat template; null: not said. A folder whose files have
+    the other one is refused.
 chat_args: switches of that template, {"enable_thinking": false}, say; null: none.
 lengths: tokens, as it was trained; null: not said.
 temperature: of its samples; null: not said.
@@ -87,7 +88,7 @@ class Description:
     kind: str
     templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
     answer: str = "scores"
-    chat: str = BUILT_IN_CHAT
+    chat: str | None = None
     chat_args: Mapping[str, Any] | None = None
     lengths: Mapping[str, int] | None = None
     temperature: float | None = None

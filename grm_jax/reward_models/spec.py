@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
+from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT, read_chat_template
 from grm_jax.checkpoint.huggingface import GENERATION, load_own_tokenizer
 from grm_jax.checkpoint.peft import load_adapted, read_lora
 from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS
@@ -133,6 +133,17 @@ def folder_of(
             f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '
             f"{path / description.FILE} says {said.kind!r}"
         )
+    if said is not None and said.chat is not None:
+        home = description.tokenizer_home(layers)
+        own = read_chat_template(home, said.chat_args or {})
+        found = BUILT_IN_CHAT if own is None else OWN_CHAT
+        if said.chat != found:
+            why = f"{home} has no other" if own is None else f"that of {own.source}"
+            raise ValueError(
+                f'field "{field}": {path / description.FILE}: field "chat": expected {found!r}, '
+                f"{why}, got {said.chat!r}; bring back the files of the tokenizer that it was "
+                "trained with, or leave the field out"
+            )
     lengths = asking.lengths
     if lengths.prompt + lengths.completion > cfg.max_positions:
         raise ValueError(

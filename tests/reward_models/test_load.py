@@ -330,6 +330,25 @@ def test_ids_that_generation_config_or_added_tokens_add_are_part_of_the_identity
     assert describe(spec, asking).identity != one
 
 
+def test_a_chat_format_that_is_stated_is_that_of_the_folders_files(asking, folder, no_weights):
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
+    stated = json.loads((folder / "grm.json").read_text())
+
+    def refused(chat, message):
+        (folder / "grm.json").write_text(json.dumps(stated | {"chat": None}))
+        describe(spec, asking)
+        (folder / "grm.json").write_text(json.dumps(stated | {"chat": chat}))
+        with pytest.raises(ValueError, match=f'"path": .*grm.json: field "chat": {message}'):
+            describe(spec, asking)
+
+    assert stated["chat"] == "gemma" and describe(spec, asking)
+    refused("template", "expected 'gemma', .*model has no other, got 'template'")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    refused("gemma", "expected 'template', that of .*chat_template.jinja, got 'gemma'")
+    (folder / "grm.json").write_text(json.dumps(stated | {"chat": "template"}))
+    assert describe(spec, asking).identity["chat"]["text"].startswith("{{ messages")
+
+
 @pytest.mark.parametrize("kind", ["pointwise_grm", "pair_rm"])
 def test_a_mesh_that_a_model_cannot_be_split_over_is_said_before_any_is_loaded(
     head, tmp_path, asking, no_weights, kind
