@@ -64,6 +64,16 @@ PLAIN = """\
 {% endif %}{% endfor %}\
 {{ '\\n' if add_generation_prompt else eos_token }}
 """
+# chats by which Gemma's template is known: (turns, whether up to where the model begins to write)
+_ASKED = (("user", " What is 6 x 7?\n"), ("assistant", "\nIt is 42. "), ("user", "And 6 x 8?"))
+PROBES = (
+    (_ASKED[:1], True),
+    (_ASKED[:1], False),
+    (_ASKED[:2], False),
+    (_ASKED, True),
+    (_ASKED, False),
+    ((("system", "Be brief."), ("user", "What is 6 x 7?")), True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +94,7 @@ def read_chat_template(folder: Path, values: Mapping[str, Any]) -> ChatTemplate 
 
     It is chat_template.jinja, else the field "chat_template" of tokenizer_config.json, of several
     the one named "default". Gemma's own, which refuses system turns and turns out of order and
-    writes others as GEMMA does, counts as that.
+    writes others as GEMMA does, counts as that: what writes PROBES as GEMMA.
 
     values: what it is given, beside the turns.
 
@@ -101,9 +111,25 @@ def read_chat_template(folder: Path, values: Mapping[str, Any]) -> ChatTemplate 
         text = _default(read_object(file).get("chat_template"), file)
     if text is None or text.strip() in ("", GEMMA.strip(), PLAIN.strip()):
         return None
-    if START_OF_TURN in text and END_OF_TURN in text:
+    template = ChatTemplate(text, dict(values), str(file))
+    if START_OF_TURN in text and END_OF_TURN in text and _writes_as_gemma(template):
         return None
-    return ChatTemplate(text, dict(values), str(file))
+    return template
+
+
+def _writes_as_gemma(template: ChatTemplate) -> bool:
+    """Whether a template writes chats as GEMMA does, as far as PROBES show it."""
+    _compiled(template)  # what is no template at all is an error
+    # whatever the folder calls them, and where: bos_token may be an id in its config.json
+    values = {**template.values, "bos_token": "<bos>", "eos_token": "<eos>"}
+    theirs, gemma = ChatTemplate(template.text, values), ChatTemplate(GEMMA, values)
+    try:
+        return all(
+            render(theirs, turns, prompt) == render(gemma, turns, prompt)
+            for turns, prompt in PROBES
+        )
+    except ValueError:  # it refuses turns that Gemma's own writes
+        return False
 
 
 def _default(stated: Any, file: Path) -> str | None:

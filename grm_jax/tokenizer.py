@@ -19,7 +19,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,13 @@ class Tokenizer:
     the template's marks of reasoning.
     `start_of_turn_id` is that of Gemma's turns, else None. `end_of_turn_id` is what the chat format
     writes behind the model's turn; None where that is no control token.
+    `bos_id` is `eos_id` where there is no such token, and a template of the folder's writes chats.
     `text_prefix` is " " for models that were trained with a space before every text, else "".
     `template` is the folder's own, None where the chat is one of the two built in; `write_chat`
     writes (role, text) turns by it, with True up to where the model begins to write.
     `stated_stops` are further ids that end a text, by generation_config.json. `thinking` says how
-    the template marks reasoning, None where it has no marks of it.
+    the template marks reasoning, None where it has no marks of it. `control` is what no text may
+    become, by its string.
     """
 
     vocab_size: int
@@ -92,6 +94,7 @@ class Tokenizer:
     write_chat: Callable[[Turns, bool], list[int]] | None = None
     stated_stops: tuple[int, ...] = ()
     thinking: Thinking | None = None
+    control: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -106,6 +109,23 @@ class Tokenizer:
     def further_stop_ids(self) -> tuple[int, ...]:
         """Lists, in order, the stop ids that generation_config.json alone makes such."""
         return tuple(sorted(set(self.stop_ids) - {self.eos_id, self.end_of_turn_id}))
+
+    @property
+    def rows_needed(self) -> int:
+        """Counts the rows of an embedding that its ids need.
+
+        They are `vocab_size`, without the control tokens at the end that nothing writes: Google's
+        folders of Gemma 3 for text have one of images, <image_soft_token>, beyond the table.
+        """
+        needed, of_id = self.vocab_size, {i: text for text, i in self.control.items()}
+        written = {self.bos_id, self.pad_id, self.start_of_turn_id, *self.stop_ids}
+        template = "" if self.template is None else self.template.text
+        if self.write_chat is not None and needed - 1 in of_id:
+            written |= set(self.write_chat([("user", "Hello.")], True))
+            written |= set(self.write_chat([("user", "Hello."), ("assistant", "Yes?")], False))
+        while needed - 1 in of_id.keys() - written and of_id[needed - 1] not in template:
+            needed -= 1
+        return needed
 
     @property
     def chat_template(self) -> str:
@@ -206,17 +226,23 @@ def sentencepiece_class(tokenizer: Tokenizer) -> str:
     return "GemmaTokenizer" if tokenizer.text_prefix == "" else "LlamaTokenizer"
 
 
-def load_tokenizer(path: str | os.PathLike, switches: Mapping[str, Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike,
+    switches: Mapping[str, Any] | None = None,
+    layers: Sequence[str | os.PathLike] = (),
+) -> Tokenizer:
     """Reads a tokenizer: a folder or file, of Hugging Face (tokenizer.json) or SentencePiece.
 
     switches: names and values for the folder's own chat template, {"enable_thinking": False}, say.
+    layers: all folders of a model with adapters, from the base up; of the ids in config.json and in
+    generation_config.json, those of the last that states any count. None: the tokenizer's own.
 
     No network is used. Raises FileNotFoundError or ValueError, naming the file and what was
     expected in it.
     """
     path = find_tokenizer(path)
     load = _load_hugging_face if path.suffix == ".json" else _load_sentencepiece
-    return load(path, switches)
+    return load(path, switches, [Path(layer) for layer in reversed(layers)] or [path.parent])
 
 
 def find_tokenizer(path: str | os.PathLike) -> Path:
@@ -242,7 +268,9 @@ def find_tokenizer(path: str | os.PathLike) -> Path:
     return path
 
 
-def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Tokenizer:
+def _load_sentencepiece(
+    path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
+) -> Tokenizer:
     data = path.read_bytes()
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -273,6 +301,7 @@ def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Token
     }
     return _tokenizer(
         path=path,
+        folders=folders,
         vocab_size=max(pieces, *(i + 1 for i in added.values())) if added else pieces,
         id_of=id_of,
         special=special,
@@ -290,7 +319,9 @@ def _load_sentencepiece(path: Path, switches: Mapping[str, Any] | None) -> Token
     )
 
 
-def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokenizer:
+def _load_hugging_face(
+    path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
+) -> Tokenizer:
     spec = read_object(path)
     try:
         original = tokenizers.Tokenizer.from_file(str(path))
@@ -312,9 +343,10 @@ def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokeni
     added = model.get_added_tokens_decoder().items()
     # what a text may become that the vocabulary does not cover
     unknown = spec["model"].get("unk_token") or spec["model"].get("unk_id")
-    special = _special_ids(path.parent, model.token_to_id, vocab_size)
+    special = _special_ids(path.parent, folders, model.token_to_id, vocab_size)
     return _tokenizer(
         path=path,
+        folders=folders,
         vocab_size=vocab_size,
         id_of=model.token_to_id,
         special=special,
@@ -333,6 +365,7 @@ def _load_hugging_face(path: Path, switches: Mapping[str, Any] | None) -> Tokeni
 
 def _tokenizer(
     path: Path,
+    folders: Sequence[Path],
     vocab_size: int,
     id_of: Callable[[str], int | None],
     special: dict[str, int | None],
@@ -347,14 +380,17 @@ def _tokenizer(
 ) -> Tokenizer:
     """Wraps a library's encode and decode.
 
+    folders: that state ids, the nearest first.
     special: bos, eos, pad, unk. unk_id: what text may become that the vocabulary does not cover.
     control: further strings that text must not become, with ids; plain: added tokens that it may.
     parse: text whose control strings become their ids, as transformers encodes a chat; None where
     the library has no such call.
     """
     bos_id, eos_id = special["bos"], special["eos"]
+    if bos_id is None and template is not None:
+        bos_id = eos_id  # Qwen's families have none, and their templates write none
     if bos_id is None or eos_id is None:
-        name = "bos" if bos_id is None else "eos"
+        name = "bos" if bos_id is None and template is None else "eos"
         raise ValueError(
             f"{path}: no {name} token; expected {name}_token in tokenizer_config.json or a "
             f"SentencePiece {name}_id"
@@ -394,7 +430,8 @@ def _tokenizer(
         text_prefix=text_prefix,
         encode=encode_text,
         decode=decode_ids,
-        stated_stops=_stated_stops(path.parent / "generation_config.json", vocab_size),
+        stated_stops=_stated_stops(folders, vocab_size),
+        control=control,
     )
     if template is None:
         return tokenizer
@@ -466,16 +503,21 @@ def _guarded(
     return encode_text
 
 
-def _stated_stops(path: Path, vocab_size: int) -> tuple[int, ...]:
-    """The ids that end a text by generation_config.json; none where there is no such file."""
-    if not path.is_file():
-        return ()
-    stated = read_object(path)
-    if stated.get("eos_token_id") is None:
-        return ()
-    _stated_id(path, "eos_token_id", stated, vocab_size)
-    ids = stated["eos_token_id"]
-    return tuple(i for i in (ids if isinstance(ids, list) else [ids]) if i is not None and i >= 0)
+def _stated_stops(folders: Sequence[Path], vocab_size: int) -> tuple[int, ...]:
+    """The ids that end a text by the first generation_config.json that states any."""
+    for path, stated in _files(folders, "generation_config.json"):
+        if stated.get("eos_token_id") is not None:
+            _stated_id(path, "eos_token_id", stated, vocab_size)
+            ids = stated["eos_token_id"]
+            ids = ids if isinstance(ids, list) else [ids]
+            return tuple(i for i in ids if i is not None and i >= 0)
+    return ()
+
+
+def _files(folders: Sequence[Path], name: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The files of that name in the folders, and what they hold."""
+    paths = [folder / name for folder in folders if (folder / name).is_file()]
+    return [(path, read_object(path)) for path in paths]
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
@@ -506,13 +548,12 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _special_ids(
-    folder: Path, id_of: Callable[[str], int | None], vocab_size: int
+    folder: Path, folders: Sequence[Path], id_of: Callable[[str], int | None], vocab_size: int
 ) -> dict[str, int | None]:
     """Ids of bos, eos, pad, unk from tokenizer_config.json or special_tokens_map.json (as text),
-    else config.json (as ids).
+    else from the first config.json of `folders` that states one (as ids).
     """
-    texts = special_tokens(folder)
-    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    texts, configs = special_tokens(folder), _files(folders, "config.json")
     result: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
         text = texts.get(f"{name}_token")
@@ -521,9 +562,10 @@ def _special_ids(
             if result[name] is None:
                 raise ValueError(f"{folder}: {name}_token {text!r} is not in tokenizer.json")
         else:
-            result[name] = _stated_id(
-                folder / "config.json", f"{name}_token_id", config, vocab_size
-            )
+            field = f"{name}_token_id"
+            stating = (one for one in configs if one[1].get(field) is not None)
+            path, config = next(stating, (folder / "config.json", {}))
+            result[name] = _stated_id(path, field, config, vocab_size)
     return result
 
 

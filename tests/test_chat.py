@@ -203,6 +203,74 @@ def test_where_a_template_is_found(tmp_path, folders):
         load_tokenizer(folder)
 
 
+GEMMA3 = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '\\n\\n' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\\n\\n' -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/...") }}
+    {%- endif -%}
+    {%- if (message['role'] == 'assistant') -%}
+        {%- set role = "model" -%}
+    {%- else -%}
+        {%- set role = message['role'] -%}
+    {%- endif -%}
+    {{ '<start_of_turn>' + role + '\\n' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- endif -%}
+    {{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+
+
+def test_gemmas_own_templates_are_known_by_what_they_write(tmp_path, folders):
+    gemma = FORMATS["gemma"].template
+    folder = chat_folder(tmp_path, "gemma")
+
+    def found(template, **values):
+        (folder / "chat_template.jinja").write_text(template)
+        return read_chat_template(folder, values)
+
+    turns = [("system", "Be brief."), ("user", "Hi "), ("assistant", "Yes?"), ("user", "6 x 7")]
+    built_in = load_tokenizer(folders("gemma"))
+    for own in (gemma, GEMMA3):
+        assert found(own) is None and found(own, bos_token="<bos>") is None
+        assert load_tokenizer(folder).chat(turns) == built_in.chat(turns)
+    refusal = gemma[gemma.index("{% if messages[0]") : gemma.index("{% for message")]
+    others = {  # each once read as Gemma's
+        "a turn of system": gemma.replace(refusal, "").replace("loop.index0 %", "loop.index %"),
+        "thinking": gemma.replace("model\\n' }}{% endif %}", "model\\n<think>\\n' }}{% endif %}"),
+        "white space": gemma.replace(" | trim", ""),
+        "no bos": gemma.replace("{{ bos_token }}", ""),
+        "rules in front": gemma.replace("{% if add_gen", "{{ 'Is this safe?' }}{% if add_gen"),
+        "one turn alone": "{% if messages | length > 1 %}{{ raise_exception('one') }}{% endif %}"
+        + gemma,
+    }
+    for what, template in others.items():
+        assert template != gemma, what
+        assert found(template).text == template, what
+    (folder / "chat_template.jinja").write_text(others["thinking"])
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    asked = load_tokenizer(folder).chat_to_answer(turns[1:])
+    assert asked == apply(theirs, turns[1:], True) != built_in.chat_to_answer(turns[1:])
+    with pytest.raises(ValueError, match="chat_template.jinja: not a chat template"):
+        found(gemma + "{% for m in messages %}")
+
+
 def test_stops_that_the_generation_config_states_are_stops(tmp_path):
     folder = chat_folder(tmp_path, "chatml")
     ours = load_tokenizer(folder)
@@ -214,6 +282,28 @@ def test_stops_that_the_generation_config_states_are_stops(tmp_path):
     assert load_tokenizer(folder).stop_ids == (*first, more[1])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 10**6}))
     with pytest.raises(ValueError, match='generation_config.json: field "eos_token_id": expected'):
+        load_tokenizer(folder)
+
+
+def test_a_tokenizer_without_bos_writes_its_chats_as_one_that_has_one(tmp_path, folders):
+    """Qwen2.5 and Qwen3 state "bos_token": null, and their templates write none."""
+    folder, ours = chat_folder(tmp_path, "qwen3"), load_tokenizer(folders("qwen3"))
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated | {"bos_token": None}))
+    (folder / "config.json").write_text(json.dumps({"bos_token_id": None}))
+    for _ in range(2):  # with a config.json, and as a folder of adapters without one
+        without = load_tokenizer(folder)
+        assert without.bos_id == without.eos_id == ours.eos_id
+        assert without.chat_prompt("Hi <|im_end|>") == ours.chat_prompt("Hi <|im_end|>")
+        (folder / "config.json").unlink(missing_ok=True)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(stated | {"bos_token": None, "eos_token": None})
+    )
+    with pytest.raises(ValueError, match="tokenizer.json: no eos token; expected eos_token in tok"):
+        load_tokenizer(folder)
+    del stated["chat_template"]  # the built-in formats begin with one
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated | {"bos_token": None}))
+    with pytest.raises(ValueError, match="tokenizer.json: no bos token; expected bos_token in tok"):
         load_tokenizer(folder)
 
 

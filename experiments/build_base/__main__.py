@@ -25,6 +25,7 @@ from absl import flags
 from experiments import config_flags
 from experiments.build_base.tokenizer import save_tokenizer, train_tokenizer
 from grm_jax import locks
+from grm_jax.chat import BUILT_IN_CHAT
 from grm_jax.checkpoint.huggingface import save_folder
 from grm_jax.data.world import corpus, judge, records, tasks
 from grm_jax.judgment.prompts import load_template, render_prompt
@@ -90,6 +91,7 @@ check documents that it writes without a mistake (greedy, teacher forced): {chec
 DESCRIPTION = Description(
     "pointwise_grm",
     {"pointwise": load_template("tiny_pointwise"), "single": load_template("tiny_single")},
+    chat=BUILT_IN_CHAT,
     lengths={"prompt": 80, "completion": 128},
     temperature=1.0,
 )

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from absl import flags
 
 from experiments import config_flags, run_config
+from grm_jax.chat import BUILT_IN_CHAT
 from grm_jax.checkpoint.tokenizer_files import TOKENIZER_FILES
 from grm_jax.json_files import read_object
 from grm_jax.judgment.voting import default_k_meta
@@ -58,6 +59,7 @@ def main(_):
     config = results["config"]
     templates = run_config.load_templates(config)
     how = {
+        "chat": BUILT_IN_CHAT,
         "lengths": {name: config["lengths"][name] for name in ("prompt", "completion")},
         "temperature": config["eval"]["temperature"],
     }

@@ -128,7 +128,9 @@ def setup(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Run:
     config_digest = processes.on_main("config", lambda: _digest_of_config(workdir, config))
     # the model, and how it is asked
     switches = run_config.section(config, "tokenizer").chat_args
-    tokenizer = load_tokenizer(run_config.tokenizer_path(config), switches)
+    begin = None if config.tokenizer.path is not None else run_config.model_folder(config)
+    layers = () if begin is None else layers_of(begin)
+    tokenizer = load_tokenizer(run_config.tokenizer_path(config), switches, layers)
     templates = run_config.load_templates(config)
     prompter = Prompter(
         tokenizer,
@@ -385,9 +387,9 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
         model_cfg = load_config(base, **numerics)
         for folder in adapters:
             read_lora(folder, model_cfg)
-    if model_cfg.vocab_size < tokenizer.vocab_size:
+    if model_cfg.vocab_size < tokenizer.vocab_size and model_cfg.vocab_size < tokenizer.rows_needed:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model_cfg.vocab_size} "
+            f"the tokenizer has {tokenizer.rows_needed} ids, the model only {model_cfg.vocab_size} "
             "embeddings"
         )
     longest = config.lengths.prompt + config.lengths.completion
@@ -397,6 +399,10 @@ def _model_config(config, tokenizer: Tokenizer, mesh) -> ModelConfig:
             f"{config.lengths.completion} tokens, the model has {model_cfg.max_positions} "
             "positions; expected no more than those"
         )
+    try:
+        param_shardings(mesh, abstract_params(model_cfg))
+    except ValueError as error:
+        raise ValueError(f"mesh.fsdp: {error}") from error
     return model_cfg
 
 

@@ -61,6 +61,8 @@ _DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+# buffers that folders of Llama 2's time hold, and transformers leaves out as we do
+_COMPUTED = "rotary_emb.inv_freq"
 _FLOATS = ("F32", "BF16", "F16")  # safetensors' own names
 # exponent bits, which are all set in NaN and infinities and in nothing else
 _EXPONENTS = {
@@ -85,8 +87,8 @@ def load_params(
     Each process reads what its own devices hold.
 
     Args:
-      folder: holds config.json and model.safetensors, or model.safetensors.index.json and the files
-        it names.
+      folder: holds config.json and model.safetensors, or where that is not,
+        model.safetensors.index.json and the files it names.
       cfg: architecture; from `load_config(folder)`, with overrides if wanted.
       shardings: tree of the same structure with a Sharding per parameter (`mesh.param_shardings`),
         or None: one device.
@@ -216,11 +218,16 @@ def open_safetensors(path: pathlib.Path) -> Any:
 
 
 def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[pathlib.Path, Any]]:
-    """{tensor name: (its file, lazy slice)} of every tensor of the folder. The files stay open
-    until `stack` closes.
+    """{tensor name: (its file, lazy slice)} of every tensor of the folder but those that are
+    computed. The files stay open until `stack` closes.
+
+    Of one file and an index, transformers reads the file, and so do we: it was saved into a folder
+    that had held shards.
     """
     index = folder / INDEX
-    if index.is_file():
+    if (folder / SINGLE).is_file():
+        named, files = None, [SINGLE]
+    elif index.is_file():
         named = read_object(index).get("weight_map")
         if not isinstance(named, dict) or not all(map(_is_file_name, named.values())):
             raise ValueError(
@@ -228,8 +235,6 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
                 f"files in this folder, got {shown(named)}"
             )
         files = sorted(set(named.values()))
-    elif (folder / SINGLE).is_file():
-        named, files = None, [SINGLE]
     else:
         raise FileNotFoundError(f"{folder}: expected {SINGLE} or {INDEX}")
     tensors = {}
@@ -247,7 +252,7 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, tuple[
         for name, file in named.items():
             if name not in tensors or tensors[name][0].name != file:
                 raise ValueError(f"{folder / file}: holds no tensor {name}, but {INDEX} says so")
-    return tensors
+    return {name: found for name, found in tensors.items() if not name.endswith(_COMPUTED)}
 
 
 def stored_dtypes(folder: str | os.PathLike) -> list[str]:
@@ -268,8 +273,8 @@ def _is_file_name(name: Any) -> bool:
 def _check(
     tensors: dict, expected: dict, cfg: ModelConfig, file_vocab: int, folder: pathlib.Path
 ) -> None:
-    """Every tensor that the model needs is there with its shape, and no other (a copy of the tied
-    embedding is let pass).
+    """Every tensor that the model needs is there with its shape, and no other (a true copy of the
+    tied embedding is let pass, and so is any lm_head where a scalar takes its place).
     """
     wanted = {}
     for path, leaf in expected.items():
@@ -297,6 +302,26 @@ def _check(
             raise ValueError(
                 f"{file}: {name} has dtype {lazy.get_dtype()}; expected one of {', '.join(_FLOATS)}"
             )
+    if "embedding" in expected and "lm_head" not in expected and "lm_head.weight" in tensors:
+        file, head = tensors["lm_head.weight"]
+        if not _are_same(head, tensors[hf_names("embedding", cfg)[0]][1]):
+            raise ValueError(
+                f"{file}: lm_head.weight differs from the embedding that config.json ties it to; "
+                "expected a copy of it, or tie_word_embeddings = false"
+            )
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two lazy slices hold the same numbers, of whatever dtypes; read in small pieces."""
+    rows, *rest = shape = one.get_shape()
+    if shape != other.get_shape():
+        return False
+    step = max(1, READ_BYTES // (4 * math.prod(rest)))
+    pieces = (slice(first, min(first + step, rows)) for first in range(0, rows, step))
+    return all(
+        np.array_equal(*(lazy[piece].astype(np.float32) for lazy in (one, other)), equal_nan=True)
+        for piece in pieces
+    )
 
 
 def _reader(
@@ -380,17 +405,20 @@ def refuse_not_finite(
 
 
 def load_own_tokenizer(
-    folder: str | os.PathLike, cfg: ModelConfig, switches: Mapping[str, Any] | None = None
+    folder: str | os.PathLike,
+    cfg: ModelConfig,
+    switches: Mapping[str, Any] | None = None,
+    layers: Sequence[str | os.PathLike] = (),
 ) -> Tokenizer:
-    """Reads the tokenizer of a model folder; switches: of its own chat template.
+    """Reads the tokenizer of a model folder; switches, layers: as of `load_tokenizer`.
 
     Raises as `load_tokenizer`, and ValueError where it has more ids than the model has rows: the
     rows of those ids would be another token's.
     """
-    tokenizer = load_tokenizer(folder, switches)
-    if tokenizer.vocab_size > cfg.vocab_size:
+    tokenizer = load_tokenizer(folder, switches, layers)
+    if tokenizer.vocab_size > cfg.vocab_size and tokenizer.rows_needed > cfg.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} ids, but config.json says "
+            f"{folder}: the tokenizer has {tokenizer.rows_needed:,} ids, but config.json says "
             f"vocab_size = {cfg.vocab_size:,}; expected a row of the embedding for each id"
         )
     return tokenizer

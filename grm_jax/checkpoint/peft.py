@@ -8,7 +8,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ _PLAIN: dict[str, tuple] = {
 )
 # of a model with a scalar head, which is trained whole beside the adapters
 _PLAIN_SCALAR = _PLAIN | {
-    "task_type": ("SEQ_CLS",),
-    "modules_to_save": (["score"], ["classifier", "score"]),
+    "task_type": ("SEQ_CLS", None),
+    "modules_to_save": (["score"], ["classifier", "score"]),  # in any order, each once or more
 }
 _HEAD = "score"
 _WITHOUT_EFFECT = frozenset(
@@ -260,11 +260,14 @@ def _read_head(path: pathlib.Path, file: Any, name: str, cfg: ModelConfig) -> np
 def _read_config(path: pathlib.Path, cfg: ModelConfig, architecture: str) -> LoraConfig:
     """Reads adapter_config.json. Raises ValueError, one line for each field that is wrong."""
     config, plain = read_object(path), _PLAIN if architecture == CAUSAL_LM else _PLAIN_SCALAR
+    compared = dict(config)
+    if _are_names(saved := config.get("modules_to_save")):
+        compared["modules_to_save"] = sorted(set(saved))
     problems = {
         key: f"expected {shown(values[0])}, got {shown(config[key])}"
         for key, values in plain.items()
         if key in config
-        and not any(type(config[key]) is type(x) and config[key] == x for x in values)
+        and not any(type(compared[key]) is type(x) and compared[key] == x for x in values)
     }
     known = {*_PLAIN, *_WITHOUT_EFFECT, "r", "lora_alpha", "target_modules"}
     problems |= {
@@ -281,8 +284,7 @@ def _read_config(path: pathlib.Path, cfg: ModelConfig, architecture: str) -> Lor
     rank, modules = config.get("r"), config.get("target_modules")
     alpha: Any = config.get("lora_alpha")
     # peft takes a text for a regular expression
-    named = isinstance(modules, list) and all(isinstance(name, str) for name in modules)
-    if not named or not modules or any(name not in short for name in modules):
+    if not _are_names(modules) or not modules or any(name not in short for name in modules):
         problems["target_modules"] = (
             f"expected a list of some of {', '.join(short)}, got {shown(modules)}"
         )
@@ -297,6 +299,10 @@ def _read_config(path: pathlib.Path, cfg: ModelConfig, architecture: str) -> Lor
     except SettingsError as error:
         problems["lora_alpha"] = error.problems[0].removeprefix("alpha: ")
     raise wrong_fields(path, problems)
+
+
+def _are_names(stated: Any) -> TypeGuard[list[str]]:
+    return isinstance(stated, list) and all(isinstance(name, str) for name in stated)
 
 
 def _names(weight: str, matrix: str, cfg: ModelConfig) -> list[str]:

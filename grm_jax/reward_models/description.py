@@ -21,7 +21,8 @@ kind: one of KINDS.
 templates: by role; the first file is the one that is rendered, the others it includes.
 answer: what its box holds (`judgment.parsing.ANSWERS`).
 chat: the format of turns that its tokenizer writes: Gemma's (plain lines where it has no tokens for
-    turns), or "template", the folder's own chat template.
+    turns), or "template", the folder's own chat template; null: not said. A folder whose files have
+    the other one is refused.
 chat_args: switches of that template, {"enable_thinking": false}, say; null: none.
 lengths: tokens, as it was trained; null: not said.
 temperature: of its samples; null: not said.
@@ -59,7 +60,8 @@ TINY_BASE = ASSETS / "tiny_base"
 # "tiny": the trained GRM and its Meta RM, made by the quick start from "tiny_base"
 BUILT_IN = {"tiny": ASSETS / "tiny", "tiny_base": TINY_BASE}
 BUILT_IN |= {name: ASSETS / part for name, part in ADAPTED.items() if (ASSETS / part).is_dir()}
-ADAPTERS = "adapter_config.json"  # of a folder that has adapters in place of a model's weights
+# of a folder that has adapters in place of a model's weights
+ADAPTERS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 JUDGES = ("grm", "bradley_terry", "pair_rm", "cloud")  # what judges, of the models of a work folder
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
@@ -86,7 +88,7 @@ class Description:
     kind: str
     templates: Mapping[str, Template] = dataclasses.field(default_factory=dict)
     answer: str = "scores"
-    chat: str = BUILT_IN_CHAT
+    chat: str | None = None
     chat_args: Mapping[str, Any] | None = None
     lengths: Mapping[str, int] | None = None
     temperature: float | None = None
@@ -210,6 +212,12 @@ def layers_of(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
         if any(below.samefile(layer) for layer in layers):
             raise ValueError(f"{_base_field(layers[0])}: adapters upon themselves, through {below}")
         layers.insert(0, below)
+    if all((layers[0] / name).is_file() for name in (ADAPTERS, ADAPTER_WEIGHTS)):
+        raise ValueError(
+            f"{layers[0] / 'config.json'}: a model, and {ADAPTER_WEIGHTS} beside it, adapters that "
+            f"transformers would merge into it; expected {ADAPTERS} and {ADAPTER_WEIGHTS} in a "
+            'folder of their own, with the model\'s as "base_model_name_or_path"'
+        )
     return tuple(layers)
 
 

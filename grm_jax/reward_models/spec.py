@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from grm_jax.chat import BUILT_IN_CHAT, read_chat_template
+from grm_jax.chat import BUILT_IN_CHAT, OWN_CHAT, read_chat_template
 from grm_jax.checkpoint.huggingface import GENERATION, load_own_tokenizer
 from grm_jax.checkpoint.peft import load_adapted, read_lora
 from grm_jax.judgment.parsing import ANSWERS, CHOICES, PARSINGS
@@ -19,7 +19,8 @@ from grm_jax.judgment.prompts import Template, check_template, load_template, sh
 from grm_jax.judgment.reasoning import template_marks
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, read_config
-from grm_jax.models.table import CAUSAL_LM, SCALAR
+from grm_jax.models.table import CAUSAL_LM, SCALAR, abstract_params
+from grm_jax.parallel.mesh import param_shardings
 from grm_jax.reward_models import description
 from grm_jax.reward_models.description import Description, content_digest, tokenizer_digest
 from grm_jax.reward_models.grm import NO_PRINCIPLES
@@ -76,7 +77,8 @@ class Folder(NamedTuple):
         by generation_config.json alone, and tokens added to a SentencePiece model.
         """
         home, found = self.home_of_tokenizer, {}
-        if self.architecture == CAUSAL_LM and (home / GENERATION).is_file():
+        stated = any((layer / GENERATION).is_file() for layer in (home, *self.layers))
+        if self.architecture == CAUSAL_LM and stated:
             if further := self.tokenizer().further_stop_ids:
                 found["stop_ids"] = list(further)
         if added := added_tokens_digest(self.tokenizer_path):
@@ -102,8 +104,9 @@ class Folder(NamedTuple):
         return (self.description and self.description.chat_args) or {}
 
     def tokenizer(self) -> Tokenizer:
-        """Reads its tokenizer."""
-        tokenizer = load_own_tokenizer(self.tokenizer_path, self.cfg, self.chat_args)
+        """Reads its tokenizer, and the ids that end its texts, which the base may state alone."""
+        layers = () if self.asked_tokenizer else self.layers
+        tokenizer = load_own_tokenizer(self.tokenizer_path, self.cfg, self.chat_args, layers)
         if self.architecture == SCALAR and not self.is_adapted:
             return padded_as_stated(tokenizer, self.path, self.cfg)
         return tokenizer
@@ -146,12 +149,27 @@ def folder_of(
             f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '
             f"{path / description.FILE} says {said.kind!r}"
         )
+    if said is not None and said.chat is not None:
+        home = description.tokenizer_home(layers)
+        own = read_chat_template(home, said.chat_args or {})
+        found = BUILT_IN_CHAT if own is None else OWN_CHAT
+        if said.chat != found:
+            why = f"{home} has no other" if own is None else f"that of {own.source}"
+            raise ValueError(
+                f'field "{field}": {path / description.FILE}: field "chat": expected {found!r}, '
+                f"{why}, got {said.chat!r}; bring back the files of the tokenizer that it was "
+                "trained with, or leave the field out"
+            )
     lengths = asking.lengths
     if lengths.prompt + lengths.completion > cfg.max_positions:
         raise ValueError(
             f'field "{field}": {path} has {cfg.max_positions} positions; expected at least those '
             f"of the longest prompt and completion, {lengths.prompt} + {lengths.completion}"
         )
+    try:  # now, and not when its turn comes to be loaded
+        param_shardings(asking.mesh, abstract_params(cfg, architecture))
+    except ValueError as error:
+        raise ValueError(f'field "{field}": {path}: {error}') from error
     own = (asking.tokenizer, asking.chat_args) if kinds == POLICIES else (None, None)
     return Folder(layers, cfg, said, architecture, *own)
 

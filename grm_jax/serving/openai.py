@@ -159,7 +159,9 @@ def make_router(service: Service) -> APIRouter:
             raise Refused(422, WRONG, f"prompt: expected at most {most} prompts times n")
         assert lane.policy is not None
         tokenizer = lane.policy.prompter.tokenizer
-        encode = lambda: [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]  # noqa: E731
+        # one that has no BOS takes EOS for it, which is no beginning
+        front = [] if tokenizer.bos_id == tokenizer.eos_id else [tokenizer.bos_id]
+        encode = lambda: [[*front, *tokenizer.encode(text)] for text in texts]  # noqa: E731
         writing = plan(service, lane, body, await service.in_text_thread(encode), body.max_tokens)
         return await answer(service, body, writing, TextReply(lane, body.logprobs is not None))
 

@@ -22,6 +22,7 @@ from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR
 from grm_jax.reward_models.scalar import response_ids
 from grm_jax.tokenizer import load_tokenizer
+from tests.chat_formats import GEMMA as OWN_TEMPLATE
 from tests.models.gemma2_cases import BASE, quick_jit, random_params, scalar_params
 from tests.test_tokenizer import byte_level_tokenizer
 
@@ -35,12 +36,6 @@ TURNS = [
     ("assistant", "\n\nno "),
 ]
 MESSAGES = [{"role": role, "content": text} for role, text in TURNS]
-# Gemma's own, which knows no system turn
-OWN_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
-    "{{ '<start_of_turn>' + m.role + '\n' + m.content | trim + '<end_of_turn>\n' }}{% endfor %}"
-)
 
 
 def without_turns(folder):

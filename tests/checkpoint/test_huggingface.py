@@ -168,6 +168,39 @@ def test_a_copy_of_the_tied_embedding_is_let_pass(folder):
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}),
     )
     assert_equal(load_params(folder, CFG), random_params())
+    half = load_file(folder / "model.safetensors")["lm_head.weight"].astype(np.float16)
+    rewrite(
+        folder,
+        lambda tensors: tensors.update(
+            {"lm_head.weight": half, "model.embed_tokens.weight": half.astype(np.float32)}
+        ),
+    )
+    np.testing.assert_array_equal(load_params(folder, CFG)["embedding"], half)
+
+
+@pytest.mark.parametrize("row", [0, 40, 63])
+def test_another_head_than_the_embedding_that_it_is_tied_to_is_refused(folder, row, monkeypatch):
+    """It was thrown away; which of the two the model was trained with, no one can say."""
+    monkeypatch.setattr(huggingface, "READ_BYTES", 4 * CFG.d_model * 10)  # rows at once
+
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["lm_head.weight"][row, 3] += 1e-3
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs from the emb"):
+        load_params(folder, CFG)
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": np.zeros((2, 3), "f")}))
+    with pytest.raises(ValueError, match="model.safetensors: lm_head.weight differs from the emb"):
+        load_params(folder, CFG)
+
+
+def test_frequencies_that_older_folders_store_are_left_out(folder):
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    stored = {name.format(i): np.ones(4, np.float16) for i in range(CFG.n_layers)}
+    rewrite(folder, lambda tensors: tensors.update(stored))
+    assert_equal(load_params(folder, CFG), random_params())
+    assert huggingface.stored_dtypes(folder) == ["float32"]
 
 
 BROKEN = {
@@ -291,6 +324,20 @@ def test_the_index_says_which_file_counts(tmp_path):
     assert_equal(load_params(tmp_path / "model", CFG), random_params())
 
 
+def test_one_file_counts_before_an_index_that_was_there(tmp_path):
+    """As transformers has it, whose save_pretrained leaves the index of a larger save there."""
+    older = jax.tree.map(np.zeros_like, random_params())
+    save_folder(tmp_path / "shards", older, CFG, max_shard_bytes=6000)
+    save_folder(tmp_path / "model", random_params(), CFG, dtype="bfloat16")
+    for path in (tmp_path / "shards").iterdir():
+        if path.name != "config.json":
+            path.rename(tmp_path / "model" / path.name)
+    assert np.any(load_params(tmp_path / "model", CFG)["embedding"])
+    assert huggingface.stored_dtypes(tmp_path / "model") == ["bfloat16"]
+    next((tmp_path / "model").glob("model-0*.safetensors")).unlink()
+    assert np.any(load_params(tmp_path / "model", CFG)["embedding"])
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -305,6 +352,7 @@ def test_the_index_says_which_file_counts(tmp_path):
     ids=str,
 )
 def test_an_index_that_names_no_files_of_its_folder_is_refused(folder, content):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match='index.json: field "weight_map": expected an object'):
         load_params(folder, load_config(folder))
@@ -342,6 +390,42 @@ def test_a_tokenizer_of_more_ids_than_the_model_has_rows_is_refused(folder, toke
         load_own_tokenizer(folder, load_config(folder))
     cfg = load_config(folder, vocab_size=CFG.vocab_size + 1)
     assert load_own_tokenizer(folder, cfg).vocab_size == cfg.vocab_size
+
+
+def test_control_tokens_that_nothing_writes_need_no_row(folder, tokenizer_folder):
+    """Google's text folders of Gemma 3: <image_soft_token> is the id behind the last row."""
+    spec = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    stated = json.loads((tokenizer_folder / "tokenizer_config.json").read_text())
+
+    def load(*tokens, **fields):
+        added = [
+            spec["added_tokens"][0] | {"id": CFG.vocab_size + i, "content": token}
+            for i, token in enumerate(tokens)
+        ]
+        words = spec | {"added_tokens": spec["added_tokens"] + added}
+        (folder / "tokenizer.json").write_text(json.dumps(words))
+        (folder / "tokenizer_config.json").write_text(json.dumps(stated | fields))
+        return load_own_tokenizer(folder, load_config(folder))
+
+    tokenizer = load("<image_soft_token>")
+    assert tokenizer.rows_needed == CFG.vocab_size == tokenizer.vocab_size - 1
+    text = "w1 <image_soft_token> w2"
+    assert (
+        CFG.vocab_size
+        in tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text()).encode(text).ids
+    )  # the danger is real
+    chats = tokenizer.chat([("system", text), ("user", text), ("assistant", text)])
+    assert max(tokenizer.encode(text) + tokenizer.chat_prompt(text) + chats) < CFG.vocab_size
+    writes = "{{ '<' + messages[0]['role'] + '>' }}{{ messages[0]['content'] }}"
+    for tokens, fields in (
+        (["<late>"], {"eos_token": "<late>"}),
+        (["<late>", "<later>"], {"pad_token": "<late>"}),
+        (["<late>"], {"chat_template": "<late>{{ messages[0]['content'] }}"}),
+        (["<user>"], {"chat_template": writes}),  # which does not hold it whole
+    ):
+        with pytest.raises(ValueError, match=f"has {CFG.vocab_size + 1} ids, but config.json says"):
+            load(*tokens, **fields)
+    assert load("<tool>", chat_template=writes).rows_needed == CFG.vocab_size
 
 
 def test_truncated_file_is_named(folder):

@@ -423,6 +423,30 @@ def test_texts_longer_than_the_model_has_positions_are_refused_before_training(p
         _model_config(config, tokenizer, mesh)
 
 
+def test_a_mesh_that_the_model_cannot_be_split_over_is_refused_before_training(base):
+    config, tokenizer = tiny.get_config(), load_tokenizer(base)
+    config.model.path, mesh = str(base), make_mesh(replica=-1, fsdp=8)
+    assert _model_config(config, tokenizer, mesh).d_model == 128
+    stated = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(stated | {"hidden_size": 132}))
+    with pytest.raises(ValueError, match="mesh.fsdp: .*fsdp = 8 does not divide 132 in shape"):
+        _model_config(config, tokenizer, mesh)
+
+
+def test_a_control_token_beyond_the_table_that_nothing_writes_is_no_reason_to_refuse_a_base(base):
+    words = json.loads((base / "tokenizer.json").read_text())
+    size = load_config(base).vocab_size
+    words["added_tokens"].append(words["added_tokens"][0] | {"id": size, "content": "<image>"})
+    (base / "tokenizer.json").write_text(json.dumps(words))
+    config, mesh = tiny.get_config(), make_mesh(replica=-1, fsdp=1)
+    config.model.path = str(base)
+    assert _model_config(config, load_tokenizer(base), mesh).vocab_size == size
+    stated = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps(stated | {"pad_token": "<image>"}))
+    with pytest.raises(ValueError, match=f"has {size + 1} ids, the model only {size} embeddings"):
+        _model_config(config, load_tokenizer(base), mesh)
+
+
 def test_a_run_begins_from_adapters_and_knows_them_and_what_they_are_upon(start, base, tmp_path):
     """They are merged. A change of either is seen, and that of a place is none."""
     cfg, lora = load_config(base, scan_layers=True), LoraConfig(2, 4.0, ("q", "down"))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import jax
 import ml_dtypes
@@ -11,6 +12,7 @@ import pytest
 import grm_jax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import load_adapted, load_adapters, save_adapters
+from grm_jax.models.config import Numerics
 from grm_jax.models.decoder import without_head
 from grm_jax.models.hf_config import load_config
 from grm_jax.models.lora import LoraConfig, init_adapters, merge
@@ -24,6 +26,11 @@ from grm_jax.reward_models.description import (
     read_description,
     write_description,
 )
+from grm_jax.reward_models.spec import POLICIES, folder_of
+from grm_jax.reward_models.system import Asking
+from grm_jax.sampling.settings import Lengths, Sampling
+from grm_jax.tokenizer import load_tokenizer
+from tests.chat_formats import chat_folder
 
 CFG = load_config(TINY_BASE)
 LORA = LoraConfig(3, alpha=5.0, targets=("down", "o", "q"))
@@ -161,6 +168,44 @@ def test_adapters_may_lie_upon_adapters(adapted, tmp_path):
     assert known[0] != known[1] and known[0] == known[2]
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [["score"], ["score", "classifier", "score"], ["classifier", "score", "classifier", "score"]],
+)
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+def test_scalar_adapters_as_peft_and_trl_state_them_are_read(adapted, tmp_path, saved, task):
+    """peft adds to the list at each save; TRL states no task_type."""
+    folder, _, meta = adapted
+    source = folder / "meta"
+    config = json.loads((source / "adapter_config.json").read_text())
+    (tmp_path / "adapter_model.safetensors").hardlink_to(source / "adapter_model.safetensors")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(config | {"modules_to_save": saved, "task_type": task}))
+    found, _ = load_adapters(tmp_path, CFG, SCALAR)
+    jax.tree.map(np.testing.assert_array_equal, found, meta)
+    for other in ([], ["classifier"], [*saved, "lm_head"], "score", [*saved, 3]):
+        path.write_text(json.dumps(config | {"modules_to_save": other, "task_type": task}))
+        with pytest.raises(ValueError, match='field "modules_to_save": expected .*score.*, got '):
+            load_adapters(tmp_path, CFG, SCALAR)
+
+
+def test_a_model_with_adapters_in_its_own_folder_is_refused(adapted, tmp_path):
+    """transformers would merge them; here the base alone would judge."""
+    both, upon = shutil.copytree(TINY_BASE, tmp_path / "both"), tmp_path / "upon"
+    shutil.copytree(adapted[0] / "grm", upon)
+    config = json.loads((upon / "adapter_config.json").read_text())
+    changed = json.dumps(config | {"base_model_name_or_path": str(both)})
+    (upon / "adapter_config.json").write_text(changed)
+    shutil.copy(adapted[0] / "grm/adapter_config.json", both)
+    assert layers_of(both) == (both,)  # without weights these are none
+    shutil.copy(adapted[0] / "grm/adapter_model.safetensors", both)
+    for path in (both, upon):
+        with pytest.raises(ValueError, match="both/config.json: a model, and adapter_model.safete"):
+            layers_of(path)
+        with pytest.raises(ValueError, match='"path": .*both/config.json: .*in a folder of their'):
+            seen(path)
+
+
 def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
     folder, grm, _ = adapted
 
@@ -192,3 +237,57 @@ def test_what_adapters_cannot_be_is_named(adapted, tmp_path):
         grm_jax.load(variant("bt", kind="bradley_terry", task_type="SEQ_CLS"))
     with pytest.raises(ValueError, match="no tensor base_model.model.score.weight"):
         load_adapters(variant("headless", task_type="SEQ_CLS"), CFG, SCALAR)
+
+
+@pytest.fixture
+def upon_qwen(tmp_path):
+    """Adapters with a tokenizer of their own upon a base whose tokenizer has no BOS."""
+    base = tmp_path / "base"
+    base.mkdir()
+    chat_folder(base, "qwen3")
+    stated = json.loads((base / "tokenizer_config.json").read_text()) | {"bos_token": None}
+    (base / "tokenizer_config.json").write_text(json.dumps(stated))
+    config = json.loads((TINY_BASE / "config.json").read_text())
+    ids = {"bos_token_id": None, "eos_token_id": load_tokenizer(base).eos_id, "vocab_size": 800}
+    (base / "config.json").write_text(json.dumps(config | ids))
+    save_adapters(tmp_path / "grm", random_adapters(1), CFG, LORA, base, tokenizer_files_from=base)
+    return base, tmp_path / "grm"
+
+
+def seen(path, mesh=None):
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    lengths = Lengths(prompt=80, completion=12, buckets=(80,))
+    asking = Asking(mesh, Numerics(), lengths, Sampling(rows=8), {})
+    return folder_of({"path": str(path)}, "path", asking, POLICIES)
+
+
+def test_adapters_upon_a_base_without_bos_may_have_its_tokenizer(upon_qwen):
+    base, grm = upon_qwen
+    assert seen(grm).home_of_tokenizer == grm
+    ours, theirs = seen(grm).tokenizer(), seen(base).tokenizer()
+    for turns in ([("user", TASK)], [("system", "Be brief."), ("user", TASK), ("assistant", "A")]):
+        assert ours.chat(turns) == theirs.chat(turns)
+    assert ours.chat_prompt(TASK) == theirs.chat_prompt(TASK)
+    assert ours.stop_ids == theirs.stop_ids
+
+
+def test_ids_that_end_a_text_by_the_base_alone_end_those_of_its_adapters(upon_qwen):
+    base, grm = upon_qwen
+    plain, tokenizer = seen(grm).identity, seen(grm).tokenizer()
+    more = [i for i in (7, 9) if i not in tokenizer.stop_ids]
+
+    def states(folder, *ids):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ids] or None}))
+        return seen(grm).tokenizer().stop_ids
+
+    assert states(base, tokenizer.eos_id) == tokenizer.stop_ids and seen(grm).identity == plain
+    assert states(base, tokenizer.eos_id, more[0]) == (*tokenizer.stop_ids, more[0])
+    assert seen(grm).tokenizer().stop_ids == seen(base).tokenizer().stop_ids
+    assert seen(grm).identity == plain | {"stop_ids": more[:1]}
+    assert states(grm) == (*tokenizer.stop_ids, more[0])  # it states none
+    assert states(grm, more[1]) == (*tokenizer.stop_ids, more[1])  # the nearest
+    (grm / "generation_config.json").unlink()
+    # and so with ids that config.json states, where the tokenizer's own files name none
+    stated = json.loads((grm / "tokenizer_config.json").read_text())
+    (grm / "tokenizer_config.json").write_text(json.dumps(stated | {"eos_token": None}))
+    assert seen(grm).tokenizer().eos_id == tokenizer.eos_id

@@ -67,7 +67,10 @@ def test_a_description_is_read_as_it_was_written(tmp_path):
             {"answer": "eleven"},
             "\"answer\": expected one of scores, ten, index, letter, got 'eleven'",
         ),
-        ({"chat": ["gemma"]}, r"\"chat\": expected one of gemma, template, got \['gemma'\]"),
+        (
+            {"chat": ["gemma"]},
+            r"\"chat\": expected one of gemma, template, or None, got \['gemma'\]",
+        ),
         ({"chat_args": ["a"]}, r"\"chat_args\": expected switches of a chat .*got \['a'\]"),
         ({"lengths": {"prompt": 80}}, '"lengths": expected .*completion.*got .*80'),
         ({"lengths": {"prompt": 0, "completion": True}}, '"lengths": expected'),

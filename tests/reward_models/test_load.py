@@ -348,6 +348,41 @@ def test_ids_that_generation_config_or_added_tokens_add_are_part_of_the_identity
     assert describe(spec, asking).identity != one
 
 
+def test_a_chat_format_that_is_stated_is_that_of_the_folders_files(asking, folder, no_weights):
+    spec = {"name": "grm", "kind": "pointwise_grm", "path": str(folder)}
+    stated = json.loads((folder / "grm.json").read_text())
+
+    def refused(chat, message):
+        (folder / "grm.json").write_text(json.dumps(stated | {"chat": None}))
+        describe(spec, asking)
+        (folder / "grm.json").write_text(json.dumps(stated | {"chat": chat}))
+        with pytest.raises(ValueError, match=f'"path": .*grm.json: field "chat": {message}'):
+            describe(spec, asking)
+
+    assert stated["chat"] == "gemma" and describe(spec, asking)
+    refused("template", "expected 'gemma', .*model has no other, got 'template'")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    refused("gemma", "expected 'template', that of .*chat_template.jinja, got 'gemma'")
+    (folder / "grm.json").write_text(json.dumps(stated | {"chat": "template"}))
+    assert describe(spec, asking).identity["chat"]["text"].startswith("{{ messages")
+
+
+@pytest.mark.parametrize("kind", ["pointwise_grm", "pair_rm"])
+def test_a_mesh_that_a_model_cannot_be_split_over_is_said_before_any_is_loaded(
+    head, tmp_path, asking, no_weights, kind
+):
+    folder = tmp_path / "odd"
+    shutil.copytree(TINY_BASE if kind == "pointwise_grm" else head, folder)
+    spec = {"name": "odd", "kind": kind, "path": str(folder)}
+    split = dataclasses.replace(asking, mesh=make_mesh(replica=-1, fsdp=8))
+    describe(spec, split)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 132}))
+    describe(spec, asking)  # whose shapes are seen as it is loaded
+    with pytest.raises(ValueError, match='"path": .*odd: .*fsdp = 8 does not divide 132 in shape'):
+        describe(spec, split)
+
+
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
 @pytest.mark.parametrize(
     "kind, place",
