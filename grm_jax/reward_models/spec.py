@@ -149,12 +149,13 @@ def folder_of(
             f'field "{field}": expected a folder of kind {" or ".join(kinds)}, but '
             f"{path / description.FILE} says {said.kind!r}"
         )
-    if said is not None and said.chat is not None:
+    own = (asking.tokenizer, asking.chat_args) if kinds == POLICIES else (None, None)
+    if said is not None and said.chat is not None and own[0] is None:  # chats are the folder's
         home = description.tokenizer_home(layers)
-        own = read_chat_template(home, said.chat_args or {})
-        found = BUILT_IN_CHAT if own is None else OWN_CHAT
+        template = read_chat_template(home, said.chat_args or {})
+        found = BUILT_IN_CHAT if template is None else OWN_CHAT
         if said.chat != found:
-            why = f"{home} has no other" if own is None else f"that of {own.source}"
+            why = f"{home} has no other" if template is None else f"that of {template.source}"
             raise ValueError(
                 f'field "{field}": {path / description.FILE}: field "chat": expected {found!r}, '
                 f"{why}, got {said.chat!r}; bring back the files of the tokenizer that it was "
@@ -170,7 +171,6 @@ def folder_of(
         param_shardings(asking.mesh, abstract_params(cfg, architecture))
     except ValueError as error:
         raise ValueError(f'field "{field}": {path}: {error}') from error
-    own = (asking.tokenizer, asking.chat_args) if kinds == POLICIES else (None, None)
     return Folder(layers, cfg, said, architecture, *own)
 
 

@@ -289,6 +289,8 @@ def test_the_base_is_asked_with_the_tokenizer_and_the_switches_that_it_is_traine
     own = pathlib.Path(shutil.copytree(base, tmp_path / "tokenizer"))
     for folder in (base, own):
         (folder / "chat_template.jinja").write_text(SWITCHED)
+        about = json.loads((folder / "grm.json").read_text())
+        (folder / "grm.json").write_text(json.dumps(about | {"chat": "template"}))
     plain = {"name": "base", "kind": "pointwise_grm", "path": str(base), "answer": "scores"}
 
     def asked(name, **fields):
