@@ -196,7 +196,7 @@ def load(
         system = system._replace(accepts=model.accepts, sampled=model.sampled, span=model.span)
     return Judge(
         system=system,
-        temperature=_temperature(temperature),
+        temperature=checked_temperature(temperature),
         k_meta=said.k_meta if k_meta is None else _count("k_meta", k_meta),
         guided=bool(spec.get("meta")),
         rows=rows,
@@ -395,7 +395,7 @@ class Judge:
         sampled = self.system.sampled
         if temperature is None:
             temperature = self.temperature if k > 1 else 0.0
-        temperature = _temperature(temperature) if sampled else 0.0
+        temperature = checked_temperature(temperature) if sampled else 0.0
         if temperature == 0 and k_meta is not None and k > 1:
             raise ValueError(
                 "k_meta: expected None at temperature 0, where the Meta RM chooses none, got "
@@ -627,7 +627,8 @@ def _drawing(folder: pathlib.Path) -> dict[str, Any]:
     return {} if stated.get("do_sample") is False else drawing
 
 
-def _temperature(value: Any) -> float:
+def checked_temperature(value: Any) -> float:
+    """Returns a temperature. ValueError for what is none, and for one too low to divide by."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not good or not (value == 0 or COLDEST <= value <= 100):
         raise ValueError(

@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from grm_jax.json_files import cut
-from grm_jax.judge import COLDEST
+from grm_jax.judge import checked_temperature
 from grm_jax.sampling.requests import Completion, Request
 from grm_jax.serving.gate import error_body
 from grm_jax.serving.replies import usage_of
@@ -195,9 +195,10 @@ def plan(
     """Checks lengths and stops. Raises Refused for a prompt that the model cannot read."""
     assert lane.policy is not None
     widest, most = max(lane.policy.buckets), lane.policy.sampler_of(0.0).scfg.max_new_tokens
-    if body.temperature is not None and 0 < body.temperature < COLDEST:
-        problem = f"temperature: expected 0, which is greedy, or at least {COLDEST}"
-        raise Refused(422, WRONG, problem)
+    try:
+        temperature = checked_temperature(1.0 if body.temperature is None else body.temperature)
+    except ValueError as error:
+        raise Refused(422, WRONG, str(error)) from None
     longest = max(map(len, prompts))
     if longest > widest:
         problem = f"a prompt of {longest} tokens; this server reads at most {widest}"
@@ -209,7 +210,7 @@ def plan(
         lane,
         prompts,
         body.n,
-        1.0 if body.temperature is None else body.temperature,
+        temperature,
         random.getrandbits(31) if body.seed is None else body.seed,
         min(most, limit or most),
         tuple(stops),

@@ -79,7 +79,7 @@ def make_router(service: Service) -> APIRouter:
     router, groups = APIRouter(route_class=StrictRoute), Groups(service)
 
     def asked(body: How) -> dict[str, Any]:
-        """What `Groups` is told; what is wrong is refused before anything waits."""
+        """What `Groups` is told."""
         scalar = body.scalar or service.settings.scalar
         system = service.named(None).judge.system
         if scalar == "share" and system.bounds is None:
@@ -87,7 +87,6 @@ def make_router(service: Service) -> APIRouter:
             raise Refused(422, WRONG, problem)
         # of the weights that judge: others may be served once a group is complete
         ask = functools.partial(service.how, body.k, body.seed, body.temperature, body.k_meta)
-        ask()
         return {"ask": ask, "until": service.until(body.deadline_s), "scalar": scalar}
 
     async def scored(pairs: Sequence[tuple[Any, str]], body: How) -> list[Scored]:
