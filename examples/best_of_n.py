@@ -1,4 +1,4 @@
-"""python examples/best_of_n.py: the best of many responses, and how often that is right.
+"""python -m examples.best_of_n: the best of many responses, and how often that is right.
 
 The records are of the checkable world, so the gold is known: best of n by votes of k judgments,
 beside a response at random.

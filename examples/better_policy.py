@@ -1,4 +1,4 @@
-"""python examples/better_policy.py: a policy that a judge makes better, by best of n and by RL.
+"""python -m examples.better_policy: a policy that a judge makes better, by best of n and by RL.
 
 The policy writes lists of animals, and is taught to be right half of the time. The judge never sees
 the gold; the world computes it. docs/policy.md has curves over three seeds and several judges.

@@ -1,4 +1,4 @@
-"""python examples/judge.py: one verdict, what it rests on, and what a failure looks like.
+"""python -m examples.judge: one verdict, what it rests on, and what a failure looks like.
 
 "tiny" is the judge of 0.7 million parameters in the package. Any folder or hub name stands in its
 place; docs/judge.md has which.

@@ -1,4 +1,4 @@
-"""python examples/serve_and_ask.py: a reward server, and a trainer that asks it for a group.
+"""python -m examples.serve_and_ask: a reward server, and a trainer that asks it for a group.
 
 The server is `grm serve` on a free port of this machine (needs the extra `serve`); docs/serving.md
 has its doors, docs/serving.md#adapters what TRL, verl, OpenRLHF and NeMo put in the place of `ask`.

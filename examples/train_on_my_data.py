@@ -1,4 +1,4 @@
-"""python examples/train_on_my_data.py: a judge trained by SPCT on preference pairs of yours.
+"""python -m examples.train_on_my_data: a judge trained by SPCT on preference pairs of yours.
 
 This file is a preset of `experiments.spct_rl`, with the command behind it. The pairs are of the
 checkable world here; put the name of your file in PAIRS and a base of yours in `config.model.path`

@@ -1,4 +1,4 @@
-"""python examples/write_a_loss.py: a policy loss of your own, tried without a model.
+"""python -m examples.write_a_loss: a policy loss of your own, tried without a model.
 
 A run takes it by name, with its setting:
 

@@ -1,4 +1,4 @@
-"""python examples/write_a_reward.py: a reward of your own for RL, on judgments of a real judge.
+"""python -m examples.write_a_reward: a reward of your own for RL, on judgments of a real judge.
 
 A run takes it by name:
 

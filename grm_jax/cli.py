@@ -37,6 +37,7 @@ from grm_jax.reward_models.description import ROLES
 from grm_jax.reward_models.packaged import ADAPTED, PACKAGED
 from grm_jax.serving import flags
 
+JUDGES = [name for name in ADAPTED if not name.endswith("-meta")]  # --meta takes the others
 FAILED_LINES, CANNOT, BROKEN_PIPE = 1, 2, 141  # exit status; of a signal it is 128 + its number
 
 ABOUT = """\
@@ -176,7 +177,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         default="tiny",
         metavar="MODEL",
         help='"tiny", the small model in the package (it knows only the checkable world); '
-        f"{', '.join(map(repr, [*ADAPTED, *PACKAGED]))}, of the extra demo; a model folder; the "
+        f"{', '.join(map(repr, [*JUDGES, *PACKAGED]))}, of the extra demo; a model folder; the "
         "work folder of a run; a model of the Hugging Face hub (default: tiny)",
     )
     command.add_argument(
@@ -192,7 +193,9 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
     meta = command.add_mutually_exclusive_group()
     meta.add_argument(
-        "--meta", metavar="FOLDER", help="the Meta RM (default: the one beside the model)"
+        "--meta",
+        metavar="FOLDER",
+        help="the Meta RM, such as smollm2-meta (default: the one beside MODEL)",
     )
     meta.add_argument("--no-meta", action="store_true", help="vote without the Meta RM")
     command.add_argument("--rows", type=_positive, metavar="N", help="completions at once, at most")

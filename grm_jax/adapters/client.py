@@ -15,7 +15,11 @@ from typing import Any
 
 import httpx
 
+from grm_jax.naming import nearest
+
+HOW = ("k", "seed", "temperature", "k_meta", "deadline_s", "scalar")  # at every door of trainers
 AGAIN = (408, 429, 502, 503, 504)
+LATER = (429, 503)  # said by a server that is well: it is full, or not ready yet
 DEADLINE_S = 300.0  # of a server, for requests that name none
 SPARE_S = 30.0  # behind a deadline, in which what is there of a verdict comes
 LONGEST_S = 30.0
@@ -28,6 +32,16 @@ class Unanswered(RuntimeError):
 def address(base_url: str | None = None) -> str:
     """Returns where the server is: as given, else GRM_SERVER, else this machine's port 8000."""
     return (base_url or os.environ.get("GRM_SERVER") or "http://127.0.0.1:8000").rstrip("/")
+
+
+def check_asked(asked: Mapping[str, Any], also: Sequence[str] = ()) -> None:
+    """Checks that a door of trainers knows what it is asked; they pass over what they do not.
+
+    also: names beside `HOW`. Raises ValueError with the nearest names.
+    """
+    for name in asked:
+        if name not in (*HOW, *also):
+            raise ValueError(f"unknown setting {name!r}; {nearest(name, (*HOW, *also))}")
 
 
 def _headers() -> dict[str, str]:
@@ -67,12 +81,15 @@ def _pause(tries: int, reply: httpx.Response | None) -> float:
 async def _asked(
     url: str,
     tries: int,
+    patience: float,
     post: Callable[[str, Mapping[str, str]], Awaitable[httpx.Response]],
     sleep: Callable[[float], Awaitable[None]],
 ) -> dict[str, Any]:
-    """Posts until there is an answer, `tries` times at most."""
-    said, headers = "", _headers()
-    for attempt in range(tries):
+    """Posts until there is an answer: `tries` that fail at most, and for `patience` seconds where
+    it is told to come later.
+    """
+    headers, began, attempt = _headers(), time.monotonic(), 0
+    while True:
         reply = None
         try:
             reply = await post(url, headers)
@@ -81,9 +98,13 @@ async def _asked(
             said = f"status {reply.status_code}: {reply.text[:500]}"
         except httpx.TransportError as error:
             said = repr(error)
-        if attempt < tries - 1:
-            await sleep(_pause(attempt, reply))
-    raise Unanswered(f"{url}: {tries} tries; the last: {said}")
+        later = reply is not None and reply.status_code in LATER
+        tries -= not later
+        pause, waited = _pause(attempt, reply), time.monotonic() - began
+        attempt += 1
+        if tries < 1 or (later and waited + pause > patience):
+            raise Unanswered(f"{url}: {attempt} tries in {waited:.0f} s; the last: {said}")
+        await sleep(pause)
 
 
 def ask(
@@ -97,18 +118,21 @@ def ask(
 
     timeout_s: of a try; None is the deadline that the body names, or the server's own, and
         `SPARE_S` more: what a deadline cuts off is answered, and is no reason to ask again.
+        A server that is full or not ready is asked again for as long in all.
 
-    Raises Unanswered after `tries`, and at once for what another try cannot help.
+    Raises Unanswered after that, after `tries` that fail otherwise, and at once for what another
+    try cannot help.
     """
+    patience = _patience(body, timeout_s)
 
     async def post(url: str, headers: Mapping[str, str]) -> httpx.Response:
-        return _client(_patience(body, timeout_s)).post(url, json=body, headers=headers)
+        return _client(patience).post(url, json=body, headers=headers)
 
     async def sleep(seconds: float) -> None:
         time.sleep(seconds)
 
     try:  # nothing that it awaits suspends it, so that it needs no event loop
-        _asked(address(base_url) + path, tries, post, sleep).send(None)
+        _asked(address(base_url) + path, tries, patience, post, sleep).send(None)
     except StopIteration as end:
         return end.value
     raise AssertionError("what a blocking call awaits must not suspend it")
@@ -122,12 +146,13 @@ async def ask_async(
     tries: int = 5,
 ) -> dict[str, Any]:
     """Does what `ask` does, beside other coroutines."""
-    async with httpx.AsyncClient(timeout=_patience(body, timeout_s)) as client:
+    patience = _patience(body, timeout_s)
+    async with httpx.AsyncClient(timeout=patience) as client:
 
         async def post(url: str, headers: Mapping[str, str]) -> httpx.Response:
             return await client.post(url, json=body, headers=headers)
 
-        return await _asked(address(base_url) + path, tries, post, asyncio.sleep)
+        return await _asked(address(base_url) + path, tries, patience, post, asyncio.sleep)
 
 
 def text_of(completion: Any) -> str:

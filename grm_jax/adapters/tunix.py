@@ -14,11 +14,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from grm_jax.adapters.client import ask
+from grm_jax.adapters.client import ask, check_asked
 
 
 def grm_reward(base_url: str | None = None, **asked: Any) -> Callable[..., list[float]]:
-    """Makes a reward function. asked: k, seed, scalar, deadline_s, ... of the server."""
+    """Makes a reward function. asked: of `grm_jax.adapters.client.HOW`."""
+    check_asked(asked)
 
     def grm(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         queries = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]

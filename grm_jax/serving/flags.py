@@ -32,7 +32,9 @@ FIELDS = {
 
 def add(command: argparse.ArgumentParser) -> None:
     """Adds the flags to a parser that has those of the model."""
-    command.add_argument("--name", default="", help="of the model, for clients (default: --model)")
+    command.add_argument(
+        "--name", default="", help="of the model, for clients (default: the last part of --model)"
+    )
     command.add_argument("--host", default=Serving.host, help="to listen on (default: %(default)s)")
     command.add_argument(
         "--port", type=int, default=Serving.port, help="0 is a free one (default: %(default)s)"

@@ -201,10 +201,7 @@ def make_router(service: Service) -> APIRouter:
         responses = [text_of(response, i) for i, response in enumerate(body.response_objs)]
         if not responses:
             raise Refused(422, WRONG, "response_objs: expected one or more")
-        how = asked(body)
-        if len(responses) == 1 and body.scalar is None:
-            how["scalar"] = "mean"
-        found = await groups.score_list(conversation, responses, **how)
+        found = await groups.score_list(conversation, responses, **asked(body))
         return JSONResponse(
             {
                 "rewards": [one.value for one in found],

@@ -1,7 +1,7 @@
 """Runs RewardBench's generative runner on a few pairs, as it is and with verdicts of the server.
 
-python run_rewardbench.py MODEL: prints what it counted, as a line of JSON. Its data set is on a
-hub, so that pairs from here stand in for it.
+python run_rewardbench.py MODEL PROMPT: prints what it counted, and the reply to PROMPT, as a line
+of JSON. Its data set is on a hub, so that pairs from here stand in for it.
 """
 
 import json

@@ -70,15 +70,14 @@ def read(page: str) -> list[Block]:
 
 def clone(folder: pathlib.Path) -> pathlib.Path:
     """Makes a folder that is a clone of this repository to the commands of a page: the package, its
-    scripts, docs and tests by links, `python` and `grm` on the path of `follow`, `runs` of its own.
+    scripts, docs and tests by links, `python` on the path of `follow`, `runs` of its own.
     """
     for name in CLONED:
         (folder / name).symlink_to(REPO / name)
     (folder / ".bin").mkdir()
-    for name, module in (("python", ""), ("grm", "-m grm_jax ")):
-        path = folder / ".bin" / name
-        path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module}"$@"\n')
-        path.chmod(0o755)
+    path = folder / ".bin/python"
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
     return folder
 
 

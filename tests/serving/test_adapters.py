@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from grm_jax.adapters import client, nemo, openrlhf, rewardbench, trl, tunix, verl
+from grm_jax.serving.rewards import How
 from grm_jax.serving.settings import Serving
 from tests.serving.conftest import RIGHT, TASK, WRONG
 from tests.serving.test_rewards import CHAT, THIRD, numbers
@@ -80,7 +81,7 @@ def test_a_failure_is_what_each_trainer_calls_none(tiny):
     with pytest.raises(client.Unanswered, match="no score: too_long"):
         asyncio.run(verl.compute_score("", WRONG * 40, "", {"prompt": TASK, "n": 1}))
     with pytest.raises(client.Unanswered, match="2 of 2 without a score.*too_long"):
-        openrlhf.reward_func([CHAT + text for text in completions], [CHAT] * 2)
+        openrlhf.grm_reward(group_size=2)([CHAT + text for text in completions], [CHAT] * 2)
     assert nemo.group_rewards(TASK, [RIGHT, WRONG], k=4)[0] == numbers(tiny, [RIGHT, WRONG], k=4)
 
 
@@ -103,6 +104,42 @@ def test_verl_s_samples_find_their_group(tiny):
         assert [one["grm_members"] for one in found] == [3, 3, 3]
     with pytest.raises(ValueError, match="extra_info: expected the prompt"):
         asyncio.run(verl.compute_score("world", RIGHT, "", {}))
+    with pytest.raises(ValueError, match="expected n, the samples of a prompt"):
+        asyncio.run(verl.compute_score("world", RIGHT, "", {"prompt": TASK}))
+    # validation draws one, which no other can win against
+    info = {"prompt": TASK, "n": 1}
+    one = verl.compute_score("world", RIGHT, "", info | {"scalar": "mean"}, k=4, scalar="wins")
+    assert 0 <= asyncio.run(one)["score"] <= 1
+    with pytest.raises(client.Unanswered, match="no score: alone"):
+        asyncio.run(verl.compute_score("world", RIGHT, "", info, k=4, scalar="wins"))
+
+
+@pytest.mark.parametrize("name", ("scaler", "rubric", "group"))
+def test_a_setting_that_no_door_knows_is_said_when_it_is_made(name):
+    """The doors pass over fields that they do not know: their clients send many."""
+    asked = {name: "wins"}
+    for make in (
+        trl.grm_reward,
+        trl.grm_reward_async,
+        tunix.grm_reward,
+        lambda **asked: openrlhf.grm_reward(group_size=2, **asked),
+        lambda **asked: nemo.group_rewards(TASK, [RIGHT], **asked),
+        lambda **asked: asyncio.run(verl.compute_score("", RIGHT, "", {"prompt": TASK}, **asked)),
+    ):
+        with pytest.raises(ValueError, match=f"unknown setting '{name}'"):
+            make(**asked)
+    assert {*client.HOW, "group", "group_size"} == {*How.model_fields}
+
+
+def test_trl_s_groups_are_whole_where_their_size_is_known():
+    prompts, completions = [TASK] * 3, [RIGHT, WRONG, THIRD]
+    assert len(trl.grm_reward(group_size=3)(prompts, completions)) == 3
+    for reward in (
+        trl.grm_reward(group_size=2),
+        lambda *given: asyncio.run(trl.grm_reward_async(group_size=2)(*given)),
+    ):
+        with pytest.raises(ValueError, match="3 completions of a prompt; expected whole groups of"):
+            reward(prompts, completions)
 
 
 @pytest.mark.torch
@@ -110,11 +147,12 @@ def test_openrlhf_gets_tensors(tiny):
     import torch
 
     queries = [CHAT + text + "<end_of_turn>" for text in (RIGHT, WRONG)]
-    found = openrlhf.reward_func(queries, [CHAT] * 2, ["", ""])
+    found = openrlhf.grm_reward(group_size=2)(queries, [CHAT] * 2, ["", ""])
     expected = torch.tensor(numbers(tiny, [RIGHT, WRONG]))
     assert torch.equal(found["rewards"], expected)
     assert torch.allclose(found["scores"], (expected - 1) / 9)
-    found = openrlhf.grm_reward(k=4, seed=3, scalar="wins")(queries, [CHAT] * 2)
+    asked = {"k": 4, "seed": 3, "scalar": "wins", "group_size": 2}
+    found = openrlhf.grm_reward(**asked)(queries, [CHAT] * 2)
     expected = numbers(tiny, [RIGHT, WRONG], "wins", k=4, seed=3)
     assert torch.equal(found["rewards"], torch.tensor(expected))
 
@@ -146,8 +184,8 @@ def test_a_busy_server_is_asked_again_and_a_wrong_question_is_not(monkeypatch):
     async def pause(seconds):
         pauses.append(seconds)
 
-    def beside_others(path, body):
-        return asyncio.run(client.ask_async(path, body))
+    def beside_others(path, body, **how):
+        return asyncio.run(client.ask_async(path, body, **how))
 
     transport, asynchronous = httpx.MockTransport(handle), httpx.AsyncClient
     monkeypatch.setattr(client, "_client", lambda s: httpx.Client(transport=transport))
@@ -165,8 +203,14 @@ def test_a_busy_server_is_asked_again_and_a_wrong_question_is_not(monkeypatch):
         answers[:] = [httpx.Response(422, text="wrong")]
         with pytest.raises(client.Unanswered, match="status 422: wrong"):
             ask("/compare", {})
-        answers[:] = [httpx.Response(503, text="loading")] * 9
-        with pytest.raises(client.Unanswered, match="5 tries; the last: status 503: loading"):
+        # a full server is asked again until the deadline and half a minute have passed
+        answers[:] = [httpx.Response(429, headers={"Retry-After": "3"})] * 9
+        assert ask("/compare", {}) == {"rewards": [1.0]}
+        answers[:] = [httpx.Response(503, text="loading", headers={"Retry-After": "9"})] * 9
+        with pytest.raises(client.Unanswered, match="1 tries in 0 s; the last: status 503: load"):
+            ask("/compare", {}, timeout_s=8)
+        answers[:] = [httpx.Response(502, text="gateway")] * 9
+        with pytest.raises(client.Unanswered, match="5 tries in 0 s; the last: status 502: gate"):
             ask("/compare", {})
 
 
@@ -177,7 +221,7 @@ def test_a_blocking_call_needs_no_loop_and_bears_one(served):
     body = {"conversation_history": SORT, "response_objs": SORTED, "k": 2}
     assert asyncio.run(within())["rewards"] == client.ask("/compare", body)["rewards"]
     nobody = "http://127.0.0.1:9"
-    with pytest.raises(client.Unanswered, match="1 tries; the last: ConnectError"):
+    with pytest.raises(client.Unanswered, match="1 tries in 0 s; the last: ConnectError"):
         client.ask("/compare", body, nobody, tries=1)
 
 

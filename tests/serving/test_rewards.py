@@ -297,6 +297,8 @@ def test_a_response_alone_has_no_rivals_whichever_door(served):
     reply = served.post("/compare", json=asked | {"scalar": "wins"}).json()
     assert reply["rewards"] == [None] and reply["failures"] == ["alone"]
     assert 0 <= served.post("/compare", json=asked).json()["rewards"][0] <= 1
+    with running(scalar="wins", k=2) as client:  # whoever names the number
+        assert client.post("/compare", json=asked).json()["failures"] == ["alone"]
 
 
 def test_judges_of_other_scores_than_from_1_to_10(monkeypatch):
