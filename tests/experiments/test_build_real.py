@@ -408,3 +408,22 @@ def test_lines_and_pairs_are_counted():
         "decided alike": 1,
     }
     assert "| all | 9 | 66.7 |" in lines.table(found)
+
+
+def test_a_pair_is_in_both_orders_once_each_was_shown():
+    """Samples are shown in orders of their own: two judgments of a pair may be of one order."""
+
+    def judged(name, order, scores):
+        row = {"id": name, "sample": 0, "domain": "order", "order": order, "scores": scores}
+        return row | {"rewards": [1.0, 0.0], "text": ""}
+
+    found = lines.counts(
+        [
+            judged("a", [0, 1], [9, 1]),
+            judged("a", [0, 1], [9, 1]),
+            judged("b", [0, 1], [9, 1]),
+            judged("b", [1, 0], [1, 9]),
+        ]
+    )
+    assert found["pairs"]["judgments"] == 4
+    assert found["pairs"]["in both orders"] == 1 and found["pairs"]["decided alike"] == 0
