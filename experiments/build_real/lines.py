@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import config_flags
 from experiments.build_real.draw import read_rows
+from grm_jax.json_files import NULL
 
 LINE = re.compile(r"^\[Response (\d+)\].*\((right|wrong)\)\s*$", re.MULTILINE)
 
@@ -29,7 +30,8 @@ def main(_):
 
 def judged(path: pathlib.Path) -> list[dict]:
     """Reads a file of judgments of records with gold; of one asked again the last counts."""
-    rows = {(row["id"], row["sample"]): row for row in read_rows(path)}
+    kinds = {"id": str, "sample": int, "rewards": (list, NULL)}
+    rows = {(row["id"], row["sample"]): row for row in read_rows(path, kinds)}
     for row in rows.values():
         if row["rewards"] is None:
             raise ValueError(f'{path}: record {row["id"]!r}: no gold; expected "rewards" or "best"')
