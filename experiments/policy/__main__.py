@@ -115,7 +115,8 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
     drawn = draw(start, queries, 4, "fit")
     gold_B = graded(queries, drawn).ravel()
     to_chance = {
-        name: judges.chances(scored(name, queries, drawn)[name].ravel(), gold_B) for name in scalars
+        name: judges.chances(name, scored(name, queries, drawn)[name].ravel(), gold_B)
+        for name in scalars
     }
 
     def shown(which: str, scores: np.ndarray) -> np.ndarray:

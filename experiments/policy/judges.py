@@ -81,11 +81,21 @@ def _share(judgments: Sequence[Judgment]) -> float:
     )
 
 
-def chances(scores: Sequence[float], gold: Sequence[float]) -> Callable:
+def chances(name: str, scores: Sequence[float], gold: Sequence[float]) -> Callable:
     """Fit the chance that a response is right to a scalar model's numbers (logistic, two
     parameters), so that its gap to the gold is 0 where it was fitted. Returns numbers -> chances.
+
+    Responses without a finite number are left out; NaN stays NaN. Raises ValueError, naming the
+    judge, where fewer than two have one.
     """
     x, y = np.asarray(scores, float), np.asarray(gold, float)
+    known = np.isfinite(x)
+    if known.sum() < 2:
+        raise ValueError(
+            f"judge {name!r}: expected finite scores of two responses or more, to fit chances to, "
+            f"got {known.sum()} of {len(x)}"
+        )
+    x, y = x[known], y[known]
     mean, spread = float(x.mean()), float(x.std()) or 1.0
 
     def loss(w):

@@ -44,10 +44,19 @@ def test_chances_are_those_of_the_responses_that_they_were_fitted_on():
     rng = np.random.default_rng(1)
     scores = rng.normal(3, 20, 4000)
     right = rng.random(4000) < 1 / (1 + np.exp(-(scores - 3) / 10))
-    fitted = judges.chances(scores, right)(scores)
+    fitted = judges.chances("bt", scores, right)(scores)
     assert abs(fitted.mean() - right.mean()) < 0.01
     upper = scores > 10
     assert abs(fitted[upper].mean() - right[upper].mean()) < 0.03
+
+
+def test_chances_are_fitted_without_the_scores_that_are_missing():
+    scores, right = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 0.0, 1.0])
+    whole = judges.chances("bt", scores, right)(scores)
+    fitted = judges.chances("bt", [*scores, np.nan, np.inf], [*right, 1.0, 0.0])
+    np.testing.assert_array_equal(fitted([*scores, np.nan]), [*whole, np.nan])
+    with pytest.raises(ValueError, match="judge 'bt': expected finite .* two .*, got 1 of 3"):
+        judges.chances("bt", [np.nan, 1.0, np.inf], [1.0, 0.0, 1.0])
 
 
 def test_what_is_chosen_of_real_answers(tmp_path):
