@@ -144,8 +144,11 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
         found: dict = {"ns": sizes.ns, "oracle": best(gold_PN, gold_PN), "judges": {}}
         for name in names:
             for which, scores_PN in scored(name, queries, drawn).items():
-                score = best(scores_PN, np.nan_to_num(shown(which, scores_PN)))
-                found["judges"][which] = {"gold": best(scores_PN, gold_PN), "score": score}
+                values_PN = shown(which, scores_PN)
+                chosen = [best_of_n.chosen_scores(scores_PN, values_PN, n) for n in sizes.ns]
+                score, missing = zip(*chosen, strict=True)
+                of_judge = {"gold": best(scores_PN, gold_PN), "score": score, "missing": missing}
+                found["judges"][which] = of_judge
         return found
 
     judges.with_judges(folder / "best_of_n.json", everyone, best_of)

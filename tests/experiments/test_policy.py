@@ -34,6 +34,20 @@ def test_best_of_n_is_the_mean_over_all_subsets():
         best_of_n.chosen_means(scores_PN, values_PN, 7)
 
 
+def test_the_score_of_the_best_is_over_the_choices_that_have_one():
+    scores_PN = np.array([[0.5, 0.25, np.nan, np.nan], [0.5, 0.5, 1.0, 0.75]])
+    score, missing = best_of_n.chosen_scores(scores_PN, scores_PN, 1)
+    assert score == np.nanmean(scores_PN) and missing == 2 / 8
+    # of six pairs of the first prompt, five have a score, of the second all
+    score, missing = best_of_n.chosen_scores(scores_PN, scores_PN, 2)
+    firsts, seconds = [0.5, 0.5, 0.5, 0.25, 0.25], [0.5, 1.0, 0.75, 1.0, 0.75, 1.0]
+    assert score == pytest.approx(np.mean(firsts + seconds)) and missing == pytest.approx(1 / 12)
+    score, missing = best_of_n.chosen_scores(scores_PN[1:], scores_PN[1:], 2)
+    assert score == pytest.approx(np.mean(seconds)) and missing == 0
+    score, missing = best_of_n.chosen_scores([[np.nan] * 2], [[np.nan] * 2], 1)
+    assert np.isnan(score) and missing == 1
+
+
 def test_a_response_without_reward_has_no_advantage():
     rewards = [1.0, np.nan, 0.0, 0.5, np.nan, np.nan]
     np.testing.assert_allclose(loop.without_gaps(rewards, 3), [1, 0.5, 0, 0.5, 0.5, 0.5])
