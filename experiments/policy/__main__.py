@@ -10,6 +10,7 @@ Bradley-Terry model as the judge, on the checkable world, where the gold is comp
     <workdir>/seed_<s>/before.json     gold, and the score of every judge, on queries held out
     <workdir>/seed_<s>/rl_<judge>/     the policy after, steps.jsonl, after.json; rl_trl is TRL's
                                        (with_trl.py), and measured by the next run of this
+    <workdir>/seed_<s>/of.json         what these are of, sizes and judges: others are refused
     <out>.json, <out>.svg              all figures of all seeds, and their plot; prints tables
 
 Run it again to go on where it was; a judge that is new gets its figures beside those on file.
@@ -63,14 +64,13 @@ def gathered(workdir: pathlib.Path, seeds: Sequence[int], settings: Mapping) -> 
 
 
 def main(_):
-    from experiments.policy.seeds import Sizes, run_seed
+    from experiments.policy.seeds import Sizes, run
 
     logging.set_verbosity(logging.WARNING)
     workdir, sizes = pathlib.Path(WORKDIR.value), Sizes()
     seeds = [int(seed) for seed in SEEDS.value]
     scalars = dict(scalar.split("=", 1) for scalar in SCALARS.value)
-    for seed in seeds:
-        run_seed(workdir, seed, scalars, sizes)
+    run(workdir, seeds, scalars, sizes)
     found = gathered(workdir, seeds, dataclasses.asdict(sizes))
     out = pathlib.Path(OUT.value or workdir / "policy")
     from experiments.policy.plot import draw_plot

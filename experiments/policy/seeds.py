@@ -1,7 +1,8 @@
-"""All that experiments.policy does with one seed: the policy before, best of n, RL, figures."""
+"""Makes all that experiments.policy has of one seed: the policy before, best of n, RL, figures."""
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from experiments.policy import best_of_n, judges, loop
 from experiments.policy import writer as writing
 from grm_jax.data.world.writing import gold, make_queries
 from grm_jax.evaluation.store import write_json
+from grm_jax.json_files import read_object
 from grm_jax.training.settings import RlConfig
 
 
@@ -40,10 +42,65 @@ class Sizes:
     beta: float = 0.02
     tested: int = 64
 
+    def numbers(self) -> dict:
+        """Returns what all figures of a seed depend on; the judges have figures of their own."""
+        named = ("generative", "arms")
+        return {field: x for field, x in dataclasses.asdict(self).items() if field not in named}
 
-def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes: Sizes) -> None:
-    """Everything of one seed that is not there yet. scalars: {name: folder}."""
-    writer, folder = writing.make_writer(), workdir / f"seed_{seed}"
+
+def run(
+    workdir: pathlib.Path, seeds: Sequence[int], scalars: Mapping[str, str], sizes: Sizes
+) -> None:
+    """Does everything of these seeds that is not there yet. scalars: {name: folder}.
+
+    Raises ValueError as `claim` does, before anything is computed.
+    """
+    names = dict.fromkeys((*sizes.generative, *sizes.arms, *scalars))
+    digests = {name: judges.digest(name, scalars.get(name)) for name in names}
+    for seed in seeds:
+        claim(workdir / f"seed_{seed}", sizes, digests)
+    for seed in seeds:
+        run_seed(workdir / f"seed_{seed}", seed, scalars, sizes, digests)
+
+
+def claim(folder: pathlib.Path, sizes: Sizes, digests: Mapping[str, str]) -> None:
+    """Writes into the folder of a seed, as of.json, what its files are of: sizes, and judges by
+    their content. Judges that are new are put beside those that stand there.
+
+    Raises ValueError, naming the field, where the folder holds files of another size, of another
+    judge of a name, or of who knows what: an earlier version left no of.json.
+    """
+    path = folder / "of.json"
+    of = sizes.numbers() | {f"judge {name}": digest for name, digest in digests.items()}
+    of = json.loads(json.dumps(of))
+    if any(not file.name.startswith(path.name) for file in folder.glob("*")):
+        if not path.is_file():
+            raise ValueError(
+                f"{folder}: holds files and no {path.name} that says what they are of; an earlier "
+                "version made them. Choose another --workdir"
+            )
+        found = read_object(path)
+        for field, expected in of.items():
+            is_new = field.startswith("judge ") and field not in found
+            if not is_new and found.get(field) != expected:
+                raise ValueError(
+                    f'{path}: field "{field}": expected {expected!r}, got {found.get(field)!r}, so '
+                    f"what {folder.name} holds is of others; choose another --workdir"
+                )
+        of = found | of
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, of)
+
+
+def run_seed(
+    folder: pathlib.Path,
+    seed: int,
+    scalars: Mapping[str, str],
+    sizes: Sizes,
+    digests: Mapping[str, str],
+) -> None:
+    """Does everything of one seed, as `run`; digests: of the judges, by name."""
+    writer = writing.make_writer()
     everyone = (*sizes.generative, *scalars)
 
     @functools.cache
@@ -127,18 +184,21 @@ def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes
     )
     for arm in (*sizes.arms, *scalars):
         place = folder / f"rl_{arm}"
-        if (place / "after.json").is_file():
+        if (place / "model" / "config.json").is_file():
             continue
 
         def reward(prompts, texts, at, arm=arm):
             return shown(arm, np.array(judge(arm, sizes.rl_k)(prompts, texts, at)[arm]))
 
-        tuned = loop.tune(writer, start, reward, rl, place, seed)
+        of = json.dumps(sizes.numbers() | {"judge": digests[arm]})
+        tuned = loop.tune(writer, start, reward, rl, place, seed, of=of)
         writing.save(writer, place / "model", tuned)
-        write_json(place / "after.json", measured(tuned, everyone))
 
-    # (c) RL by TRL, where experiments.policy.with_trl has left it
-    place = folder / "rl_trl"
-    if (place / "model" / "config.json").is_file() and not (place / "after.json").is_file():
-        tuned = writing.load(writer, place / "model")
-        write_json(place / "after.json", measured(tuned, everyone))
+    # every policy by every judge; that of TRL, too, where experiments.policy.with_trl has left it
+    for place in sorted(folder.glob("rl_*")):
+        if (place / "model" / "config.json").is_file():
+
+            def after(names, place=place):
+                return measured(writing.load(writer, place / "model"), names)
+
+            judges.with_judges(place / "after.json", everyone, after)
