@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grm_jax.json_files import read_object, shown
+from grm_jax.json_files import check_fields, decode, read_object, shown
 from grm_jax.reward_models.description import content_digest
 
 PROMPT, TOKENS, TEMPERATURE, ROWS = 64, 56, 0.8, 64  # tokens, tokens, -, at once
 SENTENCE = re.compile(r"""[^\n]*?[a-z0-9")][.!?]["')]?(?=\s|$)""")
 MOST_SENTENCES = 3
+ANSWERS = {"id": str, "texts": list}  # fields of a line of answers
 
 
 def sentences(text: str) -> list[str]:
@@ -29,13 +30,16 @@ def answers(
     """Returns {id of a question: answers of the model in `folder`}; those on file are not drawn.
 
     A draw is cut behind its last whole sentence, the third at most; one without any is left out.
-    Raises ValueError where the file is of another model, seed or number of samples, or has answers
-    to another question of the same id.
+    A torn last line is cut from the file. Raises ValueError where the file is of another model,
+    seed or number of samples, or has answers to another question of the same id; for a line that is
+    none of answers, naming file, line and field.
     """
     model = {f"model.{part}": digest for part, digest in content_digest(folder).items()}
     claim(path, {**model, "samples": samples, "seed": seed})
     drawn: dict[str, list[str]] = {}
-    for row in read_rows(path) if path.is_file() else ():
+    if path.is_file():
+        _cut_torn_line(path)
+    for row in read_rows(path, ANSWERS) if path.is_file() else ():
         question = asked.get(row["id"])
         if question is not None and row.get("asked", question) != question:
             raise ValueError(
@@ -82,10 +86,19 @@ def claim(path: pathlib.Path, of: Mapping[str, Any]) -> None:
             )
 
 
-def read_rows(path: pathlib.Path) -> list[dict]:
-    """Reads a file of JSON lines."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def read_rows(path: pathlib.Path, kinds: Mapping[str, Any] = {}) -> list[dict]:
+    """Reads a file of JSON lines, each of which has fields of these kinds.
+
+    Raises ValueError, naming file, line and field, for a line that is none.
+    """
+    with path.open("rb") as file:
+        lines = ((f"{path}:{number}", line) for number, line in enumerate(file, start=1))
+        return [check_fields(decode(line, where), kinds, where, kinds) for where, line in lines]
+
+
+def _cut_torn_line(path: pathlib.Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _draw(

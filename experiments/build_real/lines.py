@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments import config_flags
 from experiments.build_real.draw import read_rows
+from grm_jax.json_files import NULL
 
 LINE = re.compile(r"^\[Response (\d+)\].*\((right|wrong)\)\s*$", re.MULTILINE)
 
@@ -29,7 +30,8 @@ def main(_):
 
 def judged(path: pathlib.Path) -> list[dict]:
     """Reads a file of judgments of records with gold; of one asked again the last counts."""
-    rows = {(row["id"], row["sample"]): row for row in read_rows(path)}
+    kinds = {"id": str, "sample": int, "rewards": (list, NULL)}
+    rows = {(row["id"], row["sample"]): row for row in read_rows(path, kinds)}
     for row in rows.values():
         if row["rewards"] is None:
             raise ValueError(f'{path}: record {row["id"]!r}: no gold; expected "rewards" or "best"')
@@ -39,7 +41,7 @@ def judged(path: pathlib.Path) -> list[dict]:
 def counts(rows: Iterable[Mapping]) -> dict:
     """Counts lines by kind, and pairs by whether their lines and scores tell the two apart."""
     lines: dict[str, Counter] = defaultdict(Counter)
-    pairs, chosen = Counter(), defaultdict(set)
+    pairs, chosen, orders = Counter(), defaultdict(set), defaultdict(set)
     for row in rows:
         rewards, order, scores = row["rewards"], row["order"], row["scores"]
         # several requirements, or a rubric: what a line is about is not told
@@ -57,17 +59,16 @@ def counts(rows: Iterable[Mapping]) -> dict:
         pairs["judgments"] += 1
         pairs["first chosen"] += best == order[0]
         chosen[row["id"], row["sample"]].add(best)
-        pairs["both orders", row["id"], row["sample"]] += 1
+        orders[row["id"], row["sample"]].add(tuple(order))
         if set(said) == {1, 2}:
             apart = said[1] != said[2]
             pairs["told apart" if apart else "not told apart"] += 1
             pairs["scores follow"] += apart and best == order[0 if said[1] else 1]
             pairs["right without"] += right and not apart
-    both = [key for key in chosen if pairs["both orders", *key] == 2]
+    both = [key for key in chosen if len(orders[key]) == 2]
     pairs["in both orders"] = len(both)
     pairs["decided alike"] = sum(len(chosen[key]) == 1 for key in both)
-    named = {key: count for key, count in pairs.items() if isinstance(key, str)}
-    return {"lines": {kind: dict(count) for kind, count in lines.items()}, "pairs": named}
+    return {"lines": {kind: dict(count) for kind, count in lines.items()}, "pairs": dict(pairs)}
 
 
 def table(found: Mapping) -> str:

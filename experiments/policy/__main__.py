@@ -10,18 +10,17 @@ Bradley-Terry model as the judge, on the checkable world, where the gold is comp
     <workdir>/seed_<s>/before.json     gold, and the score of every judge, on queries held out
     <workdir>/seed_<s>/rl_<judge>/     the policy after, steps.jsonl, after.json; rl_trl is TRL's
                                        (with_trl.py), and measured by the next run of this
+    <workdir>/seed_<s>/of.json         what these are of, sizes and judges: others are refused
     <out>.json, <out>.svg              all figures of all seeds, and their plot; prints tables
 
 Run it again to go on where it was; a judge that is new gets its figures beside those on file.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from absl import flags, logging
 
 from experiments import config_flags
@@ -32,34 +31,6 @@ SCALARS = flags.DEFINE_list(
     "scalars", [], "NAME=FOLDER of Bradley-Terry models, work folders of experiments.reward_model"
 )
 OUT = flags.DEFINE_string("out", None, "file without suffix, for the figures and their plot")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The numbers to tune.
-
-    generative: judges of best of n, which all policies are measured by; "grm_meta" gives "grm" as
-    well. arms: RL runs, by their judge; scalar models have one each, too. k, rl_k: judgments of a
-    response, in RL fewer. asked, tested: queries of the testing side, for best of n, and on which a
-    policy is measured with two responses each.
-    """
-
-    answers: int = 4000
-    p_right: float = 0.5
-    sft_steps: int = 60
-    generative: tuple[str, ...] = ("grm_meta", "base")
-    k: int = 4
-    asked: int = 48
-    ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    arms: tuple[str, ...] = ("grm", "grm_meta")
-    steps: int = 30
-    rl_k: int = 2
-    prompts: int = 16
-    group: int = 4
-    rate: float = 1e-3
-    beta: float = 0.02
-    tested: int = 64
-
 
 # of a step, in the figures of all seeds
 KEPT = ("step", "gold", "reward", "missing", "kl", "tokens", "unread")
@@ -74,118 +45,13 @@ def rounded(value):
     return round(value, 4) if isinstance(value, float) else value
 
 
-def run_seed(workdir: pathlib.Path, seed: int, scalars: Mapping[str, str], sizes: Sizes) -> None:
-    """Everything of one seed that is not there yet. scalars: {name: folder}."""
-    from experiments.policy import best_of_n, judges, loop
-    from experiments.policy import writer as writing
-    from grm_jax.data.world.writing import gold, make_queries
-    from grm_jax.evaluation.store import write_json
-    from grm_jax.training.settings import RlConfig
-
-    writer, folder = writing.make_writer(), workdir / f"seed_{seed}"
-    everyone = (*sizes.generative, *scalars)
-
-    @functools.cache
-    def judge(name: str, k: int = sizes.k) -> judges.Scorer:
-        if name in scalars:
-            return judges.scalar(scalars[name], name)
-        return judges.generative(name, k)
-
-    def graded(queries, drawn) -> np.ndarray:
-        return np.array([[gold(q, one.text) for one in row] for q, row in zip(queries, drawn)])
-
-    def scored(name, queries, drawn) -> dict[str, np.ndarray]:
-        asked = [query.text for query, row in zip(queries, drawn) for _ in row]
-        texts = [one.text for row in drawn for one in row]
-        scores = judge(name)(asked, texts, seed)
-        return {which: np.reshape(s, (len(queries), -1)) for which, s in scores.items()}
-
-    def draw(params, queries, samples, name):
-        return writing.draw(writer, params, [q.text for q in queries], samples, seed, name)
-
-    # a policy of middling skill
-    if not (folder / "sft" / "config.json").is_file():
-        steps = sizes.sft_steps
-        taught = writing.fine_tune(writer, folder, seed, steps, sizes.answers, sizes.p_right)
-        writing.save(writer, folder / "sft", taught)
-    start = writing.load(writer, folder / "sft")
-
-    # what the numbers of scalar models mean for this policy: fitted on the training side
-    queries = make_queries(4 * sizes.tested, 10_000 + seed)
-    drawn = draw(start, queries, 4, "fit")
-    gold_B = graded(queries, drawn).ravel()
-    to_chance = {
-        name: judges.chances(scored(name, queries, drawn)[name].ravel(), gold_B) for name in scalars
-    }
-
-    def shown(which: str, scores: np.ndarray) -> np.ndarray:
-        """On the scale of the gold."""
-        return to_chance[which](scores) if which in to_chance else scores
-
-    def measured(params, names: Sequence[str]) -> dict[str, float]:
-        queries = make_queries(sizes.tested, 1000 + seed, testing=True)
-        drawn = draw(params, queries, 2, "measured")
-        found = loop.described(queries, drawn)
-        for name in names:
-            for which, scores in scored(name, queries, drawn).items():
-                found[which] = float(np.nanmean(shown(which, scores)))
-        return found
-
-    # (a) best of n
-    def best_of(names: Sequence[str]) -> dict:
-        queries = make_queries(sizes.asked, seed, testing=True)
-        drawn = draw(start, queries, max(sizes.ns), "best")
-        gold_PN = graded(queries, drawn)
-
-        def best(scores_PN, x_PN) -> list[float]:
-            return [best_of_n.chosen_means(scores_PN, x_PN, n).mean() for n in sizes.ns]
-
-        found: dict = {"ns": sizes.ns, "oracle": best(gold_PN, gold_PN), "judges": {}}
-        for name in names:
-            for which, scores_PN in scored(name, queries, drawn).items():
-                score = best(scores_PN, np.nan_to_num(shown(which, scores_PN)))
-                found["judges"][which] = {"gold": best(scores_PN, gold_PN), "score": score}
-        return found
-
-    judges.with_judges(folder / "best_of_n.json", everyone, best_of)
-
-    # (b) RL
-    judges.with_judges(folder / "before.json", everyone, lambda names: measured(start, names))
-    rl = RlConfig(
-        learning_rate=sizes.rate,
-        batch_size=sizes.prompts * sizes.group,
-        micro_batch=sizes.prompts * sizes.group,
-        steps=sizes.steps,
-        group_size=sizes.group,
-        beta=sizes.beta,
-        old_logp="sampler",
-    )
-    for arm in (*sizes.arms, *scalars):
-        place = folder / f"rl_{arm}"
-        if (place / "after.json").is_file():
-            continue
-
-        def reward(prompts, texts, at, arm=arm):
-            return shown(arm, np.array(judge(arm, sizes.rl_k)(prompts, texts, at)[arm]))
-
-        tuned = loop.tune(writer, start, reward, rl, place, seed)
-        writing.save(writer, place / "model", tuned)
-        write_json(place / "after.json", measured(tuned, everyone))
-
-    # (c) RL by TRL, where experiments.policy.with_trl has left it
-    place = folder / "rl_trl"
-    if (place / "model" / "config.json").is_file() and not (place / "after.json").is_file():
-        tuned = writing.load(writer, place / "model")
-        write_json(place / "after.json", measured(tuned, everyone))
-
-
 def read_json(path: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def gathered(workdir: pathlib.Path, seeds: Sequence[int], sizes: Sizes) -> dict:
+def gathered(workdir: pathlib.Path, seeds: Sequence[int], settings: Mapping) -> dict:
     """All figures of these seeds, as plain JSON."""
-    found: dict = {"settings": dataclasses.asdict(sizes), "seeds": {}}
+    found: dict = {"settings": settings, "seeds": {}}
     for seed in seeds:
         folder, arms = workdir / f"seed_{seed}", {}
         for path in sorted(folder.glob("rl_*/after.json")):
@@ -198,13 +64,14 @@ def gathered(workdir: pathlib.Path, seeds: Sequence[int], sizes: Sizes) -> dict:
 
 
 def main(_):
+    from experiments.policy.seeds import Sizes, run
+
     logging.set_verbosity(logging.WARNING)
     workdir, sizes = pathlib.Path(WORKDIR.value), Sizes()
     seeds = [int(seed) for seed in SEEDS.value]
     scalars = dict(scalar.split("=", 1) for scalar in SCALARS.value)
-    for seed in seeds:
-        run_seed(workdir, seed, scalars, sizes)
-    found = gathered(workdir, seeds, sizes)
+    run(workdir, seeds, scalars, sizes)
+    found = gathered(workdir, seeds, dataclasses.asdict(sizes))
     out = pathlib.Path(OUT.value or workdir / "policy")
     from experiments.policy.plot import draw_plot
     from experiments.policy.tables import make_tables

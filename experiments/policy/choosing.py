@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.build_real import constraints, questions
 from experiments.build_real.constraints import Constraint
-from experiments.build_real.draw import claim, read_rows, sentences
+from experiments.build_real.draw import ANSWERS, claim, read_rows, sentences
 from experiments.policy.best_of_n import chosen_means
 from grm_jax.judge import Judge
 from grm_jax.report.plots import COLORS, STYLE
@@ -41,7 +41,7 @@ def requirements(path: pathlib.Path, count: int, seed: int) -> dict[str, tuple[s
     """
     asked, names = {}, list(KINDS)
     every = questions.questions(questions.TEST_TOPICS, 2)
-    for row in read_rows(path):
+    for row in read_rows(path, ANSWERS):
         if row["id"] not in every or len(asked) == count:
             continue
         kind = names[len(asked) % len(names)]

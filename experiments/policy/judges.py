@@ -26,8 +26,7 @@ def generative(name: str, k: int) -> Scorer:
     name: "grm", the GRM in the package; "grm_meta", that and also the share of the half that its
     Meta RM keeps; "base", the sloppy judge that it was trained from.
     """
-    folder = "tiny_base" if name == "base" else "tiny"
-    judge = grm_jax.load(folder, meta=None if name == "grm_meta" else False)
+    judge = _judge(name)
 
     def scores(prompts, texts, seed):
         found: Scores = {"grm": [], name: []}
@@ -43,13 +42,18 @@ def generative(name: str, k: int) -> Scorer:
 
 def scalar(folder: str, name: str) -> Scorer:
     """The number of a scalar model, on a scale of its own."""
-    judge = grm_jax.load(folder, kind="bradley_terry")
+    judge = _judge(name, folder)
 
     def scores(prompts, texts, seed):
         verdicts = judge.many(_records(prompts, texts), progress=False)
         return {name: [v.scores[0] if v.scores else math.nan for v in verdicts]}
 
     return scores
+
+
+def digest(name: str, folder: str | None = None) -> str:
+    """Digest all that a judge's text depends on, by content; folder: of a scalar model."""
+    return _judge(name, folder).asked()["model"]
 
 
 def with_judges(
@@ -71,6 +75,13 @@ def with_judges(
     write_json(path, merged)
 
 
+def _judge(name: str, folder: str | None = None) -> grm_jax.Judge:
+    if folder is not None:
+        return grm_jax.load(folder, kind="bradley_terry")
+    of = "tiny_base" if name == "base" else "tiny"
+    return grm_jax.load(of, meta=None if name == "grm_meta" else False)
+
+
 def _records(prompts: Sequence[str], texts: Sequence[str]) -> list[dict]:
     return [{"conversation": p, "responses": [t]} for p, t in zip(prompts, texts, strict=True)]
 
@@ -81,11 +92,21 @@ def _share(judgments: Sequence[Judgment]) -> float:
     )
 
 
-def chances(scores: Sequence[float], gold: Sequence[float]) -> Callable:
+def chances(name: str, scores: Sequence[float], gold: Sequence[float]) -> Callable:
     """Fit the chance that a response is right to a scalar model's numbers (logistic, two
     parameters), so that its gap to the gold is 0 where it was fitted. Returns numbers -> chances.
+
+    Responses without a finite number are left out; NaN stays NaN. Raises ValueError, naming the
+    judge, where fewer than two have one.
     """
     x, y = np.asarray(scores, float), np.asarray(gold, float)
+    known = np.isfinite(x)
+    if known.sum() < 2:
+        raise ValueError(
+            f"judge {name!r}: expected finite scores of two responses or more, to fit chances to, "
+            f"got {known.sum()} of {len(x)}"
+        )
+    x, y = x[known], y[known]
     mean, spread = float(x.mean()), float(x.std()) or 1.0
 
     def loss(w):

@@ -5,6 +5,7 @@ policy that training began from, checkpoints. `reward(prompts, texts, seed) -> n
 in which trainers ask for rewards; a NaN is a response that got none.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -64,14 +65,18 @@ def tune(
     folder: pathlib.Path,
     seed: int,
     every: int = 20,
+    of: str = "",
 ) -> dict:
     """Trains `params` for rl.steps, and returns the new ones.
+
+    of: what `params` and `reward` are. A checkpoint of another `of` or `rl` is an error.
 
     Writes a line for each step to folder/steps.jsonl: the judge's mean reward and the gold of the
     same responses, the KL per response, entropy. Run again, it goes on from its last checkpoint,
     with the same result.
     """
-    setup = writing.train_setup(writer, folder, seed, rl.steps, every)
+    of = f"{json.dumps(dataclasses.asdict(rl))} {of}"
+    setup = writing.train_setup(writer, folder, seed, rl.steps, every, of)
     loss, loss_cfg = rl_objective(rl, writer.cfg, writing.COMPLETION)
     training = begin(setup, "rl", params, loss, rl, rl.steps)  # `params` stay, as the reference
     batching = padded_batching(

@@ -78,8 +78,9 @@ def save(writer: Writer, folder: pathlib.Path, params: dict) -> None:
 
 
 def train_setup(
-    writer: Writer, folder: pathlib.Path, seed: int, steps: int, every: int
+    writer: Writer, folder: pathlib.Path, seed: int, steps: int, every: int, of: str
 ) -> TrainSetup:
+    """Makes the setup of a training; of: all that its result depends on, beside the seed."""
     return TrainSetup(
         folder=folder,
         mesh=writer.mesh,
@@ -90,7 +91,7 @@ def train_setup(
         sequence_buckets=(SEQUENCE,),
         every=every,
         keep=1,
-        digest=f"policy of seed {seed}",
+        digest=f"policy of seed {seed}: {of}",
         sinks=("jsonl",),
     )
 
@@ -99,10 +100,11 @@ def fine_tune(
     writer: Writer, folder: pathlib.Path, seed: int, steps: int, answers: int, p_right: float
 ) -> dict:
     """Teach the tiny base to answer, right with probability `p_right`, wrong otherwise."""
+    of = f"{answers} answers, {p_right} right, {steps} steps"
     settings = FitConfig(learning_rate=1e-3, batch_size=64, micro_batch=64, steps=steps)
     rows = make_answers(answers, seed, p_right)
     examples = instruction_examples(writer.tokenizer, rows)
-    setup = train_setup(writer, folder, seed, steps, every=steps)
+    setup = train_setup(writer, folder, seed, steps, steps, of)
     base = load(writer, base_folder())
     loss = rft_loss(writer.cfg)
     return fit(setup, "sft", base, loss, {"answers": examples}, {"answers": 1.0}, settings).params

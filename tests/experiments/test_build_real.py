@@ -349,6 +349,33 @@ def test_answers_of_who_knows_which_model_are_no_ones(tmp_path):
     assert draw.answers(tmp_path, {"a/0": "Tell me"}, 1, 0, path) == {"a/0": ["It is one."]}
 
 
+def test_a_torn_line_of_answers_is_cut_and_a_foreign_one_is_named(tmp_path, monkeypatch):
+    asked, calls = {"a/0": "Tell me about a.", "b/0": "Tell me about b."}, []
+
+    def drawn(folder, missing, samples, seed):
+        calls.append(list(missing))
+        yield from ((name, [f"{name} is one."]) for name in missing)
+
+    monkeypatch.setattr(draw, "_draw", drawn)
+    path = tmp_path / "answers.jsonl"
+    whole = draw.answers(tmp_path, asked, 1, 0, path)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:-9])  # as a kill leaves it
+    assert draw.answers(tmp_path, asked, 1, 0, path) == whole
+    assert calls == [list(asked), ["b/0"]] and path.read_bytes() == first + second
+
+    for line, what in (
+        (b"{\n", "not UTF-8 JSON: cut off"),
+        (b'["a/0"]\n', r"expected a JSON object, got \['a/0'\]"),
+        (b'{"id": "a/0"}\n', 'field "texts": missing'),
+        (b'{"id": "a/0", "texts": "It is one."}\n', 'field "texts": expected a list, got'),
+    ):
+        path.write_bytes(first + line + second)
+        with pytest.raises(ValueError, match=rf"answers.jsonl:2: {what}"):
+            draw.answers(tmp_path, asked, 1, 0, path)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize(
     "text, whole",
     [
@@ -408,3 +435,22 @@ def test_lines_and_pairs_are_counted():
         "decided alike": 1,
     }
     assert "| all | 9 | 66.7 |" in lines.table(found)
+
+
+def test_a_pair_is_in_both_orders_once_each_was_shown():
+    """Samples are shown in orders of their own: two judgments of a pair may be of one order."""
+
+    def judged(name, order, scores):
+        row = {"id": name, "sample": 0, "domain": "order", "order": order, "scores": scores}
+        return row | {"rewards": [1.0, 0.0], "text": ""}
+
+    found = lines.counts(
+        [
+            judged("a", [0, 1], [9, 1]),
+            judged("a", [0, 1], [9, 1]),
+            judged("b", [0, 1], [9, 1]),
+            judged("b", [1, 0], [1, 9]),
+        ]
+    )
+    assert found["pairs"]["judgments"] == 4
+    assert found["pairs"]["in both orders"] == 1 and found["pairs"]["decided alike"] == 0

@@ -5,14 +5,16 @@ a step of RL, and RL that is stopped and taken up again (slow).
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import grm_jax
-from experiments.policy import best_of_n, choosing, judges, loop, plot, tables
+from experiments.policy import best_of_n, choosing, judges, loop, plot, seeds, tables
 from experiments.policy import writer as writing
 from grm_jax.data.world.writing import gold, make_queries
+from grm_jax.reward_models.description import model_folder
 from grm_jax.training.settings import RlConfig
 
 
@@ -34,6 +36,20 @@ def test_best_of_n_is_the_mean_over_all_subsets():
         best_of_n.chosen_means(scores_PN, values_PN, 7)
 
 
+def test_the_score_of_the_best_is_over_the_choices_that_have_one():
+    scores_PN = np.array([[0.5, 0.25, np.nan, np.nan], [0.5, 0.5, 1.0, 0.75]])
+    score, missing = best_of_n.chosen_scores(scores_PN, scores_PN, 1)
+    assert score == np.nanmean(scores_PN) and missing == 2 / 8
+    # of six pairs of the first prompt, five have a score, of the second all
+    score, missing = best_of_n.chosen_scores(scores_PN, scores_PN, 2)
+    firsts, seconds = [0.5, 0.5, 0.5, 0.25, 0.25], [0.5, 1.0, 0.75, 1.0, 0.75, 1.0]
+    assert score == pytest.approx(np.mean(firsts + seconds)) and missing == pytest.approx(1 / 12)
+    score, missing = best_of_n.chosen_scores(scores_PN[1:], scores_PN[1:], 2)
+    assert score == pytest.approx(np.mean(seconds)) and missing == 0
+    score, missing = best_of_n.chosen_scores([[np.nan] * 2], [[np.nan] * 2], 1)
+    assert np.isnan(score) and missing == 1
+
+
 def test_a_response_without_reward_has_no_advantage():
     rewards = [1.0, np.nan, 0.0, 0.5, np.nan, np.nan]
     np.testing.assert_allclose(loop.without_gaps(rewards, 3), [1, 0.5, 0, 0.5, 0.5, 0.5])
@@ -44,10 +60,19 @@ def test_chances_are_those_of_the_responses_that_they_were_fitted_on():
     rng = np.random.default_rng(1)
     scores = rng.normal(3, 20, 4000)
     right = rng.random(4000) < 1 / (1 + np.exp(-(scores - 3) / 10))
-    fitted = judges.chances(scores, right)(scores)
+    fitted = judges.chances("bt", scores, right)(scores)
     assert abs(fitted.mean() - right.mean()) < 0.01
     upper = scores > 10
     assert abs(fitted[upper].mean() - right[upper].mean()) < 0.03
+
+
+def test_chances_are_fitted_without_the_scores_that_are_missing():
+    scores, right = np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 1.0, 0.0, 1.0])
+    whole = judges.chances("bt", scores, right)(scores)
+    fitted = judges.chances("bt", [*scores, np.nan, np.inf], [*right, 1.0, 0.0])
+    np.testing.assert_array_equal(fitted([*scores, np.nan]), [*whole, np.nan])
+    with pytest.raises(ValueError, match="judge 'bt': expected finite .* two .*, got 1 of 3"):
+        judges.chances("bt", [np.nan, 1.0, np.inf], [1.0, 0.0, 1.0])
 
 
 def test_what_is_chosen_of_real_answers(tmp_path):
@@ -122,6 +147,100 @@ def test_a_judge_of_a_later_run_is_put_beside_those_on_file(tmp_path):
         judges.with_judges(path, names, best)
     found = {"ns": [1], "judges": {"grm": {"gold": [3]}, "bt": {"gold": [4]}}}
     assert asked[2:] == [["grm"], ["bt"]] and json.loads(path.read_text()) == found
+
+
+SMALL = seeds.Sizes(
+    answers=8,
+    sft_steps=1,
+    generative=("grm",),
+    asked=2,
+    ns=(1, 2),
+    arms=("grm",),
+    steps=1,
+    prompts=1,
+    group=2,
+    tested=2,
+)
+
+
+def test_a_folder_is_of_one_size_and_of_one_judge_of_a_name(tmp_path):
+    folder = tmp_path / "seed_0"
+    seeds.claim(folder, SMALL, {"grm": "1"})
+    seeds.claim(folder, dataclasses.replace(SMALL, k=3), {"grm": "2"})  # no file is of it yet
+    seeds.claim(folder, SMALL, {"grm": "1"})
+    (folder / "before.json").write_text("{}")
+    seeds.claim(folder, dataclasses.replace(SMALL, arms=()), {"bt": "3"})  # one more judge
+    assert seeds.claim(folder, SMALL, {"grm": "1"}) is None
+    for sizes, digests, said in (
+        (dataclasses.replace(SMALL, steps=2), {"grm": "1"}, '"steps": expected 2, got 1'),
+        (dataclasses.replace(SMALL, ns=(1,)), {"grm": "1"}, r'"ns": expected \[1\], got \[1, 2\]'),
+        (SMALL, {"grm": "2"}, "\"judge grm\": expected '2', got '1'"),
+        (SMALL, {"bt": "4"}, "\"judge bt\": expected '4', got '3'"),
+    ):
+        with pytest.raises(ValueError, match=f"seed_0/of.json: field {said}"):
+            seeds.claim(folder, sizes, digests)
+    (folder / "of.json").unlink()
+    with pytest.raises(
+        ValueError, match="seed_0: holds files and no of.json .* an earlier version"
+    ):
+        seeds.claim(folder, SMALL, {"grm": "1"})
+
+
+def test_a_judge_is_known_by_its_content(tmp_path):
+    assert len({judges.digest(name) for name in ("grm", "grm_meta", "base")}) == 3
+    for name in ("one", "same", "other"):
+        shutil.copytree(
+            model_folder("tiny").parent / "meta", tmp_path / name, ignore=lambda *_: ["grm.json"]
+        )
+    with (tmp_path / "other" / "model.safetensors").open("ab") as file:
+        file.write(b"0")
+    one, same, other = (
+        judges.digest("bt", str(tmp_path / name)) for name in ("one", "same", "other")
+    )
+    assert one == same != other
+
+
+def test_a_new_judge_measures_the_policies_that_are_on_file(tmp_path, monkeypatch):
+    """Two runs with fabricated judges; the policy stays what it was, and so do its figures."""
+    tuned, digests = [], {"grm": "1", "bt": "2"}
+
+    def scorer(name):
+        def scores(prompts, texts, seed):
+            return {name: [np.nan] + [len(text) / 50 for text in texts[1:]]}
+
+        return scores
+
+    def tune(writer, params, reward, rl, place, seed, of):
+        tuned.append((place.name, of))
+        return params
+
+    monkeypatch.setattr(judges, "digest", lambda name, folder: digests[name])
+    monkeypatch.setattr(judges, "generative", lambda name, k: scorer(name))
+    monkeypatch.setattr(judges, "scalar", lambda folder, name: scorer(name))
+    base = writing.load(writing.make_writer(), writing.base_folder())
+    monkeypatch.setattr(writing, "fine_tune", lambda *of: base)
+    monkeypatch.setattr(loop, "tune", tune)
+    seeds.run(tmp_path, [0], {}, SMALL)
+    folder = tmp_path / "seed_0"
+    writing.save(writing.make_writer(), folder / "rl_trl" / "model", base)  # as TRL leaves it
+    first = json.loads((folder / "rl_grm" / "after.json").read_text())
+    assert {"gold", "grm"} <= first.keys() and "bt" not in first
+    best = json.loads((folder / "best_of_n.json").read_text())["judges"]["grm"]
+    assert best["missing"] == [0.25, 0] and np.isfinite(best["score"]).all()
+
+    seeds.run(tmp_path, [0], {"bt": "folder"}, SMALL)
+    for arm in ("grm", "trl", "bt"):
+        after = json.loads((folder / f"rl_{arm}" / "after.json").read_text())
+        assert after.keys() == first.keys() | {"bt"} and after["grm"] == first["grm"]
+    assert [name for name, _ in tuned] == ["rl_grm", "rl_bt"]
+    assert '"steps": 1' in tuned[0][1] and '"judge": "2"' in tuned[1][1]
+
+    # another judge of the name, and another size, in any of the seeds: nothing is computed
+    monkeypatch.setattr(writing, "make_writer", None)
+    for sizes, of_bt, said in ((SMALL, "3", "judge bt"), (seeds.Sizes(), "2", "answers")):
+        digests |= {"bt": of_bt, "grm_meta": "4", "base": "5"}
+        with pytest.raises(ValueError, match=f'seed_0/of.json: field "{said}": expected'):
+            seeds.run(tmp_path, [1, 0], {"bt": "folder"}, sizes)
 
 
 def test_errors_are_of_the_mean_over_seeds():
