@@ -391,6 +391,8 @@ def rubric_of(rubric: Any, where: str) -> tuple[Criterion, ...]:
             )
         text = one.get("description")
         text = "" if text is None else _checked_text(text, f"{name}.description", where)
+        # plain numbers, which `repr` writes as digits alone
+        weight = int(weight) if isinstance(weight, int) else float(weight)
         criteria.append(Criterion(called, weight, text))
     return tuple(criteria)
 

@@ -3,6 +3,7 @@
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from grm_jax.judgment.fences import fenced
@@ -40,6 +41,17 @@ def test_a_rubric_goes_through_a_file_and_back(tmp_path):
     write_records(tmp_path / "a.jsonl", [record()])
     assert read_records(tmp_path / "a.jsonl") == [record()]
     assert "rubric" not in record_to_dict(record(rubric=None))
+
+
+def test_a_weight_of_numpy_is_a_plain_number():
+    rubric = record(
+        rubric=[{"name": "a", "weight": np.float64(0.5)}, {"name": "b", "weight": 1}]
+    ).rubric
+    assert [type(criterion.weight) for criterion in rubric] == [float, int]
+    assert weighted([[2], [8]], rubric) == [6.0]
+    for weight in (np.float64("nan"), np.float64("inf"), np.bool_(True)):
+        with pytest.raises(ValueError, match=r'"rubric\[0\].weight": expected a number > 0'):
+            record(rubric=[{"name": "a", "weight": weight}])
 
 
 @pytest.mark.parametrize(
