@@ -54,6 +54,13 @@ def test_a_weight_of_numpy_is_a_plain_number():
             record(rubric=[{"name": "a", "weight": weight}])
 
 
+def test_a_name_that_holds_the_word_scores_is_no_heading():
+    for name in ("Scores of others", "the scores", "Score", "High scores: a few"):
+        (criterion,) = record(rubric=[{"name": name, "weight": 1}]).rubric
+        text = f"Scores:\n{name}: \\boxed{{8, 3}}"
+        assert read_rubric(text, (0, 1), (criterion,))["scores"] == [8, 3]
+
+
 @pytest.mark.parametrize(
     "rubric, message",
     [
@@ -71,6 +78,10 @@ def test_a_weight_of_numpy_is_a_plain_number():
         ([{"name": " ", "weight": 1}], r'field "rubric\[0\].name": expected one line'),
         ([{"name": "a\nb", "weight": 1}], r'field "rubric\[0\].name": expected one line'),
         ([{"name": "a" * 81, "weight": 1}], r'field "rubric\[0\].name": expected one line'),
+        *(
+            ([{"name": name, "weight": 1}], r'field "rubric\[0\].name": expected no heading')
+            for name in ("Scores", "**Final  Scores**:", "2. scores", "Ｓcores: tact")
+        ),
         ([{"name": r"\boxed{1}", "weight": 1}], r'field "rubric\[0\].name": .* without'),
         (
             [{"name": "a b", "weight": 1}, {"name": "**A  B**:", "weight": 2}],
