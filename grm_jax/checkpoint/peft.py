@@ -210,25 +210,25 @@ def load_adapters(
         there = set(file.keys())
         for path, leaf in adapted_paths(cfg, lora).items():
             inputs = find_row(path).inputs
+            # of one block, and how many of its axes are inputs
             shapes = {
-                A: (*leaf.shape[1 : 1 + inputs], lora.rank),
-                B: (lora.rank, *leaf.shape[1 + inputs :]),
+                A: ((*leaf.shape[1 : 1 + inputs], lora.rank), inputs),
+                B: ((lora.rank, *leaf.shape[1 + inputs :]), 1),
             }
-            for matrix, shape in shapes.items():
+            for matrix, (shape, ins) in shapes.items():
                 names = _names(path, matrix, cfg)
                 if missing := [name for name in names if name not in there]:
                     raise ValueError(f"{folder / TENSORS}: no tensor {missing[0]}")
                 tensors = [file.get_tensor(name) for name in names]
                 for name, tensor in zip(names, tensors, strict=True):
+                    if tensor.shape != hf_shape(shape, ins):
+                        raise ValueError(
+                            f"{folder / TENSORS}: {name} has shape {tensor.shape}; "
+                            f"this model and rank {lora.rank} need {hf_shape(shape, ins)}"
+                        )
                     refuse_not_finite(folder / TENSORS, name, tensor)
-                tensors = [tensor.T for tensor in tensors]
-                if any(tensor.size != np.prod(shape) for tensor in tensors):
-                    raise ValueError(
-                        f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; "
-                        f"this model and rank {lora.rank} need {np.prod(shape)} numbers"
-                    )
                 flat[f"{path}/{matrix}"] = np.stack(
-                    [tensor.reshape(shape) for tensor in tensors]
+                    [from_hf(tensor, shape, ins) for tensor in tensors]
                 ).astype(np.float32)
                 used |= set(names)
         if architecture == SCALAR:
