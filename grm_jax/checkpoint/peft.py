@@ -6,7 +6,6 @@ adapter_config.json and adapter_model.safetensors.
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -22,6 +21,7 @@ from grm_jax.checkpoint.huggingface import (
     write_safetensors,
 )
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
+from grm_jax.checkpoint.whole_folder import replacing
 from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, ModelConfig
 from grm_jax.models.decoder import without_head
@@ -144,15 +144,11 @@ def save_adapters(
         "fan_in_fan_out": False,
         "inference_mode": True,
     } | ({} if architecture == CAUSAL_LM else {"modules_to_save": [_HEAD]})
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_safetensors(tensors, partial / TENSORS)
-    if tokenizer_files_from is not None:
-        write_tokenizer(pathlib.Path(tokenizer_files_from), partial, cfg.max_positions)
-    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        write_safetensors(tensors, partial / TENSORS)
+        if tokenizer_files_from is not None:
+            write_tokenizer(pathlib.Path(tokenizer_files_from), partial, cfg.max_positions)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapted(
