@@ -5,7 +5,8 @@ Built-in templates use these marks, and a template of one's own should use no ot
     [The Begin of Response 2] ... [The End of Response 2]
                                              likewise Turn, Reference Answer: any [The Begin of ...]
     #### Output Format Requirements ####     section headers
-    [Response 2]   [User]   [Assistant]   [System]             compact templates
+    [Response 2]   [User]   [Assistant]   [System]   [Request]   [Criteria]
+                                             compact templates
     [Judge from 1 to 10]   [Judge right 1 or wrong 0]          compact templates
     [Choose the best response]                                 compact templates
     Response 2:                              compact templates, at the start of a line
@@ -38,7 +39,7 @@ _MARKS = re.compile(
         | response G+ \d
         | judge G+ (?: from | right ) \b
         | choose G+ the G+ best \b ) )
-    | (?<! \w ) (?P<role> \[ ) (?= G* (?: user | assistant | system ) G* \] )
+    | (?<! \w ) (?P<role> \[ ) (?= G* (?: user | assistant | system | request | criteria ) G* \] )
     | ^ [^\w\n\\]* (?P<line> ) response [^\w\n\\]* \d+ [ \t]* (?! [ \t\w] )
     | \b best G+ response G+ is G+ (?P<hint> ) response G+ \d
     | \b correct G+ score G+ is G+ (?P<score> ) \d
