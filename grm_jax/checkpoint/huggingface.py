@@ -19,7 +19,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
+from grm_jax.checkpoint.whole_folder import replacing
 from grm_jax.json_files import file_looks_like, read_object, shown
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, to_hf_dict
@@ -443,7 +443,7 @@ def save_folder(
 ) -> None:
     """Writes a folder that `transformers` and `load_params` read: all of it or nothing.
 
-    It is written aside, then renamed.
+    It is written aside, then renamed (`whole_folder.replacing`).
 
     Args:
       folder: absent, empty, or a model folder (has config.json), which is replaced.
@@ -487,35 +487,25 @@ def save_folder(
     if architecture == SCALAR:
         # how transformers knows that there is one label
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}
-    partial, replaced = (
-        folder.with_name(f".{folder.name}.partial"),
-        folder.with_name(f".{folder.name}.replaced"),
-    )
-    for leftover in (partial, replaced):  # of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    if tokenizer_files_from is not None:
-        source = pathlib.Path(tokenizer_files_from)
-        tokenizer = write_tokenizer(source, partial, cfg.max_positions)
-        ids = {
-            "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": list(tokenizer.stop_ids),
-            "pad_token_id": tokenizer.pad_id,
-        }
-        config |= ids
-        if architecture == CAUSAL_LM:
-            # transformers ends a text where this file says, not where config.json does
-            stated = source / GENERATION
-            settings = read_object(stated) if stated.is_file() else {}
-            (partial / GENERATION).write_text(
-                json.dumps(settings | ids, indent=2) + "\n", encoding="utf-8"
-            )
-    _write_tensors(partial, folder.name, flat, files, _DTYPES[dtype])
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    with replacing(folder) as partial:
+        if tokenizer_files_from is not None:
+            source = pathlib.Path(tokenizer_files_from)
+            tokenizer = write_tokenizer(source, partial, cfg.max_positions)
+            ids = {
+                "bos_token_id": tokenizer.bos_id,
+                "eos_token_id": list(tokenizer.stop_ids),
+                "pad_token_id": tokenizer.pad_id,
+            }
+            config |= ids
+            if architecture == CAUSAL_LM:
+                # transformers ends a text where this file says, not where config.json does
+                stated = source / GENERATION
+                settings = read_object(stated) if stated.is_file() else {}
+                (partial / GENERATION).write_text(
+                    json.dumps(settings | ids, indent=2) + "\n", encoding="utf-8"
+                )
+        _write_tensors(partial, folder.name, flat, files, _DTYPES[dtype])
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _files(

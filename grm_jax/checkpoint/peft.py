@@ -6,7 +6,6 @@ adapter_config.json and adapter_model.safetensors.
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -22,6 +21,7 @@ from grm_jax.checkpoint.huggingface import (
     write_safetensors,
 )
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
+from grm_jax.checkpoint.whole_folder import replacing
 from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, ModelConfig
 from grm_jax.models.decoder import without_head
@@ -144,15 +144,11 @@ def save_adapters(
         "fan_in_fan_out": False,
         "inference_mode": True,
     } | ({} if architecture == CAUSAL_LM else {"modules_to_save": [_HEAD]})
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_safetensors(tensors, partial / TENSORS)
-    if tokenizer_files_from is not None:
-        write_tokenizer(pathlib.Path(tokenizer_files_from), partial, cfg.max_positions)
-    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        write_safetensors(tensors, partial / TENSORS)
+        if tokenizer_files_from is not None:
+            write_tokenizer(pathlib.Path(tokenizer_files_from), partial, cfg.max_positions)
+        (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapted(
@@ -210,25 +206,25 @@ def load_adapters(
         there = set(file.keys())
         for path, leaf in adapted_paths(cfg, lora).items():
             inputs = find_row(path).inputs
+            # of one block, and how many of its axes are inputs
             shapes = {
-                A: (*leaf.shape[1 : 1 + inputs], lora.rank),
-                B: (lora.rank, *leaf.shape[1 + inputs :]),
+                A: ((*leaf.shape[1 : 1 + inputs], lora.rank), inputs),
+                B: ((lora.rank, *leaf.shape[1 + inputs :]), 1),
             }
-            for matrix, shape in shapes.items():
+            for matrix, (shape, ins) in shapes.items():
                 names = _names(path, matrix, cfg)
                 if missing := [name for name in names if name not in there]:
                     raise ValueError(f"{folder / TENSORS}: no tensor {missing[0]}")
                 tensors = [file.get_tensor(name) for name in names]
                 for name, tensor in zip(names, tensors, strict=True):
+                    if tensor.shape != hf_shape(shape, ins):
+                        raise ValueError(
+                            f"{folder / TENSORS}: {name} has shape {tensor.shape}; "
+                            f"this model and rank {lora.rank} need {hf_shape(shape, ins)}"
+                        )
                     refuse_not_finite(folder / TENSORS, name, tensor)
-                tensors = [tensor.T for tensor in tensors]
-                if any(tensor.size != np.prod(shape) for tensor in tensors):
-                    raise ValueError(
-                        f"{folder / TENSORS}: {names[0]} has shape {tensors[0].T.shape}; "
-                        f"this model and rank {lora.rank} need {np.prod(shape)} numbers"
-                    )
                 flat[f"{path}/{matrix}"] = np.stack(
-                    [tensor.reshape(shape) for tensor in tensors]
+                    [from_hf(tensor, shape, ins) for tensor in tensors]
                 ).astype(np.float32)
                 used |= set(names)
         if architecture == SCALAR:

@@ -9,6 +9,7 @@ Orbax v1 still move.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import pathlib
@@ -95,8 +96,8 @@ def restore_latest(
         the first device). It need not be the sharding, nor the mesh, of the run that saved.
 
     A checkpoint that cannot be read (torn while it was written: a file is cut or missing) is passed
-    over with a warning. Once one before it is restored, it is renamed to <step>.damaged, so that
-    the run can write that step again.
+    over with a warning. Once one before it is restored, it is renamed to <step>.damaged, or to
+    <step>.damaged.2 and so on where that is there, so that the run can write that step again.
 
     Raises:
       ValueError: the checkpoint was written under another config, or its shapes or dtypes differ
@@ -143,7 +144,7 @@ def restore_latest(
             )
         if damaged and processes.is_main():
             for bad in damaged:
-                bad.rename(bad.with_name(bad.name + ".damaged"))
+                bad.rename(_free_name(bad.with_name(f"{bad.name}.damaged")))
         processes.barrier("damaged checkpoints renamed")
         manager.reload()
         return state, header["extra"]
@@ -221,6 +222,12 @@ def _tried(function, *args, **keywords) -> tuple[Any, str | None]:
     except Exception as error:
         # TensorStore tells its whole configuration
         return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path itself, else with .2, .3, ... behind it: the first that is not there."""
+    numbered = (path.with_name(f"{path.name}.{n}") for n in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not one.exists())
 
 
 def _warn(folder, reason):

@@ -5,7 +5,8 @@ Built-in templates use these marks, and a template of one's own should use no ot
     [The Begin of Response 2] ... [The End of Response 2]
                                              likewise Turn, Reference Answer: any [The Begin of ...]
     #### Output Format Requirements ####     section headers
-    [Response 2]   [User]   [Assistant]   [System]             compact templates
+    [Response 2]   [User]   [Assistant]   [System]   [Request]   [Criteria]
+                                             compact templates
     [Judge from 1 to 10]   [Judge right 1 or wrong 0]          compact templates
     [Choose the best response]                                 compact templates
     Response 2:                              compact templates, at the start of a line
@@ -18,8 +19,9 @@ Built-in templates use these marks, and a template of one's own should use no ot
 
 What counts as an imitation is decided after compatibility decomposition (NFKD, so fullwidth forms
 count), case folding, and dropping invisible characters and combining marks; every Unicode line
-separator starts a line. Look-alike letters of other scripts do not count, and the control tokens of
-a chat format ("<end_of_turn>") are the tokenizer's concern.
+separator starts a line, and "_" is punctuation. A line of code that begins with a name, such as
+`response_2 = get()` or `response_2.json()`, is none. Look-alike letters of other scripts do not count,
+and the control tokens of a chat format ("<end_of_turn>") are the tokenizer's concern.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ _MARKS = re.compile(
         | response G+ \d
         | judge G+ (?: from | right ) \b
         | choose G+ the G+ best \b ) )
-    | (?<! \w ) (?P<role> \[ ) (?= G* (?: user | assistant | system ) G* \] )
-    | ^ [^\w\n\\]* (?P<line> ) response [^\w\n\\]* \d+ [ \t]* (?! [ \t\w] )
+    | (?<! \w ) (?P<role> \[ ) (?= G* (?: user | assistant | system | request | criteria ) G* \] )
+    | ^ [^\w\n\\]* (?P<line> ) response [^\w\n\\]* \d+ [ \t]* (?! [ \t\w=] | \. \w )
     | \b best G+ response G+ is G+ (?P<hint> ) response G+ \d
     | \b correct G+ score G+ is G+ (?P<score> ) \d
     """.replace("G", r"[^\w\[\\]"),
@@ -47,6 +49,8 @@ _MARKS = re.compile(
 )
 _HEADER_LINE = re.compile(r"^[^\n]*#{4}[^\n]*#{4}[^\n]*$", re.MULTILINE)
 _BEYOND_PLAIN = re.compile(r"[^\n\t -~]")
+# Default_Ignorable_Code_Point of Unicode, as far as a character's category does not tell
+_IGNORABLE = re.compile("[\u115f\u1160\u2065\u3164\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]")
 _LINE_SEPARATORS = "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
@@ -79,7 +83,7 @@ def _fold(text: str) -> tuple[str, range | list[int]]:
     comes from in `text`.
     """
     if not _BEYOND_PLAIN.search(text):
-        return text.lower(), range(len(text))
+        return text.lower().replace("_", "-"), range(len(text))
     folded, origin = [], []
     for i, character in enumerate(text):
         for part in _fold_character(character):
@@ -94,7 +98,7 @@ def _fold_character(character: str) -> str:
         return "\n"
     parts = unicodedata.normalize("NFKD", character.casefold()).casefold()
     return "".join(
-        part
-        for part in parts
+        "-" if part == "_" else part  # which is no \w
+        for part in _IGNORABLE.sub("", parts)
         if part in "\n\t" or unicodedata.category(part) not in ("Cf", "Cc", "Mn", "Me")
     )

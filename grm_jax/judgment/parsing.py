@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grm_jax.judgment.reasoning import blanked
-from grm_jax.judgment.records import to_record_order
+from grm_jax.judgment.records import SCORES_HEADINGS, to_record_order
 from grm_jax.judgment.rules import score_range
 
 # what the answer holds: a score for each response (see `read_answer`), the number of the best
@@ -77,7 +77,6 @@ MAX_DIGITS = 18  # longer integers are out of range without being computed
 
 CRITERIA_HEADINGS = ("specific criteria", "evaluation criteria", "criteria", "principles")
 ANALYSIS_HEADINGS = ("analysis", "critique")
-SCORES_HEADINGS = ("final scores", "scores")
 OUTPUT_HEADINGS = ("output", "score", "best")
 
 DECORATION = " \t#*_>`-"

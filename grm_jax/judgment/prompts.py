@@ -222,8 +222,9 @@ def render_prompt(
         "The best response is: Response {i}", where i is its number in the PROMPT. A record with one
         response has no best one; its last line says "The correct score is: {0 or 1}".
 
-    Raises ValueError for an order that does not fit, a hint without gold rewards, a template that
-    uses an unknown name, and one that does not show the rubric of the record.
+    Raises ValueError for an order that does not fit, a hint without gold rewards or for one
+    response with a rubric, a template that uses an unknown name, and one that does not show the
+    rubric of the record.
     """
     if record.rubric and not shows_rubric(template):
         raise ValueError(
@@ -235,7 +236,12 @@ def render_prompt(
         return plain
     if record.rewards is None:
         raise ValueError(f"record {record.id!r}: a hint needs gold rewards")
-    if len(record.responses) == 1 and not record.rubric:
+    if len(record.responses) == 1:
+        if record.rubric:
+            raise ValueError(
+                f"record {record.id!r}: a hint for one response with a rubric; expected two or "
+                "more responses: a single one is no best, and gold has no scores of criteria"
+            )
         line = f"The correct score is: {record.rewards[0]:.0f}"
     else:
         hint_index = list(order).index(best_index(record.rewards)) + 1

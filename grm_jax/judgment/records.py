@@ -48,6 +48,7 @@ FIELDS = (
 )
 CRITERION_FIELDS = ("name", "weight", "description")
 LONGEST_NAME = 80  # characters of a criterion's name
+SCORES_HEADINGS = ("final scores", "scores")  # of a judgment, so no criterion's name
 
 
 @dataclass(frozen=True)
@@ -373,6 +374,12 @@ def rubric_of(rubric: Any, where: str) -> tuple[Criterion, ...]:
                 f'{where}: field "{name}.name": expected one line of at most {LONGEST_NAME} '
                 f"characters, without \\boxed, got {shown(called)}"
             )
+        # as a judgment writes it, numbered perhaps, with a colon behind it
+        if criterion_key(key.lstrip("0123456789.)( ").partition(":")[0]) in SCORES_HEADINGS:
+            raise ValueError(
+                f'{where}: field "{name}.name": expected no heading of a judgment '
+                f"({', '.join(SCORES_HEADINGS)}), got {shown(called)}"
+            )
         if key in first:
             raise ValueError(
                 f'{where}: field "{name}.name": {shown(called)} is the name of '
@@ -391,6 +398,8 @@ def rubric_of(rubric: Any, where: str) -> tuple[Criterion, ...]:
             )
         text = one.get("description")
         text = "" if text is None else _checked_text(text, f"{name}.description", where)
+        # plain numbers, which `repr` writes as digits alone
+        weight = int(weight) if isinstance(weight, int) else float(weight)
         criteria.append(Criterion(called, weight, text))
     return tuple(criteria)
 

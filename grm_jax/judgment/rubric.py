@@ -23,15 +23,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from grm_jax.judgment.fences import fenced
-from grm_jax.judgment.parsing import (
-    ANALYSIS_HEADINGS,
-    DECORATION,
-    SCORES_HEADINGS,
-    ParseFailure,
-    parse_judgment,
-)
+from grm_jax.judgment.parsing import ANALYSIS_HEADINGS, DECORATION, ParseFailure, parse_judgment
 from grm_jax.judgment.reasoning import blanked
-from grm_jax.judgment.records import Criterion, criterion_key, to_record_order
+from grm_jax.judgment.records import SCORES_HEADINGS, Criterion, criterion_key, to_record_order
 
 REASONS = ("unknown_criterion", "repeated_criterion", "missing_criterion")
 LOW, HIGH = 1, 10  # of a criterion's score, for one response too

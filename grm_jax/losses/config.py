@@ -20,7 +20,8 @@ class LossConfig:
     kl: estimator of that KL, a name in `kl.KL_ESTIMATORS` or `package.module:function`.
     kl_in: "loss" adds beta * KL to the loss and differentiates it; "reward" leaves it out of the
         loss, and the caller hands `kl.kl_penalty` to the advantage estimator.
-    kl_clamp: log-ratio above which k3's exponential goes on as a straight line (see `kl.k3`).
+    kl_clamp: log-ratio above which k3's exponential goes on as a straight line (see `kl.k3`); at
+        most 80, whose exponential float32 still holds.
     clip_low, clip_high: the importance ratio is clipped to [1 - clip_low, 1 + clip_high]; None
         means the loss's published value.
     aggregation: how tokens become one number, a name in `aggregation.AGGREGATIONS` or
@@ -71,7 +72,11 @@ class LossConfig:
 _RULES = (
     ("beta", "a number >= 0", lambda x: 0 <= x < math.inf),
     ("kl_in", "one of loss, reward", lambda x: x in ("loss", "reward")),
-    ("kl_clamp", "a number > 0", lambda x: x > 0),
+    (
+        "kl_clamp",
+        "a number > 0, at most 80 (float32 holds no exponential above 88)",
+        lambda x: 0 < x <= 80,
+    ),
     (
         "clip_low",
         "a number in (0, 1], or None for the loss's own",

@@ -49,13 +49,18 @@ class Completion:
 
 
 def check_request(request: Request, widest: int) -> None:
-    """Raises ValueError where a prompt is empty or longer than `widest`, or limits do not fit."""
+    """Raises ValueError where a prompt is empty or longer than `widest`, or limits do not fit.
+
+    So it does where no samples are asked for: nothing would ever complete the request.
+    """
     length, k = len(request.prompt_ids), len(request.samples)
     if not 0 < length <= widest:
         raise ValueError(
             f"item {request.item_id}: prompt of {length} tokens; expected 1 to {widest} "
             "(widest bucket)"
         )
+    if not k:
+        raise ValueError(f"item {request.item_id}: asks for 0 samples; expected 1 or more")
     limits = request.limits
     if limits is not None and (len(limits) != k or min(limits) < 1):
         raise ValueError(

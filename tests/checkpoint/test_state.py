@@ -174,6 +174,18 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(saved, caplog, damage):
     assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "3.damaged"]
 
 
+def test_a_step_that_is_torn_again_is_kept_beside_what_was_torn_before(saved):
+    folder, states = saved
+    for _ in range(3):
+        remove_largest_file(folder / "3")
+        assert_bits_equal(restore(folder)[0], states[2])
+        with open_checkpoints(folder, keep=2) as manager:
+            save(manager, 3, states[3], {}, "digest-a")
+    assert_bits_equal(restore(folder)[0], states[3])
+    damaged = ["3.damaged", "3.damaged.2", "3.damaged.3"]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3", *damaged]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["removed", "cut", "emptied"])
 def test_whatever_file_is_torn_nothing_wrong_is_restored(saved, tmp_path_factory, damage):

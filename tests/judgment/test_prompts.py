@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -139,6 +140,14 @@ def test_the_hint_for_one_response_is_its_score():
         == render_prompt(template, SINGLE, (0,)) + "\nThe correct score is: 1"
     )
     assert render_prompt(template, wrong, (0,), hint=True).endswith("\nThe correct score is: 0")
+
+
+def test_one_response_with_a_rubric_has_no_hint():
+    record = dataclasses.replace(SINGLE, rubric=(Criterion("accuracy", 3),))
+    for name in ("rubric", "tiny_rubric"):
+        assert "best" not in render_prompt(load_template(name), record, (0,))
+        with pytest.raises(ValueError, match="record 'single': a hint for one response with a rub"):
+            render_prompt(load_template(name), record, (0,), hint=True)
 
 
 def test_a_template_may_place_the_hint_itself(tmp_path):

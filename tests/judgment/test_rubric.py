@@ -3,6 +3,7 @@
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from grm_jax.judgment.fences import fenced
@@ -42,6 +43,24 @@ def test_a_rubric_goes_through_a_file_and_back(tmp_path):
     assert "rubric" not in record_to_dict(record(rubric=None))
 
 
+def test_a_weight_of_numpy_is_a_plain_number():
+    rubric = record(
+        rubric=[{"name": "a", "weight": np.float64(0.5)}, {"name": "b", "weight": 1}]
+    ).rubric
+    assert [type(criterion.weight) for criterion in rubric] == [float, int]
+    assert weighted([[2], [8]], rubric) == [6.0]
+    for weight in (np.float64("nan"), np.float64("inf"), np.bool_(True)):
+        with pytest.raises(ValueError, match=r'"rubric\[0\].weight": expected a number > 0'):
+            record(rubric=[{"name": "a", "weight": weight}])
+
+
+def test_a_name_that_holds_the_word_scores_is_no_heading():
+    for name in ("Scores of others", "the scores", "Score", "High scores: a few"):
+        (criterion,) = record(rubric=[{"name": name, "weight": 1}]).rubric
+        text = f"Scores:\n{name}: \\boxed{{8, 3}}"
+        assert read_rubric(text, (0, 1), (criterion,))["scores"] == [8, 3]
+
+
 @pytest.mark.parametrize(
     "rubric, message",
     [
@@ -59,6 +78,10 @@ def test_a_rubric_goes_through_a_file_and_back(tmp_path):
         ([{"name": " ", "weight": 1}], r'field "rubric\[0\].name": expected one line'),
         ([{"name": "a\nb", "weight": 1}], r'field "rubric\[0\].name": expected one line'),
         ([{"name": "a" * 81, "weight": 1}], r'field "rubric\[0\].name": expected one line'),
+        *(
+            ([{"name": name, "weight": 1}], r'field "rubric\[0\].name": expected no heading')
+            for name in ("Scores", "**Final  Scores**:", "2. scores", "Ｓcores: tact")
+        ),
         ([{"name": r"\boxed{1}", "weight": 1}], r'field "rubric\[0\].name": .* without'),
         (
             [{"name": "a b", "weight": 1}, {"name": "**A  B**:", "weight": 2}],

@@ -117,6 +117,18 @@ def test_k3_stays_finite_and_pulls_back_far_below_the_reference():
     np.testing.assert_allclose(before, after, rtol=1e-8)
 
 
+def test_k3_is_finite_in_float32_at_the_largest_clamp_that_is_allowed():
+    """Above it the exponential is inf, and inf * 0 no number."""
+    for clamp in (0, 81, np.inf, np.nan):
+        with pytest.raises(ValueError, match="kl_clamp: expected a number > 0, at most 80"):
+            LossConfig(kl_clamp=clamp)
+    value_and_grad = jax.value_and_grad(
+        lambda logp: KL_ESTIMATORS["k3"](logp, jnp.float32(0), LossConfig(kl_clamp=80.0))
+    )
+    for logp in (-1000.0, -100.0, -80.0, 0.0):
+        assert np.isfinite(value_and_grad(jnp.float32(logp))).all()
+
+
 def test_k3_keeps_its_digits_near_the_reference():
     """In fp32 exp(d) - 1 - d at d = 1e-4 would be pure rounding (true value 5e-9)."""
     d = jnp.asarray(1e-4, jnp.float32)

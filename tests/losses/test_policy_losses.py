@@ -299,7 +299,10 @@ def test_config_names_every_field_that_is_wrong():
     wrong = {
         "beta": (-0.1, "a number >= 0, got -0.1"),
         "kl_in": ("losses", "one of loss, reward, got 'losses'"),
-        "kl_clamp": (0, "a number > 0, got 0"),
+        "kl_clamp": (
+            np.inf,
+            "a number > 0, at most 80 (float32 holds no exponential above 88), got inf",
+        ),
         "clip_low": (1.5, r"a number in (0, 1], or None for the loss's own, got 1.5"),
         "clip_high": (-1, "a number > 0, or None for the loss's own, got -1"),
         "max_length": (0, "a positive integer, or None for the width, got 0"),

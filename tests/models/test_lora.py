@@ -197,6 +197,23 @@ def test_a_step_trains_the_adapters_alone_on_any_mesh(params, sizes):
     )
 
 
+def test_a_matrix_of_as_many_numbers_in_another_shape_is_named(tmp_path):
+    """A transpose, a vector, and an axis more, in the last layer."""
+    save_adapters(tmp_path, random_adapters(), CFG, LORA, "somewhere")
+    file = tmp_path / "adapter_model.safetensors"
+    tensors, layers = load_file(file), CFG.n_layers - 1
+    for matrix in ("mlp.down_proj.lora_A", "self_attn.o_proj.lora_B"):
+        name = f"base_model.model.model.layers.{layers}.{matrix}.weight"
+        right = tensors[name]
+        for wrong in (right.T, right.ravel(), right[None]):
+            save_file(tensors | {name: np.ascontiguousarray(wrong)}, file)
+            said = f"{name} has shape {wrong.shape}; this model and rank 3 need {right.shape}"
+            with pytest.raises(ValueError, match=f"^{re.escape(f'{file}: {said}')}$"):
+                load_adapters(tmp_path, CFG)
+    save_file(tensors, file)
+    load_adapters(tmp_path, CFG)
+
+
 def test_a_folder_comes_back_as_it_was(tmp_path):
     adapters = random_adapters()
     save_adapters(tmp_path / "adapter", adapters, CFG, LORA, "somewhere")

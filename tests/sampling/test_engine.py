@@ -339,6 +339,10 @@ def test_requests_that_do_not_fit_are_named(params):
     ):
         with pytest.raises(ValueError, match=said):
             engine.submit(Request(ids, "a", (0,), limits))
+    for limits in (None, ()):
+        with pytest.raises(ValueError, match="item a: asks for 0 samples; expected 1 or more"):
+            engine.submit(Request([9] * 12, "a", (), limits))
+    assert not engine.pending
     with pytest.raises(ValueError, match="sampler mode is 'all'"):
         Engine(Drawing(CFG, SETTINGS, "all"), params, 0, (10,), 1)
 
