@@ -20,8 +20,8 @@ Built-in templates use these marks, and a template of one's own should use no ot
 What counts as an imitation is decided after compatibility decomposition (NFKD, so fullwidth forms
 count), case folding, and dropping invisible characters and combining marks; every Unicode line
 separator starts a line, and "_" is punctuation. A line of code that begins with a name, such as
-`response_2 = get()` or `response_2.json()`, is none. Look-alike letters of other scripts do not count,
-and the control tokens of a chat format ("<end_of_turn>") are the tokenizer's concern.
+`response_2 = get()` or `response_2.json()`, is none. Look-alike letters of other scripts do not
+count, and the control tokens of a chat format ("<end_of_turn>") are the tokenizer's concern.
 """
 
 from __future__ import annotations
