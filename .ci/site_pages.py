@@ -4,6 +4,7 @@ README.md is the first page. A link to a file outside docs/ leads to a page with
 file, so that the site needs no server that shows the repository.
 """
 
+import html
 import pathlib
 import posixpath
 import re
@@ -19,6 +20,9 @@ ROOT_PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 LINK = re.compile(r"(?<=\]\()([^)\s:#]+)(?=[)#])")  # of this repository: no scheme, and a path
+NAMED = re.compile(r"\[(`?)[\w./-]+\.md\1\](?=\(([^)\s:#]+)[)#])")  # it shows a file's name
+CODE = re.compile(r"<code( class=\"long\")?>([^<\n]+)</code>")  # none of a block
+SHORT, LONG = 32, 40  # letters of a word of code that is never broken; that may be broken
 LEXERS = {".py": "python", ".jinja": "jinja", ".json": "json", ".sh": "bash", ".toml": "toml"}
 
 
@@ -42,7 +46,21 @@ def moved(text: str, path: str) -> str:
     """Returns the text of the file `path` with its links as they are in the site."""
     start = posixpath.dirname(place(path)) or "."
     new = {link: posixpath.relpath(place(to), start) for link, to in links(text, path).items()}
-    return LINK.sub(lambda match: new.get(match[0], match[0]), text)
+    return LINK.sub(lambda match: new.get(match[0], match[0]), titled(text, path))
+
+
+def titled(text: str, path: str) -> str:
+    """Puts the title of a page where a link of the file `path` shows the page's file name.
+
+    The name is right where the sources are read; a reader of the site knows the title alone.
+    """
+
+    def title(link: re.Match) -> str:
+        target = REPO / posixpath.join(posixpath.dirname(path), link[2])
+        found = re.search(r"^# (.+)", target.read_text("utf-8") if target.is_file() else "", re.M)
+        return f"[{found[1]}]" if found else link[0]
+
+    return NAMED.sub(title, text)
 
 
 def shown(path: str) -> str:
@@ -105,7 +123,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def in_cell(code: re.Match) -> str:
     """Returns code of a table without the escape that GitHub needs; what is long may be broken."""
     text = code[0].replace("\\|", "|")
-    return text + ("{.long}" if max(map(len, text.split())) > 40 else "")
+    return text + ("{.long}" if max(map(len, text.split())) > LONG else "")
 
 
 def with_cells(markdown: str) -> str:
@@ -119,3 +137,30 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Rewrites links that lead out of docs/, and what GitHub's tables need alone."""
     path = f"docs/{page.file.src_uri}"
     return with_cells(moved(markdown, path) if (REPO / path).is_file() else markdown)
+
+
+def whole(word: re.Match) -> str:
+    """Returns a word of code that stays in one line; a long one only keeps its dashes."""
+    text = html.unescape(word[0])
+    if len(text) > SHORT:
+        return re.sub(r"-+\w", r'<span class="word">\g<0></span>', word[0])
+    return f'<span class="word">{word[0]}</span>' if re.search("[-/?|!]", text) else word[0]
+
+
+def broken(code: re.Match) -> str:
+    """Returns code whose long words break behind signs, and whose short ones do not."""
+    if code[1]:
+        places = re.sub("::|[/_=]", r"\g<0><wbr>", code[2])
+        return f"<code{code[1]}>{places}</code>"
+    return f"<code>{re.sub('[^ ]+', whole, code[2])}</code>"
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Says of the code in a line where it may be broken."""
+    return CODE.sub(broken, content)
+
+
+def on_post_template(output: str, template_name: str, config: MkDocsConfig) -> str:
+    """Adds a way home to the page that is shown where there is none."""
+    home = f'<p><a href="{config.site_url or "/"}">{config.site_name}: the first page</a></p>'
+    return output.replace("</h1>", f"</h1>{home}", 1) if template_name == "404.html" else output

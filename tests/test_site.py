@@ -38,6 +38,31 @@ def test_code_in_tables_needs_no_escape_and_may_break_where_it_is_long():
     assert site_pages.with_cells(f"| `{name}` |") == f"| `{name}`{{.long}} |"
 
 
+def test_a_link_that_shows_a_file_name_shows_the_title_of_its_page():
+    text = "[judge.md](judge.md#adapters) [`docs/judge.md`](judge.md) [judge](judge.md)"
+    title = "Judging with a trained model"
+    moved = f"[{title}](judge.md#adapters) [{title}](judge.md) [judge](judge.md)"
+    assert site_pages.moved(text, "docs/remote.md") == moved
+    text = "[9b_h100_16.md](plans/9b_h100_16.md) [x.md](https://x.org/x.md) [y.md](y.md)"
+    assert site_pages.titled(text, "docs/scale.md") == text, "no title, or no page of ours"
+
+
+def test_code_in_a_line_breaks_behind_signs_where_it_is_long_and_else_between_words():
+    def shown(code):
+        return site_pages.on_page_content(f"<p><code{code}</code></p>", None, None, None)
+
+    assert shown(">a b") == "<p><code>a b</code></p>"
+    word = '<span class="word">--a=&quot;b&quot;</span>'
+    assert shown(">grm --a=&quot;b&quot;") == f"<p><code>grm {word}</code></p>"
+    name = "--config." + "a" * 40
+    assert shown(f">{name}") == f'<p><code><span class="word">--c</span>onfig.{"a" * 40}</code></p>'
+    assert shown(' class="long">x/y.py::a_b') == (
+        '<p><code class="long">x/<wbr>y.py::<wbr>a_<wbr>b</code></p>'
+    )
+    block = "<pre><span></span><code>a --b\n</code></pre>"
+    assert site_pages.on_page_content(block, None, None, None) == block
+
+
 def test_the_reference_has_every_module():
     named = re.findall(r"^::: (\S+)", "".join(site_pages.api_pages().values()), re.MULTILINE)
     there = {

@@ -297,9 +297,23 @@ def words(config: ml_collections.ConfigDict, focus: int) -> list[str]:
         "response shows what length alone gets.",
         "- **base**: the pretrained model. **GRM-RFT**: after rejective fine-tuning. **GRM**: "
         "after RL as well.",
-        *(f"- **{split}**: {describe_world(split)}" for split in config.splits),
+        *_splits(config.splits),
         "",
     ]
+
+
+def _splits(splits: Sequence[str]) -> list[str]:
+    """Says what the records of each split are, and what several have in common once."""
+    told = {split: describe_world(split).replace(". ", ".\n").splitlines() for split in splits}
+    of = {
+        text: [split for split in splits if text in told[split]]
+        for text in dict.fromkeys(text for texts in told.values() for text in texts)
+    }
+    lines: dict[str, list[str]] = {}
+    for text, having in of.items():
+        lines.setdefault(", ".join(having), []).append(text)
+    shared_first = sorted(lines.items(), key=lambda line: -line[0].count(", "))
+    return [f"- **{names}**: {' '.join(texts)}" for names, texts in shared_first]
 
 
 def unparsed_ways() -> dict[str, Way]:

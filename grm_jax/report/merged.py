@@ -39,7 +39,7 @@ def markdown(merged: Mapping) -> str:
     seeds = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     lines = [
         f"Mean over {seeds} seed{'s' if counts != [1] else ''}, ± standard error over seeds (in "
-        "brackets: over items). n/a: a run has no such figure.",
+        "brackets: over items).",
         "",
         *_words(merged, counts[-1]),
     ]
@@ -49,13 +49,16 @@ def markdown(merged: Mapping) -> str:
     most = max((row["k"] for row in rows), default=1)
     half = [r for r in rows if r["k_meta"] in (None, default_k_meta(r["k"]))]
     sweep = [r for r in rows if r["aggregation"] == "meta" and r["k"] == most > 1]
+    sweep.sort(key=lambda row: (merged["systems"].index(row["system"]), row["k_meta"]))
     ends = [
         r
         for r in rows
         if r["aggregation"] == "greedy"
         or (r["aggregation"], r["k"]) in (("vote", 1), ("vote", most))
     ]
-    accuracy = _table(merged, "accuracy, %", half, _way, lambda row: _covered(merged, row))
+    accuracy = _table(
+        merged, "Accuracy", "accuracy, %", half, _way, lambda row: _covered(merged, row)
+    )
     lines += [*accuracy[:-1], *_chance(merged, half), *accuracy[-1:]]
     # a system that does not sample differs from itself by 0, by construction
     flat = {row["system"] for row in merged["rows"] if row["flat_by_construction"]}
@@ -63,9 +66,12 @@ def markdown(merged: Mapping) -> str:
         r for r in merged["paired"] if r["a_system"] != r["b_system"] or r["a_system"] not in flat
     ]
     told = [_later_first(row) for row in told]
-    lines += _table(merged, "paired difference, points", told, _claim, _figure)
+    lines += _table(
+        merged, "Paired differences", "paired difference, points", told, _claim, _figure
+    )
     lines += _table(
         merged,
+        "Guided votes by k_meta",
         f"guided vote of {most}, %",
         sweep,
         lambda row: (row["system"], f"k_meta = {row['k_meta']}"),
@@ -73,22 +79,25 @@ def markdown(merged: Mapping) -> str:
     )
     lines += _table(
         merged,
+        "How well the Meta RM ranks",
         "AUC of the Meta RM, all (within an item)",
         merged["meta_rm"],
         lambda row: (row["system"], f"sampled, pool {row['pool']}"),
         lambda row: f"{_share(row['auc'])} ({_share(row['auc_within_item'])})",
     )
-    for title, name, digits in (
-        ("coverage, % of items", "coverage", 1),
-        ("unparsed, % of judgments", "parse_failure_rate", 2),
-        ("ties, % of verdicts", "tie_rate", 1),
+    for heading, title, name, digits in (
+        ("Coverage", "coverage, % of items", "coverage", 1),
+        ("Unparsed judgments", "unparsed, % of judgments", "parse_failure_rate", 2),
+        ("Ties", "ties, % of verdicts", "tie_rate", 1),
     ):
         known = [row for row in ends if row[name] is not None]
         text = f"{{:.{digits}f}}"
         lines += _table(
-            merged, title, known, _way, lambda row, n=name, t=text: t.format(100 * row[n])
+            merged, heading, title, known, _way, lambda row, n=name, t=text: t.format(100 * row[n])
         )
-    return "\n".join(lines)
+    if any("n/a" in line for line in lines):
+        lines[0] += " n/a: a run has no such figure."
+    return "\n".join(["# Means over seeds", "", *lines])
 
 
 def _words(merged: Mapping, seeds: int) -> list[str]:
@@ -163,10 +172,13 @@ def _later_first(row: Mapping) -> Mapping:
     return {**row, **sides, "mean": -row["mean"]}
 
 
-def _table(merged: Mapping, title: str, rows: Sequence[Mapping], label, cell) -> list[str]:
-    """Writes a Markdown table: a line for each label and setting, a column for each benchmark.
+def _table(
+    merged: Mapping, heading: str, title: str, rows: Sequence[Mapping], label, cell
+) -> list[str]:
+    """Writes a heading and a table: a line for each label and setting, a column a benchmark.
 
-    Only benchmarks that have any of the rows; [] without rows.
+    title: what the cells hold; it stands above the labels. Only benchmarks that have any of the
+    rows; [] without rows.
     """
     if not rows:
         return []
@@ -177,7 +189,7 @@ def _table(merged: Mapping, title: str, rows: Sequence[Mapping], label, cell) ->
     for row in rows:
         of_setting = cells.setdefault(label(row), {})
         of_setting.setdefault(setting_text(row["setting"]), {})[row["benchmark"]] = cell(row)
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = [f"## {heading}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for names, of_setting in cells.items():
         for setting, of_benchmark in of_setting.items():
             shown = [of_benchmark.get(benchmark, "") for benchmark in columns]

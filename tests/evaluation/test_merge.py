@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -180,6 +181,11 @@ def test_the_table_has_a_line_for_each_setting_system_and_way(runs):
         "ties, % of verdicts",
     ):
         assert f"| {title} |" in text
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[0] == "# Means over seeds" and len(headings) == 8
+    kept = [int(line) for line in re.findall(r"^\| grm \| k_meta = (\d+) \| beta=0.0 ", text, re.M)]
+    assert kept == sorted(kept) and len(kept) > 2
+    assert "n/a" not in text
     for word in ("vote @k:", "Coverage:", "k_meta", "multiple comparisons", "best of 3 settings"):
         assert word in text, f"{word} is not explained"
     chances = [
