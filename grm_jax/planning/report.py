@@ -33,6 +33,7 @@ def markdown(plan: dict) -> str:
 
 
 def show(plan: dict, console: Console) -> None:
+    """Prints all tables and notes to a terminal."""
     console.rule(plan["title"])
     for title, columns, rows in tables(plan):
         table = Table(title=title, title_justify="left")
