@@ -89,6 +89,7 @@ class Judge(Protocol):
         swapped: bool = False,
     ) -> Iterator[list[dict]]:
         """Yields the judgments of the records, a block at a time."""
+        ...
 
 
 class RewardModel(NamedTuple):
