@@ -39,10 +39,13 @@ def pieces(text: str, is_item: bool, names: Collection[str]) -> list[str]:
     name = "|".join(map(re.escape, sorted(names))) or "(?!)"
     known = rf"(?:{name})(?:, (?:{name}))*: "
     made = []
-    for piece in re.split(rf"(?<=\.) (?={known})", re.sub(rf"; (?={known})", ". ", text)):
+    begins = known if is_item else f"{known}|Raises "
+    for piece in re.split(rf"(?<=\.) (?={begins})", re.sub(rf"; (?={known})", ". ", text)):
         item = ITEM.fullmatch(piece) if is_item or re.match(known, piece) else None
         if item:
             made.append(f"- `{item[1]}`: {escaped(item[2])}")
+        elif made and not made[-1].startswith("- "):
+            made[-1] += f" {escaped(piece)}"
         else:
             made.append(escaped(piece))  # of a bullet as well
     return made

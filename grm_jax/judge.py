@@ -306,6 +306,7 @@ class Judge:
         gold; a dict needs no "id", and its conversation may be a text. One with a rubric is judged
         by it. They are read as they are needed. progress: a line on stderr, with `total`, their
         number, where they do not tell it.
+
         The others are as in a call. Raises ValueError for a record that is none, or that this model
         cannot judge.
         """

@@ -116,7 +116,7 @@ def test_a_wrapped_line_is_no_item_and_a_name_of_the_object_is_one():
     pool: each by itself.
 
     system: of all. rows: at
-    once; k, seed: these. other: no name.
+    once; k, seed: these. other: no name. Raises it.
     """
     assert site_docstrings.markdown(
         text.replace("\n    ", "\n"), {"k", "seed", "rows", "system"}
@@ -126,7 +126,8 @@ def test_a_wrapped_line_is_no_item_and_a_name_of_the_object_is_one():
         "It is as they are in the pool: each by itself.\n\n"
         "- `system`: of all.\n"
         "- `rows`: at once.\n"
-        "- `k, seed`: these. other: no name."
+        "- `k, seed`: these. other: no name.\n\n"
+        "Raises it."
     )
 
 
