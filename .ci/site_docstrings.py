@@ -22,7 +22,7 @@ from griffe import (
 )
 
 NAME = r'"?[A-Za-z_][\w.*/@{}<>-]*"?'
-ITEM = re.compile(rf"({NAME}(?:, {NAME})*): (.*)")
+ITEM = re.compile(rf"(?![A-Z][a-z]+: )({NAME}(?:, {NAME})*): (.*)")  # not "Letters: ..."
 HEADING = re.compile(r"[A-Z].*:")  # "Args:", its lines indented
 CODE = re.compile(r"(`[^`]*`)")
 

@@ -115,6 +115,8 @@ def test_a_wrapped_line_is_no_item_and_a_name_of_the_object_is_one():
     It is as they are in the
     pool: each by itself.
 
+    Letters: I items.
+
     system: of all. rows: at
     once; k, seed: these. other: no name. Raises it.
     """
@@ -124,6 +126,7 @@ def test_a_wrapped_line_is_no_item_and_a_name_of_the_object_is_one():
         "Does it.\n\n"
         "- `k`: how often.\n\n"
         "It is as they are in the pool: each by itself.\n\n"
+        "Letters: I items.\n\n"
         "- `system`: of all.\n"
         "- `rows`: at once.\n"
         "- `k, seed`: these. other: no name.\n\n"
