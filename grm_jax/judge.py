@@ -101,7 +101,7 @@ def load(
         model, False for none.
       kind, templates, answer, prompt, completion, temperature, k_meta: how the model is asked,
         where its folder has no grm.json that says so. templates: {role: name or file}, roles
-        pointwise, single, judge, meta. prompt, completion: the longest, in tokens. temperature of
+        pointwise, single, judge, meta. prompt, completion: the longest, in tokens. temperature: of
         samples. k_meta: judgments that the Meta RM keeps, by default half of them. A template
         other than that in grm.json is an error; the others may be changed.
       parsing: "released" reads scores as the code on the card of DeepSeek-GRM does.
@@ -306,6 +306,7 @@ class Judge:
         gold; a dict needs no "id", and its conversation may be a text. One with a rubric is judged
         by it. They are read as they are needed. progress: a line on stderr, with `total`, their
         number, where they do not tell it.
+
         The others are as in a call. Raises ValueError for a record that is none, or that this model
         cannot judge.
         """

@@ -78,12 +78,14 @@ def check_model(
       say: is told what is done next.
 
     Returns:
-      model_type, parameters (a number), dtype (of the files), context (positions).
-      tokens, bytes: of what was read; windows. scored: tokens with one before them, to which
-        nll_per_token and nll_per_byte, in nats, refer.
+      model_type, parameters, dtype, context: the second a number, the third of the files, the last
+        in positions.
+      tokens, bytes, windows: of what was read.
+      scored: tokens with one before them, to which nll_per_token and nll_per_byte, in nats, refer.
       prompt, continuation: text that is gone on from, and what is written behind it, greedily.
-      transformers: its version. compared: tokens of which max_abs is the largest difference of two
-        logits. greedy_equal: whether it writes the same. None, 0, None, None without torch.
+      transformers: its version; None without torch.
+      compared: tokens of which max_abs is the largest difference of two logits; 0 and None without.
+      greedy_equal: whether it writes the same; None without.
 
     Raises FileNotFoundError and ValueError, naming file and field, for a folder that is none or has
     adapters alone, a family that is not known, a model that does not write, missing or damaged

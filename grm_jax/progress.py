@@ -29,9 +29,11 @@ def progress(
         with progress("rft", total=400, done=restored_step) as advance:
             for ...: advance(loss=row["loss"])
 
-    total: None where no one knows it. `shown` are numbers to print beside them. `done` is what an
-    earlier process did: it counts as done but not in the speed. Nor does the first advance, which
-    compiles. Of several processes of one job the first prints.
+    total: None where no one knows it.
+    done: what an earlier process did; it counts as done but not in the speed. Nor does the first
+        advance, which compiles.
+
+    `shown` are numbers to print beside them. Of several processes of one job the first prints.
     """
     if not is_main() or sys.stderr is None:  # closed, as a daemon's may be
         yield lambda n=1, **shown: None

@@ -99,7 +99,7 @@ def check(
 def find_problems(
     settings: Any, rules: Mapping[str, Rule] | None = None, relations: Sequence[Relation] = ()
 ) -> list[str]:
-    """Find what `check` would name: "field: what is wrong" for each field."""
+    """Finds what `check` would name: "field: what is wrong" for each field."""
     expected = {field: rule for fields, rule in (rules or {}).items() for field in fields.split()}
     wrong = {}
     for field, annotation in _annotations(type(settings)).items():
@@ -121,7 +121,7 @@ def find_problems(
 
 
 def wrong_arguments(function: Callable, values: Mapping[str, Any]) -> list[str]:
-    """Find the arguments that are not of a function's types: "name: what is wrong" for each.
+    """Finds the arguments that are not of a function's types: "name: what is wrong" for each.
 
     A type is that of the annotation, or else of the default, of which a number stands for numbers;
     one that is neither plain nor there tests nothing.

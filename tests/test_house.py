@@ -121,6 +121,14 @@ def test_public_functions_are_annotated(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_is_public_has_a_docstring(path):
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in public(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    lacking = [node.name for node in nodes if not ast.get_docstring(node)]
+    assert lacking == [], "the site shows only what has one; what nobody calls begins with _"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_first_line_of_a_docstring_is_a_sentence(path):
     tree = ast.parse(path.read_text())
     broken = []

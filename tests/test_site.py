@@ -3,12 +3,13 @@
 import importlib.util
 import pathlib
 import re
+import textwrap
 
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 pytest.importorskip("mkdocs", reason="requirements-dev.txt has it")
-pytest.importorskip("griffe", reason="requirements-dev.txt has it")
+griffe = pytest.importorskip("griffe", reason="requirements-dev.txt has it")
 
 
 def hook(name: str):
@@ -104,3 +105,99 @@ def test_a_docstring_keeps_its_lists_its_code_and_its_signs():
         "    a = <code>\n\n"
         "Raises ValueError."
     )
+
+
+def test_a_docstring_keeps_its_tables_bullets_and_quoted_keys():
+    text = """Reads.
+
+    | a | b_c |
+    |---|---|
+    | *d* | e |
+
+    Rules hold:
+    - text; *and*
+      more_of_it.
+
+    Returns, where there is some:
+      "one", two/<s>: first.
+      three@3: of `a_b(x,
+        y_z)`, third_one.
+    """
+    assert site_docstrings.markdown(text.replace("\n    ", "\n")) == (
+        "Reads.\n\n"
+        "| a | b_c |\n|---|---|\n| *d* | e |\n\n"
+        "Rules hold:\n\n"
+        "- text; \\*and\\* more\\_of\\_it.\n\n"
+        "Returns, where there is some:\n\n"
+        '- `"one", two/<s>`: first.\n'
+        "- `three@3`: of `a_b(x, y_z)`, third\\_one."
+    )
+
+
+def test_a_wrapped_line_is_no_item_and_a_name_of_the_object_is_one():
+    text = """Does it. k: how often.
+
+    It is as they are in the
+    pool: each by itself.
+
+    Letters: I items.
+
+    system: of all. rows: at
+    once; k, seed: these. other: no name. Raises it.
+    """
+    assert site_docstrings.markdown(
+        text.replace("\n    ", "\n"), {"k", "seed", "rows", "system"}
+    ) == (
+        "Does it.\n\n"
+        "- `k`: how often.\n\n"
+        "It is as they are in the pool: each by itself.\n\n"
+        "Letters: I items.\n\n"
+        "- `system`: of all.\n"
+        "- `rows`: at once.\n"
+        "- `k, seed`: these. other: no name.\n\n"
+        "Raises it."
+    )
+
+
+def test_the_head_of_a_class_has_its_fields_and_a_package_leaves_out_what_its_modules_show():
+    code = """
+        from typing import NamedTuple
+        from pydantic import BaseModel, Field
+        from flax import struct
+        class Pair(NamedTuple):
+            a: int
+            b: str = "x"
+            @property
+            def c(self) -> int: ...
+        class Body(BaseModel):
+            model_config = {}
+            n: int = Field(default=1, ge=1)
+        class More(Body):
+            m: int
+        @struct.dataclass
+        class State:
+            s: float = struct.field(default=0.5)
+        class Own:
+            a: int
+            def __init__(self, b: int): ...
+    """
+    files = {
+        "__init__.py": "from p.m import Pair\n__all__ = ['Pair']\n",
+        "m.py": textwrap.dedent(code),
+    }
+    extensions = griffe.load_extensions(site_docstrings.Plain)
+    with griffe.temporary_visited_package("p", files, extensions=extensions) as package:
+        heads = {
+            cls.name: [
+                (p.name, str(p.annotation), p.default and str(p.default)) for p in cls.parameters
+            ][1:]
+            for cls in package["m"].classes.values()
+        }
+        assert not package["Pair"].is_public
+    assert heads == {
+        "Pair": [("a", "int", None), ("b", "str", "'x'")],
+        "Body": [("n", "int", "1")],
+        "More": [("n", "int", "1"), ("m", "int", None)],
+        "State": [("s", "float", "0.5")],
+        "Own": [("b", "int", None)],
+    }

@@ -141,6 +141,7 @@ class Reading:
             yield Row(f"{name}:{split}[{index}]", f"{name}/{split}", index, dict(data))
 
     def version(self) -> str:
+        """Returns a digest of the files that were read, or the commits of the hub data sets."""
         if self.place.path is None:
             return ", ".join(sorted(set(self.versions)))
         return "sha256:" + hashlib.sha256("\n".join(self.versions).encode()).hexdigest()[:12]
@@ -351,6 +352,7 @@ def mean_of(figures: Mapping[str, float], names: Iterable[str]) -> float | None:
 
 
 def named(prefix: str, figures: Mapping[str, float]) -> Figures:
+    """Puts a prefix before the name of each figure: "prefix/name"."""
     return {f"{prefix}/{name}": value for name, value in figures.items()}
 
 

@@ -42,12 +42,16 @@ after removing $ and commas: the source's own rule, whose published accuracies i
 
 
 class Candidate(NamedTuple):
+    """Holds one solution: which model wrote it, its text, and whether it is right."""
+
     source: str
     text: str
     right: bool
 
 
 class Question(NamedTuple):
+    """Holds one question with its candidates; `where` opens messages of errors about it."""
+
     key: str
     text: str
     where: str
@@ -266,5 +270,6 @@ def _singles(family: str, question: Question, seed: int) -> Iterator[Record]:
 
 
 def summarize_best_of_k(records: Sequence[Record], scores: Mapping[str, float | None]) -> Figures:
+    """Averages the ROC area inside each question, and gives the figures of best-of-k."""
     lists = list(grouped(scores, records, lambda record: record.metadata["question"]).values())
     return with_overall(best_of_k_figures(lists), within_list_auc(lists)) if lists else {}

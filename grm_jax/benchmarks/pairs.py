@@ -62,6 +62,7 @@ nothing to compare it with."""
 
 
 def load_judgebench(name: str, place: Place) -> Benchmark:
+    """Reads JudgeBench: pairs of responses to a question, one of them objectively right."""
     reading = Reading(place)
     records = []
     for _, row in reading.rows():
@@ -99,6 +100,7 @@ def load_judgebench(name: str, place: Place) -> Benchmark:
 
 
 def summarize_judgebench(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages over all pairs, subsets, models of the responses, and sections."""
     models = means(records, credit, lambda record: record.metadata["response_model"])
     sections = means(records, credit, lambda record: record.metadata["section"])
     return (
@@ -109,6 +111,7 @@ def summarize_judgebench(records: Sequence[Record], credit: Mapping[str, float])
 
 
 def load_llmbar(name: str, place: Place) -> Benchmark:
+    """Reads LLMBar: pairs of outputs for an instruction."""
     return _of_format(
         name,
         place,
@@ -121,6 +124,7 @@ def load_llmbar(name: str, place: Place) -> Benchmark:
 
 
 def summarize_llmbar(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages each subset, the Adversarial and the Processed ones, and Natural with the first."""
     subsets = means(records, credit, lambda record: record.domain)
     sections = with_overall({}, mean_of(subsets, ADVERSARIAL), "section/Adversarial")
     processed = [name for name in PROCESSED if name in subsets]
@@ -131,6 +135,7 @@ def summarize_llmbar(records: Sequence[Record], credit: Mapping[str, float]) -> 
 
 
 def load_hh_rlhf(name: str, place: Place) -> Benchmark:
+    """Reads hh-rlhf: pairs of dialogues, the chosen one the better."""
     return _of_format(
         name, place, "hh_rlhf", ("chosen", "rejected"), HH_PROTOCOL, summarize_domains, None, "test"
     )

@@ -51,6 +51,7 @@ overall/best_of_k that of best_of_k."""
 
 
 def load_preference(name: str, place: Place) -> Benchmark:
+    """Reads human preferences: pairs of responses, without the votes for a tie."""
     reading = Reading(place)
     records, ties = [], 0
     for _, row in reading.rows("test"):
@@ -85,6 +86,7 @@ def load_preference(name: str, place: Place) -> Benchmark:
 
 
 def summarize_preference(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages over all pairs, languages, and flags of the data set."""
     figures = means(records, credit, lambda record: record.domain or None)
     for flag in FLAGS:
         figures |= means(
@@ -146,11 +148,13 @@ def load_correctness(name: str, place: Place, pairs: str = "all") -> Benchmark:
 
 
 def summarize_correctness(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages each of the five sets, and their accuracies; that mean needs all five."""
     subsets = means(records, credit, lambda record: record.domain)
     return with_overall(named("subset", subsets), mean_of(subsets, SETS))
 
 
 def load_best_of_k(name: str, place: Place) -> Benchmark:
+    """Reads verifiable correctness: every response as a record of its own, right or wrong."""
     reading = Reading(place)
     records = [
         make_record(
@@ -177,6 +181,7 @@ def load_best_of_k(name: str, place: Place) -> Benchmark:
 
 
 def summarize_best_of_k(records: Sequence[Record], scores: Mapping[str, float | None]) -> Figures:
+    """Gives ROC area and best-of-k figures of each set, and their means over the sets."""
     by_set: dict[str, list] = {}
     for (part, _), scored in grouped(
         scores, records, lambda r: (r.domain, r.metadata["question"])

@@ -87,6 +87,8 @@ def load(name: str, place: Place) -> Benchmark:
 
 
 def summarize(records: Sequence[Record], scores: Mapping[str, float | None]) -> Figures:
+    """Computes the ROC area of each task, of each model's responses to it, and of all pooled."""
+
     def areas(key) -> Figures:
         found = {name: roc_auc(*scored) for name, scored in grouped(scores, records, key).items()}
         return {name: area for name, area in found.items() if area is not None}

@@ -175,6 +175,7 @@ def _prior_records(
 
 
 def summarize(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages the subsets, the sections by weights, and these with and without prior sets."""
     subsets = means(records, credit, lambda record: record.domain)
     sections = {}
     for section, members in SECTIONS.items():

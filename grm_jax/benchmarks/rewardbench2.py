@@ -55,6 +55,7 @@ answers."""
 
 
 def load(name: str, place: Place) -> Benchmark:
+    """Reads the five subsets of lists of four responses, one of them right."""
     reading = Reading(place)
     records, ties = [], 0
     for _, row in reading.rows("test"):
@@ -85,11 +86,13 @@ def load(name: str, place: Place) -> Benchmark:
 
 
 def summarize(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages each subset, and the five subsets."""
     subsets = means(records, credit, lambda record: record.domain)
     return with_overall(named("subset", subsets), mean_of(subsets, SUBSETS))
 
 
 def load_ties(name: str, place: Place) -> Benchmark:
+    """Reads the subset Ties: every answer to a question as a record of its own."""
     reading = Reading(place)
     records, others = [], 0
     for _, row in reading.rows("test"):

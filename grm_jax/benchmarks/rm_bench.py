@@ -99,6 +99,8 @@ def _domain(part: str, row: Row) -> str:
 
 
 def summarize(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages domains and sections at each level, their levels, and the sections."""
+
     def level_means(domain_of) -> dict[str, dict[str, float]]:
         cells = means(
             records, credit, lambda record: f"{domain_of(record)}/{record.metadata['level']}"

@@ -39,6 +39,7 @@ published figures, and are counted."""
 
 
 def load(name: str, place: Place) -> Benchmark:
+    """Reads pairs and lists of both goals, helpfulness and harmlessness."""
     reading = Reading(place)
     records = []
     for _, row in reading.rows():
@@ -74,6 +75,7 @@ def _goal(row) -> str:
 
 
 def summarize(records: Sequence[Record], credit: Mapping[str, float]) -> Figures:
+    """Averages the four cells of goal and kind, the subsets of each kind, and the four cells."""
     cells = means(records, credit, lambda record: record.metadata["cell"])
     subsets = means(
         records, credit, lambda record: f"{record.metadata['cell'].split()[1]}/{record.domain}"

@@ -147,12 +147,14 @@ def pack_examples(
     "positions", -1 in padding; perhaps "mask", which tokens are learned; and numbers.
 
     Returns "id", "computed" and "laid" (tokens, with and without padding), and "batch":
-      tokens, positions, segment, branch int32[M, R, T], sizes int32[M], parts: see `Rows`.
-      mask fp32[M, R, S]: 1 in the slots of examples.
-      length int32[M, R, S]: tokens learned; 1 where examples have no mask.
-      wanted fp32[M, R, T], where examples have a mask: it.
-      last int32[M, R, S, N], where they have none: index of the last token of each sequence.
-      and numbers in slots, fp32[M, R, S].
+      tokens, positions, segment, branch: int32[M, R, T], see `Rows`; so are sizes, int32[M], and
+        parts.
+      mask: fp32[M, R, S], 1 in the slots of examples.
+      length: int32[M, R, S], tokens learned; 1 where examples have no mask.
+      wanted: fp32[M, R, T], the mask of examples that have one.
+      last: int32[M, R, S, N], index of the last token of each sequence, where they have none.
+
+    Numbers of the examples are in slots, fp32[M, R, S].
     """
     units = [_unit(example) for example in examples]
     laid = pack(units, [example["id"] for example in examples], lengths, rows)

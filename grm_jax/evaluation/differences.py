@@ -146,6 +146,7 @@ SIZES = ("one", "two", "many")
 
 
 def size_of(n: int) -> str:
+    """Names the size of an item of n responses: one, two or many."""
     return SIZES[min(n, 3) - 1]
 
 

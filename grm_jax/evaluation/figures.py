@@ -378,6 +378,7 @@ CREDITS = {
 
 
 def credit_values(field: Field, figure: Figure, credit: str) -> np.ndarray:
+    """Returns the credit of each item by a rule of CREDITS."""
     return CREDITS[credit](figure, np.array([len(record.responses) for record in field.records]))
 
 

@@ -347,7 +347,9 @@ def judge_pass(
     load: the model, called only where something is missing. retry: see `store.missing`. served: by
     what servers say, the models that gave the system's judgments on file; another one is an error.
     stopping: when items are left early; the rows are then those up to there, whatever the file
-    holds beyond. Of several processes those but the first have no rows from the file.
+    holds beyond.
+
+    Of several processes those but the first have no rows from the file.
     """
     digests = {record.id: store.record_digest(record) for record in records}
     by_id = {record.id: record for record in records}

@@ -247,10 +247,12 @@ def judge_missing(
 
     Returns their slim rows.
 
-    label, done: for the progress line. Of several processes all ask, and process 0 writes. SIGTERM
-    and Ctrl-C end the process behind the block under way. Raises ValueError naming model and record
-    for a judgment that was not asked for, twice given, or whose scores are no n finite numbers, and
-    where one that was asked for did not come.
+    label, done: for the progress line.
+
+    Of several processes all ask, and process 0 writes. SIGTERM and Ctrl-C end the process behind
+    the block under way. Raises ValueError naming model and record for a judgment that was not asked
+    for, twice given, or whose scores are no n finite numbers, and where one that was asked for did
+    not come.
     """
     rows: Rows = {}
     total = done + sum(len(samples) * len(records) for samples, records in asked)

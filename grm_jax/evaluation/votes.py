@@ -57,6 +57,7 @@ class Pool:
 
     @property
     def samples(self) -> int:
+        """Returns K, the samples of an item."""
         return self.valid_IK.shape[1]
 
     @property

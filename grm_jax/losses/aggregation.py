@@ -47,7 +47,7 @@ def counts_of(mask_BC: jax.Array, cfg: LossConfig) -> Normalizer:
 def token_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
     """Averages over tokens (DAPO, arXiv 2503.14476 Eq 8): long sequences weigh more.
 
-    sum_bt x m / (tokens of the batch)
+    That is `sum_bt x m / (tokens of the batch)`.
     """
     return (x_BC * mask_BC).sum() / jnp.maximum(counts_of(mask_BC, cfg).tokens, 1)
 
@@ -55,7 +55,7 @@ def token_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Arra
 def sequence_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
     """Averages each sequence, then over them (GRPO, arXiv 2402.03300 Eq 3): all weigh the same.
 
-    sum_b (sum_t x m / |o_b|) / (sequences of the batch)
+    That is `sum_b (sum_t x m / |o_b|) / (sequences of the batch)`.
     """
     mean_B = (x_BC * mask_BC).sum(axis=1) / jnp.maximum(mask_BC.sum(axis=1), 1)
     return mean_B.sum() / jnp.maximum(counts_of(mask_BC, cfg).sequences, 1)
@@ -64,7 +64,7 @@ def sequence_mean(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.A
 def constant(x_BC: jax.Array, mask_BC: jax.Array, cfg: LossConfig) -> jax.Array:
     """Divides by a constant (Dr. GRPO, arXiv 2503.20783): no length in the weight of a token.
 
-        sum_bt x m / (sequences of the batch * max_length)
+    That is `sum_bt x m / (sequences of the batch * max_length)`.
 
     Set `cfg.max_length` where the width C varies with length buckets; without it C is used.
     """

@@ -251,7 +251,7 @@ class ModelConfig:
 
 
 def from_sizes(sizes: Mapping[str, Any], vocab_size: int, **numerics: Any) -> ModelConfig:
-    """Make the ModelConfig of a randomly initialized model with its family's pattern of layers.
+    """Makes the ModelConfig of a randomly initialized model with its family's pattern of layers.
 
     sizes: fields of `ModelConfig`, without the vocabulary, which is the tokenizer's; rope_scaling
         as a mapping.

@@ -239,7 +239,7 @@ class Decoder(nn.Module):
         keep_kv=False,
         packed: Packed | None = None,
     ):
-        """Run the decoder.
+        """Runs the decoder.
 
         Args:
           tokens_BT: int32 token ids; any id in padding.

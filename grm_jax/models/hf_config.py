@@ -266,8 +266,9 @@ def _nearest(key: str, keys: frozenset[str]) -> str:
 def to_hf_dict(cfg: ModelConfig, kind: str = "causal_lm") -> dict[str, Any]:
     """Returns the `config.json` that `transformers` reads for this model.
 
-    kind: "causal_lm", or "classifier" for a model with a scalar head. `checkpoint/huggingface.py`
-    adds dtype and token ids.
+    kind: "causal_lm", or "classifier" for a model with a scalar head.
+
+    `checkpoint/huggingface.py` adds dtype and token ids.
     """
     family = cfg.family
     hf = {key: getattr(cfg, field) for field, (key, _) in family.fields.items()}

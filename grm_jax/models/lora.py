@@ -54,6 +54,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
+        """Returns what the product of the two factors is multiplied by."""
         return self.alpha / self.rank
 
 

@@ -77,7 +77,9 @@ def chip_of(device_kind: str) -> Chip | None:
 def peak_flops(devices: Sequence[Any], dtype: str = "bfloat16") -> float | None:
     """Returns the peak FLOP/s of these devices together; None where it is not known.
 
-    dtype: of the products. Those of the table are bf16's. CPUs are measured, at most half a second
+    dtype: of the products. Those of the table are bf16's.
+
+    CPUs are measured, at most half a second
     and once a process: the fastest of some matrix products on all cores, which all devices of the
     process share; processes are taken to have a host each.
     """

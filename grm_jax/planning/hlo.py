@@ -35,6 +35,7 @@ class Shape(NamedTuple):
 
     @property
     def bytes(self) -> float:
+        """Counts the bytes of the array; a token has none."""
         bits = (
             _BITS.get(self.dtype) or int(re.search(r"\d+", self.dtype)[0])
             if self.dtype not in ("token", "opaque")

@@ -33,6 +33,7 @@ def markdown(plan: dict) -> str:
 
 
 def show(plan: dict, console: Console) -> None:
+    """Prints all tables and notes to a terminal."""
     console.rule(plan["title"])
     for title, columns, rows in tables(plan):
         table = Table(title=title, title_justify="left")
@@ -62,7 +63,7 @@ def notes(plan: dict) -> list[str]:
         found.append(
             "Nothing was compiled: memory is that of arguments alone, HBM traffic reads parameters "
             "and optimizer state once, links are not counted, and a time is the larger of compute "
-            "and that traffic: compiled programs take longer"
+            "and that traffic: compiled programs take longer."
         )
     return found
 
@@ -70,14 +71,14 @@ def notes(plan: dict) -> list[str]:
 def _memory(plan) -> Cells:
     columns = [
         "program",
+        "fits",
         "compiles",
-        "compile s",
+        "seconds to compile",
         "host GiB",
         *_PARTS,
         "peak + code",
         "beside it",
         "limit",
-        "fits",
     ]
     rows = []
     for name, f in plan["programs"].items():
@@ -86,6 +87,7 @@ def _memory(plan) -> Cells:
         rows.append(
             [
                 name,
+                _word(f.get("fits")),
                 _word(f.get("compiles")),
                 _number(f.get("compile_seconds"), ".0f"),
                 _gib(f.get("host_rss_bytes")),
@@ -93,7 +95,6 @@ def _memory(plan) -> Cells:
                 _gib(peak),
                 _gib(sum(f["resident"].values()) if "resident" in f else None),
                 _gib(f.get("limit_bytes")),
-                _word(f.get("fits")),
             ]
         )
     return "Memory of one device in GiB", columns, rows
@@ -107,9 +108,9 @@ def _time(plan) -> Cells:
         "hardware PFLOP",
         "HBM GB",
         "links GB",
-        "compute s",
-        "HBM s",
-        "links s",
+        "seconds of compute",
+        "seconds of HBM",
+        "seconds of links",
         "bound by",
         "tokens/s",
         "of peak",
@@ -175,17 +176,24 @@ def _drawn(plan) -> Cells:
 def _stage_table(title, stages) -> Cells:
     rows = [
         [
-            s["stage"],
+            _stage_name(s["stage"], stages[:i]),
             s["what"],
             _number(s["seconds"]),
             _number(s["per_day"], ",.0f"),
             _number(s["hours"]),
             _number(s["chip_hours"], ",.0f"),
         ]
-        for s in stages
+        for i, s in enumerate(stages)
     ]
-    columns = ["stage", "made of", "step s", "steps/day", "hours", "chip-hours"]
+    columns = ["stage", "made of", "seconds a step", "steps/day", "hours", "chip-hours"]
     return title, columns, rows
+
+
+def _stage_name(name: str, before: list[dict]) -> str:
+    """A part, whose name is indented, has that of its stage in front; Markdown drops an indent."""
+    if not name.startswith(" "):
+        return name
+    return f"{[s['stage'] for s in before if not s['stage'].startswith(' ')][-1]}: {name.strip()}"
 
 
 def _loads(plan) -> Cells:
@@ -232,7 +240,7 @@ def _search(plan) -> Cells:
     ]
     return (
         (f"Search over {plan['searched']}"),
-        ["mesh and micro-batch", "fits", "peak GiB", "step s", "bound by", "tokens/s", ""],
+        ["mesh and micro-batch", "fits", "peak GiB", "seconds a step", "bound by", "tokens/s", ""],
         rows,
     )
 

@@ -25,6 +25,7 @@ class Roofline(NamedTuple):
 
     @property
     def bound(self) -> str:
+        """Names the resource that takes longest."""
         return max((value, name) for name, value in self._asdict().items() if value is not None)[1]
 
 

@@ -1,9 +1,7 @@
 """Describes slices that this host does not have: TPU topologies by libtpu, GPUs by name alone.
 
-v5e:2x4   v5p:4x4x4   v6e:16x16   tpu7x:4x4x4
-                      programs compile for real, without a chip
-h100:8    a100:16     abstract shapes and the roofline; programs compile where such GPUs are
-                      at hand
+- v5e:2x4, v5p:4x4x4, v6e:16x16, tpu7x:4x4x4: programs compile for real, without a chip.
+- h100:8, a100:16: abstract shapes and the roofline; programs compile where such GPUs are at hand.
 """
 
 import importlib.util
@@ -67,6 +65,7 @@ class Topology(NamedTuple):
 
     @property
     def chips(self) -> int:
+        """Counts the chips of the slice."""
         return math.prod(self.shape)
 
     @property

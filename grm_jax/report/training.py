@@ -130,7 +130,10 @@ def sections(
 ) -> list[dict]:
     """Returns the sections of the stages, each with its curves.
 
-    [{"title", "steps", "named": svg or None, "other": svg or None, "others", "gaps": words}]
+    title, steps: of the stage.
+    named, other: SVG of the panels with a title, and of one for each other metric; None for none.
+    others: how many these are.
+    gaps: in words, which metrics lack a value, and at how many steps.
     """
     shown = []
     for stage in sorted(curves, key=lambda s: (s not in STAGE_TITLES, [*STAGE_TITLES, s].index(s))):

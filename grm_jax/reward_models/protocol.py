@@ -6,11 +6,11 @@ A judgment is one opinion on one record, the same JSON object for every paradigm
 A vote over k judgments is the SUM of their scores in every paradigm, so one evaluator serves all
 (Eq 12-14 of arXiv 2504.02495):
 
-pointwise GRM: writes 1..10 per response.
-scalar model: writes its reward, and a mean of scalars ranks as their sum.
-pairwise judge: gives 1 to the response that it chose and 0 to the other, so the sum is the
-    majority.
-TokenProb: gives the choice its probability.
+- A pointwise GRM writes 1..10 per response.
+- A scalar model writes its reward, and a mean of scalars ranks as their sum.
+- A pairwise judge gives 1 to the response that it chose and 0 to the other, so the sum is the
+  majority.
+- TokenProb gives the choice its probability.
 
 A pairwise model faces a list of n > 2 through all its pairs, and the scores are the pairs won: the
 best response of a list has n - 1 exactly when it wins against each other one.
@@ -87,7 +87,9 @@ class Judge(Protocol):
         samples: Sequence[int] = (0,),
         temperature: float = 0.0,
         swapped: bool = False,
-    ) -> Iterator[list[dict]]: ...
+    ) -> Iterator[list[dict]]:
+        """Yields the judgments of the records, a block at a time."""
+        ...
 
 
 class RewardModel(NamedTuple):

@@ -74,10 +74,11 @@ def remote_judge(
 
     Besides the fields of the protocol a judgment holds:
 
-    principles, critique, finish, served_model, prompt_tokens
+    principles, critique: what was parsed of the text.
+    finish, served_model, prompt_tokens: as the server says.
     cost: None where the server reports no usage ("tokens" is 0 then), or without a price.
     latency_s: of the last attempt, in seconds.
-    attempts
+    attempts: how often it was asked.
     error: the server's words.
 
     A judgment that does not come is a named failure: "request_failed:" and timeout, connection or a

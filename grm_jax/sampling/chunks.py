@@ -454,10 +454,15 @@ def state_shardings(mesh: Mesh, tree: Any) -> Any:
 class Programs:
     """Holds the compiled programs of one `Drawing`, and where their arrays lie.
 
-    mode "jit" without a mesh: one device. With a mesh, shares lie over its (replica, fsdp) axes and
-    parameters keep their sharding (GSPMD inserts the collectives). "pmap": a whole model on each
-    local device. "shard_map": each (replica, fsdp) group runs its own loop, with parameters whole
-    over these axes. See `sampling.mapped.make_sampler`, which maps the slow twin.
+    These are the modes:
+
+    "jit": one device without a mesh. With one, shares lie over its (replica, fsdp) axes and
+        parameters keep their sharding (GSPMD inserts the collectives).
+    "pmap": a whole model on each local device.
+    "shard_map": each (replica, fsdp) group runs its own loop, with parameters whole over these
+        axes.
+
+    See `sampling.mapped.make_sampler`, which maps the slow twin.
     """
 
     def __init__(self, drawing: Drawing):

@@ -32,7 +32,7 @@ def make_sampler(
     Arguments and result as in `grm_jax.sampling.sampler.sample`. Equal arguments get the same
     function, with the programs that it has compiled.
 
-    mode:
+    These are the modes:
       "jit": one program. With a mesh, prompts are split over its (replica, fsdp) axes and
         parameters keep whatever sharding they come with (GSPMD inserts the collectives).
       "pmap": every local device holds the whole model and takes a share of the prompts. No mesh.

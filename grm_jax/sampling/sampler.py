@@ -312,11 +312,11 @@ def sample(
       limits_Pk: int32, the most tokens of each sample, 1 to max_new_tokens; None: max_new_tokens.
 
     Returns:
-      tokens int32 [P, k, C] with C = max_new_tokens: the stop token is included, pad_id after it.
-      logp float32 [P, k, C]: log-probability of each token (grm_jax.sampling.logits), 0 after the
+      tokens: int32 [P, k, C] with C = max_new_tokens; the stop token is included, pad_id after it.
+      logp: float32 [P, k, C], log-probability of each token (grm_jax.sampling.logits), 0 after the
         stop token.
-      length int32 [P, k]: tokens written, stop token included.
-      finished bool [P, k]: a stop token was seen (else the row was cut at its limit).
+      length: int32 [P, k], tokens written, stop token included.
+      finished: bool [P, k], a stop token was seen (else the row was cut at its limit).
     """
     params = cast_weights(params, cfg)  # else every step would read them wide and write a copy
     prefix, state = start(params, cfg, scfg, prompts_PT, lengths_P, keys_Pk2, limits_Pk)

@@ -63,8 +63,11 @@ class Stats(NamedTuple):
 class Lane:
     """One set of weights: its judge, its engine, and who waits for it.
 
-    judge: as `grm_jax.load` gives it. name: as clients see it. digest: of all that its judgments
-    depend on. A lane is used by the worker's thread alone, but for these three and `policy`.
+    judge: as `grm_jax.load` gives it.
+    name: as clients see it.
+    digest: of all that its judgments depend on.
+
+    A lane is used by the worker's thread alone, but for these three and `policy`.
     """
 
     def __init__(self, judge: Judge, name: str):

@@ -151,6 +151,7 @@ class MetricsLog:
                 self._sinks.append(resolve(name, SINKS)(folder, stage, resumed_step))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hands the numbers of a step to all sinks."""
         row = {
             name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
         }
@@ -158,6 +159,7 @@ class MetricsLog:
             sink.write(step, row)
 
     def close(self) -> None:
+        """Closes all sinks."""
         for sink in self._sinks:
             sink.close()
 
@@ -180,10 +182,12 @@ class JsonLines:
         self._stage, self._file = stage, open(folder / "metrics.jsonl", "ab", buffering=0)
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        """Appends the row of a step, as one line."""
         line = json.dumps({"stage": self._stage, "step": step, **row}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -196,12 +200,14 @@ class TensorBoard:
         self._events = SummaryWriter(str(folder / "tensorboard" / stage), purge_step=resumed_step)
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        """Writes the numbers of a step, but those that are None."""
         for name, value in row.items():
             if value is not None:
                 self._events.add_scalar(name, value, step)
         self._events.flush()
 
     def close(self) -> None:
+        """Closes the file of events."""
         self._events.close()
 
 
@@ -231,9 +237,11 @@ class WeightsAndBiases:
         )
 
     def write(self, step: int, row: Mapping[str, float | None]) -> None:
+        """Logs the numbers of a step, but those that are None."""
         self._run.log({k: value for k, value in row.items() if value is not None}, step=step)
 
     def close(self) -> None:
+        """Ends the run."""
         self._run.finish()
 
 

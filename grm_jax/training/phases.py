@@ -61,8 +61,9 @@ def programs_compiled() -> int:
 class Trace(NamedTuple):
     """Says which steps of each stage to trace, and where to.
 
-    first: step number, or None: after WARM steps of a process. last: exclusive, or None with
-    `steps`, how many.
+    folder: of the traces, one folder in it for each stage.
+    first: step number, or None: after WARM steps of a process.
+    steps: how many.
     """
 
     folder: pathlib.Path

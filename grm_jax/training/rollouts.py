@@ -256,8 +256,8 @@ def rollout_metrics(
       frac_reward_zero_std: share of groups whose rewards are all equal.
       correct@1: share of correct completions.
       oracle@G: share of prompts with a correct one.
-      parse_failure_rate, and parse_failure/<reason> for those that occur: shares of all
-        completions.
+      parse_failure_rate, parse_failure/<reason>: shares of all completions, of the reasons that
+        occur.
       tie_rate: share of the judged lists (n >= 2) whose highest score is shared.
       score_share/<s>: share of score s in the scores of judged lists, of each criterion where they
         are judged by a rubric.

@@ -229,7 +229,9 @@ def test_tables_and_notes_of_a_plan(tmp_path):
             }
         ],
     }
+    plan["stages"].append(plan["stages"][0] | {"stage": "  its rollouts"})
     text = markdown(plan)
+    assert "| rl: its rollouts | 900 x rl_step | 2 |" in text and "| program | fits |" in text
     assert (
         ("| rl_step | all-gather | fsdp | 46 | 2 |") in text
         and "decode: out of memory" in text

@@ -61,6 +61,7 @@ class Response:
 
     @property
     def text(self) -> str:
+        """Writes the response out, its list between what distracts."""
         stars = " **" if self.bold else ""
         parts = (
             self.filler,
@@ -82,6 +83,7 @@ class WorldItem:
 
     @property
     def right(self) -> tuple[bool, ...]:
+        """Says of each response whether it is right."""
         return tuple(is_right(self.query, response) for response in self.responses)
 
     @property
@@ -91,6 +93,7 @@ class WorldItem:
         return hashlib.sha256(content.encode()).digest()[0] < 64
 
     def record(self, record_id: str, split: str) -> Record:
+        """Makes the record: a reward of 1 for what is right, else 0."""
         principles = [tasks.FAMILIES[self.query.family].principle] + [
             tasks.COURTESY
         ] * self.query.thanks
@@ -106,6 +109,7 @@ class WorldItem:
 
 
 def is_right(query: tasks.Query, response: Response) -> bool:
+    """Says whether the list is right and the second wish, if there is one, is met."""
     return tasks.content_ok(query, response.items) and (response.thanks or not query.thanks)
 
 

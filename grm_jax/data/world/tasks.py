@@ -22,11 +22,12 @@ Items = tuple[str, ...]
 class Query:
     """Holds one task.
 
+    family: a name in FAMILIES.
     text: what the user writes.
-    expected: what a careful judge writes down before checking.
     solution: the one right list (transform families), or None where many lists are right.
     argument: the family's own parameter (how many, or which animal).
     thanks: the second wish.
+    source: the payload; () where there is none.
     """
 
     family: str
@@ -39,6 +40,8 @@ class Query:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
+    """Holds a family's principle, what draws its queries, and what tells a wrong item."""
+
     principle: str
     make_query: Callable[[random.Random], tuple[str, Items | None, Any, Items]]
     # (query, index from 0, item) -> the item breaks the principle
@@ -47,6 +50,7 @@ class Family:
 
 
 def numbered(items: Items) -> str:
+    """Writes a list as ` 1.fox 2.ant`."""
     return "".join(f" {i}.{item}" for i, item in enumerate(items, 1))
 
 
@@ -132,6 +136,7 @@ LAZY_PRINCIPLES = ("length", "confidence", "formatting")
 
 
 def make_query(rng: random.Random, family: str, p_thanks: float = 0.3) -> Query:
+    """Draws a query of a family, with a second wish in a share `p_thanks` of them."""
     text, solution, argument, source = FAMILIES[family].make_query(rng)
     thanks = rng.random() < p_thanks
     return Query(
@@ -154,10 +159,12 @@ def wrong_marks(query: Query, items: Items) -> tuple[bool, ...]:
 
 
 def is_missing(query: Query, items: Items) -> bool:
+    """Says whether the list is shorter than the one right list, where there is one."""
     return query.solution is not None and len(items) < len(query.solution)
 
 
 def content_ok(query: Query, items: Items) -> bool:
+    """Says whether no item breaks the principle and nothing is missing."""
     return not any(wrong_marks(query, items)) and not is_missing(query, items)
 
 
