@@ -195,7 +195,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     meta.add_argument(
         "--meta",
         metavar="FOLDER",
-        help="the Meta RM, such as smollm2-meta (default: the one beside MODEL)",
+        help="the Meta RM (default: the one beside MODEL)",
     )
     meta.add_argument("--no-meta", action="store_true", help="vote without the Meta RM")
     command.add_argument("--rows", type=_positive, metavar="N", help="completions at once, at most")
