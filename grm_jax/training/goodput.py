@@ -20,7 +20,8 @@ _KINDS: dict[str, Any] = {"began": float, "starts": int, "useful_s": dict}
 class Goodput:
     """Keeps goodput.json of a work folder: {stage: {began, starts, useful_s}}.
 
-    began: Unix time of the stage's first start. starts: how often it was started, resumed or not.
+    began: Unix time of the stage's first start.
+    starts: how often it was started, resumed or not.
     useful_s: {steps done: seconds} at each checkpoint.
 
     Compiling, host work, checkpoints, time in which nothing ran and steps that a restart does

@@ -216,11 +216,11 @@ def packed_of(batch: Batch) -> Packed | None:
 def rft_loss(cfg: ModelConfig) -> LossFn:
     """Makes the masked next-token cross-entropy, for RFT and pretraining.
 
-    Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T], 1
-        on tokens to be learned.
-    Packed rows: tokens, positions, segment, branch int32[R, T]; wanted fp32[R, T], 1 on tokens to
-        be learned.
-    Metrics: entropy (mean over the masked positions).
+    - Batch: tokens, positions int32[B, T] (right-padded, position -1 in padding); mask fp32[B, T],
+      1 on tokens to be learned.
+    - Packed rows: tokens, positions, segment, branch int32[R, T]; wanted fp32[R, T], 1 on tokens to
+      be learned.
+    - Metrics: entropy (mean over the masked positions).
 
     The loss is in nats per token.
     """
@@ -249,15 +249,15 @@ def rl_loss(
     completion: tokens of the longest completion, the C of the loss in packed rows; None: as many as
         a row has.
 
-    Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
-        included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B];
-        ref_logp fp32[B, T], which may be missing where loss_cfg.beta is 0; sampler_logp fp32[B, T]
-        where loss_cfg.importance_sampling_cap is a number.
-    Packed rows: tokens, positions, segment, branch int32[R, T]; wanted fp32[R, T], 1 on completion
-        tokens; old_logp, ref_logp, sampler_logp fp32[R, T]; start, length int32[R, S], of each
-        completion in its row; mask, advantages fp32[R, S]. The loss gets each completion as a row
-        of [R S, C].
-    Metrics: those of the loss, and entropy.
+    - Batch: tokens, positions int32[B, T]; mask fp32[B, T], 1 on completion tokens, the stop token
+      included (`losses.advantages.objective_mask`); old_logp fp32[B, T]; advantages fp32[B];
+      ref_logp fp32[B, T], which may be missing where loss_cfg.beta is 0; sampler_logp fp32[B, T]
+      where loss_cfg.importance_sampling_cap is a number.
+    - Packed rows: tokens, positions, segment, branch int32[R, T]; wanted fp32[R, T], 1 on
+      completion tokens; old_logp, ref_logp, sampler_logp fp32[R, T]; start, length int32[R, S], of
+      each completion in its row; mask, advantages fp32[R, S]. The loss gets each completion as a
+      row of [R S, C].
+    - Metrics: those of the loss, and entropy.
 
     Warns, once, of a loss that does not report the `kl_loss` or the weights that loss_cfg asks for.
     """
@@ -317,11 +317,11 @@ def meta_loss(cfg: ModelConfig) -> LossFn:
     """Makes the binary cross-entropy of the scalar head, for the Meta RM and PairRM.
 
     params: {"backbone", "score"} of `models.heads`.
-    Batch: tokens, positions int32[B, T]; labels fp32[B], 1 for a correct judgment (PairRM: where
-        the response shown first is the better one); mask fp32[B], 0 on padding rows.
-    Packed rows: tokens, positions, segment, branch int32[R, T]; labels, mask fp32[R, S]; last
-        int32[R, S, 1], the index of each sequence's last token in its row.
-    Metrics: accuracy (of logit > 0), label_mean.
+    - Batch: tokens, positions int32[B, T]; labels fp32[B], 1 for a correct judgment (PairRM: where
+      the response shown first is the better one); mask fp32[B], 0 on padding rows.
+    - Packed rows: tokens, positions, segment, branch int32[R, T]; labels, mask fp32[R, S]; last
+      int32[R, S, 1], the index of each sequence's last token in its row.
+    - Metrics: accuracy (of logit > 0), label_mean.
     """
 
     def loss_fn(params, batch):
@@ -336,10 +336,10 @@ def preference_loss(cfg: ModelConfig, center: float = 0.0) -> LossFn:
     """Makes the Bradley-Terry loss of the scalar head, for scalar and CLoud reward models.
 
     params: {"backbone", "score"} of `models.heads`.
-    Batch: better_tokens, better_positions, worse_tokens, worse_positions int32[B, T], both
-        sequences of pair b in row b; mask fp32[B], 0 on padding rows.
-    Packed rows: tokens, positions, segment, branch int32[R, T]; mask fp32[R, S] of pairs; last
-        int32[R, S, 2], the index of the last token of both, the better one first.
+    - Batch: better_tokens, better_positions, worse_tokens, worse_positions int32[B, T], both
+      sequences of pair b in row b; mask fp32[B], 0 on padding rows.
+    - Packed rows: tokens, positions, segment, branch int32[R, T]; mask fp32[R, S] of pairs; last
+      int32[R, S, 2], the index of the last token of both, the better one first.
     center: see `losses.preference.bradley_terry`, as the metrics.
     """
 
