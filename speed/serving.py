@@ -19,6 +19,7 @@ line of JSON for each case:
     again               answers to calls that had been told to come back; early, of 429: without a
                         time to come back at
     megabytes           of the server, mean of the first and of the last third, and the most
+    files               that it has open, nearly all of them connections, likewise
     client_cpu          cores that this script took beside the server
 """
 
@@ -242,6 +243,19 @@ def megabytes(pid: int) -> float:
     return int(size) / 1024
 
 
+def open_files(pid: int) -> int:
+    """Counts the files and connections that a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def thirds(values: Sequence[float]) -> list[int]:
+    """Returns the mean of the first and of the last third, and the most."""
+    third = max(1, len(values) // 3)
+    return [round(sum(of) / third) for of in (values[:third], values[-third:])] + [
+        round(max(values))
+    ]
+
+
 async def measure(url: str, pid: int, library: Library, collected: bool, args) -> dict[str, Any]:
     """Measures one way of asking."""
     of = aiohttp.TCPConnector(limit=0)
@@ -251,7 +265,7 @@ async def measure(url: str, pid: int, library: Library, collected: bool, args) -
 
 
 async def _measure(load: Load, pid: int, args) -> dict[str, Any]:
-    memory = []
+    memory, files = [], []
     alone = await load.again_and_again(1, args.warm_s / 3, 0)
     began = time.monotonic()
     busy = await load.again_and_again(args.clients, args.warm_s, len(alone))
@@ -262,6 +276,7 @@ async def _measure(load: Load, pid: int, args) -> dict[str, Any]:
     async def watch() -> None:
         while True:
             memory.append(megabytes(pid))
+            files.append(open_files(pid))
             await asyncio.sleep(1)
 
     watching, began = asyncio.create_task(watch()), time.monotonic()
@@ -269,8 +284,6 @@ async def _measure(load: Load, pid: int, args) -> dict[str, Any]:
     took, cpu = time.monotonic() - began, time.process_time() - cpu
     watching.cancel()
     drawn = await load.drawn() - drawn
-    third = max(1, len(memory) // 3)
-    thirds = (memory[:third], memory[-third:])
     kinds = collections.Counter(load.checked(outcome) for outcome in over)
     calm = collections.Counter(load.checked(outcome) for outcome in (*alone, *busy))
     return {
@@ -291,7 +304,8 @@ async def _measure(load: Load, pid: int, args) -> dict[str, Any]:
         "alone": percentiles(alone),
         "busy": percentiles(busy),
         "over": percentiles(over),
-        "megabytes": [round(sum(of) / len(of)) for of in thirds] + [round(max(memory))],
+        "megabytes": thirds(memory),
+        "files": thirds(files),
         "client_cpu": round(cpu / took, 2),
     }
 

@@ -17,6 +17,7 @@ from grm_jax.serving.logs import say, set_up
 from grm_jax.serving.service import Service
 from grm_jax.serving.settings import Serving
 
+BACKLOG = 65_535  # connections that wait to be taken; the kernel's net.core.somaxconn bounds it
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -47,7 +48,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Opens the socket; before anything is loaded, so that a port in use is known at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
 
@@ -62,5 +63,6 @@ def server(load: Callable[[], Judge], settings: Serving) -> uvicorn.Server:
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
         timeout_keep_alive=75,
         server_header=False,
+        backlog=BACKLOG,
     )
     return uvicorn.Server(config)
