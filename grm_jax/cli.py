@@ -193,9 +193,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
     meta = command.add_mutually_exclusive_group()
     meta.add_argument(
-        "--meta",
-        metavar="FOLDER",
-        help="the Meta RM (default: the one beside MODEL)",
+        "--meta", metavar="FOLDER", help="the Meta RM (default: the one beside MODEL)"
     )
     meta.add_argument("--no-meta", action="store_true", help="vote without the Meta RM")
     command.add_argument("--rows", type=_positive, metavar="N", help="completions at once, at most")
