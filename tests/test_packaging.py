@@ -156,16 +156,19 @@ def installed(distributions, tmp_path_factory):
     shutil.rmtree(folder)  # a gigabyte
 
 
-def run(command: list, folder: pathlib.Path) -> str:
-    """The output of a command in `folder`, in an environment without this one's Python settings."""
-    environment = {
+def environment() -> dict[str, str]:
+    """This environment without its settings of Python and JAX, such as its many devices."""
+    return {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "XLA_", "JAX_", "NPROC", "VIRTUAL_ENV"))
     }
-    done = subprocess.run(
-        [str(word) for word in command], cwd=folder, env=environment, capture_output=True, text=True
-    )
+
+
+def run(command: list, folder: pathlib.Path) -> str:
+    """The output of a command in `folder`, in an environment of its own."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -209,6 +212,6 @@ def test_extra_demo_brings_a_real_model(installed, distributions, tmp_path, monk
     (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
     words = ["judge", "records.jsonl", "--model=smollm2", "--k=2", "--completion=16", "--out=v"]
     # whether it gives a verdict in 16 tokens is not what is asked
-    subprocess.run([installed / "grm", *words], cwd=tmp_path, env=os.environ)
+    subprocess.run([installed / "grm", *words], cwd=tmp_path, env=environment())
     (verdict,) = [json.loads(line) for line in (tmp_path / "v").read_text().splitlines()]
     assert verdict["k"] == 2 and len(verdict["id"]) == 16
