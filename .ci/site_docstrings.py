@@ -95,7 +95,7 @@ def names_of(obj: Object) -> set[str]:
     """Returns the names of what a function takes, or of what a class has."""
     if obj.is_class:
         init = obj.members.get("__init__")
-        return {name for name in obj.members} | (names_of(init) if init else set())
+        return set(obj.members) | (names_of(init) if init else set())
     return {parameter.name for parameter in obj.parameters} if obj.is_function else set()
 
 

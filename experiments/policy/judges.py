@@ -4,6 +4,7 @@ scalar model says.
 A judge here is `f(prompts, texts, seed) -> {name: numbers}`, NaN where it gave none.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -75,6 +76,7 @@ def with_judges(
     write_json(path, merged)
 
 
+@functools.cache  # weights and programs serve the digest, every seed and every k
 def _judge(name: str, folder: str | None = None) -> grm_jax.Judge:
     if folder is not None:
         return grm_jax.load(folder, kind="bradley_terry")

@@ -16,6 +16,7 @@ def group_rewards(
     """Returns (rewards, whether each is valid) of the responses to one conversation.
 
     asked: of `grm_jax.adapters.client.HOW`.
+
     A response without a score has NaN and False: mask it out of the loss, by the second list.
     """
     check_asked(asked)

@@ -58,11 +58,11 @@ def _whole(groups: list[list[int]], group_size: int | None) -> list[list[int]]:
     """The groups. Raises ValueError where one has no multiple of `group_size` members."""
     for members in groups:
         if group_size is not None and len(members) % group_size:
-            problem = f"this process has {len(members)} completions of a prompt; expected whole"
-            problem += (
-                f" groups of {group_size}: per_device_train_batch_size * steps_per_generation"
+            raise ValueError(
+                f"this process has {len(members)} completions of a prompt; expected whole groups "
+                f"of {group_size}: per_device_train_batch_size * steps_per_generation has to be a "
+                "multiple of num_generations"
             )
-            raise ValueError(f"{problem} has to be a multiple of num_generations")
     return groups
 
 

@@ -79,9 +79,8 @@ def peak_flops(devices: Sequence[Any], dtype: str = "bfloat16") -> float | None:
 
     dtype: of the products. Those of the table are bf16's.
 
-    CPUs are measured, at most half a second
-    and once a process: the fastest of some matrix products on all cores, which all devices of the
-    process share; processes are taken to have a host each.
+    CPUs are measured, at most half a second and once a process: the fastest of some matrix products
+    on all cores, which all devices of the process share; processes are taken to have a host each.
     """
     if devices[0].platform == "cpu":
         if rounds_factors():
