@@ -74,12 +74,29 @@ class Gate:
         name = given if ID.fullmatch(given) else uuid.uuid4().hex
         began, status, whole = time.monotonic(), 0, False
 
+        def ended(left: bool) -> None:
+            nonlocal whole
+            whole = True
+            self.under_way -= 1
+            seconds = time.monotonic() - began
+            self.saw(scope["path"], 0 if left else status, seconds)
+            quiet = scope["path"] in (*OPEN, "/metrics") and status == 200
+            if not quiet:
+                say(
+                    "left" if left else "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    seconds=round(seconds, 4),
+                )
+
         async def answer(message: Message) -> None:
-            nonlocal status, whole
-            whole = message["type"] == "http.response.body" and not message.get("more_body")
+            nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name.encode())]
+            elif not message.get("more_body") and not whole:
+                ended(left=False)  # before its last piece: who has that may ask again, and look
             await send(message)
 
         token, left = request_id.set(name), False
@@ -91,17 +108,8 @@ class Gate:
                 raise
             log.exception("a request failed")  # and the connection is as good as before
         finally:
-            self.under_way -= 1
-            self.saw(scope["path"], 0 if left else status, time.monotonic() - began)
-            quiet = scope["path"] in (*OPEN, "/metrics") and status == 200
-            if not quiet:
-                say(
-                    "left" if left else "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                    seconds=round(time.monotonic() - began, 4),
-                )
+            if not whole:
+                ended(left)
             request_id.reset(token)
 
     async def _handle(

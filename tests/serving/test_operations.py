@@ -20,11 +20,6 @@ def metrics(served):
     }
 
 
-def answered(values):
-    asked = {key: value for key, value in values.items() if key[0] == "grm_requests_total"}
-    return sum(value for key, value in asked.items() if ("path", "/metrics") not in key)
-
-
 def test_metrics_count_what_was_done(served):
     idle(served)
     before = metrics(served)
@@ -33,7 +28,6 @@ def test_metrics_count_what_was_done(served):
     served.post("/v1/judge", json=body(k=1000))
     served.get(f"/{'x' * 50}")
     idle(served)
-    eventually(lambda: answered(metrics(served)) == answered(before) + 5)  # after their replies
     after = metrics(served)
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert grown["grm_samples_total",] == 2 * 4 + 3
@@ -130,11 +124,8 @@ def test_every_door_has_its_name_in_the_metrics(served):
     for door in doors:
         assert served.post(door, json={}).status_code == 422
     served.get("/metrics")
-
-    def seen():
-        return {key[1][1] for key in metrics(served) if key[0] == "grm_requests_total"}
-
-    eventually(lambda: {*doors, "/metrics"} <= seen())
+    seen = {name[1][1] for name in metrics(served) if name[0] == "grm_requests_total"}
+    assert {*doors, "/metrics"} <= seen
 
 
 def test_the_address_is_part_of_what_a_key_asks(served):
