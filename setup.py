@@ -9,7 +9,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 REQUIRES = [
-    "jax>=0.8.1",
+    "jax>=0.8.2",
     "flax>=0.12.2",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",

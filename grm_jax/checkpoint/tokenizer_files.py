@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from typing import Any
 
+import sentencepiece
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
@@ -133,22 +134,42 @@ def _with_tokens(
 
 def _converted(file: pathlib.Path, tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
     """A SentencePiece model as a tokenizer of transformers; None, with a line of log, where that
-    cuts text otherwise.
+    cuts text otherwise or knows other tokens.
     """
     import transformers  # takes a second
 
-    kind = getattr(transformers, sentencepiece_class(tokenizer))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    pieces = model.vocab_size()
+    names: dict[str, str | None] = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        index = getattr(model, f"{name}_id")()
+        names[f"{name}_token"] = model.id_to_piece(index) if index >= 0 else None
+    if model.id_to_piece(model.piece_to_id("<mask>")) != "<mask>":
+        names["mask_token"] = None
+    # before transformers 5 the plain name is that of a class without the library's tokenizer
+    kind = getattr(transformers, f"{sentencepiece_class(tokenizer)}Fast")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(file, pathlib.Path(folder) / "tokenizer.model")
-        library = kind.from_pretrained(folder).backend_tokenizer
-    for text in PROBES:
-        theirs = library.encode(text, add_special_tokens=False).ids
-        if theirs != tokenizer.encode(tokenizer.text_prefix + text):
-            log.warning(
-                "%s: no tokenizer.json is written, as transformers cuts %r otherwise than "
-                "SentencePiece; other programs need the ids of grm_jax.tokenizer",
-                file,
-                text,
-            )
-            return None
-    return library
+        # names of its own, which the model lacks, would become tokens behind the model's
+        library = kind.from_pretrained(folder, **names).backend_tokenizer
+    added = sorted((i, text) for text, i in tokenizer.control.items() if i >= pieces)
+    library.add_special_tokens([text for _, text in added])
+    problem = "knows other tokens than the folder does"
+    same = library.get_vocab_size() == pieces + len(added)
+    if same and all(library.token_to_id(text) == i for i, text in added):
+        cut = (
+            library.encode(text, add_special_tokens=False).ids
+            == tokenizer.encode(tokenizer.text_prefix + text)
+            for text in PROBES
+        )
+        wrong = next((text for text, right in zip(PROBES, cut) if not right), None)
+        if wrong is None:
+            return library
+        problem = f"cuts {wrong!r} otherwise than SentencePiece"
+    log.warning(
+        "%s: no tokenizer.json is written, as transformers %s; other programs need the ids of "
+        "grm_jax.tokenizer",
+        file,
+        problem,
+    )
+    return None

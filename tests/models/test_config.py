@@ -275,10 +275,9 @@ def as_transformers(hf: dict) -> dict:
         for field, (key, _) in GEMMA2.fields.items()
         if key not in ("query_pre_attn_scalar", "rope_theta")
     }
-    return fields | {
-        "layer_types": tuple(theirs.layer_types),
-        "rope_theta": theirs.rope_parameters["rope_theta"],
-    }
+    # before transformers 5 a field of its own, beside which the newer file's place has no meaning
+    rope = getattr(theirs, "rope_parameters", None) or {"rope_theta": theirs.rope_theta}
+    return fields | {"layer_types": tuple(theirs.layer_types), "rope_theta": rope["rope_theta"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
