@@ -134,7 +134,13 @@ def _writes_as_gemma(template: ChatTemplate) -> bool:
 
 def _default(stated: Any, file: Path) -> str | None:
     if isinstance(stated, list) and all(isinstance(t, dict) for t in stated):
-        stated = next((t.get("template") for t in stated if t.get("name") == "default"), None)
+        named = {str(t.get("name")): t.get("template") for t in stated}
+        if named and "default" not in named:
+            raise ValueError(
+                f'{file}: field "chat_template": expected one of the name "default", got '
+                f"{', '.join(named)}; {FILE} with the right one goes before it"
+            )
+        stated = named.get("default")
     if stated is not None and not isinstance(stated, str):
         raise ValueError(
             f'{file}: field "chat_template": expected a text, or a list of objects with "name" and '
@@ -149,7 +155,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     Raises ValueError, naming file and field, for one that is no text.
     """
     tokens: dict[str, str] = {}
-    for file in (folder / TOKENS, folder / CONFIG):
+    for file in (folder / CONFIG, folder / TOKENS):
         if not file.is_file():
             continue
         stated = read_object(file)
@@ -164,6 +170,8 @@ def special_tokens(folder: Path) -> dict[str, str]:
                     f'"content", got {shown(text)}'
                 )
             tokens[name] = content
+        if "added_tokens_decoder" in stated:  # a newer form, beside which the other file is stale
+            break
     return tokens
 
 
@@ -218,6 +226,7 @@ def piece_encoder(
     encode: Callable[[str], list[int]],
     parse: Callable[[str], list[int]] | None,
     prefix: str = "",
+    behind: str = "",
 ) -> Callable[[Sequence[str]], list[int]]:
     """Makes the function that turns the pieces of a chat into ids, control strings into theirs.
 
@@ -226,7 +235,8 @@ def piece_encoder(
     control token and puts no space in front; so does all of a piece of which `parse` would make
     other control tokens than are written (a normalizer can), or where there is no `parse`.
 
-    prefix: the space before a text, for want of `parse`.
+    prefix, behind: the space before a text, and before what follows a control token, for want of
+        `parse`.
     """
     longest_first = sorted(control, key=len, reverse=True)
     strings = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if control else "(?!)")
@@ -236,7 +246,7 @@ def piece_encoder(
         words, *rest = strings.split(text)
         encoded = encode(prefix + words) if words else []
         for string, words in zip(rest[::2], rest[1::2]):
-            encoded += [control[string], *(encode(words) if words else [])]
+            encoded += [control[string], *(encode(behind + words) if words else [])]
         return encoded
 
     def encode_pieces(pieces: Sequence[str]) -> list[int]:

@@ -313,10 +313,20 @@ def _load_sentencepiece(
         plain={},
         text_prefix=" " if has_prefix else "",
         encode=model.encode,
-        decode=model.decode,
+        # added ids may leave a gap, whose rows stand for no text
+        decode=lambda ids: model.decode([i for i in ids if i < pieces]),
         parse=None,
         template=read_chat_template(path.parent, {**texts, **named, **(switches or {})}),
+        behind=" " if has_prefix and _is_legacy(path.parent) else "",
     )
+
+
+def _is_legacy(folder: Path) -> bool:
+    """Whether a space comes before what follows a control token, as before a text: so Llama-2's
+    folders mean it, llama.cpp has it, and transformers where "legacy" is true.
+    """
+    file = folder / "tokenizer_config.json"
+    return not file.is_file() or read_object(file).get("legacy") is not False
 
 
 def _load_hugging_face(
@@ -328,6 +338,12 @@ def _load_hugging_face(
     # the library raises bare Exception for a JSON file that is no tokenizer
     except Exception as error:
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+    for text, i in _added_tokens(path.parent).items():
+        if original.token_to_id(text) is None:
+            raise ValueError(
+                f"{path}: no token {text!r}, which other files of its folder add as id {i}; it is "
+                "older than they are: save the tokenizer again"
+            )
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         spec[part] = _without_dummy_prefix(spec.get(part), part)
     model = tokenizers.Tokenizer.from_str(json.dumps(spec))
@@ -377,6 +393,7 @@ def _tokenizer(
     decode: Callable[[list[int]], str],
     parse: Callable[[str], list[int]] | None,
     template: ChatTemplate | None,
+    behind: str = "",
 ) -> Tokenizer:
     """Wraps a library's encode and decode.
 
@@ -384,7 +401,7 @@ def _tokenizer(
     special: bos, eos, pad, unk. unk_id: what text may become that the vocabulary does not cover.
     control: further strings that text must not become, with ids; plain: added tokens that it may.
     parse: text whose control strings become their ids, as transformers encodes a chat; None where
-    the library has no such call.
+    the library has no such call. behind: the space before what follows a control token, then.
     """
     bos_id, eos_id = special["bos"], special["eos"]
     if bos_id is None and template is not None:
@@ -443,7 +460,7 @@ def _tokenizer(
     }
     ends = end_of_turn(template, tuple(of_chat))
     encode_content = _guarded(encode, of_chat, control_ids | set(of_chat.values()))
-    encode_pieces = piece_encoder(of_chat, encode_content, parse, text_prefix)
+    encode_pieces = piece_encoder(of_chat, encode_content, parse, text_prefix, behind)
 
     def write_chat(turns: Turns, prompt: bool) -> list[int]:
         return encode_pieces(render_pieces(template, turns, prompt, tuple(of_chat)))

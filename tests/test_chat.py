@@ -7,11 +7,12 @@ import json
 import random
 
 import pytest
+import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grm_jax.chat import ChatTemplate, read_chat_template, render, render_pieces
+from grm_jax.chat import ChatTemplate, read_chat_template, render, render_pieces, special_tokens
 from grm_jax.tokenizer import load_tokenizer
 from tests.chat_formats import DS, FORMATS, IM, TEXTS, THINK, chat_folder
 
@@ -187,7 +188,8 @@ def test_where_a_template_is_found(tmp_path, folders):
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": [{"name": "tools", "template": "T"}]})
     )
-    assert read_chat_template(tmp_path, {}) is None
+    with pytest.raises(ValueError, match='expected one of the name "default", got tools; chat_'):
+        read_chat_template(tmp_path, {})
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert read_chat_template(tmp_path, {"a": 1}) == ChatTemplate("D", {"a": 1})
@@ -269,6 +271,48 @@ def test_gemmas_own_templates_are_known_by_what_they_write(tmp_path, folders):
     assert asked == apply(theirs, turns[1:], True) != built_in.chat_to_answer(turns[1:])
     with pytest.raises(ValueError, match="chat_template.jinja: not a chat template"):
         found(gemma + "{% for m in messages %}")
+
+
+def test_the_stale_one_of_two_files_of_special_tokens_is_not_read(tmp_path):
+    """As transformers: the map, unless the config is of the form that lists added tokens."""
+    config, stated = (
+        {"bos_token": "<a>", "eos_token": None},
+        {"bos_token": "<b>", "eos_token": "</b>"},
+    )
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(stated))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert special_tokens(tmp_path) == stated
+    listed = config | {"added_tokens_decoder": {"0": {"content": "<a>"}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(listed))
+    assert special_tokens(tmp_path) == {"bos_token": "<a>"}
+
+
+def test_a_token_that_tokenizer_json_lacks_is_named(tmp_path):
+    folder = chat_folder(tmp_path, "chatml")
+    file = folder / "tokenizer_config.json"
+    listed = {"added_tokens_decoder": {"9000": {"content": "<|turn|>"}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | listed))
+    with pytest.raises(ValueError, match="tokenizer.json: no token '<|turn|>', which other files"):
+        load_tokenizer(folder)
+
+
+def test_a_space_follows_control_tokens_of_a_sentencepiece_model_that_has_one(tmp_path, data_dir):
+    """As llama.cpp, and transformers where "legacy" is true; not where it is false."""
+    model = data_dir / "mistral_tokenizer" / "tokenizer.model.v1"
+    (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} "
+        "[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    turns = [("user", "Is 2 < 3?"), ("assistant", "Yes."), ("user", "And 3?")]
+    written = ("[INST] Is 2 < 3? [/INST]Yes.", "[INST] And 3? [/INST]")
+    config = {"chat_template": template, "bos_token": "<s>", "eos_token": "</s>"}
+    with_space = sentencepiece.SentencePieceProcessor(model_file=str(model)).encode
+    for legacy in ({}, {"legacy": True}, {"legacy": False}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | legacy))
+        tokenizer = load_tokenizer(tmp_path)
+        encode = tokenizer.encode if legacy == {"legacy": False} else with_space
+        assert tokenizer.chat(turns) == [1, *encode(written[0]), 2, *encode(written[1])]
 
 
 def test_stops_that_the_generation_config_states_are_stops(tmp_path):

@@ -71,7 +71,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "of all that is drawn")
 
 
 def main(_):
-    model, out = pathlib.Path(_MODEL.value), pathlib.Path(_OUT.value)
+    model, out, published = pathlib.Path(_MODEL.value), pathlib.Path(_OUT.value), _data()
 
     def answered(name: str, asked: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         return answers(model, asked, SAMPLES, _SEED.value, out / f"answers_{name}.jsonl")
@@ -79,7 +79,7 @@ def main(_):
     of_train = questions.questions(questions.TRAIN_TOPICS, EACH_TRAIN_TOPIC)
     of_train |= questions.questions(questions.TRAIN_TOPICS[:COLD_START_TOPICS], EACH_COLD_TOPIC)
     of_test = questions.questions(questions.TEST_TOPICS, EACH_TEST_TOPIC)
-    build(answered("train", of_train), answered("test", of_test), _data(), out, _SEED.value)
+    build(answered("train", of_train), answered("test", of_test), published, out, _SEED.value)
 
 
 def _data() -> dict[str, list[Record]]:

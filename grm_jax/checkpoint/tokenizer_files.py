@@ -71,7 +71,11 @@ def write_tokenizer(source: pathlib.Path, target: pathlib.Path, positions: int) 
         if file.parent != source:
             shutil.copyfile(file, target / "tokenizer.model")
         library, same = _converted(file, tokenizer), False
-    if library is None:
+    if library is None:  # its settings and its template are as right as they were
+        if (file.parent / CONFIG).is_file():
+            shutil.copyfile(file.parent / CONFIG, target / CONFIG)
+        if tokenizer.template is not None:
+            (target / CHAT).write_text(tokenizer.chat_template, encoding="utf-8")
         return tokenizer
     if _set_right(library, tokenizer) or not same:
         library.save(str(target / "tokenizer.json"))

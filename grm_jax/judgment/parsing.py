@@ -63,8 +63,9 @@ RELEASED_OPENS, RELEASED_CLOSES = re.compile(r"\\{1,2}boxed\{|\["), re.compile(r
 RELEASED_RANGE = (1.0, 10.0)
 VERDICT = re.compile(
     r"\[\[(?P<brackets>[^\[\]\n]*)\]\]"
-    r"|<answer>(?P<tag>(?:(?!</?answer>)[^\[])*)</answer>"
-    r"|\\boxed\{(?:\\text\{)?(?P<box>[^{}\n]*)\}",
+    r"|<answer>(?P<tag>(?:(?!</?answer>|\\boxed\{)[^\[])*)</answer>"
+    r"|\\boxed\{\s*(?:\\(?:text|textbf|textrm|mathbf|mathrm)\{(?P<macro>[^{}\n]*)\}\s*\}"
+    r"|(?P<box>(?:[^{}\n]|\{[^{}\n]*\})*)\})",
     re.IGNORECASE,
 )
 # A, "Response A", "Assistant 1", A>B, A>>B, A=B
@@ -216,7 +217,7 @@ def parse_letter(
     if not verdicts:
         return ParseFailure("only_reasoning" if VERDICT.search(text) else "no_box")
     last = verdicts[-1]
-    group = next(name for name in ("brackets", "tag", "box") if last[name] is not None)
+    group = next(name for name in ("brackets", "tag", "macro", "box") if last[name] is not None)
     content = last[group]
     start = last.start(group) + len(content) - len(content.lstrip())
     content = content.strip()

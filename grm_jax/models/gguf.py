@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grm_jax.json_files import shown
 from grm_jax.models.config import ModelConfig, RopeScaling, from_sizes
 from grm_jax.models.decoder import rope_frequencies
 from grm_jax.models.families import FAMILIES
@@ -130,6 +131,7 @@ def config_of(
         sizes["rope_scaling"] = scaling_of(
             divisors, sizes.get("rope_theta", family.fields["rope_theta"][1])
         )
+    _check_fixed(own, sizes)
     scaling = sizes["rope_scaling"]
     if scaling is not None and scaling.rope_type not in family.ropes:
         raise ValueError(f"RoPE has a scaling {scaling.rope_type!r}; no model of {name} has")
@@ -139,20 +141,38 @@ def config_of(
         raise ValueError("; ".join(error.problems)) from error
 
 
+def _check_fixed(own: _Metadata, sizes: Mapping[str, Any]) -> None:
+    """Refuses what the metadata may say and the decoder does not do."""
+    fixed: dict[str, tuple[Any, ...]] = {
+        "rope.dimension_count": (sizes["head_dim"],),
+        "attention.causal": (True,),
+    }
+    if sizes["model_type"] == "gemma3_text":
+        _ = own["attention.sliding_window"]  # without it llama.cpp has other layers
+        local = [(layer + 1) % 6 != 0 for layer in range(sizes["n_layers"])]
+        fixed |= {"attention.sliding_window_pattern": (6, local), "final_logit_softcapping": (0.0,)}
+    for key, known in fixed.items():
+        if key in own and own[key] not in known:
+            raise ValueError(
+                f"field {own.prefix + key!r}: expected {known[0]}, got {shown(own[key])}"
+            )
+
+
 def _short(value: float) -> float:
     """The shortest decimal of a float32: 1e-05 and not 9.99e-06."""
     return float(str(np.float32(value)))
 
 
 def _linear(own: Mapping[str, Any]) -> RopeScaling | None:
-    kind, factor = own.get("rope.scaling.type", "linear"), own.get("rope.scaling.factor")
+    kind = own.get("rope.scaling.type", "linear")
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear"))  # older files
     if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
         return None
     if kind != "linear":
         raise ValueError(
             f"RoPE's scaling is {kind!r}; expected 'linear', 'none' or {ROPE_DIVISORS}"
         )
-    return RopeScaling("linear", _short(own["rope.scaling.factor"]))
+    return RopeScaling("linear", _short(factor))
 
 
 PUBLISHED_SCALING: tuple[float, float, int] = (1.0, 4.0, 8192)  # low, high, original length

@@ -22,6 +22,7 @@ from grm_jax.models.lora import LoraConfig, init_adapters, merge
 from grm_jax.models.table import SCALAR
 from grm_jax.reward_models.scalar import response_ids
 from grm_jax.tokenizer import load_tokenizer
+from tests.chat_formats import CHATML
 from tests.chat_formats import GEMMA as OWN_TEMPLATE
 from tests.checkpoint.test_gguf import trained_sentencepiece
 from tests.models.gemma2_cases import BASE, quick_jit, random_params, scalar_params
@@ -156,6 +157,23 @@ def test_a_sentencepiece_model_that_would_be_misread_is_left_as_it_is(tmp_path, 
         assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
         assert "no tokenizer.json is written, as transformers cuts" in caplog.text
     assert load_tokenizer(tmp_path).chat(TURNS) == ours.chat(TURNS)
+
+
+def test_a_folder_without_a_tokenizer_json_keeps_its_template_and_its_settings(tmp_path, caplog):
+    trained_sentencepiece(tmp_path)
+    source, target = tmp_path / "source", tmp_path / "model"
+    source.mkdir()
+    target.mkdir()
+    (tmp_path / "spm.model").rename(source / "tokenizer.model")
+    added = {"509": {"content": "<|im_end|>"}}  # behind a gap, which no tokenizer.json has
+    config = {"eos_token": "<|im_end|>", "chat_template": CHATML, "added_tokens_decoder": added}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = write_tokenizer(source, target, 1024)
+    assert "no tokenizer.json is written" in caplog.text
+    again = load_tokenizer(target)
+    assert again.chat(TURNS) == ours.chat(TURNS) and again.template is not None
+    assert again.stop_ids == ours.stop_ids == (509,) and again.vocab_size == 510
+    assert again.decode([500, *ours.encode("fox")]) == "fox"
 
 
 def test_a_sentencepiece_model_keeps_its_names_and_the_tokens_beside_it(tmp_path, caplog):

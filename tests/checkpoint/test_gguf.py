@@ -20,7 +20,7 @@ from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.model_check import check_model
 from grm_jax.models.config import GLOBAL, LOCAL, RopeScaling, from_sizes
 from grm_jax.models.decoder import rope_frequencies
-from grm_jax.models.gguf import scaling_of
+from grm_jax.models.gguf import config_of, scaling_of
 from grm_jax.models.hf_config import load_config
 from grm_jax.tokenizer import load_tokenizer
 from tests.chat_formats import CHATML, FORMATS, TEXTS
@@ -361,6 +361,11 @@ def test_what_cannot_be_imported_is_named(tmp_path):
     norm, table = theirs["output_norm.weight"], theirs["token_embd.weight"]
     queries = {"blk.0.attn_q.weight": theirs["blk.0.attn_q.weight"] * np.nan}
     martian = trained_bpe("martian")[2]
+
+    def add_without_merges(writer):
+        writer.add_token_merges = lambda merges: None
+        add(writer)
+
     cases = {
         "architecture 'rwkv'": ("rwkv", theirs, add),
         "1 missing tensors, the first blk.1.ffn_up": ("llama", _without(theirs, "1.ffn_up"), add),
@@ -368,6 +373,8 @@ def test_what_cannot_be_imported_is_named(tmp_path):
         "blk.0.ffn_up.weight has shape": ("llama", theirs | {"blk.0.ffn_up.weight": table}, add),
         "blk.0.attn_q.weight holds NaN": ("llama", theirs | queries, add),
         "tokenizer.ggml.pre is 'martian'": ("llama", theirs, martian),
+        "field 'tokenizer.ggml.tokens': missing": ("llama", theirs, lambda writer: None),
+        "field 'tokenizer.ggml.merges': missing": ("llama", theirs, add_without_merges),
     }
     for number, (message, parts) in enumerate(cases.items()):
         file = write(tmp_path / f"{number}.gguf", *parts)
@@ -378,6 +385,43 @@ def test_what_cannot_be_imported_is_named(tmp_path):
     (tmp_path / "full/mine").write_text("")
     with pytest.raises(FileExistsError, match="full: not empty"):
         import_gguf(tmp_path / "0.gguf", tmp_path / "full")
+
+
+def test_metadata_of_other_decoders_are_named():
+    metadata = {
+        "general.architecture": "gemma3",
+        "tokenizer.ggml.tokens": ["a"] * 300,
+        "gemma3.block_count": 8,
+        "gemma3.embedding_length": 64,
+        "gemma3.attention.head_count": 4,
+        "gemma3.attention.head_count_kv": 2,
+        "gemma3.attention.key_length": 32,
+        "gemma3.attention.layer_norm_rms_epsilon": 1e-6,
+        "gemma3.attention.sliding_window": 16,
+        "gemma3.feed_forward_length": 96,
+        "gemma3.context_length": 128,
+    }
+    same = {
+        "gemma3.attention.sliding_window_pattern": [True] * 5 + [False, True, True],
+        "gemma3.rope.dimension_count": 32,
+        "gemma3.final_logit_softcapping": 0.0,
+        "gemma3.attention.causal": True,
+    }
+    assert config_of(metadata | same, tied=True) == config_of(metadata, tied=True)
+    old = {"gemma3.rope.scale_linear": 8.0}
+    assert config_of(metadata | old, tied=True).rope_scaling == RopeScaling("linear", 8.0)
+    other = {
+        "gemma3.attention.sliding_window_pattern": 3,
+        "gemma3.rope.dimension_count": 16,
+        "gemma3.final_logit_softcapping": 20.0,
+        "gemma3.attention.causal": False,
+    }
+    for key, value in other.items():
+        with pytest.raises(ValueError, match=f"field '{key}': expected .*, got {value}"):
+            config_of(metadata | {key: value}, tied=True)
+    del metadata["gemma3.attention.sliding_window"]
+    with pytest.raises(ValueError, match="field 'gemma3.attention.sliding_window': missing"):
+        config_of(metadata, tied=True)
 
 
 def _without(tensors, part):
