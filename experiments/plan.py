@@ -17,8 +17,6 @@ make room for others as they end.
 Compiled programs are remembered in plan.json.
 """
 
-import json
-import os
 import pathlib
 import sys
 import time
@@ -29,6 +27,7 @@ from absl import flags, logging
 
 from experiments import config_flags
 from grm_jax.json_files import check_fields, read_object
+from grm_jax.whole_files import write_json, write_whole
 
 if TYPE_CHECKING:
     from grm_jax.planning.search import Attempt
@@ -242,12 +241,8 @@ def write(plan: dict, out: pathlib.Path) -> None:
     """plan.json and plan.md, each of which appears whole."""
     from grm_jax.planning.report import markdown
 
-    for name, text in (
-        ("plan.json", json.dumps(plan, indent=1) + "\n"),
-        ("plan.md", markdown(plan)),
-    ):
-        (out / f"{name}.tmp").write_text(text, encoding="utf-8")
-        os.replace(out / f"{name}.tmp", out / name)
+    write_json(out / "plan.json", plan)
+    write_whole(out / "plan.md", markdown(plan))
 
 
 if __name__ == "__main__":

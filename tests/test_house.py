@@ -11,7 +11,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "grm_jax"
 # A room imports from lower floors alone; rooms of one floor do not know each other.
 FLOORS = (
-    ("naming", "json_files", "signals"),
+    ("naming", "json_files", "whole_files", "signals"),
     ("last_line", "adapters"),
     ("settings", "compile_cache", "locks"),
     ("judgment", "losses", "models", "chat"),

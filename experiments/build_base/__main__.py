@@ -33,6 +33,7 @@ from grm_jax.models import Decoder, ModelConfig, init_params, lm_logits
 from grm_jax.models.config import alternating
 from grm_jax.reward_models.description import Description, write_description
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
+from grm_jax.whole_files import write_whole
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/tiny_base", "state and log of the pretraining")
 _STEPS = flags.DEFINE_integer("steps", 8000, "optimizer steps")
@@ -262,10 +263,7 @@ def main(_):
                     flush=True,
                 )
                 path = workdir / f"state_{step:06d}.pkl"
-                path.with_suffix(".tmp").write_bytes(
-                    pickle.dumps((jax.device_get(state), step, pool, at))
-                )
-                path.with_suffix(".tmp").rename(path)
+                write_whole(path, pickle.dumps((jax.device_get(state), step, pool, at)))
         if at >= len(batches):
             pool, at = pool + 1, 0
     save_folder(_OUT.value, state[0], cfg, tokenizer_files_from=workdir / "hf")

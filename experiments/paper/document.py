@@ -24,6 +24,7 @@ from experiments.paper.tables import (
 )
 from grm_jax.data.world import describe as describe_world
 from grm_jax.json_files import check_fields, read_object
+from grm_jax.whole_files import write_whole
 
 SHIPPED_WIDTH = 128
 # what a person says of the figures: a file beside them, that ends the document
@@ -80,15 +81,8 @@ def keep_figures(
         for name, group in groups.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(
-        json.dumps(
-            {"seed": seed, "config": _settings(config), "groups": before["groups"] | found},
-            indent=0,
-        )
-        + "\n",
-        encoding="utf-8",
-    )
-    path.with_suffix(".partial").rename(path)
+    document = {"seed": seed, "config": _settings(config), "groups": before["groups"] | found}
+    write_whole(path, json.dumps(document, indent=0) + "\n")
 
 
 def _settings(config) -> dict:

@@ -17,6 +17,7 @@ from experiments.build_real.draw import ANSWERS, claim, read_rows, sentences
 from experiments.policy.best_of_n import chosen_means
 from grm_jax.judge import Judge
 from grm_jax.report.plots import COLORS, STYLE
+from grm_jax.whole_files import write_whole
 
 # requirements that a small model meets now and then when it is asked to
 KINDS = {
@@ -79,9 +80,7 @@ def scored(
         for row, verdict in zip(rows, judge.many(records, k=k, seed=seed), strict=True):
             found = [judgment.scores[0] for judgment in verdict.judgments if judgment.scores]
             lines += json.dumps({**row, "score": float(np.mean(found)) if found else None}) + "\n"
-        partial = path.with_suffix(".partial")
-        partial.write_text(lines, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, lines)
     kept = read_rows(path)
     if [row | {"score": None} for row in kept] != [{**row, "score": None} for row in rows]:
         raise ValueError(f"{path}: scores of other answers; choose another --workdir")

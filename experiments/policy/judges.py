@@ -14,8 +14,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 import grm_jax
-from grm_jax.evaluation.store import write_json
 from grm_jax.verdict import Judgment
+from grm_jax.whole_files import write_json
 
 Scores = dict[str, list[float]]
 Scorer = Callable[[Sequence[str], Sequence[str], int], Scores]

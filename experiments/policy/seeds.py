@@ -11,9 +11,9 @@ import numpy as np
 from experiments.policy import best_of_n, judges, loop
 from experiments.policy import writer as writing
 from grm_jax.data.world.writing import gold, make_queries
-from grm_jax.evaluation.store import write_json
 from grm_jax.json_files import read_object
 from grm_jax.training.settings import RlConfig
+from grm_jax.whole_files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ from grm_jax import __version__
 from grm_jax.benchmarks import Benchmark, load_benchmark
 from grm_jax.data.world import describe as describe_world
 from grm_jax.data.world import make_records
-from grm_jax.evaluation import store
 from grm_jax.evaluation.comparisons import compare_systems, without_judgments
 from grm_jax.evaluation.judging import Planned, judge_all, plan
 from grm_jax.evaluation.settings import EvalConfig
@@ -28,6 +27,7 @@ from grm_jax.reward_models.grm import NO_PRINCIPLES, NO_RUBRIC
 from grm_jax.reward_models.load import describe
 from grm_jax.reward_models.remote import Estimate, total_estimate
 from grm_jax.reward_models.system import Asking, System
+from grm_jax.whole_files import write_json
 
 SCHEMA = 2
 REQUEST_FAILED = "request_failed"
@@ -77,7 +77,7 @@ def evaluate(
     head = {"schema": SCHEMA, "version": __version__}
     head |= {"config": config.to_dict(), "seed": config.get("seed")}
     results = head | about | figures
-    store.write_json(workdir / "results.json", results)
+    write_json(workdir / "results.json", results)
     (workdir / "table.md").write_text(markdown(results), encoding="utf-8", errors="replace")
     write_report(workdir, results, benchmarks, judged, settings.report_items)
     print(markdown(results))

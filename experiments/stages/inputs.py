@@ -43,6 +43,7 @@ from grm_jax.reward_models.scalar import longest_sequence
 from grm_jax.reward_models.spec import added_tokens_digest, matmul_precision
 from grm_jax.sampling.settings import Lengths
 from grm_jax.tokenizer import ADDED_TOKENS, load_tokenizer
+from grm_jax.whole_files import write_json
 
 # of a tokenizer, beside its own file: {digest: the file that it is of}
 BESIDE = {
@@ -167,7 +168,7 @@ def write_inputs(folder: pathlib.Path, inputs: Inputs) -> None:
             write_records(path, records)
     path, plain = folder / "left_out.json", json.loads(json.dumps(inputs.left_out))
     if not path.is_file() or decode(path.read_bytes(), str(path)) != plain:
-        store.write_json(path, plain)
+        write_json(path, plain)
 
 
 def digests(

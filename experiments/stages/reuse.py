@@ -21,6 +21,7 @@ from grm_jax.evaluation import store
 from grm_jax.json_files import NULL, check_fields, read_object
 from grm_jax.reward_models.description import content_digest
 from grm_jax.training.metrics import read_metrics
+from grm_jax.whole_files import replacing, write_json, write_whole
 
 EVALUATION = "eval"  # beside the stages, as a name in --stages
 
@@ -270,12 +271,11 @@ def _copy(giver: pathlib.Path, workdir: pathlib.Path, name: str) -> None:
         if (row["stage"] == name) == own
     ]
     if logged:
-        partial = workdir / "metrics.jsonl.partial"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in logged), encoding="utf-8")
-        partial.replace(workdir / "metrics.jsonl")
+        lines = "".join(json.dumps(row) + "\n" for row in logged)
+        write_whole(workdir / "metrics.jsonl", lines)
     (workdir / "stages").mkdir(exist_ok=True)
     marker = (done(giver, name) or {}) | {"from": str(giver)}
-    store.write_json(workdir / "stages" / f"{name}.json", marker)
+    write_json(workdir / "stages" / f"{name}.json", marker)
 
 
 def _link(source: str, target: str) -> None:
@@ -298,10 +298,8 @@ def take_judgments(
     if place.exists() or not there:
         return
     most = max(there, key=lambda other: sum(p.stat().st_size for p in other.rglob("*.jsonl")))
-    partial = place.with_name(f".{name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(most, partial)
-    partial.rename(place)
+    with replacing(place) as partial:
+        shutil.copytree(most, partial, dirs_exist_ok=True)
     print(f"== judgments of {name}: taken over from {most}", flush=True)
 
 

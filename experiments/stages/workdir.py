@@ -59,6 +59,7 @@ from grm_jax.reward_models.system import Asking, System
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
 from grm_jax.training.loop import Trained, TrainSetup
 from grm_jax.training.phases import trace_of
+from grm_jax.whole_files import write_json
 
 WORK = ("stages", "trajectories", "checkpoints")  # what a run goes on from
 
@@ -256,7 +257,7 @@ def run_stage(run: Run, name: str, stage: Callable[[Run], Mapping | None]) -> No
     if processes.is_main():
         marker.parent.mkdir(parents=True, exist_ok=True)
         models = reuse.model_digests(run.workdir, name)
-        store.write_json(marker, {"seconds": seconds} | about | {"models": models})
+        write_json(marker, {"seconds": seconds} | about | {"models": models})
     print(
         f"== {name}: {seconds:.0f} s" + (f". {about['note']}" if about["note"] else ""), flush=True
     )
@@ -475,5 +476,5 @@ def _claim(
         "files": inputs_module.file_digests(config),
         "config": json.loads(json.dumps(config.to_dict())),
     }
-    store.write_json(path, claim)
+    write_json(path, claim)
     return read

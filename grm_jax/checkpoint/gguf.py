@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -36,9 +35,12 @@ from grm_jax.models.gguf import ARCHITECTURES, ROPE_DIVISORS, as_transformers_ha
 from grm_jax.models.gguf import tensors as weights
 from grm_jax.models.hf_config import to_hf_dict
 from grm_jax.progress import byte_progress
+from grm_jax.whole_files import replacing
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_BYTES = 5 * 2**30
+# lists beside the tokens, by the name of the tokenizer
+OF_TOKENIZER = {"llama": ("scores", "token_type"), "gpt2": ("token_type", "merges")}
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of tokens, here as in SentencePiece
 
 
@@ -63,6 +65,9 @@ def import_gguf(
         raise ValueError(
             f"{file}: architecture {shown(name)}; expected one of {', '.join(ARCHITECTURES)}"
         )
+    for key in ("tokens", *OF_TOKENIZER.get(metadata.get("tokenizer.ggml.model", ""), ())):
+        if f"tokenizer.ggml.{key}" not in metadata:
+            raise ValueError(f"{file}: field 'tokenizer.ggml.{key}': missing")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     divisors = tensors.pop(ROPE_DIVISORS, None)
     try:
@@ -75,13 +80,6 @@ def import_gguf(
         raise ValueError(f"{file}: {error}") from error
     wanted = weights(cfg)
     _check(file, tensors, wanted)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    config = to_hf_dict(cfg) | _write_tokenizer(file, metadata, partial, cfg.max_positions)
-    (partial / "config.json").write_text(
-        json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
-    )
 
     def read(source: str) -> np.ndarray:
         array = as_transformers_has_it(_dequantized(tensors[source]), source, cfg, name)
@@ -89,10 +87,12 @@ def import_gguf(
             raise ValueError(f"{file}: {source} holds NaN or infinity; expected finite numbers")
         return array
 
-    _write_weights(file.name, read, wanted, partial, DTYPES[dtype])
-    if folder.exists():
-        folder.rmdir()
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        config = to_hf_dict(cfg) | _write_tokenizer(file, metadata, partial, cfg.max_positions)
+        (partial / "config.json").write_text(
+            json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
+        )
+        _write_weights(file.name, read, wanted, partial, DTYPES[dtype])
     return folder
 
 

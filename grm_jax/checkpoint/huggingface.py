@@ -32,7 +32,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
-from grm_jax.checkpoint.whole_folder import replacing
 from grm_jax.json_files import file_looks_like, read_object, shown
 from grm_jax.models.config import ModelConfig
 from grm_jax.models.hf_config import load_config, to_hf_dict
@@ -53,6 +52,7 @@ from grm_jax.parallel.mesh import Device
 from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.progress import byte_progress
 from grm_jax.tokenizer import Tokenizer, load_tokenizer
+from grm_jax.whole_files import replacing
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
@@ -443,7 +443,7 @@ def save_folder(
 ) -> None:
     """Writes a folder that `transformers` and `load_params` read: all of it or nothing.
 
-    It is written aside, then renamed (`whole_folder.replacing`).
+    It is written aside, then renamed (`whole_files.replacing`).
 
     Args:
       folder: absent, empty, or a model folder (has config.json), which is replaced.

@@ -21,7 +21,6 @@ from grm_jax.checkpoint.huggingface import (
     write_safetensors,
 )
 from grm_jax.checkpoint.tokenizer_files import write_tokenizer
-from grm_jax.checkpoint.whole_folder import replacing
 from grm_jax.json_files import read_object, shown, wrong_fields
 from grm_jax.models.config import MOST, ModelConfig
 from grm_jax.models.decoder import without_head
@@ -41,6 +40,7 @@ from grm_jax.models.table import (
 from grm_jax.parallel.mesh import param_shardings
 from grm_jax.parallel.processes import is_main, to_host
 from grm_jax.settings import SettingsError
+from grm_jax.whole_files import replacing
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 DTYPES = ("float32", "bfloat16")  # that adapters are written in

@@ -32,6 +32,7 @@ from grm_jax.parallel import processes
 from grm_jax.reward_models.protocol import Judge, RewardModel
 from grm_jax.reward_models.remote import Estimate, total_estimate
 from grm_jax.reward_models.system import System
+from grm_jax.whole_files import write_json
 
 
 class Planned(NamedTuple):
@@ -404,4 +405,4 @@ def _say_stopped(
         return
     rule = {"k": len(way.samples), "error": stopping.error, "round": stopping.step}
     items = {name: {"samples": drawn, "why": why} for name, (drawn, why) in left.items()}
-    store.write_json(beside, {"rule": rule, "items": items})
+    write_json(beside, {"rule": rule, "items": items})

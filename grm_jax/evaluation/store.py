@@ -29,6 +29,7 @@ from grm_jax.parallel import processes
 from grm_jax.progress import progress
 from grm_jax.reward_models.protocol import Judge
 from grm_jax.watch import watching
+from grm_jax.whole_files import write_json
 
 # what figures are made of; texts stay on file
 SLIM = (
@@ -354,13 +355,6 @@ def in_drawn_order(judgments: Sequence[dict], records: Sequence[Record]) -> list
             j["sample"],
         ),
     )
-
-
-def write_json(path: pathlib.Path, value: object) -> None:
-    """Writes a file of JSON, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _line(judgment: Mapping) -> bytes:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from grm_jax.json_files import check_plain, opened, read_values, shown
+from grm_jax.whole_files import write_whole
 
 ROLES = ("system", "user", "assistant")
 FIELDS = (
@@ -203,9 +204,7 @@ def write_records(path: str | os.PathLike, records: Iterable[Record]) -> None:
         seen.add(record.id)
         lines.append(json.dumps(d, ensure_ascii=False, allow_nan=False) + "\n")
     data = "".join(lines).encode("utf-8")
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
-    os.replace(partial, path)
+    write_whole(path, gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
 
 
 def seeded_digest(purpose: str, seed: int, record_id: str, *numbers: int) -> bytes:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from grm_jax.whole_files import write_whole
 
 BROWSER = "report_browser.js.jinja"
 
@@ -47,9 +48,7 @@ def render(template: str, **values: Any) -> str:
 
 def write(path: Path, text: str) -> Path:
     """Writes the file, whole or not at all, and returns its path."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", errors="replace")  # a path may be no text
-    os.replace(partial, path)
+    write_whole(path, text.encode("utf-8", "replace"))  # a path may be no text
     return path
 
 

@@ -50,6 +50,7 @@ from grm_jax.judgment.parsing import ANSWERS
 from grm_jax.judgment.prompts import Template, template_from_files
 from grm_jax.reward_models.packaged import ADAPTED, PACKAGED, imported
 from grm_jax.settings import POSITIVE, SettingsError, check, one_of
+from grm_jax.whole_files import write_json
 
 FILE = "grm.json"
 KINDS = ("pointwise_grm", "llm_judge", "meta_rm", "bradley_terry", "pair_rm", "cloud", "critic")
@@ -161,10 +162,7 @@ def write_description(folder: str | os.PathLike, description: Description) -> No
         del fields["chat_args"]
     else:
         fields["chat_args"] = dict(description.chat_args)
-    path = pathlib.Path(folder) / FILE
-    partial = path.with_name(f"{FILE}.partial")
-    partial.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_json(pathlib.Path(folder) / FILE, fields)
 
 
 def model_folder(name: str | os.PathLike, parts: Sequence[str] = JUDGES) -> pathlib.Path:

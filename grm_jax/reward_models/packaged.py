@@ -16,7 +16,6 @@ import importlib.util
 import json
 import logging
 import pathlib
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 from grm_jax import locks
 from grm_jax.judgment.prompts import load_template
+from grm_jax.whole_files import replacing
 
 log = logging.getLogger(__name__)
 # the code that says what is written
@@ -113,11 +113,9 @@ def _make(
     log.warning(
         "model %r of the package %s is imported, once, to %s", name, packaged.distribution, folder
     )
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    import_gguf(file, partial)
-    (partial / "grm.json").write_text(grm, encoding="utf-8")
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        import_gguf(file, partial)
+        (partial / "grm.json").write_text(grm, encoding="utf-8")
 
 
 def _file(name: str, packaged: Packaged) -> pathlib.Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import time
@@ -11,6 +10,7 @@ from typing import Any
 
 from grm_jax.json_files import check_fields, read_object
 from grm_jax.parallel import processes
+from grm_jax.whole_files import write_json
 
 FILE = "goodput.json"
 USEFUL = ("rollout", "logprobs", "update")  # phases
@@ -59,7 +59,4 @@ class Goodput:
 
     def _write(self):
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        replacement = self._path.with_suffix(".tmp")
-        stages = self._all() | {self._stage: self._mine}
-        replacement.write_text(json.dumps(stages, indent=1) + "\n", encoding="utf-8")
-        os.replace(replacement, self._path)
+        write_json(self._path, self._all() | {self._stage: self._mine})

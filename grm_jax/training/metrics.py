@@ -17,6 +17,7 @@ import jax
 from grm_jax.json_files import check_fields, decode
 from grm_jax.naming import resolve
 from grm_jax.parallel import processes
+from grm_jax.whole_files import write_whole
 
 # what of a row is measured: beginnings of names. Equal runs differ in it, and in nothing else
 MEASURED = (
@@ -279,6 +280,4 @@ def _drop_rows(path, stage, resumed_step):
     ]
     text = "".join(json.dumps(row) + "\n" for row in kept).encode()
     if text != path.read_bytes():
-        replacement = path.with_suffix(".jsonl.tmp")
-        replacement.write_bytes(text)
-        os.replace(replacement, path)
+        write_whole(path, text)

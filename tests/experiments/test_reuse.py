@@ -13,6 +13,7 @@ from experiments.configs import tiny, tiny_reward_model
 from experiments.stages import evaluation, reuse
 from experiments.stages.workdir import about_stages, run_stage
 from grm_jax.evaluation import store
+from grm_jax.whole_files import write_json
 from tests.experiments import micro
 
 INPUTS = {
@@ -39,7 +40,7 @@ def work_folder(path, done=(), inputs=INPUTS, config=None):
     """A work folder with finished stages, and a word in all that each of them leaves."""
     path.mkdir(parents=True)
     config = config or plain()
-    store.write_json(path / "config.json", {"digest": "d", "inputs": inputs, "config": config})
+    write_json(path / "config.json", {"digest": "d", "inputs": inputs, "config": config})
     logged = []
     for name in done:
         for place in reuse.STAGES[name].leaves:
@@ -50,7 +51,7 @@ def work_folder(path, done=(), inputs=INPUTS, config=None):
                 (path / place / "config.json").write_text("{}")
         logged += [{"stage": name, "step": step, "loss": 0.5} for step in range(2)]
         (path / "stages").mkdir(exist_ok=True)
-        store.write_json(path / "stages" / f"{name}.json", {"seconds": 61.0, "note": None})
+        write_json(path / "stages" / f"{name}.json", {"seconds": 61.0, "note": None})
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
     return path
 

@@ -1,9 +1,23 @@
-"""Replaces a folder by another one: at every moment the old or the new one is on disk, whole."""
+"""Writes files and folders so that at every moment the old or the new one is on disk, whole."""
 
 import contextlib
+import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file, text as UTF-8; until it is whole it lies beside `path` as <name>.partial."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, path)
+
+
+def write_json(path: pathlib.Path, value: object) -> None:
+    """Writes a value as a file of JSON, as `write_whole` does."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
