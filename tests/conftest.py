@@ -32,7 +32,17 @@ import gc  # noqa: E402
 import importlib.util  # noqa: E402
 import sys  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+# a property is judged, not the speed of a busy machine; a commit gives the same result each time,
+# and `--hypothesis-profile=wide` looks further
+PATIENT = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("steady", PATIENT, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("wide", PATIENT, max_examples=200)
+hypothesis.settings.load_profile("steady")
 
 MAPS = pathlib.Path("/proc/self/maps")
 MOST_MAPS = 20_000  # leaves a file of tests more than half of what there is

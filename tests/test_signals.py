@@ -113,7 +113,8 @@ def test_a_child_gets_each_signal_once_and_ends_as_it_likes(number):
     assert out == f"1 [{number!r}]\n" and err.startswith(f"{number.name}: passed on to")
 
 
-def test_what_follows_from_a_signal_is_said_behind_it():
+def test_what_follows_from_a_signal_is_said_behind_it(monkeypatch):
+    monkeypatch.setattr(signals, "SAID_WITHIN_S", 60)
     words = []
 
     def say(number, times):

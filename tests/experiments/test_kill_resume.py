@@ -135,6 +135,7 @@ def evidence(path: pathlib.Path) -> list[dict]:
 def test_killed_in_every_stage(processes, micro, finished, tmp_path):
     rng, whole = random.Random(0), finished[0]
     conditions = [condition for stage in STAGES for condition in random_lines(rng, whole, stage, 1)]
+    conditions[STAGES.index("rft_sample")] = at_line("rft_sample", 1)  # the last ones end it
     conditions[STAGES.index("rl")] = at_checkpoint("rl", 2)
     conditions[STAGES.index("meta")] = at_checkpoint("meta", 4)
     struck = run_killed(

@@ -220,7 +220,9 @@ def test_keep_counts_a_preemption_only_where_the_run_came_no_further(pod, tmp_pa
     """With --recreate=1 it is preempted four times: three times behind a checkpoint."""
     text = (
         f"n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) >{tmp_path}/n; "
-        f"[ $n -gt 2 ] || mkdir -p {tmp_path}/mnt/run/checkpoints/rl/$n; sleep 2; "
+        f"[ $n -gt 2 ] || mkdir -p {tmp_path}/mnt/run/checkpoints/rl/$n; "
+        f"looks() {{ grep -c 'tpu_host.sh progress' {tmp_path}/calls || true; }}; seen=$(looks); "
+        f"while [ $(looks) -le $seen ]; do sleep 0.1; done; "
         f"echo PREEMPTED >{tmp_path}/state; while true; do sleep 0.1; done"
     )
     done = keep(pod, tmp_path, "case $PWD in */hosts/0/*) ;; *) exit 0 ;; esac; " + text)

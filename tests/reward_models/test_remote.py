@@ -358,7 +358,9 @@ def test_what_was_paid_for_before_a_stop_is_kept(server):
     assert [row["id"] for row in found] == [f"r{i}" for i in range(5)]
 
 
-def test_the_concurrency_limit_is_reached_and_kept_and_blocks_come_early(server):
+def test_the_concurrency_limit_is_reached_and_kept_and_blocks_come_early(server, monkeypatch):
+    monkeypatch.setattr(remote, "YIELDS_EVERY_S", 600)
+
     def answer(request):
         time.sleep(0.05)
         return good(request)
@@ -373,7 +375,8 @@ def test_the_concurrency_limit_is_reached_and_kept_and_blocks_come_early(server)
     assert server.most == 4 and blocks == [16, 16, 16] and served[0] <= 16 + 4
 
 
-def test_a_consumer_may_stop_early(server):
+def test_a_consumer_may_stop_early(server, monkeypatch):
+    monkeypatch.setattr(remote, "YIELDS_EVERY_S", 600)
     blocks = model(server, concurrency=2).judge([record(f"r{i}", (1, 2)) for i in range(1000)])
     assert len(next(blocks)) == 16
     blocks.close()
@@ -568,7 +571,8 @@ def test_a_server_that_is_down_gets_no_retries_until_it_answers(server):
     many = [record(f"r{i:02}", (1, 2)) for i in range(40)]
     with pytest.raises(RemoteError):
         list(model(server, retries=3, concurrency=2, failures_in_a_row=10).judge(many))
-    assert len(server.requests) <= 2 * 4 + 10
+    # the third begins before the second is given up, and one is on its way
+    assert len(server.requests) <= 3 * 4 + 7 + 1
 
 
 def test_every_wait_is_spread_and_bounded(monkeypatch):
@@ -584,9 +588,9 @@ def test_every_wait_is_spread_and_bounded(monkeypatch):
 def test_a_reply_that_stalls_in_its_body_is_a_timeout_that_says_so(server):
     data = json.dumps(completion("\\boxed{9, 2}")).encode()
     with slow_server([b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + data[:40]]) as url:
-        (row,) = rows_of(model(server, base_url=url, timeout_s=0.5, retries=0), RECORDS[2:])
+        (row,) = rows_of(model(server, base_url=url, timeout_s=2.0, retries=0), RECORDS[2:])
     assert row["failure"] == "request_failed:timeout"
-    assert row["error"] == "no whole reply within 0.5 s; HTTP 200 came, and 40 bytes of its body"
+    assert row["error"] == "no whole reply within 2 s; HTTP 200 came, and 40 bytes of its body"
 
 
 @pytest.mark.parametrize("end, said", [("close", "without sending complete"), ("reset", "reset")])
@@ -647,7 +651,7 @@ def test_a_reply_without_end_is_given_up(server, monkeypatch):
 def test_tls_that_can_never_succeed_ends_it_and_a_host_without_address_is_named(server):
     with pytest.raises(RemoteError, match=r"no TLS with 127.0.0.1:\d+: "):
         rows_of(model(server, base_url=server.url.replace("http", "https")), RECORDS[2:])
-    settings = {"base_url": "http://nowhere.invalid/v1", "retries": 0}
+    settings = {"base_url": "http://nowhere.invalid/v1", "retries": 0, "timeout_s": 120.0}
     (row,) = rows_of(model(server, **settings), RECORDS[2:])
     assert row["failure"] == "request_failed:connection"
     assert "no address of the host nowhere.invalid" in row["error"]
@@ -708,7 +712,7 @@ def test_a_caller_may_stop_while_a_server_says_nothing(server, monkeypatch):
     server.answer = answer
     blocks = model(server, concurrency=2).judge([record(f"r{i}", (1, 2)) for i in range(9)])
     sizes = []
-    while not sizes or sizes[-1]:  # what came, and then nothing, long before the timeout
+    while sum(sizes) < 2 or sizes[-1]:  # what came, and then nothing, long before the timeout
         sizes.append(len(next(blocks)))
     assert sum(sizes) == 2
     blocks.close()

@@ -4,6 +4,8 @@ import asyncio
 import json
 import math
 import threading
+import time
+import types
 
 import httpx
 import pytest
@@ -192,8 +194,10 @@ def test_a_busy_server_is_asked_again_and_a_wrong_question_is_not(monkeypatch):
     monkeypatch.setattr(
         client.httpx, "AsyncClient", lambda timeout: asynchronous(transport=transport)
     )
-    monkeypatch.setattr(client.time, "sleep", pauses.append)
-    monkeypatch.setattr(client.asyncio, "sleep", pause)
+    # in place of the modules: the server in this process sleeps too
+    clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append)
+    monkeypatch.setattr(client, "time", clock)
+    monkeypatch.setattr(client, "asyncio", types.SimpleNamespace(sleep=pause))
     for ask in (client.ask, beside_others):
         seen.clear(), pauses.clear()
         answers[:] = [httpx.Response(429, headers={"Retry-After": "3"}), httpx.Response(503)]

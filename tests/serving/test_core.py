@@ -362,7 +362,7 @@ def test_who_leaves_while_weights_are_loaded_leaves_no_model_behind(served):
     try:
         with pytest.raises(httpx.ReadTimeout):
             served.post("/v1/reload", timeout=0.3)
-        assert began.is_set()
+        assert began.wait(60)
         eventually(lambda: service.lane is not before)  # it is served all the same
         eventually(lambda: service.worker.lanes == [service.lane])
     finally:
