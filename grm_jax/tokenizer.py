@@ -317,33 +317,46 @@ def _load_sentencepiece(
         decode=lambda ids: model.decode([i for i in ids if i < pieces]),
         parse=None,
         template=read_chat_template(path.parent, {**texts, **named, **(switches or {})}),
-        behind=" " if has_prefix and _is_legacy(path.parent) else "",
+        behind=" " if has_prefix and is_legacy(path.parent) else "",
     )
 
 
-def _is_legacy(folder: Path) -> bool:
-    """Whether a space comes before what follows a control token, as before a text: so Llama-2's
-    folders mean it, llama.cpp has it, and transformers where "legacy" is true.
+def is_legacy(folder: Path) -> bool:
+    """Says whether a space comes before what follows a control token, as before a text.
+
+    So Llama-2's folders mean it, llama.cpp has it, and transformers where "legacy" is true.
     """
     file = folder / "tokenizer_config.json"
     return not file.is_file() or read_object(file).get("legacy") is not False
 
 
-def _load_hugging_face(
-    path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
-) -> Tokenizer:
-    spec = read_object(path)
+def load_library(path: Path) -> tokenizers.Tokenizer:
+    """Reads a tokenizer.json, and adds the tokens that other files of its folder put behind it.
+
+    Raises ValueError, naming the file, for what is none, and for tokens whose ids do not follow.
+    """
+    read_object(path)
     try:
-        original = tokenizers.Tokenizer.from_file(str(path))
+        library = tokenizers.Tokenizer.from_file(str(path))
     # the library raises bare Exception for a JSON file that is no tokenizer
     except Exception as error:
         raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
-    for text, i in _added_tokens(path.parent).items():
-        if original.token_to_id(text) is None:
-            raise ValueError(
-                f"{path}: no token {text!r}, which other files of its folder add as id {i}; it is "
-                "older than they are: save the tokenizer again"
-            )
+    for text, i in sorted(_added_tokens(path.parent).items(), key=lambda item: item[1]):
+        if library.token_to_id(text) is None:
+            library.add_special_tokens([text])
+            if library.token_to_id(text) != i:
+                raise ValueError(
+                    f"{path}: no token {text!r}, which other files of its folder add as id {i}, "
+                    f"where {library.token_to_id(text)} is free; save the tokenizer again"
+                )
+    return library
+
+
+def _load_hugging_face(
+    path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
+) -> Tokenizer:
+    original = load_library(path)
+    spec = json.loads(original.to_str())
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         spec[part] = _without_dummy_prefix(spec.get(part), part)
     model = tokenizers.Tokenizer.from_str(json.dumps(spec))

@@ -41,7 +41,7 @@ PATIENT = hypothesis.settings(
     deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.register_profile("steady", PATIENT, max_examples=50, derandomize=True)
-hypothesis.settings.register_profile("wide", PATIENT, max_examples=200)
+hypothesis.settings.register_profile("wide", PATIENT, max_examples=200, derandomize=False)
 hypothesis.settings.load_profile("steady")
 
 MAPS = pathlib.Path("/proc/self/maps")

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grm_jax.chat import ChatTemplate, read_chat_template, render, render_pieces, special_tokens
+from grm_jax.checkpoint.tokenizer_files import write_tokenizer
 from grm_jax.tokenizer import load_tokenizer
 from tests.chat_formats import DS, FORMATS, IM, TEXTS, THINK, chat_folder
 
@@ -292,8 +293,30 @@ def test_a_token_that_tokenizer_json_lacks_is_named(tmp_path):
     file = folder / "tokenizer_config.json"
     listed = {"added_tokens_decoder": {"9000": {"content": "<|turn|>"}}}
     file.write_text(json.dumps(json.loads(file.read_text()) | listed))
-    with pytest.raises(ValueError, match="tokenizer.json: no token '<|turn|>', which other files"):
+    with pytest.raises(
+        ValueError, match="no token '<.turn.>', which other files .* id 9000, where"
+    ):
         load_tokenizer(folder)
+
+
+def test_tokens_that_other_files_put_behind_tokenizer_json_are_added(tmp_path):
+    """As transformers adds them, where their ids are the next ones."""
+    folder, target = chat_folder(tmp_path, "chatml"), tmp_path / "saved"
+    before = load_tokenizer(folder)
+    size = before.vocab_size
+    (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": size + 1, "[X]": size}))
+    after = load_tokenizer(folder)
+    assert after.vocab_size == size + 2 and (after.control["[PAD]"], after.control["[X]"]) == (
+        size + 1,
+        size,
+    )
+    turns = [("user", "[PAD] and [X]"), ("assistant", "no")]
+    assert after.chat(turns) == before.chat(turns)  # contents stay text
+    target.mkdir()
+    write_tokenizer(folder, target, 1024)
+    assert (
+        tokenizers.Tokenizer.from_file(str(target / "tokenizer.json")).get_vocab_size() == size + 2
+    )
 
 
 def test_a_space_follows_control_tokens_of_a_sentencepiece_model_that_has_one(tmp_path, data_dir):

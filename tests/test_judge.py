@@ -416,6 +416,23 @@ def test_what_nothing_says_is_guessed_aloud_in_one_line(folder, caplog):
         grm_jax.load(folder)
 
 
+def test_a_public_folder_is_sampled_as_its_generation_config_says(folder):
+    (folder / "grm.json").unlink()
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def temperature(stated):
+        file = folder / "generation_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text() or "{}") | stated))
+        return grm_jax.load(folder, mesh=mesh).asked(k=2)["temperature"]
+
+    (folder / "generation_config.json").touch()
+    assert temperature({"temperature": 0.75, "top_p": 0.9}) == 0.75
+    # which is greedy decoding of whoever wrote it, and says nothing of samples
+    assert temperature({"do_sample": False, "temperature": 0.0, "top_p": 0}) == 0.5
+    with pytest.raises(ValueError, match='generation_config.json: field "temperature": expected a'):
+        temperature({"do_sample": True})
+
+
 def test_a_bradley_terry_folder_gives_scores_too(tmp_path, caplog):
     cfg, folder = load_config(TINY_BASE), tmp_path / "head"
     params = init_scalar_params(cfg, load_params(TINY_BASE, cfg), jax.random.key(0))

@@ -1,5 +1,7 @@
 """A save that ends at any point leaves the old folder or the new one, and the next save works."""
 
+import json
+import os
 import pathlib
 import shutil
 
@@ -11,6 +13,7 @@ from grm_jax.checkpoint import huggingface
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import load_adapters, save_adapters
 from grm_jax.models.lora import LoraConfig, init_adapters
+from grm_jax.whole_files import write_json, write_whole
 from tests.checkpoint.test_huggingface import CFG, random_params
 
 LORA = LoraConfig(rank=2, targets=("q",))
@@ -18,6 +21,22 @@ LORA = LoraConfig(rank=2, targets=("q",))
 
 class Killed(BaseException):
     pass
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "é 你"})
+    assert path.read_bytes() == '{\n "name": "é 你"\n}\n'.encode()
+
+    def killed(*names):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", killed)
+        write_json(path, {"name": "new"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "é 你"}
+    write_whole(path, b"\xff")
+    assert path.read_bytes() == b"\xff" and [*tmp_path.iterdir()] == [path]
 
 
 def save_weights(folder, number):

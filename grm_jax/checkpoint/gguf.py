@@ -93,6 +93,8 @@ def import_gguf(
             json.dumps(config | {"dtype": dtype}, indent=2) + "\n", encoding="utf-8"
         )
         _write_weights(file.name, read, wanted, partial, DTYPES[dtype])
+        if folder.exists():
+            folder.rmdir()  # which fails where it was filled meanwhile
     return folder
 
 

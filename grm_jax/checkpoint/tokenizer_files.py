@@ -30,6 +30,8 @@ from grm_jax.tokenizer import (
     START_OF_TURN,
     Tokenizer,
     find_tokenizer,
+    is_legacy,
+    load_library,
     load_tokenizer,
     sentencepiece_class,
 )
@@ -61,12 +63,13 @@ def write_tokenizer(source: pathlib.Path, target: pathlib.Path, positions: int) 
     has. Raises as `load_tokenizer`.
     """
     tokenizer, file = load_tokenizer(source), find_tokenizer(source)
-    if source.is_dir():
-        for name in ("tokenizer.model", "special_tokens_map.json", "added_tokens.json"):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, target / name)
+    beside = ("tokenizer.model",) if source.is_dir() else ()
+    for name in (*beside, "special_tokens_map.json", "added_tokens.json"):
+        if (file.parent / name).is_file():
+            shutil.copyfile(file.parent / name, target / name)
     if file.suffix == ".json":
-        library, same = tokenizers.Tokenizer.from_file(str(file)), True
+        library = load_library(file)
+        same = library.to_str() == tokenizers.Tokenizer.from_file(str(file)).to_str()
     else:
         if file.parent != source:
             shutil.copyfile(file, target / "tokenizer.model")
@@ -155,18 +158,23 @@ def _converted(file: pathlib.Path, tokenizer: Tokenizer) -> tokenizers.Tokenizer
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(file, pathlib.Path(folder) / "tokenizer.model")
         # names of its own, which the model lacks, would become tokens behind the model's
-        library = kind.from_pretrained(folder, **names).backend_tokenizer
+        how: dict[str, Any] = names | {"legacy": is_legacy(file.parent)}
+        library = kind.from_pretrained(folder, **how).backend_tokenizer
     added = sorted((i, text) for text, i in tokenizer.control.items() if i >= pieces)
     library.add_special_tokens([text for _, text in added])
     problem = "knows other tokens than the folder does"
     same = library.get_vocab_size() == pieces + len(added)
     if same and all(library.token_to_id(text) == i for i, text in added):
-        cut = (
-            library.encode(text, add_special_tokens=False).ids
-            == tokenizer.encode(tokenizer.text_prefix + text)
-            for text in PROBES
-        )
-        wrong = next((text for text, right in zip(PROBES, cut) if not right), None)
+        before, behind = tokenizer.text_prefix, tokenizer.text_prefix
+        if not is_legacy(file.parent):
+            behind = ""
+        bos, answers = names["bos_token"], {}
+        for text in PROBES:
+            answers[text] = tokenizer.encode(before + text)
+            if bos is not None:
+                answers[bos + text] = [model.bos_id(), *tokenizer.encode(behind + text)]
+        cut = ((text, library.encode(text, add_special_tokens=False).ids) for text in answers)
+        wrong = next((text for text, ids in cut if ids != answers[text]), None)
         if wrong is None:
             return library
         problem = f"cuts {wrong!r} otherwise than SentencePiece"

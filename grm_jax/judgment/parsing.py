@@ -64,10 +64,10 @@ RELEASED_RANGE = (1.0, 10.0)
 VERDICT = re.compile(
     r"\[\[(?P<brackets>[^\[\]\n]*)\]\]"
     r"|<answer>(?P<tag>(?:(?!</?answer>|\\boxed\{)[^\[])*)</answer>"
-    r"|\\boxed\{\s*(?:\\(?:text|textbf|textrm|mathbf|mathrm)\{(?P<macro>[^{}\n]*)\}\s*\}"
-    r"|(?P<box>(?:[^{}\n]|\{[^{}\n]*\})*)\})",
+    r"|\\boxed\{(?P<box>(?:[^{}\n]|\{(?:[^{}\n]|\{[^{}\n]*+\})*+\})*+)\}",
     re.IGNORECASE,
 )
+MACRO = re.compile(r"\\(?:text|textbf|textrm|mathbf|mathrm)\{(?P<of>(?:[^{}\n]|\{[^{}\n]*+\})*+)\}")
 # A, "Response A", "Assistant 1", A>B, A>>B, A=B
 LETTER = re.compile(
     r"(?:(?:assistant|response|answer|candidate|chatbot|model|output)\s+)?"
@@ -208,7 +208,8 @@ def parse_letter(
 
     Of RM-R1, RRM, J1 and judges of their kind. A number counts as a letter ("Assistant 1"), a word
     for a response may stand before it. Of two responses [[C]], "tie" and A=B say that they are
-    tied, A>B and A>>B that the first is better.
+    tied, A>B and A>>B that the first is better. A box is one that closes in its line, and may hold
+    \text{A}, \textbf{A} and their like.
     """
     if truncated:
         return ParseFailure("truncated")
@@ -217,10 +218,10 @@ def parse_letter(
     if not verdicts:
         return ParseFailure("only_reasoning" if VERDICT.search(text) else "no_box")
     last = verdicts[-1]
-    group = next(name for name in ("brackets", "tag", "macro", "box") if last[name] is not None)
-    content = last[group]
-    start = last.start(group) + len(content) - len(content.lstrip())
-    content = content.strip()
+    group = next(name for name in ("brackets", "tag", "box") if last[name] is not None)
+    content, start = _stripped(last[group], last.start(group))
+    while macro := MACRO.fullmatch(content):
+        content, start = _stripped(macro["of"], start + macro.start("of"))
     if not content:
         return ParseFailure("empty_box")
     chosen = _chosen(content, n)
@@ -228,6 +229,11 @@ def parse_letter(
         return chosen
     before = _without_gaps(answer[: last.start()], answer != text)
     return Choice(*_principles_and_critique(before), chosen, (start, start + len(content)))
+
+
+def _stripped(text: str, start: int) -> tuple[str, int]:
+    """A part of a text without outer white space, and where it begins."""
+    return text.strip(), start + len(text) - len(text.lstrip())
 
 
 def read_answer(

@@ -105,9 +105,10 @@ def test_any_text_gives_what_the_released_code_gives_or_no_scores(text, n):
 @pytest.mark.parametrize("unit", ["[", "\\boxed{", "[ ", "[[", "<answer>", "\\boxed{\\text{", "[]"])
 def test_a_huge_text_is_read(unit):
     """In time that is linear: what is not takes minutes."""
-    text = unit * (200_000 // len(unit))
-    for parse in (parse_released, parse_letter):
-        assert isinstance(parse(text, 2), ParseFailure)
+    many = unit * (200_000 // len(unit))
+    for text in (many, f"\\boxed{{{many}", f"\\boxed{{{' ' * 200_000}{unit}"):
+        for parse in (parse_released, parse_letter):
+            assert isinstance(parse(text, 2), ParseFailure)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,8 @@ def test_a_huge_text_is_read(unit):
         ("[[B]] is wrong. \\boxed{\\textbf{A}}", 2, 0),
         ("[[B]] is wrong. \\boxed{\\mathbf{A}}", 2, 0),
         ("[[A]] \\boxed{\\frac{1}{2}}", 2, "not_a_letter"),
+        ("[[B]] is wrong. \\boxed{\\textbf{\\text{ A } }}", 2, 0),
+        ("[[B]] is wrong. \\boxed{\\text{A} > \\text{B}}", 2, "not_a_letter"),
         ("\\boxed{Assistant 2}", 2, 1),
         ("My final verdict is: [[A>>B]]", 2, 0),
         ("[[B>A]]", 2, 1),

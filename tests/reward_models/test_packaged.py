@@ -106,9 +106,9 @@ def test_what_is_imported_is_known_by_its_content(fake, module, tmp_path, monkey
 def test_a_killed_import_is_done_again_and_two_processes_share_one(fake, tmp_path):
     wanted = packaged.imported("fake")
     shutil.rmtree(wanted)
-    partial = wanted.with_name(f".{wanted.name}")
-    partial.mkdir()
-    (partial / "model.safetensors").write_text("half")
+    for name in (f".{wanted.name}.partial", f"..{wanted.name}.partial.partial"):
+        wanted.with_name(name).mkdir()
+        (wanted.with_name(name) / "model.safetensors").write_text("half")
     command = [sys.executable, "-c", IN_A_PROCESS]
     environment = os.environ | {"PYTHONPATH": f"{fake.parent}{os.pathsep}{REPO}"}
     both = [
