@@ -33,7 +33,7 @@ import pathlib, sys, time
 from grm_jax import watch
 from grm_jax.parallel import processes
 watch.FLOOR_S, watch.LOOK_S = 0.2, 0.02
-job = processes.initialize(timeout_s=120, heartbeat_s=20)
+job = processes.initialize(timeout_s=120, heartbeat_s=100)
 told = [pathlib.Path(sys.argv[1]) / f"told_{i}" for i in range(2)]
 
 def tell():

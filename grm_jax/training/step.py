@@ -261,6 +261,12 @@ def rl_loss(
 
     Warns, once, of a loss that does not report the `kl_loss` or the weights that loss_cfg asks for.
     """
+    said: set[str] = set()  # Python's own "once" ends with a change of filters, which JAX may make
+
+    def warn(words: str) -> None:
+        if words not in said:
+            said.add(words)
+            warnings.warn(words, stacklevel=1)
 
     def loss_fn(params, batch):
         normalizer, packed = normalizer_of(batch), packed_of(batch)
@@ -282,10 +288,10 @@ def rl_loss(
         inputs = LossInputs(advantages=batch["advantages"].reshape(-1), mask=mask, **arrays)
         loss, metrics = policy_loss(inputs, dataclasses.replace(loss_cfg, normalizer=normalizer))
         if loss_cfg.beta and loss_cfg.kl_in == "loss" and "kl_loss" not in metrics:
-            warnings.warn(WITHOUT_KL.format(beta=loss_cfg.beta), stacklevel=1)
+            warn(WITHOUT_KL.format(beta=loss_cfg.beta))
         cap = loss_cfg.importance_sampling_cap
         if cap is not None and "importance_weight_mean" not in metrics:
-            warnings.warn(UNWEIGHTED.format(cap=cap), stacklevel=1)
+            warn(UNWEIGHTED.format(cap=cap))
         return loss, metrics | {"entropy": _token_mean(inputs.entropy, mask, normalizer)}
 
     return loss_fn

@@ -23,7 +23,7 @@ import os, sys, time
 import jax
 from grm_jax.parallel import processes
 
-job = processes.initialize(timeout_s=120, heartbeat_s=20)
+job = processes.initialize(timeout_s=120, heartbeat_s=100)
 print(*job, processes.is_main(), flush=True)
 processes.barrier("start", timeout_s=60)
 mesh = jax.make_mesh((job.count,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -251,7 +251,7 @@ def test_ctrl_c_to_one_of_several_is_sigterm_to_all():
     worker = """
 import os, signal
 from grm_jax.parallel import processes
-job = processes.initialize(timeout_s=120, heartbeat_s=20)
+job = processes.initialize(timeout_s=120, heartbeat_s=100)
 with processes.stop_signal("here") as stopped:
     for step in range(2000):
         if step == 3 and job.index == 1:

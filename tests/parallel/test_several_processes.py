@@ -19,7 +19,7 @@ from tests.parallel.test_processes import by_environment, finish, start
 WORKER = """
 import json, os, pathlib, signal, sys, time
 from grm_jax.parallel import processes
-job = processes.initialize(timeout_s=120, heartbeat_s=20)
+job = processes.initialize(timeout_s=120, heartbeat_s=100)
 import jax, numpy as np, optax
 from grm_jax.checkpoint.huggingface import load_params, save_folder
 from grm_jax.checkpoint.peft import save_adapters

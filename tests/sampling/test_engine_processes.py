@@ -15,7 +15,7 @@ WORKER = """
 import json, os
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 from grm_jax.parallel import processes
-job = processes.initialize(timeout_s=120, heartbeat_s=20)
+job = processes.initialize(timeout_s=120, heartbeat_s=100)
 import jax, numpy as np
 from grm_jax.models import init_params
 from grm_jax.models.table import abstract_params
