@@ -330,33 +330,35 @@ def is_legacy(folder: Path) -> bool:
     return not file.is_file() or read_object(file).get("legacy") is not False
 
 
-def load_library(path: Path) -> tokenizers.Tokenizer:
-    """Reads a tokenizer.json, and adds the tokens that other files of its folder put behind it.
+def add_listed_tokens(library: tokenizers.Tokenizer, path: Path) -> bool:
+    """Adds, in place, what other files of its folder put behind a tokenizer.json's own tokens.
 
-    Raises ValueError, naming the file, for what is none, and for tokens whose ids do not follow.
+    Returns whether there is any. Raises ValueError, naming the file, where ids do not follow.
     """
-    read_object(path)
-    try:
-        library = tokenizers.Tokenizer.from_file(str(path))
-    # the library raises bare Exception for a JSON file that is no tokenizer
-    except Exception as error:
-        raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+    changed = False
     for text, i in sorted(_added_tokens(path.parent).items(), key=lambda item: item[1]):
         if library.token_to_id(text) is None:
             library.add_special_tokens([text])
+            changed = True
             if library.token_to_id(text) != i:
                 raise ValueError(
                     f"{path}: no token {text!r}, which other files of its folder add as id {i}, "
                     f"where {library.token_to_id(text)} is free; save the tokenizer again"
                 )
-    return library
+    return changed
 
 
 def _load_hugging_face(
     path: Path, switches: Mapping[str, Any] | None, folders: Sequence[Path]
 ) -> Tokenizer:
-    original = load_library(path)
-    spec = json.loads(original.to_str())
+    spec = read_object(path)
+    try:
+        original = tokenizers.Tokenizer.from_file(str(path))
+    # the library raises bare Exception for a JSON file that is no tokenizer
+    except Exception as error:
+        raise ValueError(f"{path}: not a tokenizer.json: {error}") from error
+    if add_listed_tokens(original, path):
+        spec = json.loads(original.to_str())
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         spec[part] = _without_dummy_prefix(spec.get(part), part)
     model = tokenizers.Tokenizer.from_str(json.dumps(spec))

@@ -29,9 +29,9 @@ from grm_jax.tokenizer import (
     END_OF_TURN,
     START_OF_TURN,
     Tokenizer,
+    add_listed_tokens,
     find_tokenizer,
     is_legacy,
-    load_library,
     load_tokenizer,
     sentencepiece_class,
 )
@@ -68,8 +68,8 @@ def write_tokenizer(source: pathlib.Path, target: pathlib.Path, positions: int) 
         if (file.parent / name).is_file():
             shutil.copyfile(file.parent / name, target / name)
     if file.suffix == ".json":
-        library = load_library(file)
-        same = library.to_str() == tokenizers.Tokenizer.from_file(str(file)).to_str()
+        library = tokenizers.Tokenizer.from_file(str(file))
+        same = not add_listed_tokens(library, file)
     else:
         if file.parent != source:
             shutil.copyfile(file, target / "tokenizer.model")
@@ -155,20 +155,19 @@ def _converted(file: pathlib.Path, tokenizer: Tokenizer) -> tokenizers.Tokenizer
         names["mask_token"] = None
     # before transformers 5 the plain name is that of a class without the library's tokenizer
     kind = getattr(transformers, f"{sentencepiece_class(tokenizer)}Fast")
+    legacy = is_legacy(file.parent)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(file, pathlib.Path(folder) / "tokenizer.model")
         # names of its own, which the model lacks, would become tokens behind the model's
-        how: dict[str, Any] = names | {"legacy": is_legacy(file.parent)}
+        how: dict[str, Any] = names | {"legacy": legacy}
         library = kind.from_pretrained(folder, **how).backend_tokenizer
     added = sorted((i, text) for text, i in tokenizer.control.items() if i >= pieces)
     library.add_special_tokens([text for _, text in added])
     problem = "knows other tokens than the folder does"
     same = library.get_vocab_size() == pieces + len(added)
     if same and all(library.token_to_id(text) == i for i, text in added):
-        before, behind = tokenizer.text_prefix, tokenizer.text_prefix
-        if not is_legacy(file.parent):
-            behind = ""
-        bos, answers = names["bos_token"], {}
+        before, bos = tokenizer.text_prefix, names["bos_token"]
+        behind, answers = before if legacy else "", {}
         for text in PROBES:
             answers[text] = tokenizer.encode(before + text)
             if bos is not None:

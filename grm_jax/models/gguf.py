@@ -13,7 +13,7 @@ import numpy as np
 from grm_jax.json_files import shown
 from grm_jax.models.config import ModelConfig, RopeScaling, from_sizes
 from grm_jax.models.decoder import rope_frequencies
-from grm_jax.models.families import FAMILIES
+from grm_jax.models.families import FAMILIES, LOCAL
 from grm_jax.models.table import abstract_params, find_row, flatten, hf_names, hf_shape, is_stacked
 from grm_jax.settings import SettingsError
 
@@ -149,7 +149,8 @@ def _check_fixed(own: _Metadata, sizes: Mapping[str, Any]) -> None:
     }
     if sizes["model_type"] == "gemma3_text":
         _ = own["attention.sliding_window"]  # without it llama.cpp has other layers
-        local = [(layer + 1) % 6 != 0 for layer in range(sizes["n_layers"])]
+        layer_types = FAMILIES[sizes["model_type"]].pattern(sizes, {})
+        local = [layer_type == LOCAL for layer_type in layer_types]
         fixed |= {"attention.sliding_window_pattern": (6, local), "final_logit_softcapping": (0.0,)}
     for key, known in fixed.items():
         if key in own and own[key] not in known:
